@@ -1,0 +1,1 @@
+"""What every attack, purifier and learner shares: one idea a file."""

@@ -1,0 +1,121 @@
+"""Shuffled, augmented minibatches of a whole set: indices and batched tensor ops, no workers.
+
+The set stays uint8, on the device if it fits there. What is drawn depends on (seed, epoch) alone,
+so an epoch can start in its middle.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from core.device import Device
+from core.errors import UserError
+from core.imageset import ImageSet
+from core.run import Run
+
+DEVICE_BYTES = 16 << 30     # larger sets stay in the memory map and are sent batch by batch
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop after zero padding, and horizontal flip: the field's standard for CIFAR."""
+
+    crop_padding: int = 0
+    flip: bool = False
+
+
+class Batches:
+    """Minibatches (images float32 (B, 3, H, W) in [0, 1], channels-last; labels int64 (B,)).
+
+    Every epoch is a new permutation. A last batch of one image is dropped even without
+    `drop_last`: batch normalisation has no statistics for it. Raises UserError if no full batch
+    fits.
+    """
+
+    def __init__(
+        self,
+        data: ImageSet,
+        batch_size: int,
+        run: Run,
+        name: str,
+        *,
+        augmentation: Augmentation = Augmentation(),
+        drop_last: bool = True,
+        last_step: int | None = None,
+    ) -> None:
+        self.device: Device = run.device
+        self.run, self.name = run, name
+        self.batch_size, self.augmentation = batch_size, augmentation
+        self.rows, self.last_step = len(data), last_step
+        whole, rest = divmod(self.rows, batch_size)
+        self.length = whole + (rest > 1 and not drop_last)
+        if self.length == 0:
+            raise UserError(f"the set has {self.rows} rows, too few for a batch of {batch_size}: "
+                            "lower batch_size")
+        self.images = np.asarray(data.images)
+        self.labels = torch.from_numpy(np.array(data.labels)).to(self.device.torch)
+        if self.device.kind == "cuda" and self.images.nbytes <= DEVICE_BYTES:
+            self.images = torch.from_numpy(np.array(self.images)).to(self.device.torch)
+
+    def __len__(self) -> int:
+        """Steps in an epoch."""
+        return self.length
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The minibatches of one epoch from step `start` on."""
+        generator = self.run.stream(f"{self.name}/batches", epoch)
+        order = torch.randperm(self.rows, generator=generator)
+        draws = self._draw(generator)
+        stop = self.length
+        if self.last_step is not None:
+            stop = min(stop, self.last_step - epoch * self.length)
+        for step in range(start, stop):
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            images = self._take(rows)
+            images = augment(images, *(draw[rows].to(self.device.torch) for draw in draws),
+                             padding=self.augmentation.crop_padding)
+            labels = self.labels[rows.to(self.labels.device)]
+            yield images.permute(0, 3, 1, 2).float().div_(255), labels
+
+    def _take(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows (B, H, W, 3) uint8 on the device."""
+        if isinstance(self.images, torch.Tensor):
+            return self.images[rows.to(self.images.device)]
+        return torch.from_numpy(self.images[rows.numpy()]).to(self.device.torch)
+
+    def _draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """Offsets (N, 2) and mirrored (N,) for every row of an epoch, or nothing to do."""
+        padding = self.augmentation.crop_padding
+        if not padding and not self.augmentation.flip:
+            return ()
+        offsets = torch.randint(0, 2 * padding + 1, (self.rows, 2), generator=generator)
+        mirrored = torch.rand(self.rows, generator=generator) < 0.5
+        return offsets, mirrored & self.augmentation.flip
+
+
+def augment(
+    images: torch.Tensor,
+    offsets: torch.Tensor | None = None,
+    mirrored: torch.Tensor | None = None,
+    *,
+    padding: int = 0,
+) -> torch.Tensor:
+    """Crop (B, H, W, 3) uint8 at `offsets` (B, 2) of its zero-padded frame, then mirror.
+
+    One gather: output (i, j) reads padded (i + dy, j + dx), columns counted from the right where
+    `mirrored`.
+    """
+    if offsets is None:
+        return images
+    batch, height, width, _ = images.shape
+    rows = torch.arange(height, device=images.device) + offsets[:, :1]               # (B, H)
+    columns = torch.arange(width, device=images.device).expand(batch, width)
+    columns = torch.where(mirrored[:, None], width - 1 - columns, columns) + offsets[:, 1:]
+    padded = F.pad(images, (0, 0, padding, padding, padding, padding))
+    stride = width + 2 * padding
+    base = torch.arange(batch, device=images.device)[:, None] * (height + 2 * padding)
+    flat = ((base + rows) * stride)[:, :, None] + columns[:, None, :]                # (B, H, W)
+    return padded.view(-1, 3)[flat.view(-1)].view(images.shape)

@@ -1,0 +1,106 @@
+"""Checkpoint: the weights of a trained purifier, and what they were trained on.
+
+A folder of `<part>.safetensors` (one per stage, or model and EMA) beside the usual config.yaml,
+log.jsonl and meta.json. No pickle is ever read.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from core import files
+from core.errors import UserError
+from core.imageset import ImageSet, read_meta, verify
+from core.run import Run
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished checkpoint folder. `meta` holds method, config, seed, precision, `trained_on`."""
+
+    path: Path
+    meta: dict
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Checkpoint":
+        """Read and verify meta.json; weights are verified when they are read."""
+        path = Path(path)
+        return cls(path, read_meta(path, "checkpoint"))
+
+    @property
+    def fingerprint(self) -> str:
+        return self.meta["fingerprint"]
+
+    def weights_into(self, model: nn.Module, part: str) -> nn.Module:
+        """Load `<part>.safetensors` into a model of the right shape.
+
+        Raises UserError for a missing, damaged or foreign file.
+        """
+        from safetensors.torch import load_file
+
+        path = self.path / f"{part}.safetensors"
+        verify(path, self.meta)
+        try:
+            model.load_state_dict(load_file(path))
+        except Exception as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"{path} does not fit this model: {reason}") from None
+        return model
+
+    def check_fits(self, images: ImageSet, method: str) -> None:
+        """Raise UserError unless this checkpoint is of `method` and of such images."""
+        if self.meta["method"] != method:
+            raise UserError(f"{self.path} is a checkpoint of '{self.meta['method']}', not of "
+                            f"'{method}'")
+        trained = self.meta["trained_on"]
+        height, width = images.image_shape
+        if [height, width, images.num_classes] != [*trained["shape"][1:3], trained["num_classes"]]:
+            raise UserError(
+                f"{self.path} was trained on {trained['shape'][1]}x{trained['shape'][2]} images of "
+                f"{trained['num_classes']} classes, but the set has {height}x{width} images of "
+                f"{images.num_classes}")
+
+
+def save_weights(model: nn.Module, run: Run, part: str) -> None:
+    """Write `<part>.safetensors` into the run's folder, whole."""
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous()
+               for name, tensor in model.state_dict().items()}
+    files.write_bytes(run.work / f"{part}.safetensors", save(tensors))
+
+
+def load_weights(model: nn.Module, run: Run, part: str) -> nn.Module | None:
+    """The part that an earlier process of this run wrote, or None."""
+    from safetensors.torch import load_file
+
+    path = run.work / f"{part}.safetensors"
+    if not path.exists():
+        return None
+    model.load_state_dict(load_file(path))
+    return model
+
+
+def trained_on(images: ImageSet) -> dict:
+    """What a checkpoint, and every record after it, says of its training set."""
+    return {
+        "name": images.meta["name"], "fingerprint": images.fingerprint,
+        "shape": list(images.images.shape), "num_classes": images.num_classes,
+        "root": images.meta["root"], "lineage": [step["method"] for step in images.meta["lineage"]],
+    }
+
+
+def finish(run: Run, images: ImageSet, **meta) -> None:
+    """Finish a run with its checkpoint, trained on `images`."""
+    run.finish({
+        "kind": "checkpoint", "method": run.job.method, "config": run.job.config,
+        "seed": run.seed, "precision": run.device.precision, "trained_on": trained_on(images),
+        "lineage": [*images.meta["lineage"], run.lineage_entry()], **meta,
+    })
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+

@@ -1,0 +1,284 @@
+"""YAML to frozen dataclasses, strictly.
+
+Scalars are read by the type of the field that they fill, not by YAML's guesses: `1e-3` and
+`8/255` are numbers, `off` is False for a switch and a word for a name, `010` is ten. Unknown and
+repeated keys are errors that name the nearest known one; every error names file, line and key.
+Several files merge left to right (lists replace, sections merge), `base: other.yaml` inside a
+file goes under it, and `key=value` arguments go on top.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import yaml
+
+from core.errors import ConfigError, UserError
+
+TRUE, FALSE, NONE = {"true", "yes", "on"}, {"false", "no", "off"}, {"null", "none", "~", ""}
+
+
+@dataclasses.dataclass
+class Node:
+    """A piece of YAML with its place: `value` is a text, a dict or a list of nodes."""
+
+    value: "str | dict[str, Node] | list[Node]"
+    origin: str
+    quoted: bool = False
+
+
+# --- reading and merging ---------------------------------------------------------------------
+
+
+def read(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Node:
+    """Merge YAML files left to right, then `key=value` overrides (dotted keys, YAML values)."""
+    tree = Node({}, "command line")
+    for file in files:
+        tree = merge(tree, read_file(Path(file)))
+    for override in overrides:
+        apply(tree, override)
+    return tree
+
+
+def read_file(path: Path, parents: tuple[Path, ...] = ()) -> Node:
+    """Read one YAML file; its `base:` (a file beside it) is read first and merged under it."""
+    if path in parents:
+        raise UserError(f"{path}: base: the file includes itself")
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file") from None
+    tree = parse(text, str(path))
+    if not isinstance(tree.value, dict):
+        raise UserError(f"{path}: expected `key: value` lines")
+    base = tree.value.pop("base", None)
+    if base is not None:
+        under = path.parent / build(str, base, "base")
+        tree = merge(read_file(under, (*parents, path)), tree)
+    return tree
+
+
+def parse(text: str, name: str) -> Node:
+    """YAML text to nodes. `name` goes into every origin."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{name}:{mark.line + 1}" if mark else name
+        reason = getattr(error, "problem", None) or "cannot be read"
+        raise UserError(f"{place}: not valid YAML: {reason}") from None
+    return Node({}, name) if root is None else convert(root, name)
+
+
+def convert(node: yaml.Node, name: str) -> Node:
+    origin = f"{name}:{node.start_mark.line + 1}" if name != "command line" else name
+    if isinstance(node, yaml.ScalarNode):
+        return Node(node.value, origin, quoted=node.style in ("'", '"'))
+    if isinstance(node, yaml.SequenceNode):
+        return Node([convert(item, name) for item in node.value], origin)
+    section: dict[str, Node] = {}
+    for key_node, value_node in node.value:
+        key, line = str(key_node.value), key_node.start_mark.line + 1
+        if key in section:
+            raise UserError(f"{name}:{line}: repeated key '{key}'; keep one of them")
+        section[key] = convert(value_node, name)
+    return Node(section, origin)
+
+
+def merge(under: Node, over: Node) -> Node:
+    """Sections merge key by key; anything else is replaced by `over`."""
+    if not (isinstance(under.value, dict) and isinstance(over.value, dict)):
+        return over
+    merged = dict(under.value)
+    for key, node in over.value.items():
+        merged[key] = merge(merged[key], node) if key in merged else node
+    return Node(merged, over.origin)
+
+
+def apply(tree: Node, override: str) -> None:
+    """Put `a.b=value` into the tree; a number in the path picks an item of a list."""
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise UserError(f"'{override}' is neither a YAML file nor key=value")
+    value = parse(text, "command line") if text.strip() else Node("", "command line")
+    node, keys = tree, path.split(".")
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node.value, list):
+            if not key.isdigit() or int(key) >= len(node.value):
+                raise UserError(f"command line: {path}: '{key}' is not one of the "
+                                f"{len(node.value)} items of {'.'.join(keys[:depth])}")
+            if last:
+                node.value[int(key)] = value
+            else:
+                node = node.value[int(key)]
+            continue
+        if not isinstance(node.value, dict):
+            raise UserError(f"command line: {path}: {'.'.join(keys[:depth])} is a single value")
+        if last:
+            node.value[key] = value
+        else:
+            node = node.value.setdefault(key, Node({}, "command line"))
+
+
+# --- typed values ----------------------------------------------------------------------------
+
+
+def build(kind: Any, node: Node, key: str) -> Any:
+    """Turn a node into a value of type `kind`: a dataclass, bool, int, float, str, Literal,
+    `X | None`, or `tuple[X, ...]`. `key` is the dotted name for messages."""
+    if dataclasses.is_dataclass(kind):
+        return build_dataclass(kind, node, key)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        if isinstance(node.value, str) and not node.quoted and node.value.lower() in NONE:
+            return None
+        return build(next(a for a in arguments if a is not type(None)), node, key)
+    if origin is tuple:
+        if not isinstance(node.value, list):
+            raise UserError(f"{node.origin}: {key}: expected a list, as in [1, 2]")
+        return tuple(build(arguments[0], item, f"{key}.{i}") for i, item in enumerate(node.value))
+    if not isinstance(node.value, str):
+        raise UserError(f"{node.origin}: {key}: expected a single value, not a section or list")
+    if origin is Literal:
+        return read_choice(arguments, node, key)
+    return read_scalar(kind, node, key)
+
+
+def read_choice(choices: tuple[str, ...], node: Node, key: str) -> str:
+    word = node.value.strip()
+    switch = "true" if word.lower() in TRUE else "false" if word.lower() in FALSE else None
+    if word in choices:
+        return word
+    if switch in choices:       # `off` where `false` is a choice
+        return switch
+    near = difflib.get_close_matches(word, choices, n=1)
+    raise UserError(f"{node.origin}: {key}: '{word}' is not one of {', '.join(choices)}"
+                    + (f"; did you mean '{near[0]}'?" if near else ""))
+
+
+def read_scalar(kind: type, node: Node, key: str) -> Any:
+    text = node.value.strip()
+    if kind is str:
+        return text
+    if kind is bool:
+        if text.lower() in TRUE | FALSE:
+            return text.lower() in TRUE
+        raise UserError(f"{node.origin}: {key}: '{text}' is not true or false")
+    number = read_number(text)
+    if number is None:
+        raise UserError(f"{node.origin}: {key}: '{text}' is not a number")
+    if kind is float:
+        return number
+    if number != int(number):
+        raise UserError(f"{node.origin}: {key}: {text} is not a whole number")
+    return int(number)
+
+
+def read_number(text: str) -> float | int | None:
+    """`3`, `-1.5`, `1e-3`, `8/255`: what a person would read as a number; else None."""
+    plain = r"[+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+    match = re.fullmatch(rf"({plain})(?:\s*/\s*({plain}))?", text)
+    if not match:
+        return None
+    top, bottom = float(match[1]), float(match[2] or 1)
+    if not bottom or not math.isfinite(top / bottom):
+        return None
+    return int(match[1]) if re.fullmatch(r"[+-]?\d+", text) else top / bottom
+
+
+def build_dataclass(kind: type, node: Node, prefix: str) -> Any:
+    if not isinstance(node.value, dict):
+        raise UserError(f"{node.origin}: {prefix or 'the file'}: expected a section of `key: value`"
+                        f" with {', '.join(field.name for field in dataclasses.fields(kind))}")
+    hints = typing.get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind)]
+    dotted = f"{prefix}." if prefix else ""
+    values = {}
+    for key, child in node.value.items():
+        if key not in known:
+            raise UserError(f"{child.origin}: unknown key '{dotted}{key}'"
+                            + suggest(key, known, dotted))
+        values[key] = build(hints[key], child, dotted + key)
+    for field in dataclasses.fields(kind):
+        if field.name not in values and field.default is dataclasses.MISSING \
+                and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{node.origin}: missing key '{dotted}{field.name}'")
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        place = node.value[error.key].origin if error.key in node.value else node.origin
+        raise UserError(f"{place}: {dotted}{error.key}: {error}") from None
+
+
+def suggest(word: str, known: Sequence[str], prefix: str = "") -> str:
+    """'; did you mean ...?' for the nearest known word, or the list of them all."""
+    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{prefix}{near[0]}'?"
+    return f"; known keys: {', '.join(prefix + name for name in known)}" if known else ""
+
+
+# --- ranges, for the `__post_init__` of a Config ---------------------------------------------
+
+
+def in_range(
+    key: str,
+    value: float,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> None:
+    """Raise ConfigError if `value` lies outside; the message says the range."""
+    limits = [
+        ("above", above, lambda limit: value > limit),
+        ("at least", at_least, lambda limit: value >= limit),
+        ("below", below, lambda limit: value < limit),
+        ("at most", at_most, lambda limit: value <= limit),
+    ]
+    if math.isfinite(value) and all(limit is None or holds(limit) for _, limit, holds in limits):
+        return
+    wanted = " and ".join(f"{word} {limit:g}" for word, limit, _ in limits if limit is not None)
+    raise ConfigError(key, f"{value:g} is out of range: it must be {wanted}")
+
+
+def budget(key: str, value: float) -> None:
+    """An L-inf budget in [0, 1] units; catches grey levels such as `8`."""
+    if value > 1:
+        raise ConfigError(key, f"{value:g} is above 1, but budgets are in [0, 1] units: "
+                               f"write {value:g}/255")
+    in_range(key, value, above=0, at_most=1)
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def plain(value: Any) -> Any:
+    """A config as dicts, lists and scalars, for YAML, JSON and fingerprints."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value
+
+
+def dump(value: Any) -> str:
+    """Resolved YAML that `read` takes back to the same config."""
+    return yaml.safe_dump(plain(value), sort_keys=False, default_flow_style=None, width=96)
+
+
+def rebuild(kind: type, value: dict, where: str) -> Any:
+    """A dataclass back from its `plain` form; `where` names the file in errors."""
+    return build(kind, parse(dump(value), where), "")

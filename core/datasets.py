@@ -1,0 +1,255 @@
+"""Clean data sets as ImageSets: torchvision's, embedded digits, folders, `.npz` files, ImageSets.
+
+    cifar10, cifar100, svhn     torchvision, downloaded into `root`
+    digits                      scikit-learn's 1,797 handwritten digits, no download; size 16 or 32
+    folder:PATH                 one folder of images per class, resized to `size`
+    FILE.npz                    arrays `images` uint8 (N, H, W, 3) and `labels`
+    PATH                        an ImageSet folder
+
+Splits: `train`, `test`; `protected` and `reference` (seeded 80/20 parts of train); `first:N` and
+`after:N` (BridgePure protects first:40000 and keeps the rest). Folders, .npz files and ImageSets
+have no test set of their own: `test=` names one.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from core import config, streams
+from core.errors import UserError
+from core.imageset import ImageSet, from_arrays
+
+TORCHVISION = {
+    "cifar10": ("CIFAR10", "the folder cifar-10-batches-py or cifar-10-python.tar.gz"),
+    "cifar100": ("CIFAR100", "the folder cifar-100-python or cifar-100-python.tar.gz"),
+    "svhn": ("SVHN", "train_32x32.mat and test_32x32.mat"),
+}
+NAMED = (*TORCHVISION, "digits")
+DIGITS_TEST = 360               # of 1,797; the rest, 1,437, is for training
+REFERENCE_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which images: keys at the top level of every command's YAML."""
+
+    data: str | None = None
+    split: str = "train"
+    size: int | None = None             # side in pixels, for digits and folders
+    test: str | None = None             # a test set, where `data` has none of its own
+    root: str = "data"                  # where torchvision looks and downloads to
+
+
+def load(settings: DataSettings) -> ImageSet:
+    """The ImageSet that the settings name. Raises UserError that says what is missing where."""
+    if not settings.data:
+        raise UserError("no data: write data=cifar10, data=digits, or data=PATH of an ImageSet")
+    source, split = settings.data, settings.split
+    base = "test" if split == "test" else "train"
+    if source in NAMED:
+        whole = load_named(source, base, settings)
+    elif source.startswith("folder:"):
+        whole = load_folder(Path(source.removeprefix("folder:")), settings)
+    elif source.endswith(".npz"):
+        whole = load_npz(Path(source), settings)
+    elif Path(source).exists() or "/" in source or Path(source + ".partial").exists():
+        reject_size(settings)
+        whole = ImageSet.load(source)
+    else:
+        raise UserError(f"data: '{source}' is neither a path nor a known data set"
+                        + config.suggest(source, [*NAMED, "folder:PATH", "FILE.npz"]))
+    if split == "test" and source not in NAMED:
+        raise UserError(f"split: {source} has no test split; name the test set as data")
+    return take(whole, split)
+
+
+def load_test(train: ImageSet, settings: DataSettings) -> ImageSet:
+    """The clean test set of a (perhaps poisoned or purified) training set.
+
+    `test=` wins over what the set's meta.json remembers. Raises UserError if there is none, or if
+    it does not fit.
+    """
+    if settings.test:
+        spec = test_spec(settings.test, settings.size)
+    else:
+        spec = train.meta["test"]
+    if spec is None:
+        raise UserError(f"{settings.data} has no test set of its own: name one with test=")
+    test = load(DataSettings(**spec, root=settings.root))
+    if test.num_classes > train.num_classes or test.image_shape != train.image_shape:
+        raise UserError(
+            f"the test set {spec['data']} has {describe(test)}, but {settings.data} has "
+            f"{describe(train)}")
+    return test
+
+
+def describe(images: ImageSet) -> str:
+    height, width = images.image_shape
+    return f"{height}x{width} images of {images.num_classes} classes"
+
+
+# --- sources ---------------------------------------------------------------------------------
+
+
+def load_named(source: str, split: str, settings: DataSettings) -> ImageSet:
+    if source == "digits":
+        size = settings.size or 16
+        images, labels = digits(split, size)
+        classes, spec = [str(i) for i in range(10)], {"data": "digits", "size": size}
+    else:
+        reject_size(settings)
+        images, labels, classes = from_torchvision(source, split, Path(settings.root))
+        spec = {"data": source}
+    test = test_spec(settings.test, settings.size) if settings.test else {**spec, "split": "test"}
+    return from_arrays(images, labels, name=source, classes=classes,
+                       root={**spec, "split": split}, test=test)
+
+
+def from_torchvision(source: str, split: str, root: Path):
+    from torchvision import datasets
+
+    name, files = TORCHVISION[source]
+    which = {"split": split} if source == "svhn" else {"train": split == "train"}
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            found = getattr(datasets, name)(str(root), download=True, **which)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{source} is not in '{root}' and could not be downloaded ({reason}): put "
+                        f"{files} there, or set root=") from None
+    if source == "svhn":
+        return (np.ascontiguousarray(found.data.transpose(0, 2, 3, 1)),
+                found.labels.astype(np.int64), [str(i) for i in range(10)])
+    return found.data, np.array(found.targets, np.int64), list(found.classes)
+
+
+def digits(split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's 8x8 digits, bilinear to `size`, grey copied to 3 channels."""
+    if size not in (16, 32):
+        raise UserError(f"size: digits come in 16 or 32 pixels, not {size}")
+    import torch
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    grey, labels = load_digits(return_X_y=True)
+    large = torch.nn.functional.interpolate(
+        torch.from_numpy(grey).float().view(-1, 1, 8, 8) / 16, size=(size, size), mode="bilinear")
+    levels = large.mul(255).round().to(torch.uint8).numpy()[:, 0, :, :, None]
+    images, labels = np.repeat(levels, 3, axis=3), labels.astype(np.int64)
+    train, test = train_test_split(np.arange(len(labels)), test_size=DIGITS_TEST,
+                                   stratify=labels, random_state=0)
+    rows = np.sort(train if split == "train" else test)
+    return images[rows], labels[rows]
+
+
+def load_folder(path: Path, settings: DataSettings) -> ImageSet:
+    """One folder per class, in name order (numeric where all names are numbers). Every image is
+    converted to RGB, its shorter side resized to `size`, and its centre cropped."""
+    if settings.size is None or settings.size < 1:
+        raise UserError(f"size: folder:{path} needs a size in pixels, such as size=224")
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder")
+    from PIL import Image
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import CenterCrop, Compose, Resize
+    from tqdm import tqdm
+
+    class Numeric(ImageFolder):
+        """ImageFolder sorts '10' before '2', which permutes the labels of numbered folders."""
+
+        def find_classes(self, directory):
+            names = [entry.name for entry in Path(directory).iterdir() if entry.is_dir()]
+            names.sort(key=lambda name: (0, int(name), "") if name.isdigit() else (1, 0, name))
+            return names, {name: i for i, name in enumerate(names)}
+
+    try:
+        found = Numeric(str(path))
+    except (FileNotFoundError, IndexError) as error:
+        reason = str(error).split(" Supported")[0] or "no class folders"
+        raise UserError(f"{path}: expected one folder of images per class: {reason}") from None
+    if not found.samples:
+        raise UserError(f"{path}: expected one folder of images per class, found no image")
+    transform = Compose([Resize(settings.size), CenterCrop(settings.size)])
+    images = np.empty((len(found.samples), settings.size, settings.size, 3), np.uint8)
+    for i, (file, _) in enumerate(tqdm(found.samples, desc=str(path), disable=None, leave=False)):
+        try:
+            with Image.open(file) as image:
+                images[i] = np.asarray(transform(image.convert("RGB")))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            raise UserError(f"{file}: not a readable image; repair or remove it") from None
+    spec = {"data": f"folder:{path.resolve()}", "size": settings.size}
+    test = test_spec(settings.test, settings.size) if settings.test else None
+    return from_arrays(images, np.array(found.targets, np.int64), name=path.name,
+                       classes=found.classes, root=spec, test=test)
+
+
+def load_npz(path: Path, settings: DataSettings) -> ImageSet:
+    reject_size(settings)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            images, labels = archive["images"], archive["labels"]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except KeyError as error:
+        raise UserError(f"{path}: {error.args[0]}; it needs arrays `images` and `labels`") from None
+    except Exception:
+        raise UserError(f"{path} is not a readable .npz of plain arrays") from None
+    if labels.ndim == 1 and labels.dtype.kind in "iu":
+        labels = labels.astype(np.int64)
+    classes = [str(i) for i in range(int(labels.max()) + 1)] if labels.size else []
+    test = test_spec(settings.test, settings.size) if settings.test else None
+    return from_arrays(images, labels, name=path.stem, classes=classes,
+                       root={"data": str(path.resolve())}, test=test)
+
+
+def test_spec(test: str, size: int | None) -> dict:
+    """How to load a test set again later, from another folder too."""
+    if test in NAMED:
+        return {"data": test, "split": "test", **({"size": size or 16} if test == "digits" else {})}
+    if test.startswith("folder:"):
+        return {"data": f"folder:{Path(test.removeprefix('folder:')).resolve()}", "size": size}
+    return {"data": str(Path(test).resolve())}
+
+
+def reject_size(settings: DataSettings) -> None:
+    if settings.size is not None:
+        raise UserError(f"size: {settings.data} has a size of its own; size= is for digits and "
+                        "folder:PATH")
+
+
+# --- splits ----------------------------------------------------------------------------------
+
+
+def take(whole: ImageSet, split: str) -> ImageSet:
+    """The rows of a split, in order."""
+    if split in ("train", "test"):
+        return whole
+    rows = split_rows(split, len(whole))
+    if len(rows) == len(whole):
+        return whole
+    fingerprint = hashlib.sha256(f"{whole.fingerprint}/{split}".encode()).hexdigest()
+    meta = {**whole.meta, "fingerprint": fingerprint,
+            "root": {**whole.meta["root"], "split": split}}
+    return dataclasses.replace(whole, images=whole.images[rows], labels=whole.labels[rows],
+                               meta=meta)
+
+
+def split_rows(split: str, total: int) -> np.ndarray:
+    if split in ("protected", "reference"):
+        order = streams.rng(0, "split").permutation(total)      # one split for every seed
+        reference = round(total * REFERENCE_SHARE)
+        return np.sort(order[:reference] if split == "reference" else order[reference:])
+    word, _, number = split.partition(":")
+    if word not in ("first", "after") or not number.isdigit():
+        raise UserError(f"split: '{split}' is not train, test, protected, reference, first:N "
+                        "or after:N")
+    rows = np.arange(total)
+    rows = rows[:int(number)] if word == "first" else rows[int(number):]
+    if not len(rows):
+        raise UserError(f"split: '{split}' leaves none of the {total} rows")
+    return rows

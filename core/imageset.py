@@ -1,0 +1,229 @@
+"""ImageSet: labelled uint8 images with a lineage, and the only place where floats become pixels.
+
+On disk a folder that NumPy alone can open: `images.npy` uint8 (N, H, W, 3), `labels.npy` int64
+(N,), `meta.json` (classes, root data set, its clean test set, lineage, digests).
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from core import files, streams
+from core.errors import UserError
+from core.run import Run
+
+FORMAT = 1
+SLICE_ROWS = 4 * streams.BLOCK      # rows in memory as floats at a time
+Rounding = Literal["round", "floor"]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images uint8 (N, H, W, 3) and labels int64 (N,), perhaps memory-mapped and read-only.
+
+    `labels` is None where a method must not see them. `meta` holds `fingerprint`, `name`,
+    `classes` (names), `root` and `test` (how to load the original set and its clean test set)
+    and `lineage` (a list of {method, config, ...}, oldest first).
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    meta: dict
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.meta["classes"])
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width)"""
+        return self.images.shape[1:3]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.meta["fingerprint"]
+
+    def without_labels(self) -> "ImageSet":
+        return dataclasses.replace(self, labels=None)
+
+    def first(self, rows: int) -> "ImageSet":
+        """The first rows only (--limit)."""
+        if rows >= len(self):
+            return self
+        labels = None if self.labels is None else self.labels[:rows]
+        return dataclasses.replace(self, images=self.images[:rows], labels=labels)
+
+    # --- disk --------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ImageSet":
+        """Memory-map a set and verify shapes, dtypes, label range and SHA-256 digests.
+
+        Raises UserError that names the file at fault.
+        """
+        path = Path(path)
+        meta = read_meta(path, "imageset")
+        arrays = {name: read_array(path / f"{name}.npy", meta) for name in ("images", "labels")}
+        images, labels = arrays["images"], np.array(arrays["labels"])
+        check_arrays(images, labels, len(meta["classes"]), str(path))
+        return cls(images, labels, meta)
+
+    def save(self, run: Run) -> None:
+        """Finish a run with this set, whose `images.npy` map_rows or map_pixels has written."""
+        labels = np.ascontiguousarray(self.labels, np.int64)
+        target = files.RowFile(run.work / "labels.npy", labels.shape, np.int64)
+        target.write(0, labels)
+        target.sync()
+        target.close()
+        run.finish({"kind": "imageset", "shape": list(self.images.shape),
+                    **{k: v for k, v in self.meta.items() if k not in WRITTEN_BY_RUN}})
+
+    # --- row by row --------------------------------------------------------------------------
+
+    def map_rows(
+        self,
+        function: Callable[[torch.Tensor, slice], torch.Tensor],
+        run: Run,
+        *,
+        rounding: Rounding = "round",
+        device: torch.device | str = "cpu",
+        file: str = "images.npy",
+    ) -> "ImageSet":
+        """A new set whose rows are `function(images, rows)`, written as they come; resumable.
+
+        `function` takes float32 (n, H, W, 3) in [0, 1] on `device` and the slice of row numbers,
+        and returns the same shape; values outside [0, 1] are clipped. No float copy of the whole
+        set exists. Raises UserError with the row if a result is not finite.
+        """
+
+        def pixels(images: torch.Tensor, rows: slice) -> torch.Tensor:
+            floats = function(images.float().div_(255), rows)
+            if not torch.isfinite(floats.sum()):
+                bad = torch.isfinite(floats).flatten(1).all(1).logical_not().nonzero()[0].item()
+                raise UserError(f"{run.out}: row {rows.start + bad} has non-finite pixels; the "
+                                f"method '{run.job.method}' diverged on it")
+            return quantize(floats, rounding)
+
+        return self.map_pixels(pixels, run, device=device, file=file)
+
+    def map_pixels(
+        self,
+        function: Callable[[torch.Tensor, slice], torch.Tensor],
+        run: Run,
+        *,
+        device: torch.device | str = "cpu",
+        file: str = "images.npy",
+    ) -> "ImageSet":
+        """Like map_rows, uint8 to uint8, for methods that are defined on grey levels."""
+        target = files.RowFile(run.work / file, self.images.shape, np.uint8)
+        for start, stop in run.sweep(Path(file).stem, len(self), SLICE_ROWS, target):
+            slice_ = torch.from_numpy(np.array(self.images[start:stop])).to(device)
+            target.write(start, function(slice_, slice(start, stop)).cpu().numpy())
+        target.close()
+        meta = {**self.meta, "fingerprint": run.job.fingerprint,
+                "lineage": [*self.meta["lineage"], run.lineage_entry()]}
+        return ImageSet(np.load(run.work / file, mmap_mode="r"), self.labels, meta)
+
+
+WRITTEN_BY_RUN = ("format", "kind", "shape", "fingerprint", "digests", "device", "versions")
+
+
+def quantize(floats: torch.Tensor, rounding: Rounding = "round") -> torch.Tensor:
+    """Float [0, 1] to uint8: clip, then half to even (`round`) or truncate as released code does
+    (`floor`). Exact inverse of uint8 / 255 in float32 both ways. Overwrites `floats`."""
+    levels = floats.clamp_(0, 1).mul_(255)
+    return (levels.round_() if rounding == "round" else levels.floor_()).to(torch.uint8)
+
+
+def from_arrays(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    name: str,
+    classes: list[str],
+    root: dict,
+    test: dict | None,
+) -> ImageSet:
+    """A set that comes from outside. Its fingerprint is the digest of its content.
+
+    Raises UserError if shapes, dtypes or labels are wrong.
+    """
+    import hashlib
+
+    check_arrays(images, labels, len(classes), name)
+    digest = hashlib.sha256(repr((images.shape, len(classes))).encode())
+    digest.update(np.ascontiguousarray(images).data)
+    digest.update(np.ascontiguousarray(labels).data)
+    return ImageSet(images, labels, {
+        "fingerprint": digest.hexdigest(), "name": name, "classes": classes, "root": root,
+        "test": test, "lineage": [],
+    })
+
+
+def check_arrays(images: np.ndarray, labels: np.ndarray, classes: int, where: str) -> None:
+    """Raise UserError unless images are uint8 (N, H, W, 3) and labels int64 (N,) in range."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise UserError(f"{where}: images are {images.dtype} {images.shape}; they must be uint8 "
+                        "(N, height, width, 3) with values 0-255")
+    if labels.dtype != np.int64 or labels.ndim != 1:
+        raise UserError(f"{where}: labels are {labels.dtype} {labels.shape}; they must be int64 "
+                        "(N,)")
+    if len(images) == 0:
+        raise UserError(f"{where}: the set is empty")
+    if len(images) != len(labels):
+        raise UserError(f"{where}: {len(images)} images but {len(labels)} labels")
+    outside = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(outside):
+        raise UserError(f"{where}: row {outside[0]} has label {labels[outside[0]]}; labels must "
+                        f"lie in 0..{classes - 1}")
+
+
+def read_meta(path: Path, kind: str) -> dict:
+    """The meta.json of a finished artefact of this kind; UserError names what is missing."""
+    if not path.exists():
+        unfinished = path.with_name(path.name + ".partial").exists()
+        hint = "; it is unfinished: repeat the command that makes it" if unfinished else ""
+        raise UserError(f"{path}: no such {kind}{hint}")
+    try:
+        meta = json.loads((path / "meta.json").read_text())
+        if meta["kind"] != kind:
+            raise UserError(f"{path} is a {meta['kind']}, not a {kind}")
+        if meta["format"] != FORMAT:
+            raise UserError(f"{path}/meta.json: format {meta['format']}, but this code reads "
+                            f"format {FORMAT}")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path} is not a {kind}: it has no meta.json") from None
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}/meta.json is damaged; make the {kind} again") from None
+    return meta
+
+
+def verify(path: Path, meta: dict) -> None:
+    """Raise UserError unless the file has the SHA-256 that its meta.json promises."""
+    try:
+        digest = files.sha256(path)
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or 'unreadable').lower()}; make it again") \
+            from None
+    if digest != meta.get("digests", {}).get(path.name):
+        raise UserError(f"{path} does not match its SHA-256 in meta.json: it was damaged or "
+                        "edited; make it again")
+
+
+def read_array(path: Path, meta: dict) -> np.ndarray:
+    verify(path, meta)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError):
+        raise UserError(f"{path} is not a readable .npy array; make it again") from None

@@ -1,0 +1,139 @@
+"""A training loop that survives kill -9: epochs of steps whose state is saved and found again."""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+
+from core.errors import UserError
+from core.run import Run
+
+
+class Steps(Protocol):
+    """What `Loop.steps` walks: minibatches that can start in the middle of an epoch."""
+
+    def __len__(self) -> int: ...
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]: ...
+
+
+class Loop:
+    """Epochs of steps that resume bit for bit where an earlier process stopped.
+
+        loop = Loop(run, "stage1", epochs, model=model, optimizer=optimizer)
+        for epoch in loop:
+            for images, labels in loop.steps(batches):
+                ...
+                loop.add(len(images), loss=loss)
+            loop.end_epoch(accuracy=...)
+
+    `objects` are what the steps change: anything with state_dict/load_state_dict, or lists of
+    numbers (a curve), kept by reference. Whatever else the steps need must follow from
+    (seed, epoch, step). State is saved when SAVE_SECONDS have passed, at Ctrl-C and at the end.
+    """
+
+    def __init__(self, run: Run, name: str, epochs: int, **objects: Any) -> None:
+        self.run, self.name, self.epochs, self.objects = run, name, epochs, objects
+        self.epoch = self.step = self.images = 0
+        self.seconds = 0.0              # spent in steps, over all processes
+        self._sums: dict[str, torch.Tensor] = {}
+        self._weight = 0
+        self._shown = 0.0
+        self._bar = None
+        state = run.load_state(name)
+        if state is not None:
+            self._restore(state)
+        run.rewind_log(name, self.epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        if self.epoch >= self.epochs:
+            return
+        while self.epoch < self.epochs:
+            epoch = self.epoch
+            yield epoch
+            if self.epoch != epoch + 1:
+                raise RuntimeError(f"{self.name}: the loop's body did not call end_epoch")
+        if self._bar is not None:
+            self._bar.close()
+
+    def steps(self, batches: Steps) -> Iterator[Any]:
+        """The rest of this epoch's minibatches."""
+        if self._bar is None:
+            length = len(batches)
+            self._bar = self.run.progress(self.epochs * length, self.name,
+                                          initial=self.epoch * length + self.step)
+        started = time.perf_counter()
+        for batch in batches.epoch(self.epoch, self.step):
+            yield batch
+            self.step += 1
+            self._show()
+            if self.run.save_due():
+                self.seconds += time.perf_counter() - started
+                self._save()
+                self.run.stop_if_interrupted()
+                started = time.perf_counter()
+        if self._weight:
+            next(iter(self._sums.values())).item()     # wait for the device before the clock
+        self.seconds += time.perf_counter() - started
+
+    def add(self, weight: int, **values: torch.Tensor) -> None:
+        """Add a step's means over `weight` images to the epoch's. No step waits for the device."""
+        self._weight += weight
+        self.images += weight
+        for key, value in values.items():
+            value = value.detach().float()
+            if key in self._sums:
+                self._sums[key].add_(value, alpha=weight)
+            else:
+                self._sums[key] = value * weight
+
+    def end_epoch(self, **values: Any) -> dict:
+        """Log the epoch's means and `values`; raise UserError if a mean is not finite.
+
+        NaN spreads through the sums, so one check an epoch is enough.
+        """
+        means = {key: total.item() / self._weight for key, total in self._sums.items()}
+        for key, mean in means.items():
+            if not math.isfinite(mean):
+                raise UserError(f"{self.name}: {key} became {mean} in epoch {self.epoch}; lower "
+                                "the learning rate, or look at the data")
+        row = {**means, **values}
+        self.run.log(self.name, self.epoch, **row, seconds=round(self.seconds, 3))
+        text = "  ".join(f"{key} {value:.4g}" for key, value in row.items()
+                         if isinstance(value, (int, float)))
+        self.run.say_sometimes(f"{self.name}: epoch {self.epoch + 1}/{self.epochs}  {text}")
+        self.epoch += 1
+        self.step = self._weight = 0
+        self._sums = {}
+        if self.run.save_due() or self.epoch == self.epochs:
+            self._save()
+            if self.epoch < self.epochs:
+                self.run.stop_if_interrupted()
+        return row
+
+    def _show(self) -> None:
+        """Refresh the bar with the current means, at most once a second (it waits for the GPU)."""
+        self._bar.update()
+        if not self._bar.disable and time.monotonic() - self._shown > 1 and self._weight:
+            self._shown = time.monotonic()
+            self._bar.set_postfix({k: f"{v.item() / self._weight:.4g}"
+                                   for k, v in self._sums.items()}, refresh=False)
+
+    def _save(self) -> None:
+        self.run.save_state(self.name, {
+            "epoch": self.epoch, "step": self.step, "images": self.images,
+            "seconds": self.seconds, "sums": self._sums, "weight": self._weight,
+            "objects": {key: list(value) if isinstance(value, list) else value.state_dict()
+                        for key, value in self.objects.items()},
+        })
+
+    def _restore(self, state: dict) -> None:
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.images, self.seconds = state["images"], state["seconds"]
+        self._sums, self._weight = state["sums"], state["weight"]
+        for key, value in self.objects.items():
+            if isinstance(value, list):
+                value[:] = state["objects"][key]
+            else:
+                value.load_state_dict(state["objects"][key])

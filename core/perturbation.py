@@ -1,0 +1,103 @@
+"""What a poison did to the pixels: norms after rounding, and how well a line tells its classes."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.errors import UserError
+from core.imageset import SLICE_ROWS, ImageSet
+
+PROBE_ROWS = 3000       # enough for a linear probe in 3,072 dimensions; seconds on a CPU
+Bound = tuple[str, float] | None
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Statistics of (perturbed - original) over all rows. Norms are in [0, 1] units."""
+
+    linf: float             # largest over all images
+    l2: float               # mean over images
+    l2_max: float
+    l0: int                 # most pixels (of H x W) changed in one image
+    mean_abs: float
+    changed_pixels: float   # share of all pixels
+    changed_rows: float     # share of all images
+    psnr: float             # of the whole set, dB; inf if nothing changed
+
+    def line(self) -> str:
+        """One line for people, in grey levels where the field uses them."""
+        return (f"Linf {self.linf * 255:.0f}/255, L2 mean {self.l2:.4f} max {self.l2_max:.4f}, "
+                f"mean |delta| {self.mean_abs * 255:.2f}/255, {self.changed_pixels:.1%} of the "
+                f"pixels in {self.changed_rows:.1%} of the images changed, PSNR {self.psnr:.2f} dB")
+
+
+def measure(original: ImageSet, perturbed: ImageSet) -> Perturbation:
+    """Compare two sets of equal shape, slice by slice."""
+    if original.images.shape != perturbed.images.shape:
+        raise UserError(f"the sets have different shapes: {original.images.shape} and "
+                        f"{perturbed.images.shape}")
+    linf = l0 = changed = rows = total = 0
+    squares, l2 = [], []
+    for start in range(0, len(original), SLICE_ROWS):
+        delta = difference(original, perturbed, slice(start, start + SLICE_ROWS))
+        magnitude = np.abs(delta)
+        touched = magnitude.any(axis=3)
+        per_image = touched.sum(axis=(1, 2))
+        linf = max(linf, int(magnitude.max()))
+        l0 = max(l0, int(per_image.max()))
+        changed += int(per_image.sum())
+        rows += int((per_image > 0).sum())
+        total += int(magnitude.sum(dtype=np.int64))
+        squares.append(np.square(magnitude, dtype=np.int32).sum(axis=(1, 2, 3), dtype=np.int64))
+    squares = np.concatenate(squares)
+    l2 = np.sqrt(squares) / 255
+    count, pixels = original.images.size, original.images.size // 3
+    mse = squares.sum() / count / 255**2
+    return Perturbation(
+        linf / 255, float(l2.mean()), float(l2.max()), l0, total / count / 255,
+        changed / pixels, rows / len(original), 10 * math.log10(1 / mse) if mse else math.inf,
+    )
+
+
+def difference(original: ImageSet, perturbed: ImageSet, rows: slice | np.ndarray) -> np.ndarray:
+    """perturbed - original in grey levels, int16 (n, H, W, 3)."""
+    return perturbed.images[rows].astype(np.int16) - original.images[rows]
+
+
+def check_bound(bound: Bound, found: Perturbation, image_size: int, rounding: str) -> None:
+    """Raise RuntimeError if a poison broke its own budget (a fault of the attack, not the user's).
+
+    Rounding may move a pixel by half a grey level (`floor`: one); `image_size` = 3HW.
+    """
+    if bound is None:
+        return
+    norm, radius = bound
+    slack = (1.0 if rounding == "floor" else 0.5) / 255
+    limits = {"linf": (found.linf, radius + slack),
+              "l2": (found.l2_max, radius + slack * math.sqrt(image_size)),
+              "l0": (found.l0, radius)}
+    value, limit = limits[norm]
+    if value > limit * (1 + 1e-6):
+        raise RuntimeError(f"the poison's {norm} is {value:.5g}, above its budget of {radius:.5g}")
+
+
+def linear_probe(original: ImageSet, perturbed: ImageSet, rng: np.random.Generator) -> float | None:
+    """Held-out accuracy of logistic regression on the perturbation: near 1 for a linearly
+    separable shortcut, near chance for noise. None if there are too few rows to tell.
+
+    Half of PROBE_ROWS random rows train the probe and the other half test it. Source: the LSP
+    paper's probe, made held-out because 3,072 dimensions fit any labels.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    chosen = np.sort(rng.permutation(len(original))[:PROBE_ROWS])
+    delta = difference(original, perturbed, chosen).reshape(len(chosen), -1).astype(np.float32)
+    scale = np.abs(delta).max()
+    labels = original.labels[chosen]
+    order = rng.permutation(len(chosen))
+    train, held_out = np.array_split(order, 2)
+    if scale == 0 or len(np.unique(labels[train])) < 2:
+        return None
+    probe = LogisticRegression(max_iter=50, tol=1e-2).fit(delta[train] / scale, labels[train])
+    return float(probe.score(delta[held_out] / scale, labels[held_out]))

@@ -1,0 +1,68 @@
+"""Records: what a run measured, where its data came from, and on which machine."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from core import files
+from core.errors import UserError
+from core.imageset import ImageSet, read_meta, verify
+from core.run import Run, versions
+from core.training import Result
+
+COMMITTED = Path("results")     # records kept in git; they count as done
+
+
+def write(run: Run, result: Result, train: ImageSet, test: ImageSet) -> dict:
+    """Finish a run with its record.json. Accuracies in [0, 1]."""
+    record = {
+        "accuracy_last": result.last, "accuracy_best": result.best,
+        "best_epoch": result.best_epoch, "best_is_oracle": True,
+        **{key: value for key, value in dataclasses.asdict(result).items()
+           if key not in ("last", "best", "best_epoch")},
+        "learner": run.job.method, "protocol": run.job.preset, "config": run.job.config,
+        "seed": run.seed, "fingerprint": run.job.fingerprint, "settings": run.job.settings,
+        "train": {"name": train.meta["name"], "fingerprint": train.fingerprint,
+                  "rows": len(train), "root": train.meta["root"],
+                  "lineage": train.meta["lineage"]},
+        "test": {"root": test.meta["root"], "rows": len(test)},
+        "purifier_trained_on": [step["trained_on"] for step in train.meta["lineage"]
+                                if step.get("trained_on")],
+        "versions": versions(), "device": run.device.describe(),
+    }
+    files.write_json(run.work / "record.json", record)
+    run.finish({"kind": "record"})
+    return record
+
+
+def load(path: str | Path) -> dict:
+    """A finished record. Raises UserError if it is missing, damaged or edited."""
+    path = Path(path)
+    meta = read_meta(path, "record")
+    verify(path / "record.json", meta)
+    return json.loads((path / "record.json").read_text())
+
+
+def find(folder: str | Path) -> Iterator[tuple[Path, dict]]:
+    """Every readable record below a folder, in path order."""
+    for path in sorted(Path(folder).rglob("record.json")):
+        if ".partial" not in str(path):
+            yield path.parent, load(path.parent)
+
+
+def committed(fingerprint: str) -> Path | None:
+    """The folder of a committed record with this fingerprint, if there is one."""
+    for path in sorted(COMMITTED.rglob("record.json")):
+        try:
+            if load(path.parent)["fingerprint"] == fingerprint:
+                return path.parent
+        except (UserError, KeyError):
+            continue        # an edited record does not count
+    return None
+
+
+def lineage_text(record: dict) -> str:
+    """'digits > lsp > dvae'"""
+    return " > ".join([record["train"]["root"]["data"].rsplit("/", 1)[-1],
+                       *(step["method"] for step in record["train"]["lineage"])])

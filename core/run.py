@@ -1,0 +1,401 @@
+"""One piece of work on disk: fingerprint, lock, log, resume state, and the final rename.
+
+A run lives in `OUT.partial/` and ends by renaming it to `OUT/`: if OUT exists, it is whole.
+`OUT.partial/` holds config.yaml, log.jsonl, the growing files of the artefact, and three things
+that do not survive the end: `lock`, `run.json` (fingerprint and resolved device) and `state/`.
+Writing meta.json is the commit point; what follows is tidying that any later process can finish.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from core import config, files, streams
+from core.device import DeviceSettings, resolve
+from core.errors import UserError
+
+SAVE_SECONDS = 60.0     # at most this much work is lost to a kill -9
+SCAFFOLD = ("lock", "run.json", "state")        # in OUT.partial/ only
+UNHASHED = ("config.yaml", "log.jsonl", "meta.json", *SCAFFOLD)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What identifies a piece of work: everything that its output depends on, and nothing else."""
+
+    kind: str                       # poisons, checkpoints, purified or records
+    name: str                       # for the default folder: runs/<kind>/<name>-<fingerprint8>
+    method: str
+    version: int
+    config: dict
+    seed: int
+    inputs: dict[str, str]          # role -> fingerprint of the artefact
+    preset: str = ""                # the YAML's name, for people
+    settings: dict = field(default_factory=dict)    # further keys that change the output
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the job without its names."""
+        content = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("name", "preset")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def default_out(self) -> Path:
+        return Path("runs", self.kind, f"{self.name}-{self.fingerprint[:8]}")
+
+
+class Run:
+    """A context manager around one job. Inside, `done` says that OUT is already there.
+
+    Raises UserError if OUT holds other work (unless `force`, which moves it aside) or if another
+    process is making it (unless `wait`).
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        out: Path | None = None,
+        settings: dict | None = None,
+        device: DeviceSettings | None = None,
+        force: bool = False,
+        wait: bool = False,
+    ) -> None:
+        self.job = job
+        self.out = out or job.default_out
+        self.work = self.out.with_name(self.out.name + ".partial")
+        self.seed = job.seed
+        self.done = False
+        self.resumed = False
+        self.interrupted = False
+        self._settings = settings or {}
+        self._device_settings = device or DeviceSettings()
+        self._force, self._wait = force, wait
+        self._lock: int | None = None
+        self._last_save = time.monotonic()
+        self._last_line = 0.0
+
+    # --- life cycle --------------------------------------------------------------------------
+
+    def __enter__(self) -> "Run":
+        if self._finished():
+            self.done = True
+            return self
+        files.mkdir(self.out.parent)
+        self._acquire()
+        try:
+            self._recover()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if self._lock is not None:
+            self._restore_signals()
+            self._release()
+
+    def _finished(self) -> bool:
+        """True if OUT is this job's artefact; refuses or moves aside anything else there."""
+        if not self.out.exists():
+            return False
+        try:
+            found = json.loads((self.out / "meta.json").read_text())["fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError):
+            found = None
+        if found == self.job.fingerprint:
+            return True
+        if not self._force:
+            raise UserError(f"{self.out} holds other work (another config, seed or input); "
+                            "choose another out=, or --force to move it aside")
+        self._move_aside(self.out)
+        return False
+
+    def _move_aside(self, path: Path) -> None:
+        number = 1
+        while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+            number += 1
+        files.rename(path, aside)
+        self.say(f"moved {path} aside to {aside}")
+
+    def _acquire(self) -> None:
+        """Take OUT.partial's lock. It is released by the kernel when this process dies."""
+        while True:
+            files.mkdir(self.work)
+            path = self.work / "lock"
+            with files.named_errors(path):
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                os.close(descriptor)
+                raise UserError(f"{self.out} is being made by another process right now; wait for "
+                                "it, or choose another out=") from None
+            # Whoever held the lock may have finished and renamed the folder under us.
+            try:
+                current = os.stat(path).st_ino == os.fstat(descriptor).st_ino
+            except FileNotFoundError:
+                current = False
+            if current:
+                self._lock = descriptor
+                return
+            os.close(descriptor)
+            if self._finished():
+                self.done = True
+                return
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _recover(self) -> None:
+        """With the lock held: resume, finish what was committed, or begin."""
+        if self.done:
+            return
+        if self._finished():                    # made while we waited for the lock
+            files.remove_tree(self.work)
+            self.done = True
+            return
+        identity = self._read_identity()
+        if identity is not None and identity["fingerprint"] != self.job.fingerprint:
+            if not self._force:
+                raise UserError(f"{self.work} holds other unfinished work (another config, seed "
+                                "or input); choose another out=, or --force to drop it")
+            self._clear()
+            identity = None
+        if (self.work / "meta.json").exists():
+            self._tidy()
+            self.done = True
+            return
+        if identity is None:
+            self._clear()
+            self.device = resolve(self._device_settings)
+            self._begin()
+        else:
+            self.device = resolve(DeviceSettings(**identity["device"]))
+            self.resumed = True
+            self._drop_torn_line()
+            self.say(f"resuming {self.work}")
+        self._catch_signals()
+
+    def _read_identity(self) -> dict | None:
+        try:
+            return json.loads((self.work / "run.json").read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            raise UserError(f"{self.work / 'run.json'} is damaged; remove {self.work} to start "
+                            "again") from None
+
+    def _clear(self) -> None:
+        for path in self.work.iterdir():
+            if path.name != "lock":
+                files.remove_tree(path) if path.is_dir() else files.unlink(path)
+
+    def _begin(self) -> None:
+        device = self.device.as_settings()
+        resolved = {**self._settings, **config.plain(device)}
+        files.write_bytes(self.work / "config.yaml", config.dump(resolved).encode())
+        files.mkdir(self.work / "state")
+        files.write_json(self.work / "run.json",
+                         {"fingerprint": self.job.fingerprint, "device": config.plain(device)})
+
+    def lineage_entry(self) -> dict:
+        """What this run adds to the lineage of its output."""
+        return {
+            "method": self.job.method, "preset": self.job.preset, "version": self.job.version,
+            "seed": self.seed, "config": self.job.config, "settings": self.job.settings,
+            "fingerprint": self.job.fingerprint, "inputs": self.job.inputs,
+        }
+
+    def finish(self, meta: dict) -> None:
+        """Commit: hash and sync every file of the artefact, write meta.json, rename to OUT."""
+        digests = {}
+        for path in sorted(self.work.iterdir()):
+            if path.name not in UNHASHED and path.is_file() and path.suffix != ".tmp":
+                digests[path.name] = files.sha256(path)
+        files.fsync_folder(self.work)
+        files.write_json(self.work / "meta.json", {
+            "format": 1, "fingerprint": self.job.fingerprint, **meta,
+            "device": self.device.describe(), "versions": versions(), "digests": digests,
+        })
+        self._tidy()
+        self.done = True
+
+    def _tidy(self) -> None:
+        for name in ("run.json", "config.yaml.tmp"):
+            files.unlink(self.work / name)
+        files.remove_tree(self.work / "state")
+        files.rename(self.work, self.out)
+        files.unlink(self.out / "lock")
+
+    # --- Ctrl-C ------------------------------------------------------------------------------
+
+    def _catch_signals(self) -> None:
+        self._handlers = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def _restore_signals(self) -> None:
+        for number, handler in getattr(self, "_handlers", {}).items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _on_signal(self, number, frame) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        self.say("stopping after this step; once more stops at once")
+
+    def stop_if_interrupted(self) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    # --- random streams ----------------------------------------------------------------------
+
+    def stream(self, name: str, step: int = 0, device: str | torch.device = "cpu"):
+        """A torch.Generator of its own for (seed, name, step)."""
+        return streams.generator(self.seed, name, step, device)
+
+    def rng(self, name: str, step: int = 0) -> np.random.Generator:
+        """A NumPy Generator of its own for (seed, name, step)."""
+        return streams.rng(self.seed, name, step)
+
+    def initialisation(self, name: str):
+        """`with run.initialisation("surrogate"):` seeds torch's default weight init."""
+        return streams.initialisation(self.seed, name)
+
+    # --- state, sweeps and log ---------------------------------------------------------------
+
+    def save_due(self) -> bool:
+        return self.interrupted or time.monotonic() - self._last_save >= SAVE_SECONDS
+
+    def save_state(self, name: str, state: dict) -> None:
+        """Write a loop's resume state whole. Tensors, numbers, strings, dicts and lists only."""
+        import io
+
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        files.write_bytes(self._state_path(name), buffer.getvalue())
+        self._last_save = time.monotonic()
+
+    def load_state(self, name: str) -> dict | None:
+        path = self._state_path(name)
+        if not path.exists():
+            return None
+        try:
+            return torch.load(path, map_location=self.device.torch, weights_only=True)
+        except Exception:
+            raise UserError(f"{path} is damaged; remove {self.work} to start again") from None
+
+    def _state_path(self, name: str) -> Path:
+        return self.work / "state" / f"{name.replace('/', '-')}.pt"
+
+    def sweep(self, name: str, rows: int, step: int, *files_to_sync: files.RowFile
+              ) -> Iterator[tuple[int, int]]:
+        """Yield (start, stop) over `rows` in index order, from where an earlier process stopped.
+
+        The rows of a slice count as done once the files that hold them are synced.
+        """
+        state = self.load_state(name)
+        done = state["rows"] if state else 0
+        with self.progress(rows, name, initial=done) as bar:
+            while done < rows:
+                stop = min(done + step, rows)
+                yield done, stop
+                bar.update(stop - done)
+                done = stop
+                if self.save_due() or done == rows:
+                    for file in files_to_sync:
+                        file.sync()
+                    self.save_state(name, {"rows": done})
+                    if done < rows:
+                        self.stop_if_interrupted()
+
+    def log(self, loop: str, at: int, **values: Any) -> None:
+        """Append one line to log.jsonl: which loop, how far, and what was measured."""
+        for key, value in values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{loop}: {key} became {value} at {at}; lower the learning rate, "
+                                "or look at the data")
+        line = json.dumps({"loop": loop, "at": at, **values})
+        files.append(self.work / "log.jsonl", line.encode() + b"\n")
+
+    def note(self, name: str, **values: Any) -> None:
+        """A single log line outside any loop; a repeated run replaces it."""
+        self.rewind_log(name, 0)
+        self.log(name, 0, **values)
+
+    def rewind_log(self, loop: str, at: int) -> None:
+        """Drop the lines of a loop from `at` on: they will be written again."""
+        path = self.work / "log.jsonl"
+        if not path.exists():
+            return
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines
+                if (entry := json.loads(line))["loop"] != loop or entry["at"] < at]
+        if len(kept) < len(lines):
+            files.write_bytes(path, b"".join(kept))
+
+    def read_log(self) -> list[dict]:
+        path = self.work / "log.jsonl"
+        text = path.read_text() if path.exists() else ""
+        return [json.loads(line) for line in text.splitlines()]
+
+    def _drop_torn_line(self) -> None:
+        path = self.work / "log.jsonl"
+        data = path.read_bytes() if path.exists() else b""
+        if data and not data.endswith(b"\n"):
+            files.write_bytes(path, data[: data.rfind(b"\n") + 1])
+
+    # --- talking to a person -----------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """A line on stderr, above a progress bar if there is one."""
+        from tqdm import tqdm
+
+        tqdm.write(text, file=sys.stderr)
+
+    def say_sometimes(self, text: str) -> None:
+        """For a log file: what a progress bar would show, at most every ten seconds."""
+        if not sys.stderr.isatty() and time.monotonic() - self._last_line >= 10:
+            self._last_line = time.monotonic()
+            self.say(text)
+
+    def progress(self, total: int, name: str, initial: int = 0):
+        """A tqdm bar with ETA; silent when stderr is not a terminal."""
+        from tqdm import tqdm
+
+        return tqdm(total=total, initial=initial, desc=name, disable=None, leave=False,
+                    file=sys.stderr, dynamic_ncols=True)
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    packages = ("torch", "numpy")
+    return {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
+
+
+def this_line() -> str:
+    """The command line as typed, for 'the same line resumes'."""
+    words = list(sys.orig_argv)
+    words[0] = Path(words[0]).name
+    return shlex.join(words)

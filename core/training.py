@@ -1,0 +1,193 @@
+"""The one SGD loop for classifiers: learners, surrogates and probes share it."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from core.batches import Augmentation, Batches
+from core.config import ConfigError, in_range
+from core.imageset import ImageSet
+from core.loop import Loop
+from core.run import Run
+
+TEST_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a classifier is trained. Defaults: EM's 60 epochs, which D-VAE and ISS use too
+    (defences notes, section 2: em60)."""
+
+    epochs: int = 60
+    steps: int | None = None        # if set, training ends after so many steps, epochs or not
+    batch_size: int = 128
+    drop_last: bool = True
+    learning_rate: float = 0.1      # SGD
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    schedule: Literal["cosine", "multistep", "onecycle", "constant"] = "cosine"
+    milestones: tuple[int, ...] = ()        # epochs, or steps if `steps` is set
+    gamma: float = 0.1                      # factor at each milestone
+    clip_norm: float | None = 5.0           # gradient norm; null: no clipping
+    crop_padding: int = 4
+    flip: bool = True
+    mean: tuple[float, ...] | None = None   # normalise inside the model; null: images in [0, 1]
+    std: tuple[float, ...] | None = None
+    test_every: int = 1                     # epochs; 0: after the last one only
+
+    def __post_init__(self) -> None:
+        in_range("epochs", self.epochs, at_least=1)
+        in_range("batch_size", self.batch_size, at_least=1)
+        in_range("learning_rate", self.learning_rate, above=0)
+        in_range("momentum", self.momentum, at_least=0, below=1)
+        in_range("weight_decay", self.weight_decay, at_least=0)
+        in_range("crop_padding", self.crop_padding, at_least=0)
+        in_range("test_every", self.test_every, at_least=0)
+        if self.steps is not None:
+            in_range("steps", self.steps, at_least=1)
+        if self.clip_norm is not None:
+            in_range("clip_norm", self.clip_norm, above=0)
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError("mean", "mean and std go together: set both or neither")
+        if self.mean is not None and not len(self.mean) == len(self.std) == 3:
+            raise ConfigError("mean", "mean and std take three numbers, one a channel")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Clean test accuracy in [0, 1]. `last` is the headline; `best` is an oracle's choice."""
+
+    last: float
+    best: float
+    best_epoch: int                         # 1 for the first
+    curve: list[tuple[int, float]]          # (epoch, accuracy) for every tested epoch
+    train_accuracy: float                   # on the augmented training images, last epoch
+    epochs: int
+    images: int                             # images trained on, over all epochs
+    seconds: float                          # of training, test passes not counted
+    images_per_second: float
+
+
+class Normalised(nn.Module):
+    """A network behind (x - mean) / std, so that images and budgets stay in [0, 1] outside."""
+
+    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network((images - self.mean) / self.std)
+
+
+def train_classifier(
+    model: nn.Module, train: ImageSet, test: ImageSet | None, protocol: Protocol, run: Run,
+    name: str = "classifier",
+) -> tuple[nn.Module, Result]:
+    """Train `model` (logits from images in [0, 1]) on `train`; resumable under `name`.
+
+    Returns the trained model, on the run's device, and the clean test accuracies (NaN without a
+    test set). Raises UserError if the loss stops being finite.
+    """
+    if protocol.mean is not None:
+        model = Normalised(model, protocol.mean, protocol.std)
+    model = run.device.place(model)
+    forward = run.device.maybe_compile(model)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=protocol.learning_rate, momentum=protocol.momentum,
+        nesterov=protocol.nesterov, weight_decay=protocol.weight_decay)
+    batches = Batches(
+        train, protocol.batch_size, run, name, drop_last=protocol.drop_last,
+        augmentation=Augmentation(protocol.crop_padding, protocol.flip), last_step=protocol.steps)
+    epochs = protocol.epochs if protocol.steps is None else -(-protocol.steps // len(batches))
+    total_steps = protocol.steps or epochs * len(batches)
+
+    curve: list[list] = []
+    loop = Loop(run, name, epochs, model=model, optimizer=optimizer, curve=curve)
+    for epoch in loop:
+        model.train()
+        for images, labels in loop.steps(batches):
+            step = epoch * len(batches) + loop.step
+            rate = learning_rate(protocol, step, total_steps, len(batches))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            with run.device.autocast():
+                logits = forward(images)
+            loss = F.cross_entropy(logits.float(), labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if protocol.clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), protocol.clip_norm)
+            optimizer.step()
+            hits = (logits.detach().argmax(1) == labels).float().mean()
+            loop.add(len(labels), loss=loss, train_accuracy=hits)
+        last = epoch == epochs - 1
+        tested = {}
+        if test is not None and (last or (protocol.test_every and
+                                 (epoch + 1) % protocol.test_every == 0)):
+            tested = {"accuracy": accuracy(model, test, run)}
+            curve.append([epoch + 1, tested["accuracy"]])
+        loop.end_epoch(**tested, learning_rate=rate)
+    return model, result_of(curve, loop, [e for e in run.read_log() if e["loop"] == name][-1])
+
+
+def result_of(curve: list, loop: Loop, last_line: dict) -> Result:
+    best_epoch, best = max(curve, key=lambda point: point[1]) if curve else (0, math.nan)
+    return Result(
+        last=curve[-1][1] if curve else math.nan, best=best, best_epoch=best_epoch,
+        curve=[tuple(point) for point in curve], train_accuracy=last_line["train_accuracy"],
+        epochs=loop.epochs, images=loop.images, seconds=loop.seconds,
+        images_per_second=loop.images / loop.seconds)
+
+
+def learning_rate(protocol: Protocol, step: int, total_steps: int, steps_per_epoch: int) -> float:
+    """The rate of one step. cosine and multistep change once an epoch (once a step if the
+    protocol counts steps); onecycle every step, as torch's OneCycleLR without its momentum cycle:
+    rate/25 up to rate in 30 % of the steps, then down to rate/250,000, both by half a cosine."""
+    rate = protocol.learning_rate
+    if protocol.schedule == "onecycle":
+        top = 0.3 * total_steps - 1
+        if step <= top:
+            return cosine(rate / 25, rate, step / top)
+        return cosine(rate, rate / 25e4, (step - top) / (total_steps - 1 - top))
+    by_step = protocol.steps is not None
+    now, end = (step, total_steps) if by_step else (step // steps_per_epoch, protocol.epochs)
+    if protocol.schedule == "cosine":
+        return cosine(rate, 0.0, now / end)
+    if protocol.schedule == "multistep":
+        return rate * protocol.gamma ** sum(now >= milestone for milestone in protocol.milestones)
+    return rate
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """Half a cosine from `start` at 0 to `end` at 1."""
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, data: ImageSet, run: Run) -> float:
+    """Share of images that the model, in eval mode, labels right."""
+    model.eval()
+    hits = torch.zeros((), dtype=torch.int64, device=run.device.torch)
+    for images, labels in in_order(data, TEST_BATCH, run):
+        with run.device.autocast():
+            hits += (model(images).argmax(1) == labels).sum()
+    return hits.item() / len(data)
+
+
+def in_order(data: ImageSet, batch_size: int, run: Run
+             ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Every row once, in order: float (B, 3, H, W) in [0, 1], channels-last, and labels."""
+    device = run.device.torch
+    for start in range(0, len(data), batch_size):
+        images = torch.from_numpy(np.array(data.images[start : start + batch_size])).to(device)
+        labels = torch.from_numpy(np.array(data.labels[start : start + batch_size])).to(device)
+        yield images.permute(0, 3, 1, 2).float().div_(255), labels

@@ -1,0 +1,43 @@
+"""Train a classifier on a set and report its accuracy on the clean test set.
+
+    python evaluate.py configs/learners/em60.yaml data=runs/purified/NAME [standard.width=16 ...]
+
+Prints what was measured to stderr, and accuracy and record folder to stdout.
+"""
+
+import sys
+
+from core import datasets, records
+from core.command import command, parse
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    request = parse(argv, __doc__, "learners", "python evaluate.py")
+    train = request.load_data()
+    test = datasets.load_test(train, request.data)
+    run = request.open("records", f"{request.preset}-{train.meta['name']}",
+                       {"train": train.fingerprint, "test": test.fingerprint})
+    if request.plan(run, {"train": datasets.describe(train), "test": datasets.describe(test)}):
+        return
+    committed = None if request.settings.out else records.committed(run.job.fingerprint)
+    if committed is not None:
+        return report(records.load(committed), committed)
+    with run:
+        if not run.done:
+            result = request.module.fit(train, test, request.config, run)
+            records.write(run, result, train, test)
+    report(records.load(run.out), run.out)
+
+
+def report(record: dict, out) -> None:
+    last, best = record["accuracy_last"], record["accuracy_best"]
+    print(f"{records.lineage_text(record)}: clean test accuracy {last:.2%} (last epoch), "
+          f"{best:.2%} (best, epoch {record['best_epoch']}: an oracle's choice); "
+          f"{record['train_accuracy']:.2%} on the training set; {record['seconds']:.0f} s at "
+          f"{record['images_per_second']:.0f} images/s", file=sys.stderr)
+    print(f"{last:.4f} {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One module per way of training on a set, found by name. `python evaluate.py CONFIG` runs one."""

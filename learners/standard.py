@@ -1,0 +1,44 @@
+"""Standard training: cross-entropy on the set as it is, crop and flip. The field's yardstick.
+
+Protocols of other studies are YAMLs of this learner: em60 (the default), avatar120, bridge120,
+rem40k, tap200 (defence notes, section 2).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from core.config import in_range
+from core.imageset import ImageSet
+from core.run import Run
+from core.training import Protocol, Result, train_classifier
+from models import resnet
+
+VERSION = 1
+SMOKE = {"width": 8, "epochs": 2, "batch_size": 64}
+IMAGENET_STEM = 96      # pixels: from here on `auto` takes the 7x7 stem
+
+
+@dataclass(frozen=True)
+class Config(Protocol):
+    architecture: Literal["resnet18"] = "resnet18"
+    width: int = 64                                 # channels of the first group
+    stem: Literal["auto", "cifar", "imagenet"] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range("width", self.width, at_least=1)
+
+
+def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
+    """Train a fresh classifier on `train` and score it on the clean `test`."""
+    _, result = train_classifier(build(train, config, run), train, test, config, run)
+    return result
+
+
+def build(train: ImageSet, config: Config, run: Run):
+    """The freshly initialised network for such images."""
+    stem = config.stem
+    if stem == "auto":
+        stem = "imagenet" if min(train.image_shape) >= IMAGENET_STEM else "cifar"
+    with run.initialisation("classifier"):
+        return getattr(resnet, config.architecture)(train.num_classes, config.width, stem)

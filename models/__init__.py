@@ -1,0 +1,1 @@
+"""Plain networks: modules that import nothing but torch, hold no global state, choose no device."""

@@ -1,0 +1,161 @@
+"""D-VAE: a rate-limited VAE whose second decoder predicts the residual from latent and label.
+
+Source: Yu et al., ICML 2024 (arXiv 2405.01460) and yuyi-sd/D-VAE, configs/models/resnet.py, class
+ResNetDVAE. Deviations: the unused tail of its ResNet-18 is left out; for 224x224, where the
+released network cannot run, the one of yuyi-sd/MTL-UE with `imagenet=True`.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from models.resnet import BasicBlock, make_stem
+
+
+def kl_divergence(mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+    """KL(N(mu, exp(logvar)) || N(0, 1)) in nats per latent position, in float32.
+
+    mu, logvar: (B, C, h, w). Sum over channels, mean over batch and positions: a scalar.
+    """
+    return _KLDivergence.apply(mu.float(), logvar.float())
+
+
+class _KLDivergence(torch.autograd.Function):
+    """The backward is by hand: the latents are large, and autograd walks them many times."""
+
+    @staticmethod
+    def forward(ctx, mu, logvar):
+        ctx.save_for_backward(mu, logvar)
+        mean = mu.square().mean() + logvar.exp().sub_(logvar).mean() - 1
+        return 0.5 * mu.shape[1] * mean
+
+    @staticmethod
+    def backward(ctx, gradient):
+        mu, logvar = ctx.saved_tensors
+        scale = gradient * (mu.shape[1] / mu.numel())
+        return mu * scale, logvar.exp().sub_(1).mul_(0.5 * scale)
+
+
+class InstanceNormReLU(nn.Module):
+    """relu(instance_norm(x)) of (B, C, h, w), without parameters, in any memory format.
+
+    F.instance_norm copies a channels-last tensor there and back, and F.group_norm, which does not,
+    loses accuracy where a channel's mean is far above its deviation (E[x^2] - E[x]^2 on the CPU).
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _InstanceNormReLU.apply(x)
+
+
+class _InstanceNormReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        x_norm = x - x.mean((2, 3), keepdim=True)
+        variance = x_norm.square().mean((2, 3), keepdim=True)
+        rstd = (variance + 1e-5).rsqrt()        # torch's default eps
+        x_norm.mul_(rstd)
+        ctx.save_for_backward(x_norm, rstd)
+        return x_norm.relu()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x_norm, rstd = ctx.saved_tensors
+        gradient = gradient * (x_norm > 0)
+        mean = gradient.mean((2, 3), keepdim=True)
+        slope = (gradient * x_norm).mean((2, 3), keepdim=True)
+        # rstd * (gradient - mean - slope * x_norm), with broadcast factors multiplied first
+        return torch.addcmul(-mean * rstd, x_norm, -slope * rstd).addcmul_(gradient, rstd)
+
+
+def make_decoder(width: int, upscale: int) -> nn.Sequential:
+    """2 * width channels -> 3 channels, `upscale` (2 or 8) times larger; no final non-linearity."""
+    up, keep = dict(kernel_size=4, stride=2, padding=1), dict(kernel_size=3, stride=1, padding=1)
+    later = up if upscale == 8 else keep
+    half = width // 2
+    return nn.Sequential(
+        nn.ConvTranspose2d(2 * width, width, **up),
+        nn.ConvTranspose2d(width, width, **keep),
+        InstanceNormReLU(),
+        nn.ConvTranspose2d(width, half, **later),
+        InstanceNormReLU(),
+        nn.ConvTranspose2d(half, 3, **later),
+    )
+
+
+class DVAE(nn.Module):
+    """Encoder, sampled latent, main decoder D_c (x_hat) and auxiliary decoder D_p (p_hat).
+
+    stem "cifar": the latent is image_size / 2 wide; "imagenet" (7x7 and max-pooling, for 224):
+    image_size / 8. `spatial_embedding` gives each class a map of 2 * width channels, else one
+    vector. Raises ValueError on an unknown stem or an image size that cannot be restored.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        width: int = 64,
+        latent_channels: int = 256,
+        image_size: int = 32,
+        spatial_embedding: bool = True,
+        stem: str = "cifar",
+    ):
+        super().__init__()
+        downscale = 2 if stem == "cifar" else 8
+        if image_size % downscale:
+            raise ValueError(
+                f"image_size is {image_size}; stem {stem!r} needs a multiple of {downscale}"
+            )
+        size = image_size // downscale
+        self.latent_shape = (latent_channels, size, size)  # of one image; noise is (B, C, h, w)
+        # (h, w, C): a row of the table is an image in channels-last memory order
+        self.embedding_shape = (size, size, 2 * width) if spatial_embedding else (1, 1, 2 * width)
+
+        self.encoder = nn.Sequential(
+            make_stem(stem, width),
+            BasicBlock(width, width, 1),
+            BasicBlock(width, width, 1),
+            BasicBlock(width, 2 * width, 2),
+        )
+        self.to_mu = nn.Conv2d(2 * width, latent_channels, 1)
+        self.to_logvar = nn.Conv2d(2 * width, latent_channels, 1)
+        self.post_conv = nn.Conv2d(latent_channels, 2 * width, 1)
+        self.decoder = make_decoder(width, downscale)
+        self.perturbation_decoder = make_decoder(width, downscale)
+        self.class_embedding = nn.Embedding(num_classes, math.prod(self.embedding_shape))
+
+    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (B, 3, H, W) in [0, 1] -> mu, logvar, each (B, *latent_shape); logvar is not clamped."""
+        h = self.encoder(x)
+        return self.to_mu(h), self.to_logvar(h)
+
+    def latent(
+        self, mu: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Decoder input z (B, 2 * width, h, w); `noise` is N(0, 1) like mu, None means no sampling.
+
+        Noise in mu's memory order (channels-last where the model is) is 1.1 times faster.
+        """
+        if noise is not None:
+            mu = torch.addcmul(mu, torch.exp(logvar.float() / 2), noise)
+        return self.post_conv(mu)
+
+    def reconstruct(self, z: torch.Tensor) -> torch.Tensor:
+        """x_hat (B, 3, H, W) in (0, 1): what the rate-limited latent keeps of the image."""
+        return torch.sigmoid(self.decoder(z))
+
+    def perturbation(self, z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """p_hat (B, 3, H, W) in [0, 1] units, unbounded: the residual as z and the label tell it.
+
+        labels: (B,) int64.
+        """
+        u = self.class_embedding(labels).view(-1, *self.embedding_shape).permute(0, 3, 1, 2)
+        return self.perturbation_decoder(z + u)
+
+    def forward(
+        self, x: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x_hat, p_hat (both of the same z), mu, logvar."""
+        mu, logvar = self.encode(x)
+        z = self.latent(mu, logvar, noise)
+        return self.reconstruct(z), self.perturbation(z, labels), mu, logvar

@@ -1,0 +1,93 @@
+"""LSP: linearly separable synthetic shortcuts.
+
+Every image of a class gets its own sample of a class-wise Gaussian in a coarse colour grid, blown
+up to blocks. No surrogate: seconds on a CPU. Source: Yu et al., KDD 2022; code
+dayu11/Availability-Attacks-Create-Shortcuts (attack notes, section 3).
+
+Deviations: K times the largest class is drawn, so that unequal classes are served (the release
+draws N, or 2N for SVHN); rounding is to the nearest level (the release truncates: `floor`).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from core.config import in_range
+from core.errors import UserError
+from core.imageset import ImageSet, Rounding
+from core.run import Run
+
+VERSION = 1
+SMOKE: dict = {}
+
+
+@dataclass(frozen=True)
+class Config:
+    radius: float = 1.3041          # L2: 6/255 * sqrt(3*32*32), the release; ISS and D-VAE use 1.0
+    patch: int = 8                  # pixels a side of a block: 8 at 32x32, 32 at 224x224 (APBench)
+    class_sep: float = 10.0         # class centres at +-10 in each coordinate, within-class sd ~ 4
+    positive_only: bool = False     # True: drop negative values, as EM's released loaders do
+    rounding: Rounding = "round"
+
+    def __post_init__(self) -> None:
+        in_range("radius", self.radius, above=0)
+        in_range("patch", self.patch, at_least=1)
+        in_range("class_sep", self.class_sep, above=0)
+
+
+def bound(config: Config) -> tuple[str, float]:
+    return "l2", config.radius
+
+
+def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
+    """Add to image i of class c the i-th sample drawn for class c, scaled to L2 norm `radius`.
+
+    Row i of the result is row i of `clean`. Seed 1 is the release's. Raises UserError if the grid
+    is too coarse to hold so many classes.
+    """
+    height, width = clean.image_shape
+    grid = math.ceil(height / config.patch), math.ceil(width / config.patch)
+    features, labels = draw_samples(clean, grid[0] * grid[1] * 3, config, run.seed)
+    cells = torch.from_numpy(assign(features, labels, clean.labels)).view(-1, *grid, 3)
+
+    def rows(images: torch.Tensor, rows: slice) -> torch.Tensor:
+        return images.add_(perturbation(cells[rows], height, width, config))
+
+    return clean.map_rows(rows, run, rounding=config.rounding)
+
+
+def draw_samples(clean: ImageSet, features: int, config: Config, seed: int
+                 ) -> tuple[np.ndarray, np.ndarray]:
+    """Samples (n, features) and their labels, equally many per class, at least the largest's."""
+    from sklearn.datasets import make_classification
+
+    if 2**features < clean.num_classes:
+        raise UserError(f"lsp.patch: blocks of {config.patch} leave {features} features, too few "
+                        f"for {clean.num_classes} classes; use smaller blocks")
+    largest = int(np.bincount(clean.labels).max())
+    return make_classification(
+        n_samples=clean.num_classes * largest, n_features=features, n_classes=clean.num_classes,
+        n_informative=features, n_redundant=0, n_repeated=0, n_clusters_per_class=1,
+        class_sep=config.class_sep,
+        flip_y=0,                   # sklearn's default flips 1 % of the labels
+        random_state=seed)
+
+
+def assign(features: np.ndarray, feature_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Row i gets the next unused sample of its class, in index order: (N, features) float32."""
+    assigned = np.empty((len(labels), features.shape[1]), np.float32)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        assigned[rows] = features[feature_labels == label][: len(rows)]
+    return assigned
+
+
+def perturbation(cells: torch.Tensor, height: int, width: int, config: Config) -> torch.Tensor:
+    """Cells (n, gh, gw, 3) blown up to blocks, cut to the image, scaled to the radius."""
+    blocks = cells.repeat_interleave(config.patch, 1).repeat_interleave(config.patch, 2)
+    delta = blocks[:, :height, :width]
+    norms = delta.flatten(1).norm(dim=1)
+    delta = delta * (config.radius / norms)[:, None, None, None]
+    return delta.clamp_(min=0) if config.positive_only else delta

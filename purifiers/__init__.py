@@ -1,0 +1,1 @@
+"""One module per purifier, found by name. `python purify.py CONFIG` applies one."""

@@ -1,0 +1,266 @@
+"""D-VAE: disentangle the perturbation with a rate-constrained variational auto-encoder.
+
+Each stage trains a fresh D-VAE on the set as it stands, without clean data or augmentation, then
+subtracts the perturbation p_hat that it predicts from the label, replaces the images by their
+reconstruction x_hat, or does both. Two stages by default: subtract at a low rate, then both at a
+higher one. Source: Yu et al., ICML 2024, and code yuyi-sd/D-VAE (D-VAE notes, sections 1-3).
+
+Deviations: pixels are rounded to the nearest level (released code truncates: `rounding: floor`);
+the network holds only the layers that the method uses; no monitoring classifier.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from core.batches import Batches
+from core.checkpoint import load_weights, save_weights
+from core.config import ConfigError, in_range, rebuild
+from core.errors import UserError
+from core.files import RowFile
+from core.imageset import ImageSet, Rounding, quantize
+from core.loop import Loop
+from core.run import Run
+from core.streams import BLOCK
+from core.training import cosine
+from models.dvae import DVAE, kl_divergence
+
+VERSION = 1
+NEEDS_LABELS = True             # p_hat = D_p(u_y + z)
+SMOKE = {"train.width": 8, "train.latent_channels": 16, "train.epochs": 2, "train.batch_size": 64,
+         "train.p_hat_start": 1}
+PURIFY_BATCH = BLOCK            # rows a network pass; a whole number of noise blocks
+Output = Literal["subtract", "reconstruct", "both"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    kld_target: float           # nats per latent position
+    output: Output
+
+    def __post_init__(self) -> None:
+        in_range("kld_target", self.kld_target, at_least=0)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Keys under `dvae.train`, for train_vae.py."""
+
+    stages: tuple[Stage, ...] = (
+        Stage(1.0, "subtract"),         # hard-coded for iteration 0 in main_vae_disentangle.py
+        Stage(3.0, "both"))             # --kd 3.0 in every released command
+    epochs: int = 60                    # per stage; configs/cifar10/resnet18DVAE.yaml
+    batch_size: int = 128               # the released command line's, drop_last
+    learning_rate: float = 5e-3         # Adam, no decay, cosine to 0 once an epoch
+    clip_norm: float = 5.0              # gradient norm
+    kld_weight: float = 0.01            # w for targets above 0.99
+    kld_weight_low: float = 0.5         # w for targets up to 0.99
+    p_hat_start: int = 11               # epochs, from 0, before the p_hat hinge ("if e > 10")
+    p_hat_floor: float = 0.002          # hinge on mean p_hat^2: RMS 11.4/255; scale by (eps/8)^2
+    width: int = 64                     # channels of the first layer
+    latent_channels: int = 256
+    spatial_embedding: bool = True      # a map per class, as in every released command
+    stem: Literal["auto", "cifar", "imagenet"] = "auto"     # imagenet: variant B, for 224x224
+    latent: Literal["sample", "mean"] = "sample"    # at purification; released code samples
+    rounding: Rounding = "round"        # of each stage's images; released code: floor
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ConfigError("stages", "at least one stage is needed")
+        in_range("epochs", self.epochs, at_least=1)
+        in_range("batch_size", self.batch_size, at_least=2)
+        in_range("learning_rate", self.learning_rate, above=0)
+        in_range("clip_norm", self.clip_norm, above=0)
+        in_range("p_hat_floor", self.p_hat_floor, at_least=0)
+        in_range("p_hat_start", self.p_hat_start, at_least=0)
+        in_range("width", self.width, at_least=2)
+        in_range("latent_channels", self.latent_channels, at_least=1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Keys under `dvae`, for purify.py. null: as the checkpoint was trained."""
+
+    stages: int | None = None           # apply only the first so many
+    output: Output | None = None        # of the last applied stage
+    latent: Literal["sample", "mean"] | None = None
+    rounding: Rounding | None = None
+    save_perturbation: bool = False     # p_hat of every stage as float16 beside the set
+
+    def __post_init__(self) -> None:
+        if self.stages is not None:
+            in_range("stages", self.stages, at_least=1)
+
+
+# --- training --------------------------------------------------------------------------------
+
+
+def train_stage(images: ImageSet, number: int, stage: Stage, config: TrainConfig, run: Run) -> DVAE:
+    """Train the D-VAE of one stage (numbered from 1) on `images`; resumable.
+
+    Writes `stage<number>.safetensors` into the run and returns the model in eval mode.
+    """
+    name = f"stage{number}"
+    model = build_model(images, config, run, name)
+    if load_weights(model, run, name) is not None:
+        return model.eval()
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+    batches = Batches(images, config.batch_size, run, name)     # no augmentation
+    loop = Loop(run, name, config.epochs, model=model, optimizer=optimizer)
+    losses = run.device.maybe_compile(stage_losses)
+    model.train()
+    for epoch in loop:
+        for group in optimizer.param_groups:
+            group["lr"] = cosine(config.learning_rate, 0.0, epoch / config.epochs)
+        for x, labels in loop.steps(batches):
+            step = epoch * len(batches) + loop.step
+            noise = draw_noise(model, len(x), run.stream(f"{name}/noise", step, x.device))
+            with run.device.autocast():
+                terms = losses(model, x, labels, noise)
+            loss = total_loss(terms, stage.kld_target, epoch, config)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            optimizer.step()
+            loop.add(len(x), loss=loss, **terms)
+        loop.end_epoch()
+    save_weights(model, run, name)
+    return model.eval()
+
+
+def build_model(images: ImageSet, config: TrainConfig, run: Run, name: str) -> DVAE:
+    height, width = images.image_shape
+    stem = config.stem
+    if stem == "auto":
+        stem = "imagenet" if height >= 96 else "cifar"
+    if height != width or height % (8 if stem == "imagenet" else 2):
+        raise UserError(f"D-VAE takes square images with an even side (a multiple of 8 with "
+                        f"stem=imagenet), not {height}x{width}")
+    with run.initialisation(name):
+        model = DVAE(images.num_classes, config.width, config.latent_channels, height,
+                     config.spatial_embedding, stem)
+    return run.device.place(model)
+
+
+def stage_losses(model: DVAE, x: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor
+                 ) -> dict[str, torch.Tensor]:
+    """The terms of the loss, in float32: nothing is detached, so MSE(x_hat + p_hat) trains the
+    encoder and D_c too."""
+    x_hat, p_hat, mu, logvar = model(x, labels, noise)
+    x_hat, p_hat = x_hat.float(), p_hat.float()
+    return {
+        "mse": F.mse_loss(x_hat, x),
+        "mse_sum": F.mse_loss((x_hat + p_hat).clamp(0, 1), x),
+        "kld": kl_divergence(mu, logvar),
+        "p_hat_power": p_hat.square().mean(),
+    }
+
+
+def total_loss(terms: dict[str, torch.Tensor], kld_target: float, epoch: int, config: TrainConfig
+               ) -> torch.Tensor:
+    """MSE(x_hat) + MSE(x_hat + p_hat) + w max(KLD, target), and from epoch p_hat_start on
+    + max(mean p_hat^2, floor). Below its target a hinge has no gradient."""
+    weight = config.kld_weight if kld_target > 0.99 else config.kld_weight_low
+    loss = terms["mse"] + terms["mse_sum"] + weight * terms["kld"].clamp(min=kld_target)
+    if epoch >= config.p_hat_start:
+        loss = loss + terms["p_hat_power"].clamp(min=config.p_hat_floor)
+    return loss
+
+
+def draw_noise(model: DVAE, count: int, generator: torch.Generator) -> torch.Tensor:
+    """N(0, 1) for the latents of `count` images, laid out channels-last."""
+    channels, height, width = model.latent_shape
+    noise = torch.randn(count, height, width, channels, generator=generator,
+                        device=generator.device)
+    return noise.permute(0, 3, 1, 2)
+
+
+# --- purification ----------------------------------------------------------------------------
+
+
+def apply_stage(images: ImageSet, model: DVAE, number: int, output: Output, config: TrainConfig,
+                run: Run) -> ImageSet:
+    """The set that the next stage trains on, in the run's state folder: purify.py remakes it."""
+    rows = purify_rows(images, [(model, number, output)], config.latent, config.rounding, run)
+    return images.map_rows(rows, run, rounding=config.rounding, device=run.device.torch,
+                           file=f"state/stage{number}-set.npy")
+
+
+def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
+    """Apply the stages of `run.checkpoint` one after the other, with the labels of the set.
+
+    With the checkpoint's own seed, device kind and settings, the result of the first k stages is
+    bit for bit what stage k + 1 was trained on. Raises UserError if the checkpoint has fewer.
+    """
+    trained = rebuild(TrainConfig, run.checkpoint.meta["config"], str(run.checkpoint.path))
+    count = config.stages or len(trained.stages)
+    if count > len(trained.stages):
+        raise UserError(f"dvae.stages: {run.checkpoint.path} has only {len(trained.stages)} stages")
+    stages = []
+    for number, stage in enumerate(trained.stages[:count], 1):
+        model = build_model(poisoned, trained, run, f"stage{number}")
+        run.checkpoint.weights_into(model, f"stage{number}").eval()
+        output = config.output if number == count and config.output else stage.output
+        stages.append((model, number, output))
+    latent, rounding = config.latent or trained.latent, config.rounding or trained.rounding
+
+    saved = {}
+    if config.save_perturbation:
+        saved = {number: RowFile(run.work / f"p_hat{number}.npy", poisoned.images.shape, "float16")
+                 for _, number, output in stages if output != "reconstruct"}
+    rows = purify_rows(poisoned, stages, latent, rounding, run, saved)
+    purified = poisoned.map_rows(rows, run, rounding=rounding, device=run.device.torch)
+    for file in saved.values():
+        file.sync()
+        file.close()
+    return purified
+
+
+def purify_rows(images: ImageSet, stages: list[tuple[DVAE, int, Output]], latent: str,
+                rounding: Rounding, run: Run, saved: dict[int, RowFile] | None = None) -> Callable:
+    """A function for map_rows that passes rows through the stages, whose sets are uint8.
+
+    Always float32: in bf16 x_hat would be off by a grey level. Noise is drawn by block of rows.
+    """
+    labels = torch.from_numpy(images.labels)
+
+    def noise(model: DVAE, name: str, start: int, count: int) -> torch.Tensor | None:
+        if latent == "mean":
+            return None
+        blocks = [draw_noise(model, BLOCK, run.stream(name, block, run.device.torch))
+                  for block in range(start // BLOCK, -(-(start + count) // BLOCK))]
+        return torch.cat(blocks)[:count]
+
+    def one_stage(model, number, output, x, y, start):
+        if output != "reconstruct":
+            mu, logvar = model.encode(x)
+            z = model.latent(mu, logvar, noise(model, f"stage{number}/subtract", start, len(x)))
+            p_hat = model.perturbation(z, y)
+            if saved:
+                saved[number].write(start, p_hat.permute(0, 2, 3, 1).half().cpu().numpy())
+            x = (x - p_hat).clamp_(0, 1)
+        if output != "subtract":
+            mu, logvar = model.encode(x)
+            z = model.latent(mu, logvar, noise(model, f"stage{number}/reconstruct", start, len(x)))
+            x = model.reconstruct(z)
+        return x
+
+    @torch.no_grad()
+    def rows(floats: torch.Tensor, rows: slice) -> torch.Tensor:
+        done = []
+        for offset in range(0, len(floats), PURIFY_BATCH):
+            x = floats[offset : offset + PURIFY_BATCH].permute(0, 3, 1, 2)
+            start = rows.start + offset
+            y = labels[start : start + len(x)].to(x.device)
+            for i, (model, number, output) in enumerate(stages):
+                if i:
+                    x = quantize(x, rounding).float().div_(255)
+                x = one_stage(model, number, output, x, y, start)
+            done.append(x.permute(0, 2, 3, 1))
+        return torch.cat(done)
+
+    return rows

@@ -1,0 +1,44 @@
+"""JPEG compression and decoding. Half of ISS (Liu et al., ICML 2023).
+
+Pillow's encoder on the stored image, with its default 4:2:0 chroma (defence notes, section 4).
+"""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from core.config import in_range
+from core.imageset import ImageSet
+from core.run import Run
+
+VERSION = 1
+SMOKE: dict = {}
+
+
+@dataclass(frozen=True)
+class Config:
+    quality: int = 10       # ISS, APBench and D-VAE all use 10
+
+    def __post_init__(self) -> None:
+        in_range("quality", self.quality, at_least=1, at_most=100)
+
+
+def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
+    """Encode and decode every image. Deterministic, label-free."""
+
+    def pixels(images: torch.Tensor, rows: slice) -> torch.Tensor:
+        return torch.from_numpy(np.stack([recode(image, config.quality)
+                                          for image in images.numpy()]))
+
+    return poisoned.map_pixels(pixels, run)
+
+
+def recode(image: np.ndarray, quality: int) -> np.ndarray:
+    """One image (H, W, 3) uint8 through JPEG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer))

@@ -1,0 +1,68 @@
+"""Purify a poisoned set.
+
+    python purify.py configs/purifiers/jpeg.yaml data=runs/poisons/NAME
+    python purify.py configs/purifiers/dvae.yaml data=SET checkpoint=runs/checkpoints/NAME
+
+Trained purifiers take their seed and precision from the checkpoint unless told otherwise. Prints
+what changed to stderr, and the purified set's folder to stdout.
+"""
+
+import dataclasses
+import sys
+
+from core.checkpoint import Checkpoint, trained_on
+from core.command import Request, command, parse
+from core.errors import UserError
+from core.imageset import ImageSet
+from core.perturbation import measure
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    request = parse(argv, __doc__, "purifiers", "python purify.py")
+    poisoned = request.load_data()
+    inputs, seed, device = {"data": poisoned.fingerprint}, request.settings.seed, request.device
+    checkpoint = find_checkpoint(request, poisoned)
+    if checkpoint is not None:
+        inputs["checkpoint"] = checkpoint.fingerprint
+        seed = checkpoint.meta["seed"] if seed is None else seed
+        if device.precision == "auto":
+            device = dataclasses.replace(device, precision=checkpoint.meta["precision"])
+    run = request.open("purified", f"{request.preset}-{poisoned.meta['name']}", inputs,
+                       seed=seed, device=device)
+    if request.plan(run, {"poisoned set": f"{poisoned.meta['name']}, {len(poisoned)} rows"}):
+        return
+    with run:
+        if not run.done:
+            run.checkpoint = checkpoint
+            needs_labels = getattr(request.module, "NEEDS_LABELS", False)
+            seen = poisoned if needs_labels else poisoned.without_labels()
+            purified = request.module.purify(seen, request.config, run)
+            found = measure(poisoned, purified)
+            run.note("change", **{**vars(found), "psnr": min(found.psnr, 999.0)})
+            dataclasses.replace(purified, labels=poisoned.labels).save(run)
+            run.say(f"{request.method} changed: {found.line()}")
+    ImageSet.load(run.out)
+    print(run.out)
+
+
+def find_checkpoint(request: Request, poisoned: ImageSet) -> Checkpoint | None:
+    """The checkpoint of a trained purifier, checked against the set; None for the others."""
+    given = request.settings.checkpoint
+    if not hasattr(request.module, "TrainConfig"):
+        if given:
+            raise UserError(f"checkpoint: {request.method} is not trained and takes none")
+        return None
+    if not given:
+        raise UserError(f"checkpoint: {request.method} is trained; make one with train_vae.py or "
+                        "train_ddpm.py and name its folder with checkpoint=")
+    checkpoint = Checkpoint.load(given)
+    checkpoint.check_fits(poisoned, request.method)
+    if checkpoint.meta["trained_on"]["fingerprint"] != trained_on(poisoned)["fingerprint"]:
+        print(f"note: {given} was trained on {checkpoint.meta['trained_on']['name']}, another set "
+              "than this one", file=sys.stderr)
+    return checkpoint
+
+
+if __name__ == "__main__":
+    sys.exit(main())

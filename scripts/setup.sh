@@ -1,0 +1,14 @@
+# Sourced by the other scripts: an active environment with the packages of requirements.txt.
+# DEV=1 also installs what the tests need.
+if [ -z "${VIRTUAL_ENV:-}" ]; then
+  [ -x .venv/bin/python ] || { echo "making .venv" >&2; python3 -m venv .venv; }
+  source .venv/bin/activate
+fi
+requirements=requirements.txt
+[ -z "${DEV:-}" ] || requirements=requirements-dev.txt
+stamp=$VIRTUAL_ENV/.installed-$(cat requirements*.txt | cksum | cut -d' ' -f1)-${DEV:-0}
+if [ ! -e "$stamp" ]; then
+  echo "installing $requirements (PyTorch's CUDA build is several GB)" >&2
+  pip install -q --disable-pip-version-check -r $requirements
+  touch "$stamp"
+fi

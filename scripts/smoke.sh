@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Every command end to end with --smoke, each on what the one before made: bash scripts/smoke.sh [FOLDER]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-$(mktemp -d)}
+
+for poison in $(ls configs/poisons); do
+  python -m poisons configs/poisons/$poison --smoke data=digits size=32 out="$out/${poison%.yaml}"
+done
+python train_vae.py configs/purifiers/dvae.yaml --smoke data="$out/lsp" out="$out/checkpoint"
+for purifier in identity gray jpeg bdr; do
+  python purify.py configs/purifiers/$purifier.yaml --smoke data="$out/lsp" out="$out/$purifier"
+done
+python purify.py configs/purifiers/dvae.yaml --smoke data="$out/lsp" checkpoint="$out/checkpoint" out="$out/dvae"
+for learner in $(ls configs/learners); do
+  python evaluate.py configs/learners/$learner --smoke data="$out/dvae" out="$out/record-${learner%.yaml}"
+done
+python scripts/figures.py grid "$out/lsp" "$out/dvae" out="$out/grid.png"
+python scripts/bench.py --smoke --json "$out/bench.json"
+echo "smoke: all commands passed"
