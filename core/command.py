@@ -113,7 +113,7 @@ def parse(argv: list[str] | None, doc: str, room: str, program: str) -> Request:
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N rows")
     parser.add_argument("--force", action="store_true",
                         help="move other work in the way aside (finished) or drop it (unfinished)")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
 
     yamls = [word for word in arguments.config if "=" not in word]
     overrides = [word for word in arguments.config if "=" in word]

@@ -75,7 +75,10 @@ def parse(text: str, name: str) -> Node:
         place = f"{name}:{mark.line + 1}" if mark else name
         reason = getattr(error, "problem", None) or "cannot be read"
         raise UserError(f"{place}: not valid YAML: {reason}") from None
-    return Node({}, name) if root is None else convert(root, name)
+    try:
+        return Node({}, name) if root is None else convert(root, name)
+    except RecursionError:
+        raise UserError(f"{name}: an alias (*name) contains itself") from None
 
 
 def convert(node: yaml.Node, name: str) -> Node:
@@ -185,7 +188,7 @@ def read_scalar(kind: type, node: Node, key: str) -> Any:
 
 def read_number(text: str) -> float | int | None:
     """`3`, `-1.5`, `1e-3`, `8/255`: what a person would read as a number; else None."""
-    plain = r"[+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+    plain = r"[+-]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
     match = re.fullmatch(rf"({plain})(?:\s*/\s*({plain}))?", text)
     if not match:
         return None

@@ -32,6 +32,7 @@ TORCHVISION = {
 NAMED = (*TORCHVISION, "digits")
 DIGITS_TEST = 360               # of 1,797; the rest, 1,437, is for training
 REFERENCE_SHARE = 0.2
+MOST_CLASSES = 100_000          # in an .npz, whose labels say how many there are
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def load_test(train: ImageSet, settings: DataSettings) -> ImageSet:
     it does not fit.
     """
     if settings.test:
-        spec = test_spec(settings.test, settings.size)
+        spec = test_spec(settings.test, settings.size or train.image_shape[0])
     else:
         spec = train.meta["test"]
     if spec is None:
@@ -98,7 +99,7 @@ def describe(images: ImageSet) -> str:
 
 def load_named(source: str, split: str, settings: DataSettings) -> ImageSet:
     if source == "digits":
-        size = settings.size or 16
+        size = 16 if settings.size is None else settings.size
         images, labels = digits(split, size)
         classes, spec = [str(i) for i in range(10)], {"data": "digits", "size": size}
     else:
@@ -119,7 +120,7 @@ def from_torchvision(source: str, split: str, root: Path):
         with contextlib.redirect_stdout(sys.stderr):
             found = getattr(datasets, name)(str(root), download=True, **which)
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{source} is not in '{root}' and could not be downloaded ({reason}): put "
                         f"{files} there, or set root=") from None
     if source == "svhn":
@@ -164,28 +165,39 @@ def load_folder(path: Path, settings: DataSettings) -> ImageSet:
 
         def find_classes(self, directory):
             names = [entry.name for entry in Path(directory).iterdir() if entry.is_dir()]
-            names.sort(key=lambda name: (0, int(name), "") if name.isdigit() else (1, 0, name))
+            names.sort(key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
             return names, {name: i for i, name in enumerate(names)}
 
     try:
         found = Numeric(str(path))
-    except (FileNotFoundError, IndexError) as error:
-        reason = str(error).split(" Supported")[0] or "no class folders"
+    except FileNotFoundError as error:
+        reason = str(error).split(" Supported")[0]
         raise UserError(f"{path}: expected one folder of images per class: {reason}") from None
-    if not found.samples:
-        raise UserError(f"{path}: expected one folder of images per class, found no image")
+    except ValueError:
+        raise UserError(f"{path}: expected one folder of images per class, found none") from None
     transform = Compose([Resize(settings.size), CenterCrop(settings.size)])
     images = np.empty((len(found.samples), settings.size, settings.size, 3), np.uint8)
     for i, (file, _) in enumerate(tqdm(found.samples, desc=str(path), disable=None, leave=False)):
         try:
             with Image.open(file) as image:
-                images[i] = np.asarray(transform(image.convert("RGB")))
+                images[i] = np.asarray(transform(to_rgb(image)))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             raise UserError(f"{file}: not a readable image; repair or remove it") from None
     spec = {"data": f"folder:{path.resolve()}", "size": settings.size}
     test = test_spec(settings.test, settings.size) if settings.test else None
     return from_arrays(images, np.array(found.targets, np.int64), name=path.name,
                        classes=found.classes, root=spec, test=test)
+
+
+def to_rgb(image):
+    """A Pillow image as RGB. 16-bit grey keeps its upper byte: Pillow would clip it to white."""
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("floats have no known range")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def load_npz(path: Path, settings: DataSettings) -> ImageSet:
@@ -199,9 +211,14 @@ def load_npz(path: Path, settings: DataSettings) -> ImageSet:
         raise UserError(f"{path}: {error.args[0]}; it needs arrays `images` and `labels`") from None
     except Exception:
         raise UserError(f"{path} is not a readable .npz of plain arrays") from None
-    if labels.ndim == 1 and labels.dtype.kind in "iu":
+    largest = 0
+    if labels.ndim == 1 and labels.dtype.kind in "iu" and labels.size:
         labels = labels.astype(np.int64)
-    classes = [str(i) for i in range(int(labels.max()) + 1)] if labels.size else []
+        largest = int(labels.max())
+        if largest >= MOST_CLASSES:
+            raise UserError(f"{path}: row {labels.argmax()} has label {largest}; labels must count "
+                            "the classes from 0")
+    classes = [str(i) for i in range(max(largest, 0) + 1)]
     test = test_spec(settings.test, settings.size) if settings.test else None
     return from_arrays(images, labels, name=path.stem, classes=classes,
                        root={"data": str(path.resolve())}, test=test)
@@ -245,7 +262,7 @@ def split_rows(split: str, total: int) -> np.ndarray:
         reference = round(total * REFERENCE_SHARE)
         return np.sort(order[:reference] if split == "reference" else order[reference:])
     word, _, number = split.partition(":")
-    if word not in ("first", "after") or not number.isdigit():
+    if word not in ("first", "after") or not number.isdecimal():
         raise UserError(f"split: '{split}' is not train, test, protected, reference, first:N "
                         "or after:N")
     rows = np.arange(total)

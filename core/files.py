@@ -54,11 +54,12 @@ def rename(old: Path, new: Path) -> None:
 
 def fsync_folder(folder: Path) -> None:
     operation("fsync", folder)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with named_errors(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def mkdir(path: Path) -> None:
@@ -111,8 +112,8 @@ class RowFile:
         with named_errors(path):
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             if os.fstat(self._file).st_size != size:
+                os.pwrite(self._file, header, 0)    # first: full size then says "has a header"
                 os.ftruncate(self._file, size)
-                os.pwrite(self._file, header, 0)
 
     def _header(self) -> bytes:
         import io

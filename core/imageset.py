@@ -187,6 +187,13 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, classes: int, where: st
                         f"lie in 0..{classes - 1}")
 
 
+REQUIRED = {
+    "imageset": ("fingerprint", "name", "classes", "root", "test", "lineage", "digests"),
+    "checkpoint": ("fingerprint", "method", "config", "seed", "precision", "trained_on", "digests"),
+    "record": ("fingerprint", "digests"),
+}
+
+
 def read_meta(path: Path, kind: str) -> dict:
     """The meta.json of a finished artefact of this kind; UserError names what is missing."""
     if not path.exists():
@@ -200,6 +207,9 @@ def read_meta(path: Path, kind: str) -> dict:
         if meta["format"] != FORMAT:
             raise UserError(f"{path}/meta.json: format {meta['format']}, but this code reads "
                             f"format {FORMAT}")
+        for key in REQUIRED[kind]:
+            if key not in meta:
+                raise UserError(f"{path}/meta.json lacks '{key}'; make the {kind} again")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is not a {kind}: it has no meta.json") from None
     except (ValueError, KeyError, TypeError) as error:

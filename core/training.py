@@ -101,9 +101,7 @@ def train_classifier(
         model = Normalised(model, protocol.mean, protocol.std)
     model = run.device.place(model)
     forward = run.device.maybe_compile(model)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=protocol.learning_rate, momentum=protocol.momentum,
-        nesterov=protocol.nesterov, weight_decay=protocol.weight_decay)
+    optimizer = make_optimizer(model, protocol)
     batches = Batches(
         train, protocol.batch_size, run, name, drop_last=protocol.drop_last,
         augmentation=Augmentation(protocol.crop_padding, protocol.flip), last_step=protocol.steps)
@@ -137,6 +135,12 @@ def train_classifier(
             curve.append([epoch + 1, tested["accuracy"]])
         loop.end_epoch(**tested, learning_rate=rate)
     return model, result_of(curve, loop, [e for e in run.read_log() if e["loop"] == name][-1])
+
+
+def make_optimizer(model: nn.Module, protocol: Protocol) -> torch.optim.SGD:
+    return torch.optim.SGD(
+        model.parameters(), lr=protocol.learning_rate, momentum=protocol.momentum,
+        nesterov=protocol.nesterov, weight_decay=protocol.weight_decay)
 
 
 def result_of(curve: list, loop: Loop, last_line: dict) -> Result:

@@ -45,7 +45,7 @@ class InstanceNormReLU(nn.Module):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _InstanceNormReLU.apply(x)
+        return _InstanceNormReLU.apply(x.float())  # statistics never in half precision
 
 
 class _InstanceNormReLU(torch.autograd.Function):
@@ -70,16 +70,15 @@ class _InstanceNormReLU(torch.autograd.Function):
 
 def make_decoder(width: int, upscale: int) -> nn.Sequential:
     """2 * width channels -> 3 channels, `upscale` (2 or 8) times larger; no final non-linearity."""
-    up, keep = dict(kernel_size=4, stride=2, padding=1), dict(kernel_size=3, stride=1, padding=1)
-    later = up if upscale == 8 else keep
     half = width // 2
+    later = (4, 2, 1) if upscale == 8 else (3, 1, 1)        # kernel, stride, padding
     return nn.Sequential(
-        nn.ConvTranspose2d(2 * width, width, **up),
-        nn.ConvTranspose2d(width, width, **keep),
+        nn.ConvTranspose2d(2 * width, width, 4, 2, 1),
+        nn.ConvTranspose2d(width, width, 3, 1, 1),          # the source has no activation before it
         InstanceNormReLU(),
-        nn.ConvTranspose2d(width, half, **later),
+        nn.ConvTranspose2d(width, half, *later),
         InstanceNormReLU(),
-        nn.ConvTranspose2d(half, 3, **later),
+        nn.ConvTranspose2d(half, 3, *later),
     )
 
 
@@ -125,7 +124,7 @@ class DVAE(nn.Module):
         self.class_embedding = nn.Embedding(num_classes, math.prod(self.embedding_shape))
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (B, 3, H, W) in [0, 1] -> mu, logvar, each (B, *latent_shape); logvar is not clamped."""
+        """Images (B, 3, H, W) in [0, 1] -> mu and (unclamped) logvar, each (B, *latent_shape)."""
         h = self.encoder(x)
         return self.to_mu(h), self.to_logvar(h)
 
@@ -137,7 +136,7 @@ class DVAE(nn.Module):
         Noise in mu's memory order (channels-last where the model is) is 1.1 times faster.
         """
         if noise is not None:
-            mu = torch.addcmul(mu, torch.exp(logvar.float() / 2), noise)
+            mu = torch.addcmul(mu.float(), torch.exp(logvar.float() / 2), noise)
         return self.post_conv(mu)
 
     def reconstruct(self, z: torch.Tensor) -> torch.Tensor:

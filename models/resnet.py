@@ -6,8 +6,8 @@ Deviations: none; torch's default initialisation, and no normalisation of the in
 """
 
 import torch
-from torch import nn
 import torch.nn.functional as F
+from torch import nn
 
 
 class BasicBlock(nn.Module):
@@ -34,7 +34,7 @@ class BasicBlock(nn.Module):
 
 
 def make_stem(kind: str, width: int) -> nn.Sequential:
-    """First layers, 3 -> width channels: "cifar" keeps the image size, "imagenet" divides it by 4."""
+    """First layers, 3 -> width channels. "cifar" keeps the size, "imagenet" divides it by 4."""
     if kind == "cifar":
         conv, pool = nn.Conv2d(3, width, 3, stride=1, padding=1, bias=False), []
     elif kind == "imagenet":
@@ -61,7 +61,7 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(channels, num_classes)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Pooled penultimate features (B, 8 * width) of images (B, 3, H, W) in [0, 1], H and W >= 8."""
+        """Pooled features (B, 8 * width) of images (B, 3, H, W) in [0, 1], H and W >= 8."""
         return self.blocks(self.stem(x)).mean(dim=(2, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -111,25 +111,37 @@ def train_stage(images: ImageSet, number: int, stage: Stage, config: TrainConfig
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     batches = Batches(images, config.batch_size, run, name)     # no augmentation
     loop = Loop(run, name, config.epochs, model=model, optimizer=optimizer)
-    losses = run.device.maybe_compile(stage_losses)
+    train_step = training_step(model, optimizer, stage, config, run)
     model.train()
     for epoch in loop:
         for group in optimizer.param_groups:
             group["lr"] = cosine(config.learning_rate, 0.0, epoch / config.epochs)
         for x, labels in loop.steps(batches):
             step = epoch * len(batches) + loop.step
-            noise = draw_noise(model, len(x), run.stream(f"{name}/noise", step, x.device))
-            with run.device.autocast():
-                terms = losses(model, x, labels, noise)
-            loss = total_loss(terms, stage.kld_target, epoch, config)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-            optimizer.step()
-            loop.add(len(x), loss=loss, **terms)
+            generator = run.stream(f"{name}/noise", step, x.device)
+            loop.add(len(x), **train_step(x, labels, generator, epoch))
         loop.end_epoch()
     save_weights(model, run, name)
     return model.eval()
+
+
+def training_step(model: DVAE, optimizer: torch.optim.Optimizer, stage: Stage, config: TrainConfig,
+                  run: Run) -> Callable[..., dict[str, torch.Tensor]]:
+    """A function (x, labels, generator, epoch) that takes one step and returns its losses."""
+    losses = run.device.maybe_compile(stage_losses)
+
+    def step(x, labels, generator, epoch):
+        noise = draw_noise(model, len(x), generator)
+        with run.device.autocast():
+            terms = losses(model, x, labels, noise)
+        loss = total_loss(terms, stage.kld_target, epoch, config)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        optimizer.step()
+        return {"loss": loss, **terms}
+
+    return step
 
 
 def build_model(images: ImageSet, config: TrainConfig, run: Run, name: str) -> DVAE:

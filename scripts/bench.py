@@ -1,0 +1,346 @@
+"""How fast the hot paths are, beside a plain loop and this machine's own peak, in one run.
+
+    python scripts/bench.py [NAME ...] [--rounds 5] [--json bench.json] [--smoke] [key=value ...]
+
+Device settings are the commands' (device=, precision=, compile=, threads=). `ratio` is ours over a
+plain eager fp32 NCHW loop of the same model, measured in turn. `peak` is the share of the machine's
+own largest matrix product (fp32, or bf16 where the run is bf16). Run it with nothing else running.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import core.run
+from core import config, imageset, training
+from core.batches import Augmentation, Batches
+from core.command import command
+from core.device import DeviceSettings, resolve
+from core.imageset import ImageSet
+from core.run import Job, Run
+from models.dvae import DVAE, InstanceNormReLU
+from models.resnet import resnet18
+from poisons import lsp
+from purifiers import dvae
+
+
+@dataclass
+class Row:
+    """One line of the table. Rates are images a second."""
+
+    name: str
+    rate: float
+    ratio: float | None = None          # to the plain loop, or as `note` says
+    share: float | None = None          # of the matrix-product peak
+    memory_gb: float | None = None
+    note: str = ""
+
+
+class Bench:
+    """Settings of one call, and the clock."""
+
+    def __init__(self, run: Run, rounds: int, smoke: bool) -> None:
+        self.run, self.rounds, self.smoke = run, rounds, smoke
+        self.device = run.device
+        self.peak = self.matrix_peak()
+
+    def seconds(self, *functions: Callable[[], object]) -> list[float]:
+        """Median seconds of each function, called in turn for `rounds` rounds after a warm-up."""
+        times: list[list[float]] = [[] for _ in functions]
+        for round_ in range(self.rounds + 1):
+            for function, found in zip(functions, times, strict=True):
+                self.wait()
+                started = time.perf_counter()
+                function()
+                self.wait()
+                if round_:
+                    found.append(time.perf_counter() - started)
+        return [statistics.median(found) for found in times]
+
+    def wait(self) -> None:
+        if self.device.kind == "cuda":
+            torch.cuda.synchronize()
+
+    def matrix_peak(self) -> float:
+        """FLOP/s of the fastest square matrix product here, in the precision of the run."""
+        dtype = torch.bfloat16 if self.device.precision == "bf16" else torch.float32
+        best = 0.0
+        for size in (256,) if self.smoke else (1024, 2048, 4096):
+            a, b = (torch.randn(size, size, device=self.device.torch).to(dtype) for _ in "ab")
+            torch.mm(a, b)
+            for _ in range(5):
+                self.wait()
+                started = time.perf_counter()
+                torch.mm(a, b)
+                self.wait()
+                best = max(best, 2 * size**3 / (time.perf_counter() - started))
+        return best
+
+    def memory(self) -> float:
+        """Peak memory so far, GB: of the GPU, or of the process."""
+        if self.device.kind == "cuda":
+            return torch.cuda.max_memory_allocated() / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+    def images(self, batch: int, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+        """A channels-last batch and its labels."""
+        x = torch.rand(batch, size, size, 3, device=self.device.torch).permute(0, 3, 1, 2)
+        return x, torch.arange(batch, device=self.device.torch) % 10
+
+
+def flop(function: Callable[[], object]) -> float:
+    """Multiply-adds of convolutions and matrix products, times two, as torch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+# --- classifiers -----------------------------------------------------------------------------
+
+
+def classifier_step(model, forward, bench: Bench, x, y, protocol: training.Protocol):
+    """The arithmetic of one training step of core.training, on a batch that is there already."""
+    optimizer = training.make_optimizer(model, protocol)
+
+    def step():
+        with bench.device.autocast():
+            logits = forward(x)
+        loss = F.cross_entropy(logits.float(), y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), protocol.clip_norm)
+        optimizer.step()
+
+    return step
+
+
+def plain_classifier_step(width: int, bench: Bench, x, y):
+    """What a textbook loop does: NCHW, fp32, eager."""
+    model = resnet18(width=width).to(bench.device.torch)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    x = x.contiguous()
+
+    def step():
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+
+    return step
+
+
+def resnet(bench: Bench):
+    """ResNet-18 training steps."""
+    batches = (128, 512) if bench.device.kind == "cuda" else (128,)
+    for width, batch in itertools.product((8,) if bench.smoke else (64, 16), batches):
+        x, y = bench.images(batch)
+        model = bench.device.place(resnet18(width=width))
+        forward = bench.device.maybe_compile(model)
+        ours = classifier_step(model, forward, bench, x, y, training.Protocol())
+        plain = plain_classifier_step(width, bench, x, y)
+        mine, theirs = bench.seconds(ours, plain)
+        yield Row(f"ResNet-18 width {width} training, batch {batch}", batch / mine, theirs / mine,
+                  flop(plain) / mine / bench.peak, bench.memory(), "ratio to the plain loop")
+
+
+def evaluate(bench: Bench):
+    """core.training's whole loop against its bare step."""
+    width = 8 if bench.smoke else 16
+    rows = 512 if bench.smoke else 128 * 24
+    protocol = training.Protocol(epochs=1, test_every=0)
+    data = random_set(rows)
+    x, y = bench.images(128)
+    model = bench.device.place(resnet18(width=width))
+    step = classifier_step(model, bench.device.maybe_compile(model), bench, x, y, protocol)
+    rates = []
+
+    def whole():
+        with scratch_run(bench.run) as run:
+            _, result = training.train_classifier(resnet18(width=width), data, None, protocol, run)
+        rates.append(result.images_per_second)
+
+    def bare():
+        for _ in range(rows // 128):
+            step()
+
+    _, bare_seconds = bench.seconds(whole, bare)
+    rate = statistics.median(rates[1:])
+    yield Row(f"evaluate.py, width {width}, batch 128", rate, rate * bare_seconds / rows,
+              note="ratio to its bare training step")
+
+
+# --- D-VAE -----------------------------------------------------------------------------------
+
+
+def plain_dvae_step(width: int, bench: Bench, x, y, kld_target: float):
+    """The same D-VAE as the textbook writes it: NCHW, fp32, eager, torch's own instance norm."""
+    model = DVAE(width=width)
+    for decoder in (model.decoder, model.perturbation_decoder):
+        for i, layer in enumerate(decoder):
+            if isinstance(layer, InstanceNormReLU):
+                channels = decoder[i - 1].out_channels
+                decoder[i] = nn.Sequential(nn.InstanceNorm2d(channels), nn.ReLU())
+    model.to(bench.device.torch)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    x = x.contiguous()
+
+    def step():
+        noise = torch.randn(len(x), *model.latent_shape, device=x.device)
+        mu, logvar = model.encode(x)
+        z = model.post_conv(mu + torch.exp(logvar / 2) * noise)
+        x_hat, p_hat = model.reconstruct(z), model.perturbation(z, y)
+        kld = (-0.5 * (1 + logvar - mu**2 - logvar.exp()).sum(1)).mean()
+        loss = (F.mse_loss(x_hat, x) + F.mse_loss((x_hat + p_hat).clamp(0, 1), x)
+                + 0.01 * kld.clamp(min=kld_target) + p_hat.square().mean().clamp(min=0.002))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+
+    return step
+
+
+def vae(bench: Bench):
+    """D-VAE training, and purification against it."""
+    width = 8 if bench.smoke else 64
+    train = dvae.TrainConfig(width=width)
+    x, y = bench.images(train.batch_size)
+    model = bench.device.place(DVAE(width=width))
+    optimizer = torch.optim.Adam(model.parameters(), lr=train.learning_rate)
+    step = dvae.training_step(model, optimizer, dvae.Stage(3.0, "both"), train, bench.run)
+    plain = plain_dvae_step(width, bench, x, y, 3.0)
+    generator = bench.run.stream("bench", 0, bench.device.torch)
+    mine, theirs = bench.seconds(lambda: step(x, y, generator, train.p_hat_start), plain)
+    training_rate = train.batch_size / mine
+    yield Row(f"D-VAE width {width} training, batch 128", training_rate, theirs / mine,
+              flop(plain) / mine / bench.peak, bench.memory(), "ratio to the plain loop")
+
+    rows = 256 if bench.smoke else 1024
+    data = random_set(rows)
+    floats = torch.from_numpy(np.array(data.images)).float().div(255).to(bench.device.torch)
+    model.eval()
+    for output in ("subtract", "reconstruct", "both"):
+        purify = dvae.purify_rows(data, [(model, 1, output)], "sample", "round", bench.run)
+        again, seconds = bench.seconds(lambda: step(x, y, generator, 0),
+                                       functools.partial(purify, floats, slice(0, rows)))
+        yield Row(f"D-VAE purification, {output}", rows / seconds,
+                  rows / seconds / (train.batch_size / again), None, bench.memory(),
+                  "ratio to the training rate")
+
+
+# --- data ------------------------------------------------------------------------------------
+
+
+def poison(bench: Bench):
+    """LSP on 50,000 images, from the clean set to the verified file."""
+    rows = 2000 if bench.smoke else 50_000
+    data = random_set(rows)
+
+    def make():
+        with scratch_run(bench.run) as run:
+            lsp.poison(data, lsp.Config(), run)
+
+    (seconds,) = bench.seconds(make)
+    yield Row(f"LSP, {rows:,} images", rows / seconds, note=f"{seconds:.1f} s")
+
+
+def loader(bench: Bench):
+    """Crop-and-flip batches, beside what the width-64 ResNet-18 eats."""
+    rows = 2560 if bench.smoke else 25_600
+    batches = Batches(random_set(rows), 128, bench.run, "bench",
+                      augmentation=Augmentation(4, True))
+    x, y = bench.images(128)
+    model = bench.device.place(resnet18(width=8 if bench.smoke else 64))
+    step = classifier_step(model, bench.device.maybe_compile(model), bench, x, y,
+                           training.Protocol())
+    epochs = itertools.count()
+
+    def walk():
+        for _ in batches.epoch(next(epochs)):
+            pass
+
+    seconds, eating = bench.seconds(walk, step)
+    yield Row("augmented batches of 128", rows / seconds, rows / seconds / (128 / eating),
+              note="ratio to what the ResNet eats")
+
+
+def random_set(rows: int) -> ImageSet:
+    pixels = np.random.default_rng(0).integers(0, 256, (rows, 32, 32, 3), np.uint8)
+    labels = np.arange(rows, dtype=np.int64) % 10
+    return imageset.from_arrays(pixels, labels, name="random", root={}, test=None,
+                                classes=[str(i) for i in range(10)])
+
+
+def scratch_run(like: Run) -> Run:
+    """A run in a temporary folder that is never finished."""
+    folder = Path(tempfile.mkdtemp(prefix="bench-")) / "run"
+    return Run(Job("bench", "bench", "lsp", 1, {}, 0, {}), out=folder,
+               device=like.device.as_settings())
+
+
+BENCHES = {"resnet": resnet, "evaluate": evaluate, "dvae": vae, "lsp": poison, "batches": loader}
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python scripts/bench.py",
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME | key=value",
+                        help=f"some of {', '.join(BENCHES)}; all by default")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds after the warm-up")
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser.add_argument("--smoke", action="store_true", help="tiny models, one round")
+    arguments = parser.parse_intermixed_args(argv)
+    names = [word for word in arguments.names if "=" not in word] or list(BENCHES)
+    for name in names:
+        if name not in BENCHES:
+            parser.error(f"unknown bench '{name}'{config.suggest(name, list(BENCHES))}")
+    overrides = config.read([], [word for word in arguments.names if "=" in word])
+    device = resolve(config.build(DeviceSettings, overrides, ""))
+
+    run = scratch_run(type("Like", (), {"device": device}))
+    core.run.SAVE_SECONDS = float("inf")
+    with run:
+        bench = Bench(run, 1 if arguments.smoke else arguments.rounds, arguments.smoke)
+        about = device.describe()
+        print(f"{about['hardware']}, {device.name}, {device.precision}, compile {device.compile}, "
+              f"{device.threads} threads, torch {torch.__version__}; largest matrix product "
+              f"{bench.peak / 1e9:,.0f} GFLOP/s\n")
+        print("| what | images/s | ratio | of peak | peak GB | |\n|---|---|---|---|---|---|")
+        rows = []
+        for name in names:
+            for row in BENCHES[name](bench):
+                rows.append(row)
+                print(f"| {row.name} | {row.rate:,.0f} | {cell(row.ratio, '.2f')} | "
+                      f"{cell(row.share, '.0%')} | {cell(row.memory_gb, '.1f')} | {row.note} |",
+                      flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({
+            **about, "torch": torch.__version__, "peak_flops": bench.peak,
+            "rows": [vars(row) for row in rows]}, indent=1) + "\n")
+
+
+def cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Kill every command at each change that it makes on disk, repeat the line, compare the bytes. Minutes.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+DEV=1 source scripts/setup.sh
+work=${1:-$(mktemp -d)}
+for command in poison train_vae purify evaluate; do python tests/crash_driver.py $command "$work/$command"; done

@@ -1,0 +1,134 @@
+"""What the tests share: a command run in process, ImageSet folders written by NumPy alone, runs."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core.datasets import DataSettings, load
+from core.device import DeviceSettings
+from core.imageset import ImageSet
+from core.run import Job, Run
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended. `error` is its one `error: ...` line without the word, or None."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def error(self) -> str | None:
+        found = [line for line in self.stderr.splitlines() if line.startswith("error: ")]
+        return found[0].removeprefix("error: ") if len(found) == 1 else None
+
+    @property
+    def path(self) -> Path:
+        """The artefact that the command names on stdout."""
+        return Path(self.stdout.split()[-1])
+
+
+def run_command(main, *arguments: object) -> Outcome:
+    """Call a command's `main` in this process, as `python -m ...` would, and catch its output."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            status = stop.code
+    return Outcome(status, stdout.getvalue(), stderr.getvalue())
+
+
+def succeed(main, *arguments: object) -> Path:
+    """Run a command that must work; the folder that it made."""
+    outcome = run_command(main, *arguments)
+    assert outcome.status == 0, outcome.stderr
+    return outcome.path
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Digest of every array or weight file of an artefact: what two equal runs share."""
+    return {path.name: digest(path) for path in sorted(folder.iterdir())
+            if path.suffix in (".npy", ".safetensors")}
+
+
+def write_imageset(folder: Path, images: np.ndarray, labels: np.ndarray, classes: int = 10,
+                   **meta: object) -> Path:
+    """An ImageSet folder written with NumPy and JSON alone, as the format is documented."""
+    folder.mkdir(parents=True)
+    np.save(folder / "images.npy", images)
+    np.save(folder / "labels.npy", labels)
+    sign(folder, {"fingerprint": hashlib.sha256(images.tobytes()).hexdigest(), "name": folder.name,
+                  "classes": [str(i) for i in range(classes)], "root": {"data": "digits"},
+                  "test": {"data": "digits", "size": 16, "split": "test"}, "lineage": [], **meta})
+    return folder
+
+
+def sign(folder: Path, meta: dict) -> None:
+    """Write meta.json with the digests of the arrays as they are now."""
+    digests = {path.name: digest(path) for path in folder.glob("*.npy")}
+    (folder / "meta.json").write_text(json.dumps(
+        {"format": 1, "kind": "imageset", **meta, "digests": digests}))
+
+
+@contextlib.contextmanager
+def new_run(out: Path, *, seed: int = 0, method: str = "test", config: dict | None = None,
+            ) -> Iterator[Run]:
+    """A run of its own, for calling a module without its command."""
+    job = Job("tests", "test", method, 1, config or {}, seed, {})
+    with Run(job, out=out, device=DeviceSettings(device="cpu")) as run:
+        yield run
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Every test works in a folder of its own, so that default outputs never reach the project."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def digits() -> ImageSet:
+    """All 1,437 training digits, 16x16."""
+    return load(DataSettings("digits"))
+
+
+@pytest.fixture(scope="session")
+def few(digits) -> ImageSet:
+    """The first 320 training digits."""
+    return digits.first(320)
+
+
+@pytest.fixture(scope="session")
+def few_path(few, tmp_path_factory) -> Path:
+    """The same as an ImageSet folder that remembers its test set. Not to be changed."""
+    return write_imageset(tmp_path_factory.mktemp("sets") / "few", few.images, few.labels)
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    """60 random images of 16x16, uint8."""
+    return np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def labels() -> np.ndarray:
+    """Labels of `images`: six of each of ten classes, in random order."""
+    return np.random.default_rng(1).permutation(np.arange(60, dtype=np.int64) % 10)

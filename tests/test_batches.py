@@ -1,0 +1,191 @@
+"""Minibatches: permutations, crops and flips against plain loops, resume, last batches."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import new_run
+from torchvision.transforms import functional as tv
+
+from core.batches import Augmentation, Batches, augment
+from core.errors import UserError
+from core.imageset import from_arrays
+
+
+@pytest.fixture
+def numbered():
+    """100 images whose pixels all tell their row, labels row % 10."""
+    rows = np.arange(100)
+    pixels = np.broadcast_to(rows[:, None, None, None].astype(np.uint8), (100, 6, 6, 3)).copy()
+    return from_arrays(pixels, rows % 10, name="rows", classes=[str(i) for i in range(10)],
+                       root={}, test=None)
+
+
+@pytest.fixture
+def run(tmp_path):
+    with new_run(tmp_path / "out", seed=3) as run:
+        yield run
+
+
+def rows_of(images: torch.Tensor) -> list[int]:
+    return (images[:, 0, 0, 0] * 255).round().long().tolist()
+
+
+def walk(batches: Batches, epoch: int, start: int = 0) -> list[list[int]]:
+    return [rows_of(images) for images, _ in batches.epoch(epoch, start)]
+
+
+def test_an_epoch_visits_every_row_once_with_its_label(run, numbered):
+    batches = Batches(numbered, 20, run, "test")
+    seen = []
+    for images, labels in batches.epoch(0):
+        assert images.shape == (20, 3, 6, 6)
+        assert images.dtype == torch.float32
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert [row % 10 for row in rows_of(images)] == labels.tolist()
+        seen += rows_of(images)
+    assert sorted(seen) == list(range(100))
+    assert seen != list(range(100))
+
+
+def test_pixels_are_divided_by_255_exactly(run, images, labels):
+    data = from_arrays(images, labels, name="x", classes=["c"] * 10, root={}, test=None)
+    given = {image.tobytes() for image in (images.astype(np.float32) / np.float32(255))}
+    for floats, _ in Batches(data, 30, run, "test").epoch(0):
+        for image in floats.permute(0, 2, 3, 1).contiguous().numpy():
+            assert image.tobytes() in given
+
+
+def test_every_epoch_is_another_permutation_of_the_same_seed(tmp_path, numbered):
+    def orders(seed, name="test"):
+        with new_run(tmp_path / f"{seed}{name}", seed=seed) as run:
+            batches = Batches(numbered, 50, run, name)
+            return [walk(batches, epoch) for epoch in range(3)]
+
+    first = orders(0)
+    assert first[0] != first[1] != first[2] != first[0]
+    assert orders(1) != first != orders(0, "other")
+    with new_run(tmp_path / "again", seed=0) as run:        # in any order, and drawn alone
+        assert walk(Batches(numbered, 50, run, "test"), 2) == first[2]
+
+
+def test_an_epoch_can_start_in_its_middle(run, images, labels):
+    data = from_arrays(images, labels, name="x", classes=["c"] * 10, root={}, test=None)
+    batches = Batches(data, 7, run, "test", augmentation=Augmentation(2, True))
+    whole = list(batches.epoch(4))
+    for start in (0, 3, 7, 8):
+        rest = list(batches.epoch(4, start))
+        assert len(rest) == len(whole) - start
+        for (a, la), (b, lb) in zip(rest, whole[start:], strict=True):
+            assert torch.equal(a, b)
+            assert torch.equal(la, lb)
+
+
+@pytest.mark.parametrize(("rows", "size", "drop_last", "sizes"), [
+    (100, 30, True, [30, 30, 30]), (100, 30, False, [30, 30, 30, 10]),
+    (100, 33, True, [33, 33, 33]), (100, 33, False, [33, 33, 33]),      # a last one of one image
+    (100, 100, True, [100]), (60, 100, False, [60]), (100, 25, False, [25] * 4),
+])
+def test_last_batches(run, numbered, rows, size, drop_last, sizes):
+    batches = Batches(numbered.first(rows), size, run, "test", drop_last=drop_last)
+    assert [len(batch) for batch in walk(batches, 0)] == sizes
+    assert len(batches) == len(sizes)
+
+
+@pytest.mark.parametrize(("rows", "size", "drop_last"), [(60, 61, True), (1, 2, False)])
+def test_too_few_rows_for_a_batch(run, numbered, rows, size, drop_last):
+    with pytest.raises(UserError, match=rf"{rows} rows, too few for a batch of {size}: lower"):
+        Batches(numbered.first(rows), size, run, "test", drop_last=drop_last)
+
+
+def test_a_protocol_that_counts_steps_ends_in_the_middle_of_an_epoch(run, numbered):
+    batches = Batches(numbered, 10, run, "test", last_step=23)
+    assert [len(walk(batches, epoch)) for epoch in range(3)] == [10, 10, 3]
+    assert walk(batches, 2) == walk(Batches(numbered, 10, run, "test"), 2)[:3]
+
+
+# --- crop and flip ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", [1, 4, 9])
+@pytest.mark.parametrize("shape", [(8, 8), (5, 9)])
+def test_augment_is_torchvisions_pad_crop_and_flip(padding, shape):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (40, *shape, 3), dtype=torch.uint8, generator=generator)
+    offsets = torch.randint(0, 2 * padding + 1, (40, 2), generator=generator)
+    mirrored = torch.rand(40, generator=generator) < 0.5
+    before = images.clone()
+    found = augment(images, offsets, mirrored, padding=padding)
+    assert torch.equal(images, before)
+    for i in range(40):
+        padded = tv.pad(images[i].permute(2, 0, 1), [padding] * 4)
+        expected = tv.crop(padded, *offsets[i].tolist(), *shape)
+        if mirrored[i]:
+            expected = tv.hflip(expected)
+        assert torch.equal(found[i].permute(2, 0, 1), expected)
+
+
+def test_without_augmentation_nothing_changes(run, numbered):
+    images = torch.randint(0, 256, (3, 4, 4, 3), dtype=torch.uint8)
+    assert torch.equal(augment(images), images)
+    plain = Batches(numbered, 100, run, "test")
+    none = Batches(numbered, 100, run, "test", augmentation=Augmentation(0, False))
+    assert torch.equal(next(plain.epoch(0))[0], next(none.epoch(0))[0])
+
+
+def locate(found: np.ndarray, source: np.ndarray, padding: int) -> tuple[int, int, bool]:
+    """The crop that made `found`, by trying them all."""
+    height, width, _ = source.shape
+    padded = np.pad(source, ((padding, padding), (padding, padding), (0, 0)))
+    hits = [(dy, dx, flip) for dy in range(2 * padding + 1) for dx in range(2 * padding + 1)
+            for flip in (False, True)
+            if np.array_equal(found[:, ::-1] if flip else found,
+                              padded[dy : dy + height, dx : dx + width])]
+    assert len(hits) == 1
+    return hits[0]
+
+
+def test_crops_and_flips_are_uniform_and_new_in_every_epoch(run):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(1, 256, (300, 6, 6, 3), dtype=np.uint8)
+    data = from_arrays(pixels, np.zeros(300, np.int64), name="x", classes=["c"], root={}, test=None)
+    sources = {image.tobytes(): i for i, image in enumerate(pixels)}
+    order = {}
+    plain = Batches(data, 300, run, "test")
+    augmented = Batches(data, 300, run, "test", augmentation=Augmentation(2, True))
+    draws = []
+    for epoch in range(2):
+        images, _ = next(plain.epoch(epoch))
+        order = [sources[(image * 255).round().byte().numpy().tobytes()]
+                 for image in images.permute(0, 2, 3, 1).contiguous()]
+        images, _ = next(augmented.epoch(epoch))
+        found = (images.permute(0, 2, 3, 1) * 255).round().byte().numpy()
+        draws.append({row: locate(found[i], pixels[row], 2) for i, row in enumerate(order)})
+    assert sum(draws[0][row] == draws[1][row] for row in range(300)) < 30   # chance: 6
+    for axis in (0, 1):
+        counts = np.bincount([draw[axis] for epoch in draws for draw in epoch.values()],
+                             minlength=5)
+        assert len(counts) == 5
+        assert ((counts - 120) ** 2 / 120).sum() < 18.5     # chi-square, 4 degrees, p = 0.001
+    flips = sum(draw[2] for epoch in draws for draw in epoch.values())
+    assert abs(flips - 300) < 3.3 * np.sqrt(600) / 2
+
+
+def test_flip_and_crop_alone(run):
+    ramp = np.zeros((100, 6, 6, 3), np.uint8)
+    ramp[:] = np.arange(5, 65, 10)[:, None]                 # columns 5, 15, ... 55
+    data = from_arrays(ramp, np.zeros(100, np.int64), name="x", classes=["c"], root={}, test=None)
+    flipped, _ = next(Batches(data, 100, run, "t", augmentation=Augmentation(0, True)).epoch(0))
+    corners = (flipped[:, 0, 0, 0] * 255).round().tolist()
+    assert set(corners) == {5, 55}
+    cropped, _ = next(Batches(data, 100, run, "t", augmentation=Augmentation(1, False)).epoch(0))
+    columns = {tuple((image[0, 3] * 255).round().tolist()) for image in cropped}
+    assert columns == {(5, 15, 25, 35, 45, 55), (0, 5, 15, 25, 35, 45), (15, 25, 35, 45, 55, 0)}
+
+
+def test_what_a_row_gets_does_not_depend_on_the_batch_size(run, images, labels):
+    data = from_arrays(images, labels, name="x", classes=["c"] * 10, root={}, test=None)
+    augmentation = Augmentation(3, True)
+    large, small = (torch.cat([x for x, _ in Batches(data, size, run, "test",
+                                                     augmentation=augmentation).epoch(1)])
+                    for size in (60, 12))
+    assert torch.equal(large, small)

@@ -1,0 +1,26 @@
+"""Nothing is lost: every command dies at its file operations and ends with the same bytes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DRIVER = Path(__file__).with_name("crash_driver.py")
+
+
+def drive(command, tmp_path, *arguments):
+    done = subprocess.run([sys.executable, DRIVER, command, tmp_path / "work", *arguments],
+                          capture_output=True, text=True, cwd=DRIVER.parents[1], check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_poison_survives_a_sample_of_deaths(tmp_path):
+    assert "same bytes each time" in drive("poison", tmp_path, "--every", "4", "--kills", "1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["poison", "train_vae", "purify", "evaluate"])
+def test_every_command_survives_every_death(command, tmp_path):
+    assert "same bytes each time" in drive(command, tmp_path)

@@ -1,0 +1,400 @@
+"""Data sets: digits, torchvision's real loaders, folders, .npz files, splits and test sets."""
+
+import hashlib
+import pickle
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from conftest import write_imageset
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from core import datasets
+from core.datasets import DataSettings, load, load_test
+from core.errors import UserError
+
+# --- digits ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_digits_are_scikit_learns_enlarged_bilinearly(size):
+    """Pillow's bilinear filter uses half-pixel centres too, and shares no code with torch."""
+    train = load(DataSettings("digits", size=size))
+    test = load(DataSettings("digits", split="test", size=size))
+    assert train.images.shape == (1437, size, size, 3)
+    assert test.images.shape == (360, size, size, 3)
+    assert (train.images[..., :1] == train.images).all()        # grey copied to three channels
+
+    grey, labels = load_digits(return_X_y=True)
+    levels = [Image.fromarray(image.reshape(8, 8).astype(np.float32) / 16)
+              .resize((size, size), Image.Resampling.BILINEAR) for image in grey]
+    expected = {(np.rint(np.asarray(level) * 255).astype(np.uint8).tobytes(), label)
+                for level, label in zip(levels, labels, strict=True)}
+    found = {(image[..., 0].tobytes(), label) for part in (train, test)
+             for image, label in zip(part.images, part.labels, strict=True)}
+    assert len(found & expected) > 0.97 * len(expected)     # half levels may round either way
+    assert len(found) == len(expected)
+
+
+def test_digits_train_and_test_are_disjoint_and_balanced():
+    train, test = load(DataSettings("digits")), load(DataSettings("digits", split="test"))
+    total = np.bincount(load_digits(return_X_y=True)[1])
+    counts = np.bincount(test.labels)
+    np.testing.assert_array_equal(np.bincount(train.labels) + counts, total)
+    assert np.abs(counts - total * 360 / 1797).max() <= 1       # stratified
+    rows = {image.tobytes() for image in train.images}
+    assert not rows & {image.tobytes() for image in test.images}
+
+
+def test_digits_are_the_same_every_time():
+    first, second = load(DataSettings("digits")), load(DataSettings("digits"))
+    assert first.fingerprint == second.fingerprint
+    assert first.fingerprint != load(DataSettings("digits", size=32)).fingerprint
+    assert first.fingerprint != load(DataSettings("digits", split="test")).fingerprint
+
+
+# --- torchvision -----------------------------------------------------------------------------
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def tiny_cifar(tmp_path, monkeypatch):
+    """A real cifar-10-batches-py folder of 100 images, whose digests torchvision is told of."""
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / "root" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    planes = rng.integers(0, 256, (100, 3, 32, 32), dtype=np.uint8)
+    labels = rng.integers(0, 10, 100)
+    names = [f"data_batch_{i}" for i in range(1, 5)] + ["test_batch"]
+    for i, name in enumerate(names):
+        rows = slice(20 * i, 20 * i + 20)
+        (folder / name).write_bytes(pickle.dumps({"data": planes[rows].reshape(20, 3072),
+                                                  "labels": labels[rows].tolist()}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    monkeypatch.setattr(CIFAR10, "train_list", [[n, md5(folder / n)] for n in names[:4]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5(folder / "test_batch")]])
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names",
+                                          "md5": md5(folder / "batches.meta")})
+    return planes.transpose(0, 2, 3, 1), labels
+
+
+def test_cifar10_comes_through_torchvision_in_order(tmp_path, tiny_cifar):
+    images, labels = tiny_cifar
+    train = load(DataSettings("cifar10", root=str(tmp_path / "root")))
+    np.testing.assert_array_equal(train.images, images[:80])
+    np.testing.assert_array_equal(train.labels, labels[:80])
+    assert train.meta["classes"] == list("abcdefghij")
+    test = load_test(train, DataSettings("cifar10", root=str(tmp_path / "root")))
+    np.testing.assert_array_equal(test.images, images[80:])
+    np.testing.assert_array_equal(test.labels, labels[80:])
+
+
+def test_svhn_is_turned_to_height_width_channel(tmp_path, monkeypatch):
+    from scipy.io import savemat
+    from torchvision.datasets import SVHN
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+    stored = rng.integers(1, 11, (30, 1)).astype(np.uint8)      # the release writes 10 for digit 0
+    splits = {}
+    for split in ("train", "test"):
+        path = tmp_path / f"{split}_32x32.mat"
+        savemat(path, {"X": images.transpose(1, 2, 3, 0), "y": stored})
+        splits[split] = ["http://nowhere.invalid/", path.name, md5(path)]
+    monkeypatch.setattr(SVHN, "split_list", splits)
+    train = load(DataSettings("svhn", root=str(tmp_path)))
+    np.testing.assert_array_equal(train.images, images)
+    np.testing.assert_array_equal(train.labels, stored[:, 0] % 10)
+    assert train.images.flags.c_contiguous
+    assert train.num_classes == 10
+
+
+@pytest.mark.parametrize(("name", "file"), [
+    ("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python"),
+    ("svhn", "train_32x32.mat")])
+def test_a_missing_set_without_a_network_says_what_to_put_where(tmp_path, monkeypatch, name, file):
+    for reason in (urllib.error.URLError("Temporary failure in name resolution"), TimeoutError()):
+        def refuse(*_, reason=reason, **__):
+            raise reason
+
+        monkeypatch.setattr(urllib.request, "urlopen", refuse)
+        with pytest.raises(UserError) as caught:
+            load(DataSettings(name, root=str(tmp_path / "here")))
+        message = str(caught.value)
+        assert str(tmp_path / "here") in message
+        assert file in message
+        assert "name resolution" in message or "TimeoutError" in message
+        assert "\n" not in message
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'cifar10'"):
+        load(DataSettings("cifra10"))
+    with pytest.raises(UserError, match="no data: write data="):
+        load(DataSettings())
+
+
+# --- folders ---------------------------------------------------------------------------------
+
+
+def save(folder, name, array, mode=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(folder / name)
+
+
+def test_numbered_folders_sort_as_numbers(tmp_path):
+    for number in (10, 2, 0, 1):
+        save(tmp_path / "tree" / str(number), "a.png", np.full((8, 8, 3), number, np.uint8))
+    found = load(DataSettings(f"folder:{tmp_path / 'tree'}", size=8))
+    assert found.meta["classes"] == ["0", "1", "2", "10"]
+    for image, label in zip(found.images, found.labels, strict=True):
+        assert (image == int(found.meta["classes"][label])).all()
+
+
+def test_named_folders_sort_by_name_and_files_inside_too(tmp_path):
+    for name, level in (("cat/b.png", 20), ("cat/a.png", 10), ("bird/z.png", 5)):
+        folder, file = (tmp_path / "tree" / name).parent, name.split("/")[1]
+        save(folder, file, np.full((8, 8, 3), level, np.uint8))
+    (tmp_path / "tree" / "README.txt").write_text("not a class")
+    found = load(DataSettings(f"folder:{tmp_path / 'tree'}", size=8))
+    assert found.meta["classes"] == ["bird", "cat"]
+    assert found.images[:, 0, 0, 0].tolist() == [5, 10, 20]
+
+
+def test_every_kind_of_image_becomes_rgb(tmp_path):
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    grey = rng.integers(0, 256, (12, 12), dtype=np.uint8)
+    alpha = np.full((12, 12, 1), 128, np.uint8)
+    tree = tmp_path / "tree" / "a"
+    save(tree, "1_rgb.png", rgb)
+    save(tree, "2_grey.png", grey)
+    save(tree, "3_rgba.png", np.concatenate([rgb, alpha], axis=2))
+    save(tree, "4_grey_alpha.png", np.stack([grey, alpha[..., 0]], axis=2))
+    save(tree, "5_one_bit.png", grey, mode="1")
+    save(tree, "6_palette.png", np.repeat(grey[..., None] // 128 * 255, 3, axis=2), mode="P")
+    save(tree, "7_sixteen_bit.png", grey.astype(np.uint16) * 257)
+    found = load(DataSettings(f"folder:{tmp_path / 'tree'}", size=12)).images
+    grey3 = np.repeat(grey[..., None], 3, axis=2)
+    for row, expected in enumerate([rgb, grey3, rgb, grey3]):
+        np.testing.assert_array_equal(found[row], expected)
+    assert set(np.unique(found[4])) == {0, 255}
+    np.testing.assert_array_equal(found[5], grey3 // 128 * 255)
+    assert np.abs(found[6].astype(int) - grey3).max() <= 1      # 16 bits keep their upper half
+
+
+def test_the_shorter_side_is_resized_and_the_centre_cropped(tmp_path):
+    """A wide image whose thirds are red, green and blue: the crop must be the green one."""
+    wide = np.zeros((20, 60, 3), np.uint8)
+    for channel in range(3):
+        wide[:, 20 * channel : 20 * channel + 20, channel] = 255
+    save(tmp_path / "tree" / "a", "wide.png", wide)
+    save(tmp_path / "tree" / "a", "xtall.png", wide.transpose(1, 0, 2))
+    found = load(DataSettings(f"folder:{tmp_path / 'tree'}", size=10)).images
+    assert found.shape == (2, 10, 10, 3)
+    assert (found[:, 2:8, 2:8] == [0, 255, 0]).all()
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", None])
+def test_a_broken_image_is_named(tmp_path, data):
+    tree = tmp_path / "tree" / "a"
+    save(tree, "good.png", np.zeros((8, 8, 3), np.uint8))
+    if data is None:                    # cut in the middle of its pixels
+        save(tree, "bad.jpg", np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+        data = (tree / "bad.jpg").read_bytes()[:900]
+    (tree / "bad.jpg").write_bytes(data)
+    with pytest.raises(UserError, match=r"tree/a/bad\.jpg: not a readable image"):
+        load(DataSettings(f"folder:{tmp_path / 'tree'}", size=8))
+
+
+def test_trees_that_hold_no_classes_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        load(DataSettings(f"folder:{tmp_path / 'none'}", size=8))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: expected one folder of images per class"):
+        load(DataSettings(f"folder:{tmp_path / 'empty'}", size=8))
+    (tmp_path / "hollow" / "a").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"hollow: expected one folder of images per class"):
+        load(DataSettings(f"folder:{tmp_path / 'hollow'}", size=8))
+    save(tmp_path / "half" / "a", "1.png", np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "half" / "void").mkdir()
+    with pytest.raises(UserError, match="void"):
+        load(DataSettings(f"folder:{tmp_path / 'half'}", size=8))
+
+
+@pytest.mark.parametrize("size", [None, 0, -4])
+def test_a_folder_needs_a_size(tmp_path, size):
+    save(tmp_path / "tree" / "a", "1.png", np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(UserError, match="size"):
+        load(DataSettings(f"folder:{tmp_path / 'tree'}", size=size))
+
+
+# --- .npz ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.uint64])
+def test_an_npz_takes_any_whole_labels(tmp_path, images, labels, dtype):
+    np.savez(tmp_path / "set.npz", images=images, labels=labels.astype(dtype))
+    found = load(DataSettings(str(tmp_path / "set.npz")))
+    np.testing.assert_array_equal(found.images, images)
+    np.testing.assert_array_equal(found.labels, labels)
+    assert found.labels.dtype == np.int64
+    assert found.num_classes == 10
+
+
+@pytest.mark.parametrize(("arrays", "words"), [
+    (lambda x, y: {"images": x}, "labels"),
+    (lambda x, y: {"x": x, "labels": y}, "images"),
+    (lambda x, y: {"images": x / 255, "labels": y}, "images are float64"),
+    (lambda x, y: {"images": x.transpose(0, 3, 1, 2), "labels": y}, "must be uint8"),
+    (lambda x, y: {"images": x, "labels": y.astype(float)}, "labels are float64"),
+    (lambda x, y: {"images": x, "labels": np.full(60, np.nan)}, "labels are float64"),
+    (lambda x, y: {"images": x, "labels": y.astype(str)}, "labels are <U"),
+    (lambda x, y: {"images": x, "labels": y > 4}, "labels are bool"),
+    (lambda x, y: {"images": x, "labels": y[:, None]}, "labels are int64"),
+    (lambda x, y: {"images": x, "labels": y - 1}, "has label -1"),
+    (lambda x, y: {"images": x, "labels": y * 0 - 1}, "row 0 has label -1"),
+    (lambda x, y: {"images": x, "labels": y + 10**12}, "label"),
+    (lambda x, y: {"images": x, "labels": y[:40]}, "60 images but 40 labels"),
+    (lambda x, y: {"images": x[:0], "labels": y[:0]}, "empty"),
+    (lambda x, y: {"images": x.astype(object), "labels": y}, "not a readable"),
+    (lambda x, y: {"images": x, "labels": np.int64(3)}, "labels are int64"),
+])
+def test_a_wrong_npz_is_refused_by_name(tmp_path, images, labels, arrays, words):
+    np.savez(tmp_path / "bad.npz", **arrays(images, labels))
+    with pytest.raises(UserError, match=words) as caught:
+        load(DataSettings(str(tmp_path / "bad.npz")))
+    assert "bad" in str(caught.value)
+
+
+def test_an_unreadable_npz_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match=r"none\.npz: no such file"):
+        load(DataSettings(str(tmp_path / "none.npz")))
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 not really")
+    with pytest.raises(UserError, match=r"bad\.npz is not a readable"):
+        load(DataSettings(str(tmp_path / "bad.npz")))
+
+
+# --- splits ----------------------------------------------------------------------------------
+
+
+def test_protected_and_reference_part_the_rows_80_20(digits):
+    protected = load(DataSettings("digits", split="protected"))
+    reference = load(DataSettings("digits", split="reference"))
+    assert len(reference) == round(0.2 * 1437)
+    assert len(protected) + len(reference) == 1437
+    rows = [image.tobytes() for image in digits.images]
+    place = {row: i for i, row in enumerate(rows)}
+    assert len(place) == 1437
+    ours, theirs = ([place[image.tobytes()] for image in part.images]
+                    for part in (protected, reference))
+    assert sorted(ours + theirs) == list(range(1437))
+    assert ours == sorted(ours)                         # in the order of the set
+    assert theirs == sorted(theirs)
+    np.testing.assert_array_equal(protected.labels, digits.labels[ours])
+    assert 0.3 < np.mean(theirs) / 1437 < 0.7           # drawn from all over, not a block
+    assert len({protected.fingerprint, reference.fingerprint, digits.fingerprint}) == 3
+
+
+def test_first_and_after_part_the_rows_at_n(digits):
+    first = load(DataSettings("digits", split="first:1000"))
+    after = load(DataSettings("digits", split="after:1000"))
+    np.testing.assert_array_equal(first.images, digits.images[:1000])
+    np.testing.assert_array_equal(after.images, digits.images[1000:])
+    np.testing.assert_array_equal(after.labels, digits.labels[1000:])
+    assert first.meta["root"]["split"] == "first:1000"
+    assert load(DataSettings("digits", split="first:9999")).fingerprint == digits.fingerprint
+
+
+@pytest.mark.parametrize("split", ["tset", "first", "first:", "first:x", "first:-1", "first:0",
+                                   "after:1437", "last:3", "first:1.5", "first:²", ""])
+def test_a_wrong_split_is_refused(split):
+    with pytest.raises(UserError, match="split: "):
+        load(DataSettings("digits", split=split))
+
+
+def test_a_split_of_an_imageset_keeps_its_lineage(tmp_path, images, labels):
+    path = write_imageset(tmp_path / "set", images, labels, lineage=[{"method": "lsp"}])
+    part = load(DataSettings(str(path), split="first:7"))
+    np.testing.assert_array_equal(part.images, images[:7])
+    assert part.meta["lineage"] == [{"method": "lsp"}]
+
+
+def test_only_named_sets_have_a_test_split(few_path):
+    with pytest.raises(UserError, match="has no test split"):
+        load(DataSettings(str(few_path), split="test"))
+
+
+# --- test sets -------------------------------------------------------------------------------
+
+
+def test_a_named_set_remembers_its_test_set_and_size():
+    train = load(DataSettings("digits", size=32))
+    test = load_test(train, DataSettings("digits", size=32))
+    np.testing.assert_array_equal(
+        test.images, load(DataSettings("digits", split="test", size=32)).images)
+
+
+def test_an_imageset_remembers_the_clean_test_set_of_its_origin(few_path):
+    settings = DataSettings(str(few_path))
+    test = load_test(load(settings), settings)
+    np.testing.assert_array_equal(test.images,
+                                  load(DataSettings("digits", split="test")).images)
+
+
+def test_a_test_set_that_is_named_wins(tmp_path, few_path, images, labels):
+    other = write_imageset(tmp_path / "other", images, labels)
+    settings = DataSettings(str(few_path), test=str(other))
+    np.testing.assert_array_equal(load_test(load(settings), settings).images, images)
+
+
+def test_a_named_test_set_takes_the_size_of_the_training_set(tmp_path):
+    digits32 = load(DataSettings("digits", size=32))
+    path = write_imageset(tmp_path / "set", digits32.images[:50], digits32.labels[:50], test=None)
+    for level in (10, 20):
+        save(tmp_path / "tree" / str(level), "a.png", np.full((40, 40, 3), level, np.uint8))
+    for test in ("digits", f"folder:{tmp_path / 'tree'}"):
+        settings = DataSettings(str(path), test=test)
+        assert load_test(load(settings), settings).image_shape == (32, 32)
+
+
+def test_without_a_test_set_one_is_asked_for(tmp_path, images, labels):
+    np.savez(tmp_path / "set.npz", images=images, labels=labels)
+    settings = DataSettings(str(tmp_path / "set.npz"))
+    with pytest.raises(UserError, match="has no test set of its own: name one with test="):
+        load_test(load(settings), settings)
+
+
+def test_a_test_set_that_does_not_fit_is_refused(tmp_path, images, labels):
+    data = write_imageset(tmp_path / "set", images, labels)
+    for name, other, classes in (("small", images[:, :8, :8], 10), ("many", images, 11)):
+        test = write_imageset(tmp_path / name, np.ascontiguousarray(other), labels, classes)
+        settings = DataSettings(str(data), test=str(test))
+        with pytest.raises(UserError, match=f"the test set .*{name} has"):
+            load_test(load(settings), settings)
+
+
+@pytest.mark.parametrize("source", ["cifar10", "IMAGESET", "NPZ"])
+def test_a_size_is_refused_where_the_set_has_its_own(tmp_path, few_path, images, labels, source):
+    np.savez(tmp_path / "set.npz", images=images, labels=labels)
+    source = {"IMAGESET": str(few_path), "NPZ": str(tmp_path / "set.npz")}.get(source, source)
+    with pytest.raises(UserError, match=r"size: .* has a size of its own"):
+        load(DataSettings(source, size=32))
+
+
+@pytest.mark.parametrize("size", [8, 0, 24, -16])
+def test_digits_come_in_two_sizes(size):
+    with pytest.raises(UserError, match="size: digits come in 16 or 32 pixels"):
+        load(DataSettings("digits", size=size))
+
+
+def test_describe():
+    assert datasets.describe(load(DataSettings("digits"))) == "16x16 images of 10 classes"
