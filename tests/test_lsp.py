@@ -1,0 +1,215 @@
+"""LSP against the facts of the attack notes, sections 3 and 15."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import new_run
+
+from core.errors import UserError
+from core.imageset import ImageSet, from_arrays
+from poisons import lsp
+
+
+def as_set(images: np.ndarray, labels: np.ndarray, classes: int = 10) -> ImageSet:
+    return from_arrays(images, labels, name="x", classes=[str(i) for i in range(classes)],
+                       root={}, test=None)
+
+
+@pytest.fixture(scope="module")
+def photos() -> ImageSet:
+    """5,000 random 32x32 images, levels away from the ends so that nothing is clipped."""
+    rng = np.random.default_rng(0)
+    return as_set(rng.integers(30, 226, (5000, 32, 32, 3), dtype=np.uint8),
+                  rng.permutation(np.arange(5000) % 10))
+
+
+def deltas(clean: ImageSet, config: lsp.Config, seed: int = 1) -> np.ndarray:
+    """The perturbation before it meets the pixels, float32 (N, H, W, 3)."""
+    height, width = clean.image_shape
+    grid = math.ceil(height / config.patch), math.ceil(width / config.patch)
+    features, labels = lsp.draw_samples(clean, 3 * grid[0] * grid[1], config, seed)
+    cells = torch.from_numpy(lsp.assign(features, labels, clean.labels)).view(-1, *grid, 3)
+    return lsp.perturbation(cells, height, width, config).numpy()
+
+
+def added(folder, clean: ImageSet, config: lsp.Config, seed: int = 1) -> np.ndarray:
+    """What the attack did to the pixels, in grey levels, int (N, H, W, 3)."""
+    with new_run(folder / f"{config}"[:60], seed=seed) as run:
+        poisoned = lsp.poison(clean, config, run)
+        np.testing.assert_array_equal(poisoned.labels, clean.labels)
+        return np.array(poisoned.images).astype(int) - clean.images
+
+
+def nearest_class_mean_accuracy(delta: np.ndarray, labels: np.ndarray) -> float:
+    flat = delta.reshape(len(delta), -1).astype(np.float64)
+    means = np.stack([flat[labels == label].mean(0) for label in np.unique(labels)])
+    distances = (flat**2).sum(1)[:, None] - 2 * flat @ means.T + (means**2).sum(1)
+    return (distances.argmin(1) == labels).mean()
+
+
+# --- before the pixels -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("radius", [1.3041, 1.0])
+def test_every_perturbation_has_the_l2_norm_of_the_radius(photos, radius):
+    delta = deltas(photos, lsp.Config(radius=radius)).astype(np.float64)
+    norms = np.sqrt((delta**2).sum(axis=(1, 2, 3)))
+    np.testing.assert_allclose(norms, radius, atol=1e-6)
+
+
+def test_the_default_radius_is_six_levels_a_value():
+    assert lsp.Config().radius == pytest.approx(6 / 255 * math.sqrt(3 * 32 * 32), abs=5e-5)
+
+
+def test_blocks_of_8_by_8_are_constant(photos):
+    delta = deltas(photos, lsp.Config())
+    blocks = delta.reshape(5000, 4, 8, 4, 8, 3)
+    assert (blocks == blocks[:, :, :1, :, :1]).all()
+    assert not (delta[:, 7] == delta[:, 8]).any()           # and the next block is another
+
+
+@pytest.mark.parametrize("radius", [1.3041, 1.0])
+def test_magnitudes_are_the_measured_ones(photos, radius):
+    """Mean |delta| 5.59/255 and largest 16.9/255 at 1.3041; 13.0 at 1.0 (n = 50,000)."""
+    delta = np.abs(deltas(photos, lsp.Config(radius=radius))) * 255
+    scale = radius / 1.3041
+    assert delta.mean() == pytest.approx(5.59 * scale, abs=0.15)
+    assert 14 * scale < delta.max() < 18.5 * scale
+    assert delta.max(axis=(1, 2, 3)).mean() == pytest.approx(10.5 * scale, abs=0.3)
+
+
+def test_classes_are_separable_and_no_two_samples_equal(photos):
+    delta = deltas(photos, lsp.Config())
+    assert nearest_class_mean_accuracy(delta, photos.labels) == 1.0
+    assert len({row.tobytes() for row in delta}) == 5000
+
+
+def test_distances_within_and_between_classes_are_the_measured_ones(photos):
+    """Sample to class mean 0.476, between class means 1.71 (least 1.48), norm of a mean 1.21."""
+    flat = deltas(photos, lsp.Config()).reshape(5000, -1)
+    means = np.stack([flat[photos.labels == label].mean(0) for label in range(10)])
+    within = np.linalg.norm(flat - means[photos.labels], axis=1).mean()
+    between = np.linalg.norm(means[:, None] - means, axis=2)[np.triu_indices(10, 1)]
+    assert within == pytest.approx(0.476, abs=0.02)
+    assert between.mean() == pytest.approx(1.71, abs=0.06)
+    assert between.min() > 1.2
+    assert np.linalg.norm(means, axis=1).mean() == pytest.approx(1.21, abs=0.03)
+
+
+def test_seed_1_is_the_releases():
+    """First labels and features for n = 50,000, K = 10 (measured with scikit-learn 1.9.1)."""
+    labels = np.arange(50_000, dtype=np.int64) % 10
+    fake = ImageSet(np.empty((50_000, 0, 0, 3), np.uint8), labels,
+                    {"classes": [str(i) for i in range(10)]})
+    features, drawn = lsp.draw_samples(fake, 48, lsp.Config(), 1)
+    assert features.shape == (50_000, 48)
+    assert drawn[:12].tolist() == [4, 9, 1, 1, 1, 9, 8, 2, 7, 8, 3, 7]
+    np.testing.assert_allclose(features[0, :4], [-18.0155, -2.0667, -10.9426, 10.5563], atol=5e-5)
+    assert np.bincount(drawn).tolist() == [5000] * 10       # exactly n / K a class
+    means = np.stack([features[drawn == label].mean(0) for label in range(10)])
+    assert 9.7 < np.abs(means).min() <= np.abs(means).max() < 10.4      # centres at +-10
+    spread = np.mean([features[drawn == label].std(0).mean() for label in range(10)])
+    assert spread == pytest.approx(math.sqrt(48 / 3), abs=0.15)
+
+
+# --- on the pixels ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rounding", ["round", "floor"])
+def test_after_rounding_the_shortcut_is_whole(tmp_path, photos, rounding):
+    delta = added(tmp_path, photos, lsp.Config(rounding=rounding))
+    assert nearest_class_mean_accuracy(delta, photos.labels) == 1.0
+    exact = deltas(photos, lsp.Config()) * 255
+    error = delta - exact                                   # nothing is clipped in these images
+    if rounding == "round":
+        assert np.abs(error).max() <= 0.5 + 1e-3
+        assert abs(error.mean()) < 0.01
+    else:                                                   # the release's cast loses half a level
+        assert -1 - 1e-3 <= error.min() <= error.max() <= 1e-3
+        assert error.mean() == pytest.approx(-0.5, abs=0.01)
+
+
+def test_near_the_ends_pixels_are_clipped(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.choice(np.array([0, 255], np.uint8), (200, 32, 32, 3))
+    clean = as_set(images, np.arange(200) % 10)
+    expected = np.clip(images / 255 + deltas(clean, lsp.Config()), 0, 1) * 255
+    found = images.astype(int) + added(tmp_path, clean, lsp.Config())
+    assert np.abs(found - expected).max() <= 0.5 + 1e-3
+
+
+def test_the_ith_image_of_a_class_gets_its_ith_sample():
+    """A plain walk with one counter a class, on unequal classes."""
+    labels = np.random.default_rng(0).integers(0, 4, 100)
+    feature_labels = np.random.default_rng(1).permutation(np.arange(240) % 4)
+    features = np.random.default_rng(2).normal(size=(240, 6))
+    found = lsp.assign(features, feature_labels, labels)
+    counters = dict.fromkeys(range(4), 0)
+    for row, label in enumerate(labels):
+        samples = [f for f, of in zip(features, feature_labels, strict=True) if of == label]
+        np.testing.assert_array_equal(found[row], samples[counters[label]].astype(np.float32))
+        counters[label] += 1
+
+
+def test_unequal_classes_and_a_class_with_one_image(tmp_path):
+    """SVHN's counts differ by a factor of three; here by 120."""
+    counts = [120, 1, 60, 30]
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), counts))
+    clean = as_set(np.full((211, 32, 32, 3), 128, np.uint8), labels, classes=4)
+    delta = added(tmp_path, clean, lsp.Config())
+    assert nearest_class_mean_accuracy(delta, labels) == 1.0
+    assert (delta != 0).any(axis=(1, 2, 3)).all()           # every image is poisoned
+    assert len({row.tobytes() for row in delta}) == 211
+
+
+def test_a_class_without_images_is_no_obstacle(tmp_path):
+    clean = as_set(np.full((40, 32, 32, 3), 128, np.uint8), np.arange(40) % 2 * 3, classes=5)
+    assert nearest_class_mean_accuracy(added(tmp_path, clean, lsp.Config()) * 1.0,
+                                       clean.labels // 3) == 1.0
+
+
+def test_positive_only_drops_the_negative_half(tmp_path, photos):
+    few = photos.first(300)
+    signed = deltas(few, lsp.Config())
+    np.testing.assert_array_equal(deltas(few, lsp.Config(positive_only=True)),
+                                  np.maximum(signed, 0))
+    delta = added(tmp_path, few, lsp.Config(positive_only=True))
+    assert delta.min() == 0
+    assert delta.max() > 8
+
+
+@pytest.mark.parametrize(("side", "patch", "grid"), [(32, 8, 4), (16, 4, 4), (20, 8, 3),
+                                                     (224, 32, 7), (8, 3, 3)])
+def test_other_sizes_and_patches(side, patch, grid):
+    clean = as_set(np.full((20, side, side, 3), 128, np.uint8), np.arange(20) % 10)
+    delta = deltas(clean, lsp.Config(patch=patch))
+    assert delta.shape == (20, side, side, 3)
+    for i, j in np.ndindex(side, side):
+        corner = i // patch * patch, j // patch * patch
+        if (i, j) != corner and side < 50:
+            assert (delta[:, i, j] == delta[:, *corner]).all()
+    assert len(np.unique(delta[0, ..., 0])) == grid**2
+    norms = np.sqrt((delta.astype(float) ** 2).sum(axis=(1, 2, 3)))
+    np.testing.assert_allclose(norms, 1.3041, atol=2e-6)
+
+
+def test_wide_images(tmp_path):
+    clean = as_set(np.full((20, 8, 24, 3), 128, np.uint8), np.arange(20) % 2)
+    delta = deltas(clean, lsp.Config(patch=8))
+    assert (delta == delta[:, :1]).all()
+    assert len(np.unique(delta[0, 0, :, 0])) == 3
+
+
+def test_a_grid_too_coarse_for_the_classes_is_refused():
+    clean = as_set(np.full((20, 8, 8, 3), 128, np.uint8), np.arange(20) % 10)
+    with pytest.raises(UserError, match=r"lsp\.patch: blocks of 8 leave 3 features, too few for 10"):
+        deltas(clean, lsp.Config())
+    assert deltas(clean, lsp.Config(patch=4)).shape == (20, 8, 8, 3)
+
+
+def test_another_seed_is_another_poison(photos):
+    few = photos.first(200)
+    assert not np.array_equal(deltas(few, lsp.Config(), 1), deltas(few, lsp.Config(), 2))
+    np.testing.assert_array_equal(deltas(few, lsp.Config(), 1), deltas(few, lsp.Config(), 1))

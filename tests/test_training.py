@@ -1,0 +1,273 @@
+"""The SGD loop for classifiers: schedules and steps against torch's own, scores against loops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import CONFIGS, new_run
+from torch import nn
+from torch.optim import lr_scheduler
+
+from core import config
+from core.batches import Augmentation, Batches
+from core.errors import ConfigError, UserError
+from core.imageset import from_arrays
+from core.training import Normalised, Protocol, accuracy, learning_rate, train_classifier
+from learners import standard
+
+PER_EPOCH = 7
+
+
+def torch_rates(make, steps: int, every: int) -> list[float]:
+    """The rate of each step under one of torch's schedulers, stepped once in `every` steps."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = make(optimizer)
+    rates = []
+    for step in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if (step + 1) % every == 0:
+            scheduler.step()
+    return rates
+
+
+def our_rates(total: int, **keys) -> list[float]:
+    protocol = Protocol(learning_rate=0.1, **keys)
+    return [learning_rate(protocol, step, total, PER_EPOCH) for step in range(total)]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 12, 60])
+def test_cosine_is_torchs_stepped_once_an_epoch(epochs):
+    steps = epochs * PER_EPOCH
+    expected = torch_rates(lambda o: lr_scheduler.CosineAnnealingLR(o, epochs), steps, PER_EPOCH)
+    assert our_rates(steps, schedule="cosine", epochs=epochs) == pytest.approx(expected, abs=1e-12)
+
+
+def test_multistep_is_torchs():
+    expected = torch_rates(lambda o: lr_scheduler.MultiStepLR(o, [3, 5], 0.1), 8 * PER_EPOCH,
+                           PER_EPOCH)
+    found = our_rates(8 * PER_EPOCH, schedule="multistep", epochs=8, milestones=(3, 5))
+    assert found == pytest.approx(expected, rel=1e-12)
+    halved = torch_rates(lambda o: lr_scheduler.MultiStepLR(o, [3, 5], 0.5), 8 * PER_EPOCH,
+                         PER_EPOCH)
+    assert our_rates(8 * PER_EPOCH, schedule="multistep", epochs=8, milestones=(3, 5),
+                     gamma=0.5) == pytest.approx(halved, rel=1e-12)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 12])
+def test_onecycle_is_torchs_without_its_momentum(epochs):
+    steps = epochs * PER_EPOCH
+    expected = torch_rates(lambda o: lr_scheduler.OneCycleLR(
+        o, 0.1, total_steps=steps, anneal_strategy="cos", cycle_momentum=False), steps, 1)
+    found = our_rates(steps, schedule="onecycle", epochs=epochs)
+    assert found == pytest.approx(expected, rel=1e-9)
+    assert max(found) <= 0.1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_onecycle_of_a_handful_of_steps_is_a_rate(steps):
+    found = our_rates(steps, schedule="onecycle", epochs=1)
+    assert all(0 < rate <= 0.1 for rate in found)
+
+
+def test_protocols_that_count_steps_change_the_rate_by_step():
+    """REM: 40,000 steps, the rate a tenth every 16,000 (defence notes, section 2)."""
+    protocol = Protocol(steps=40_000, schedule="multistep", milestones=(16_000, 32_000))
+    found = [learning_rate(protocol, step, 40_000, 390)
+             for step in (0, 15_999, 16_000, 31_999, 32_000, 39_999)]
+    assert found == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    expected = torch_rates(lambda o: lr_scheduler.CosineAnnealingLR(o, 30), 30, 1)
+    assert our_rates(30, schedule="cosine", steps=30) == pytest.approx(expected, abs=1e-12)
+
+
+def test_constant_is_constant():
+    assert set(our_rates(3 * PER_EPOCH, schedule="constant", epochs=3)) == {0.1}
+
+
+# --- the loop --------------------------------------------------------------------------------
+
+
+def linear(classes: int = 10, side: int = 16) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * side * side, classes))
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("keys", [
+    {"epochs": 3, "clip_norm": None},
+    {"epochs": 2, "clip_norm": 0.05, "nesterov": True, "schedule": "onecycle"},
+    {"epochs": 3, "momentum": 0.0, "weight_decay": 0.1, "flip": False, "crop_padding": 0},
+    {"steps": 13, "epochs": 99, "schedule": "multistep", "milestones": (5,), "drop_last": False},
+])
+def test_training_is_plain_sgd(tmp_path, few, keys):
+    """The same minibatches through torch.optim by hand give the same weights."""
+    protocol = Protocol(batch_size=50, learning_rate=0.02, **keys)
+    with new_run(tmp_path / "a") as run:
+        trained, result = train_classifier(linear(), few, None, protocol, run)
+        ours = weights(trained)
+
+    model = linear()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=protocol.momentum,
+                                weight_decay=protocol.weight_decay, nesterov=protocol.nesterov)
+    per_epoch = 6 if protocol.drop_last else 7                  # 320 rows in fifties
+    total = protocol.steps or protocol.epochs * per_epoch
+    step = 0
+    with new_run(tmp_path / "b") as run:
+        batches = Batches(few, 50, run, "classifier", drop_last=protocol.drop_last,
+                          augmentation=Augmentation(protocol.crop_padding, protocol.flip))
+        while step < total:
+            for x, y in batches.epoch(step // per_epoch):
+                if step == total:
+                    break
+                optimizer.param_groups[0]["lr"] = learning_rate(protocol, step, total, per_epoch)
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                if protocol.clip_norm:
+                    nn.utils.clip_grad_norm_(model.parameters(), protocol.clip_norm)
+                optimizer.step()
+                step += 1
+    torch.testing.assert_close(ours, weights(model), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(ours, weights(linear()), atol=1e-4)
+    full, rest = divmod(total, per_epoch)
+    assert result.images == full * (300 if protocol.drop_last else 320) + rest * 50
+    assert math.isnan(result.last)
+    assert math.isnan(result.best)
+
+
+def test_scores_are_the_shares_of_right_answers(tmp_path, few, digits):
+    model = linear()
+    rest = digits.first(1237)
+    with torch.no_grad():
+        pixels = torch.from_numpy(np.array(rest.images)).permute(0, 3, 1, 2) / 255
+        expected = (model(pixels).argmax(1).numpy() == rest.labels).mean()
+    with new_run(tmp_path / "out") as run:
+        assert accuracy(model, rest, run) == expected           # 1,237 = 2 * 500 + 237
+
+
+def test_scoring_uses_running_statistics_and_leaves_them(tmp_path, few):
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(768, 10))
+    with new_run(tmp_path / "out") as run:
+        accuracy(model, few, run)
+    assert model[0].num_batches_tracked == 0
+    assert torch.equal(model[0].running_mean, torch.zeros(3))
+
+
+def test_a_result_tells_last_best_and_curve(tmp_path, few):
+    protocol = Protocol(epochs=5, batch_size=64, learning_rate=0.05, crop_padding=0, flip=False,
+                        test_every=2)
+    with new_run(tmp_path / "out") as run:
+        model, result = train_classifier(linear(), few, few, protocol, run)
+        assert accuracy(model, few, run) == result.last
+        log = [line for line in run.read_log() if line["loop"] == "classifier"]
+    assert [epoch for epoch, _ in result.curve] == [2, 4, 5]        # the last is always tested
+    scores = [score for _, score in result.curve]
+    assert result.last == scores[-1]
+    assert result.best == max(scores)
+    assert dict(result.curve)[result.best_epoch] == result.best
+    assert result.epochs == 5
+    assert [line["at"] for line in log] == [0, 1, 2, 3, 4]
+    assert [line.get("accuracy") for line in log] == [None, scores[0], None, scores[1], scores[2]]
+    assert log[-1]["train_accuracy"] == result.train_accuracy
+    assert log[0]["loss"] > log[-1]["loss"]
+
+
+def test_testing_never_changes_the_training(tmp_path, few):
+    with_tests, without = (Protocol(epochs=3, batch_size=64, learning_rate=0.05, test_every=every)
+                           for every in (1, 0))
+    found = []
+    for i, protocol in enumerate((with_tests, without)):
+        with new_run(tmp_path / str(i)) as run:
+            model, result = train_classifier(linear(), few, few.first(100), protocol, run)
+            found.append(weights(model))
+            assert len(result.curve) == (3 if protocol.test_every else 1)
+    assert torch.equal(*found)
+
+
+def test_training_learns(tmp_path, digits):
+    train, test = digits.first(1000), digits.first(1437)
+    test = from_arrays(test.images[1000:], test.labels[1000:], name="rest",
+                       classes=digits.meta["classes"], root={}, test=None)
+    protocol = Protocol(epochs=6, batch_size=64, crop_padding=0, flip=False, learning_rate=0.05)
+    with new_run(tmp_path / "out") as run:
+        _, result = train_classifier(linear(), train, test, protocol, run)
+    assert result.last > 0.85
+    assert result.train_accuracy > 0.85
+
+
+def test_a_loss_that_is_not_a_number_ends_in_a_sentence(tmp_path, few):
+    protocol = Protocol(epochs=2, batch_size=64, learning_rate=1e30, clip_norm=None)
+    with new_run(tmp_path / "out") as run, \
+            pytest.raises(UserError, match=r"classifier: loss became (nan|inf).*lower the lear"):
+        train_classifier(linear(), few, None, protocol, run)
+    assert not (tmp_path / "out").exists()
+
+
+def test_normalisation_sits_inside_the_model():
+    x = torch.rand(5, 3, 4, 4)
+    mean, std = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
+    found = Normalised(nn.Identity(), mean, std)(x)
+    for i in range(3):
+        torch.testing.assert_close(found[:, i], (x[:, i] - mean[i]) / std[i])
+
+
+def test_a_protocol_with_mean_and_std_trains_on_normalised_images(tmp_path, few):
+    class Spy(nn.Linear):
+        def forward(self, x):
+            seen.append(x.detach().amin().item())
+            return super().forward(x.flatten(1))
+
+    seen = []
+    protocol = Protocol(epochs=1, batch_size=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
+                        learning_rate=1e-3)
+    with new_run(tmp_path / "out") as run:
+        train_classifier(Spy(768, 10), few, few, protocol, run)
+    assert len(seen) == 5 + 1
+    assert set(seen) == {-2.0}                                  # black is (0 - 0.5) / 0.25
+
+
+@pytest.mark.parametrize("keys", [
+    {"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0}, {"momentum": 1}, {"momentum": -0.1},
+    {"weight_decay": -1e-4}, {"crop_padding": -1}, {"test_every": -1}, {"steps": 0},
+    {"clip_norm": 0}, {"mean": (0.5, 0.5, 0.5)}, {"std": (1, 1, 1)},
+    {"mean": (0.5,), "std": (0.5,)}, {"mean": (0.5,) * 3, "std": (0.5,) * 2},
+])
+def test_impossible_protocols_are_refused(keys):
+    with pytest.raises(ConfigError):
+        Protocol(**keys)
+
+
+# --- the published protocols (defence notes, section 2) --------------------------------------
+
+CLIP_5 = {"clip_norm": 5}
+PROTOCOLS = {
+    "em60": {"epochs": 60, "drop_last": True, "schedule": "cosine", **CLIP_5},
+    "avatar120": {"epochs": 120, "drop_last": False, "schedule": "multistep",
+                  "milestones": (80, 100), "gamma": 0.1, **CLIP_5},
+    "bridge120": {"epochs": 120, "schedule": "multistep", "milestones": (80, 100), "gamma": 0.1,
+                  "clip_norm": None},
+    "rem40k": {"steps": 40_000, "drop_last": True, "schedule": "multistep",
+               "milestones": (16_000, 32_000), "gamma": 0.1, "mean": (0.5, 0.5, 0.5),
+               "std": (1, 1, 1)},
+    "tap200": {"epochs": 200, "schedule": "cosine"},
+}
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_presets_are_the_published_protocols(name):
+    tree = config.read([CONFIGS / "learners" / f"{name}.yaml"])
+    found = config.build(standard.Config, tree.value["standard"], "standard")
+    common = {"batch_size": 128, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
+              "nesterov": False, "crop_padding": 4, "flip": True, "architecture": "resnet18",
+              "width": 64}
+    for key, value in {**common, **PROTOCOLS[name]}.items():
+        assert getattr(found, key) == value, key
+    if name == "bridge120":
+        assert tree.value["split"].value == "first:40000"
+    if name == "tap200":                                        # CIFAR-10's channel statistics
+        assert found.mean == pytest.approx((0.4914, 0.4822, 0.4468), abs=2e-4)
+        assert found.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=2e-4)
