@@ -67,24 +67,23 @@ class Batches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The minibatches of one epoch from step `start` on."""
         generator = self.run.stream(f"{self.name}/batches", epoch)
-        order = torch.randperm(self.rows, generator=generator)
-        draws = self._draw(generator)
+        host_order = torch.randperm(self.rows, generator=generator)
+        order = host_order.to(self.device.torch)
+        draws = [draw.to(self.device.torch) for draw in self._draw(generator)]
         stop = self.length
         if self.last_step is not None:
             stop = min(stop, self.last_step - epoch * self.length)
         for step in range(start, stop):
-            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-            images = self._take(rows)
-            images = augment(images, *(draw[rows].to(self.device.torch) for draw in draws),
+            part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            rows = order[part]
+            if isinstance(self.images, torch.Tensor):
+                images = self.images[rows]
+            else:
+                images = torch.from_numpy(self.images[host_order[part].numpy()])
+                images = images.to(self.device.torch)
+            images = augment(images, *(draw[rows] for draw in draws),
                              padding=self.augmentation.crop_padding)
-            labels = self.labels[rows.to(self.labels.device)]
-            yield images.permute(0, 3, 1, 2).float().div_(255), labels
-
-    def _take(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows (B, H, W, 3) uint8 on the device."""
-        if isinstance(self.images, torch.Tensor):
-            return self.images[rows.to(self.images.device)]
-        return torch.from_numpy(self.images[rows.numpy()]).to(self.device.torch)
+            yield images.permute(0, 3, 1, 2).float().div_(255), self.labels[rows]
 
     def _draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Offsets (N, 2) and mirrored (N,) for every row of an epoch, or nothing to do."""

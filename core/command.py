@@ -27,7 +27,7 @@ from core.imageset import ImageSet
 from core.run import Job, Run, this_line
 
 EXPLAINED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
-             errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG}
+             errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG}
 SMOKE_ROWS = 320
 
 
@@ -88,9 +88,10 @@ class Request:
         """For --dry-run: print the resolved config and the plan. True if that was all."""
         if not self.dry_run:
             return False
-        print(config.dump({**run._settings, **config.plain(self.device)}), end="")
-        state = ("already done" if run._finished() else
-                 "would resume" if run.work.exists() else "would be made")
+        print(config.dump({**run.settings, **config.plain(self.device)}), end="")
+        unfinished = "would resume" if run.work.exists() else "would be made"
+        state = {"this": "already done", "nothing": unfinished,
+                 "other": "holds other work (--force would move it aside)"}[run.occupant()]
         for role, text in inputs.items():
             print(f"# {role}: {text}")
         print(f"# fingerprint {run.job.fingerprint[:16]}")

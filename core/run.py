@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ class Run:
         self.done = False
         self.resumed = False
         self.interrupted = False
-        self._settings = settings or {}
+        self.settings = settings or {}
         self._device_settings = device or DeviceSettings()
         self._force, self._wait = force, wait
         self._lock: int | None = None
@@ -110,16 +110,21 @@ class Run:
             self._restore_signals()
             self._release()
 
-    def _finished(self) -> bool:
-        """True if OUT is this job's artefact; refuses or moves aside anything else there."""
+    def occupant(self) -> Literal["nothing", "this", "other"]:
+        """What OUT is: absent, this job's artefact, or something else."""
         if not self.out.exists():
-            return False
+            return "nothing"
         try:
             found = json.loads((self.out / "meta.json").read_text())["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError):
             found = None
-        if found == self.job.fingerprint:
-            return True
+        return "this" if found == self.job.fingerprint else "other"
+
+    def _finished(self) -> bool:
+        """True if OUT is this job's artefact; refuses or moves aside anything else there."""
+        occupant = self.occupant()
+        if occupant != "other":
+            return occupant == "this"
         if not self._force:
             raise UserError(f"{self.out} holds other work (another config, seed or input); "
                             "choose another out=, or --force to move it aside")
@@ -210,7 +215,7 @@ class Run:
 
     def _begin(self) -> None:
         device = self.device.as_settings()
-        resolved = {**self._settings, **config.plain(device)}
+        resolved = {**self.settings, **config.plain(device)}
         files.write_bytes(self.work / "config.yaml", config.dump(resolved).encode())
         files.mkdir(self.work / "state")
         files.write_json(self.work / "run.json",

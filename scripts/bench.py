@@ -2,9 +2,11 @@
 
     python scripts/bench.py [NAME ...] [--rounds 5] [--json bench.json] [--smoke] [key=value ...]
 
-Device settings are the commands' (device=, precision=, compile=, threads=). `ratio` is ours over a
-plain eager fp32 NCHW loop of the same model, measured in turn. `peak` is the share of the machine's
-own largest matrix product (fp32, or bf16 where the run is bf16). Run it with nothing else running.
+Device settings are the commands' (device=, precision=, compile=, threads=). `ratio` is ours over
+a plain eager fp32 NCHW loop of the same model, which runs in a process of its own (as it would
+without this project: torch's and the allocator's defaults), step by step in turn with ours. `of
+peak` is the share of the machine's own largest matrix product (fp32, or bf16 where the run is
+bf16). Run it with nothing else running.
 """
 
 import argparse
@@ -98,10 +100,47 @@ class Bench:
             return torch.cuda.max_memory_allocated() / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
-    def images(self, batch: int, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    def images(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A channels-last batch and its labels."""
-        x = torch.rand(batch, size, size, 3, device=self.device.torch).permute(0, 3, 1, 2)
-        return x, torch.arange(batch, device=self.device.torch) % 10
+        return random_batch(batch, self.device.torch)
+
+
+def random_batch(batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (B, 3, 32, 32) in [0, 1], channels-last in memory, and labels."""
+    x = torch.rand(batch, 32, 32, 3, device=device).permute(0, 3, 1, 2)
+    return x, torch.arange(batch, device=device) % 10
+
+
+class Plain:
+    """A textbook loop in a process of its own; calling it takes one step there."""
+
+    def __init__(self, bench: Bench, loop: Callable, *arguments) -> None:
+        context = torch.multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(
+            target=serve_plain, daemon=True,
+            args=(theirs, bench.device.name, bench.device.threads, loop, arguments))
+        self.process.start()
+        self.flop = self.pipe.recv()
+
+    def __call__(self) -> None:
+        self.pipe.send(True)
+        self.pipe.recv()
+
+    def close(self) -> None:
+        self.pipe.send(False)
+        self.process.join()
+
+
+def serve_plain(pipe, device: str, threads: int, loop: Callable, arguments: tuple) -> None:
+    torch.set_num_threads(threads)
+    step = loop(torch.device(device), *arguments)
+    pipe.send(flop(step))
+    while pipe.recv():
+        step()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        pipe.send(None)
 
 
 def flop(function: Callable[[], object]) -> float:
@@ -132,10 +171,11 @@ def classifier_step(model, forward, bench: Bench, x, y, protocol: training.Proto
     return step
 
 
-def plain_classifier_step(width: int, bench: Bench, x, y):
+def plain_classifier(device: torch.device, width: int, batch: int):
     """What a textbook loop does: NCHW, fp32, eager."""
-    model = resnet18(width=width).to(bench.device.torch)
+    model = resnet18(width=width).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    x, y = random_batch(batch, device)
     x = x.contiguous()
 
     def step():
@@ -155,10 +195,11 @@ def resnet(bench: Bench):
         model = bench.device.place(resnet18(width=width))
         forward = bench.device.maybe_compile(model)
         ours = classifier_step(model, forward, bench, x, y, training.Protocol())
-        plain = plain_classifier_step(width, bench, x, y)
+        plain = Plain(bench, plain_classifier, width, batch)
         mine, theirs = bench.seconds(ours, plain)
+        plain.close()
         yield Row(f"ResNet-18 width {width} training, batch {batch}", batch / mine, theirs / mine,
-                  flop(plain) / mine / bench.peak, bench.memory(), "ratio to the plain loop")
+                  plain.flop / mine / bench.peak, bench.memory(), "ratio to the plain loop")
 
 
 def evaluate(bench: Bench):
@@ -190,7 +231,7 @@ def evaluate(bench: Bench):
 # --- D-VAE -----------------------------------------------------------------------------------
 
 
-def plain_dvae_step(width: int, bench: Bench, x, y, kld_target: float):
+def plain_dvae(device: torch.device, width: int, batch: int, kld_target: float):
     """The same D-VAE as the textbook writes it: NCHW, fp32, eager, torch's own instance norm."""
     model = DVAE(width=width)
     for decoder in (model.decoder, model.perturbation_decoder):
@@ -198,8 +239,9 @@ def plain_dvae_step(width: int, bench: Bench, x, y, kld_target: float):
             if isinstance(layer, InstanceNormReLU):
                 channels = decoder[i - 1].out_channels
                 decoder[i] = nn.Sequential(nn.InstanceNorm2d(channels), nn.ReLU())
-    model.to(bench.device.torch)
+    model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    x, y = random_batch(batch, device)
     x = x.contiguous()
 
     def step():
@@ -226,12 +268,12 @@ def vae(bench: Bench):
     model = bench.device.place(DVAE(width=width))
     optimizer = torch.optim.Adam(model.parameters(), lr=train.learning_rate)
     step = dvae.training_step(model, optimizer, dvae.Stage(3.0, "both"), train, bench.run)
-    plain = plain_dvae_step(width, bench, x, y, 3.0)
+    plain = Plain(bench, plain_dvae, width, train.batch_size, 3.0)
     generator = bench.run.stream("bench", 0, bench.device.torch)
     mine, theirs = bench.seconds(lambda: step(x, y, generator, train.p_hat_start), plain)
-    training_rate = train.batch_size / mine
-    yield Row(f"D-VAE width {width} training, batch 128", training_rate, theirs / mine,
-              flop(plain) / mine / bench.peak, bench.memory(), "ratio to the plain loop")
+    plain.close()
+    yield Row(f"D-VAE width {width} training, batch 128", train.batch_size / mine, theirs / mine,
+              plain.flop / mine / bench.peak, bench.memory(), "ratio to the plain loop")
 
     rows = 256 if bench.smoke else 1024
     data = random_set(rows)

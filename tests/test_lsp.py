@@ -106,7 +106,7 @@ def test_seed_1_is_the_releases():
     features, drawn = lsp.draw_samples(fake, 48, lsp.Config(), 1)
     assert features.shape == (50_000, 48)
     assert drawn[:12].tolist() == [4, 9, 1, 1, 1, 9, 8, 2, 7, 8, 3, 7]
-    np.testing.assert_allclose(features[0, :4], [-18.0155, -2.0667, -10.9426, 10.5563], atol=5e-5)
+    np.testing.assert_allclose(features[0, :4], [-18.0155, -2.0667, -10.9426, 10.5563], atol=1e-4)
     assert np.bincount(drawn).tolist() == [5000] * 10       # exactly n / K a class
     means = np.stack([features[drawn == label].mean(0) for label in range(10)])
     assert 9.7 < np.abs(means).min() <= np.abs(means).max() < 10.4      # centres at +-10
@@ -192,7 +192,7 @@ def test_other_sizes_and_patches(side, patch, grid):
             assert (delta[:, i, j] == delta[:, *corner]).all()
     assert len(np.unique(delta[0, ..., 0])) == grid**2
     norms = np.sqrt((delta.astype(float) ** 2).sum(axis=(1, 2, 3)))
-    np.testing.assert_allclose(norms, 1.3041, atol=2e-6)
+    np.testing.assert_allclose(norms, 1.3041, atol=1e-6)
 
 
 def test_wide_images(tmp_path):
@@ -204,7 +204,7 @@ def test_wide_images(tmp_path):
 
 def test_a_grid_too_coarse_for_the_classes_is_refused():
     clean = as_set(np.full((20, 8, 8, 3), 128, np.uint8), np.arange(20) % 10)
-    with pytest.raises(UserError, match=r"lsp\.patch: blocks of 8 leave 3 features, too few for 10"):
+    with pytest.raises(UserError, match=r"lsp\.patch: blocks of 8 leave 3 features, too few for"):
         deltas(clean, lsp.Config())
     assert deltas(clean, lsp.Config(patch=4)).shape == (20, 8, 8, 3)
 

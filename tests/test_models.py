@@ -209,6 +209,15 @@ def test_nothing_is_detached_in_the_residual_loss():
         assert all(p.grad.abs().max() > 0 for p in weights)
 
 
+@pytest.mark.parametrize("output", [0, 1], ids=["x_hat", "p_hat"])
+def test_each_decoder_alone_trains_the_encoder(output):
+    model = small_dvae()
+    x, labels, noise = batch_for(model, 32)
+    F.mse_loss(model(x, labels, noise)[output], x).backward()
+    for part in (model.encoder[0], model.to_mu, model.to_logvar, model.post_conv):
+        assert all(p.grad.abs().max() > 0 for p in part.parameters() if p.ndim == 4)
+
+
 @pytest.mark.parametrize("spatial", [True, False])
 def test_only_embeddings_of_labels_in_the_batch_get_gradient(spatial):
     model = small_dvae(spatial_embedding=spatial)
