@@ -19,7 +19,8 @@ from core.perturbation import measure
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    request = parse(argv, __doc__, "purifiers", "python purify.py")
+    request = parse(argv, __doc__, "purifiers", "python purify.py",
+                    takes_checkpoint=True)
     poisoned = request.load_data()
     inputs, seed, device = {"data": poisoned.fingerprint}, request.settings.seed, request.device
     checkpoint = find_checkpoint(request, poisoned)

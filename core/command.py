@@ -99,7 +99,8 @@ class Request:
         return True
 
 
-def parse(argv: list[str] | None, doc: str, room: str, program: str) -> Request:
+def parse(argv: list[str] | None, doc: str, room: str, program: str,
+          takes_checkpoint: bool = False) -> Request:
     """Read a command line. Raises UserError for what is in it, SystemExit(2) for its form."""
     methods = list_methods(room)
     parser = argparse.ArgumentParser(
@@ -134,6 +135,9 @@ def parse(argv: list[str] | None, doc: str, room: str, program: str) -> Request:
         tree.value.setdefault("data", config.Node("digits", "--smoke"))
     method_config, train_config = build_section(module, section, method)
     settings, data, device = build_settings(tree, method, module)
+    if settings.checkpoint and not takes_checkpoint:
+        raise UserError(f"{tree.value['checkpoint'].origin}: checkpoint: {program} takes none; it "
+                        "is a key of purify.py")
     limit = arguments.limit
     if limit is None and arguments.smoke:
         limit = SMOKE_ROWS

@@ -180,7 +180,7 @@ def read_scalar(kind: type, node: Node, key: str) -> Any:
     if number is None:
         raise UserError(f"{node.origin}: {key}: '{text}' is not a number")
     if kind is float:
-        return number
+        return float(number)        # 5 and 5.0 must have one fingerprint
     if number != int(number):
         raise UserError(f"{node.origin}: {key}: {text} is not a whole number")
     return int(number)
@@ -224,7 +224,7 @@ def build_dataclass(kind: type, node: Node, prefix: str) -> Any:
 
 def suggest(word: str, known: Sequence[str], prefix: str = "") -> str:
     """'; did you mean ...?' for the nearest known word, or the list of them all."""
-    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.65)
     if near:
         return f"; did you mean '{prefix}{near[0]}'?"
     return f"; known keys: {', '.join(prefix + name for name in known)}" if known else ""

@@ -108,15 +108,16 @@ def train_classifier(
     epochs = protocol.epochs if protocol.steps is None else -(-protocol.steps // len(batches))
     total_steps = protocol.steps or epochs * len(batches)
 
+    def rate_at(epoch: int, step: int) -> float:
+        return learning_rate(protocol, epoch * len(batches) + step, total_steps, len(batches))
+
     curve: list[list] = []
     loop = Loop(run, name, epochs, model=model, optimizer=optimizer, curve=curve)
     for epoch in loop:
         model.train()
         for images, labels in loop.steps(batches):
-            step = epoch * len(batches) + loop.step
-            rate = learning_rate(protocol, step, total_steps, len(batches))
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate_at(epoch, loop.step)
             with run.device.autocast():
                 logits = forward(images)
             loss = F.cross_entropy(logits.float(), labels)
@@ -133,7 +134,7 @@ def train_classifier(
                                  (epoch + 1) % protocol.test_every == 0)):
             tested = {"accuracy": accuracy(model, test, run)}
             curve.append([epoch + 1, tested["accuracy"]])
-        loop.end_epoch(**tested, learning_rate=rate)
+        loop.end_epoch(**tested, learning_rate=rate_at(epoch, loop.step - 1))
     return model, result_of(curve, loop, [e for e in run.read_log() if e["loop"] == name][-1])
 
 

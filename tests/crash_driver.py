@@ -3,9 +3,9 @@
     python tests/crash_driver.py COMMAND WORK [--every N] [--kills N]
 
 COMMAND is poison, train_vae, purify or evaluate. The process dies by `os._exit` at core.files'
-k-th operation, k = 1, 1 + N, 1 + 2N, ... until a run survives; then by SIGKILL at random moments.
-Each time the same line must end with the bytes of an uninterrupted run, timings aside. Children
-are forked from this process, which has torch loaded and has not computed anything yet.
+k-th operation, k = 1, 1 + N, 1 + 2N, ... until a run survives; then by SIGKILL and by Ctrl-C at
+random moments. Each time the same line must end with the bytes of an uninterrupted run, timings
+aside. Children are forked from this process, which has torch loaded and has computed nothing yet.
 """
 
 import argparse
@@ -44,7 +44,8 @@ def lines(work: Path) -> dict[str, tuple[str, list[str]]]:
 
 
 def run(
-    work: Path, command: str, die_at: int | None = None, kill_after: float | None = None
+    work: Path, command: str, die_at: int | None = None,
+    signal_after: tuple[signal.Signals, float] | None = None,
 ) -> int:
     """Run a command in a fork; the exit status, DIED or -SIGKILL."""
     module, arguments = lines(work)[command]
@@ -73,9 +74,10 @@ def run(
             status = 99
         sys.stdout.flush()
         os._exit(status)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
+    if signal_after is not None:
+        number, delay = signal_after
+        time.sleep(delay)
+        os.kill(child, number)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -125,7 +127,7 @@ def main() -> None:
     parser.add_argument("command", choices=list(lines(Path())))
     parser.add_argument("work", type=Path)
     parser.add_argument("--every", type=int, default=1, help="kill at every N-th operation")
-    parser.add_argument("--kills", type=int, default=5, help="random SIGKILLs after that")
+    parser.add_argument("--kills", type=int, default=5, help="random SIGKILLs and Ctrl-Cs")
     arguments = parser.parse_args()
     work, command = arguments.work.resolve(), arguments.command
     work.mkdir(parents=True, exist_ok=True)
@@ -153,12 +155,20 @@ def main() -> None:
           "same bytes each time")
 
     moments = random.Random(0)
-    for number in range(arguments.kills):
-        clear(work, command)
-        delay = moments.uniform(0.05, 1.0) * duration
-        run(work, command, kill_after=delay)
-        check(work, command, reference, f"SIGKILL {number + 1} after {delay:.2f} s")
-    print(f"{command}: {arguments.kills} SIGKILLs at random moments, same bytes each time")
+    for number in (signal.SIGKILL, signal.SIGINT):
+        statuses = []
+        for _ in range(arguments.kills):
+            clear(work, command)
+            delay = moments.uniform(0.05, 0.95) * duration
+            status = run(work, command, signal_after=(number, delay))
+            allowed = (130, 0) if number == signal.SIGINT else (-signal.SIGKILL, 0)
+            if status not in allowed:
+                raise SystemExit(f"{command}, {number.name} after {delay:.2f} s: status {status}\n"
+                                 + (work / "output.txt").read_text())
+            check(work, command, reference, f"{number.name} after {delay:.2f} s")
+            statuses.append(status)
+        print(f"{command}: {number.name} at {arguments.kills} random moments (exit status "
+              f"{', '.join(map(str, statuses))}), same bytes each time")
 
 
 if __name__ == "__main__":

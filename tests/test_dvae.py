@@ -117,9 +117,8 @@ def test_nothing_is_detached_and_absent_classes_get_no_gradient():
     found = dvae.stage_losses(model, torch.rand(6, 3, 16, 16), torch.tensor([1, 1, 4, 4, 7, 7]),
                               torch.randn(6, 16, 8, 8))
     found["mse_sum"].backward()
-    for part in (model.encoder, model.to_posterior, model.post_conv, model.decoder,
-                 model.perturbation_decoder):
-        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
+    for name, part in model.named_children():
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters()), name
     rows = model.class_embedding.weight.grad.abs().sum(1)
     assert torch.nonzero(rows).flatten().tolist() == [1, 4, 7]
 
@@ -161,7 +160,7 @@ def test_the_optimiser_is_adam_with_a_cosine_stepped_once_an_epoch(tmp_path, poi
     expected = [0.0025 * (1 + math.cos(math.pi * (i // 2) / 60)) for i in range(120)]
     assert rates == pytest.approx(expected, rel=1e-9)
     for epoch, value in ((0, 0.005), (10, 0.004665), (30, 0.0025), (59, 3.43e-6)):
-        assert rates[2 * epoch] == pytest.approx(value, rel=1e-3)
+        assert rates[2 * epoch] == pytest.approx(value, rel=2e-3)
     for step in spy:
         assert step["betas"] == (0.9, 0.999)
         assert step["weight_decay"] == 0
@@ -197,7 +196,7 @@ def test_each_stage_starts_from_new_weights(tmp_path, poisoned):
         for name, parameter in fresh.named_parameters():
             torch.testing.assert_close(stored[name], parameter.detach(), atol=1e-8, rtol=0)
     first, second = (load_file(out / f"stage{n}.safetensors") for n in (1, 2))
-    assert not torch.allclose(first["to_posterior.weight"], second["to_posterior.weight"], atol=0.01)
+    assert not torch.allclose(first["post_conv.weight"], second["post_conv.weight"], atol=0.01)
 
 
 def test_stage_2_is_trained_on_the_images_of_stage_1(tmp_path, poisoned, checkpoint):
@@ -270,7 +269,7 @@ def plain_stage(model, number, images, labels, output, seed=None) -> np.ndarray:
 
 
 def assert_almost_equal_levels(found: np.ndarray, floats: np.ndarray) -> None:
-    """Equal up to pixels that lie on the edge between two levels (batches differ in the last bit)."""
+    """Equal up to pixels on the edge between two levels: batches differ in the last bit."""
     difference = np.abs(found.astype(int) - np.rint(floats * 255))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3
