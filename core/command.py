@@ -40,6 +40,10 @@ class Settings:
     seed: int | None = None         # null: 0, or the checkpoint's
     checkpoint: str | None = None   # purify.py: a folder made by train_vae.py or train_ddpm.py
 
+    def __post_init__(self) -> None:
+        if self.seed is not None:
+            config.in_range("seed", self.seed, at_least=0, below=2**32)
+
 
 @dataclass(frozen=True)
 class Request:

@@ -4,6 +4,7 @@ On disk a folder that NumPy alone can open: `images.npy` uint8 (N, H, W, 3), `la
 (N,), `meta.json` (classes, root data set, its clean test set, lineage, digests).
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -125,10 +126,10 @@ class ImageSet:
     ) -> "ImageSet":
         """Like map_rows, uint8 to uint8, for methods that are defined on grey levels."""
         target = files.RowFile(run.work / file, self.images.shape, np.uint8)
-        for start, stop in run.sweep(Path(file).stem, len(self), SLICE_ROWS, target):
-            slice_ = torch.from_numpy(np.array(self.images[start:stop])).to(device)
-            target.write(start, function(slice_, slice(start, stop)).cpu().numpy())
-        target.close()
+        with contextlib.closing(target):
+            for start, stop in run.sweep(Path(file).stem, len(self), SLICE_ROWS, target):
+                slice_ = torch.from_numpy(np.array(self.images[start:stop])).to(device)
+                target.write(start, function(slice_, slice(start, stop)).cpu().numpy())
         meta = {**self.meta, "fingerprint": run.job.fingerprint,
                 "lineage": [*self.meta["lineage"], run.lineage_entry()]}
         return ImageSet(np.load(run.work / file, mmap_mode="r"), self.labels, meta)

@@ -394,7 +394,7 @@ def blank(side: int, width: int | None = None, classes: int = 10) -> ImageSet:
 @pytest.mark.parametrize(("side", "latent"), [(16, 8), (32, 16), (64, 32), (96, 12), (224, 28)])
 def test_a_network_builds_for_every_size(tmp_path, side, latent):
     """224x224 is variant B of section 4: the ImageNet stem, a latent of 28x28."""
-    config = dvae.TrainConfig(width=4, latent_channels=6)
+    config = dvae.TrainConfig(width=16, latent_channels=6)
     with new_run(tmp_path / "out") as run:
         model = dvae.build_model(blank(side), config, run, "stage1")
     assert model.latent_shape == (6, latent, latent)

@@ -1,0 +1,559 @@
+"""What bad input gets: status 1 (2 for usage), a sentence with the culprit, nothing at OUT."""
+
+import errno
+import json
+import os
+import resource
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CONFIGS, Outcome, content, run_command, sign, succeed, write_imageset
+from PIL import Image
+
+import evaluate
+import purify
+import train_vae
+from core import files
+from poisons.__main__ import main as poison
+
+LSP = CONFIGS / "poisons" / "lsp.yaml"
+GRAY = CONFIGS / "purifiers" / "gray.yaml"
+DVAE = CONFIGS / "purifiers" / "dvae.yaml"
+EM60 = CONFIGS / "learners" / "em60.yaml"
+PATCH = "lsp.patch=4"
+TINY_VAE = ["dvae.train.width=8", "dvae.train.latent_channels=4", "dvae.train.epochs=1",
+            "dvae.train.batch_size=32"]
+TINY_NET = ["standard.width=4", "standard.epochs=1", "standard.batch_size=32"]
+OUT = Path("out")
+
+
+def refused(outcome: Outcome, *words: str, out: Path = OUT) -> None:
+    """The command ended with one sentence that holds the words, and left nothing at OUT."""
+    assert outcome.status == 1, outcome
+    assert outcome.stdout == ""
+    assert "Traceback" not in outcome.stderr
+    lines = [line for line in outcome.stderr.splitlines() if "error" in line.lower()]
+    assert lines == outcome.stderr.splitlines()[-1:]        # the last line, and no other
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+    assert not out.exists()
+
+
+def lsp(*arguments) -> Outcome:
+    return run_command(poison, LSP, "data=digits", PATCH, f"out={OUT}", *arguments)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(few_path, tmp_path_factory) -> Path:
+    return succeed(train_vae.main, DVAE, f"data={few_path}", *TINY_VAE,
+                   f"out={tmp_path_factory.mktemp('bad') / 'checkpoint'}")
+
+
+@pytest.fixture
+def copy(few, tmp_path) -> Path:
+    """An ImageSet folder that may be damaged."""
+    return write_imageset(tmp_path / "set", few.images, few.labels)
+
+
+# --- usage -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("main", [poison, purify.main, train_vae.main, evaluate.main])
+@pytest.mark.parametrize("arguments", [["--frobnicate"], ["--limit", "0"], ["--limit", "x"],
+                                       ["--limit", "-3"], ["--limit"], ["--seed", "3"]])
+def test_wrong_usage_exits_2(main, arguments):
+    outcome = run_command(main, *arguments)
+    assert outcome.status == 2
+    assert "usage: " in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+@pytest.mark.parametrize("main", [poison, purify.main, train_vae.main, evaluate.main])
+def test_without_a_method_the_choices_are_named(main):
+    refused(run_command(main), "no method", "method=")
+
+
+# --- keys and values -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("argument", "words"), [
+    ("lsp.raduis=1", ["unknown key 'lsp.raduis'", "did you mean 'lsp.radius'"]),
+    ("radius=1", ["unknown key 'radius'", "did you mean 'lsp.radius'"]),
+    ("sede=1", ["unknown key 'sede'", "did you mean 'seed'"]),
+    ("lps.radius=1", ["unknown key 'lps'", "did you mean 'lsp'"]),
+    ("method=lps", ["there is no poisons/lps.py", "did you mean 'lsp'"]),
+    ("method=dvae", ["there is no poisons/dvae.py"]),
+    ("lsp.radius=big", ["lsp.radius: 'big' is not a number"]),
+    ("lsp.radius=-1", ["lsp.radius: -1 is out of range: it must be above 0"]),
+    ("lsp.radius=0", ["lsp.radius: 0 is out of range"]),
+    ("lsp.patch=2.5", ["lsp.patch: 2.5 is not a whole number"]),
+    ("lsp.patch=0", ["lsp.patch: 0 is out of range"]),
+    ("lsp.patch=16", ["lsp.patch: blocks of 16 leave 3 features, too few for 10 classes"]),
+    ("lsp.positive_only=maybe", ["lsp.positive_only: 'maybe' is not true or false"]),
+    ("lsp.positive_only=0.5", ["lsp.positive_only"]),
+    ("lsp.rounding=rnd", ["lsp.rounding: 'rnd' is not one of round, floor", "'round'"]),
+    ("seed=x", ["seed: 'x' is not a number"]),
+    ("lsp=3", ["lsp: expected a section"]),
+    ("device=tpu9", ["device: 'tpu9'"]),
+    ("device=cuda:99", ["device: 'cuda:99' is not on this machine"]),
+    ("precision=fp8", ["precision: 'fp8' is not one of"]),
+    ("threads=0", ["threads: must be at least 1"]),
+    ("size=20", ["size: digits come in 16 or 32 pixels, not 20"]),
+    ("split=tset", ["split: 'tset' is not train, test"]),
+    ("data=digts", ["data: 'digts'", "did you mean 'digits'"]),
+    ("nonsense", ["'nonsense' is neither a YAML file nor key=value"]),
+    ("missing.yaml", ["missing.yaml: no such file"]),
+])
+def test_a_wrong_key_or_value_is_named(argument, words):
+    refused(lsp(argument), *words)
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "10000000000000000000000"])
+def test_a_seed_that_the_method_cannot_take_is_named(seed):
+    refused(lsp(f"seed={seed}"), "seed")
+
+
+@pytest.mark.parametrize("value", ["8", "255", "1.5", "16"])
+def test_a_budget_in_grey_levels_is_caught(value):
+    outcome = run_command(poison, "method=random_signs", "data=digits", f"out={OUT}",
+                          f"random_signs.epsilon={value}")
+    refused(outcome, f"random_signs.epsilon: {value} is above 1", f"write {value}/255")
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("method: lsp\nseed: 1\nseed: 2\n", "bad.yaml:3: repeated key 'seed'"),
+    ("method: lsp\nlsp:\n  radius: 1\n  radius: 2\n", "bad.yaml:4: repeated key 'radius'"),
+    ("method: lsp\nlsp:\n  raduis: 1\n", "bad.yaml:3: unknown key 'lsp.raduis'"),
+    ("method: lsp\nlsp:\n  radius: 1..5\n", "bad.yaml:3: lsp.radius: '1..5' is not a number"),
+    ("method: lsp\nlsp: [1]\n", "bad.yaml:2: lsp: expected a section"),
+    ("method: [lsp]\n", "bad.yaml:1: method: expected a single value"),
+    ("method: lsp\nlsp:\n radius: 1\n  patch: 4\n", "bad.yaml:4: not valid YAML"),
+    ("seed: 1\n", "no method"),
+    ("", "no method"),
+])
+def test_a_mistake_in_a_file_is_named_with_its_line(text, words):
+    Path("bad.yaml").write_text(text)
+    refused(run_command(poison, "bad.yaml", "data=digits", f"out={OUT}"), words)
+
+
+def test_values_that_yaml_alone_would_misread_are_understood():
+    Path("good.yaml").write_text(
+        "method: standard\nstandard:\n  weight_decay: 5e-4\n  flip: off\n  learning_rate: 1e-3\n"
+        "  milestones: [010]\n  clip_norm: none\n")
+    outcome = run_command(evaluate.main, "good.yaml", "data=digits", "--dry-run")
+    assert outcome.status == 0, outcome.stderr
+    for line in ("weight_decay: 0.0005", "flip: false", "learning_rate: 0.001", "milestones: [10]",
+                 "clip_norm: null"):
+        assert line in outcome.stdout
+
+
+# --- data ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("source", "words"), [
+    (None, "no data"), ("data=none/at/all", "none/at/all: no such imageset"),
+    ("data=./", "it has no meta.json"), ("data=none.npz", "none.npz: no such file"),
+    ("data=folder:none", "none: no such folder"), ("data=somefile", "somefile"),
+])
+def test_missing_data_is_named(source, words):
+    Path("somefile").write_text("not a set")
+    arguments = ["method=lsp", f"out={OUT}", *([source, "size=16"][: 2 if "folder" in source else 1]
+                                              if source else [])]
+    refused(run_command(poison, *arguments), words)
+
+
+def test_a_set_that_cannot_be_downloaded_says_what_to_put_where(monkeypatch):
+    def refuse(*_, **__):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    outcome = run_command(poison, LSP, "data=cifar10", "root=nowhere", f"out={OUT}")
+    refused(outcome, "cifar10 is not in 'nowhere'", "cifar-10-batches-py", "root=")
+
+
+def cut(data):
+    return data[: len(data) // 2]
+
+
+def flip(data):
+    data[len(data) // 2] ^= 64
+    return data
+
+
+@pytest.mark.parametrize("main", [poison, purify.main, train_vae.main, evaluate.main])
+@pytest.mark.parametrize("change", [cut, flip, lambda data: b""], ids=["cut", "flipped", "emptied"])
+def test_damaged_images_are_refused_by_every_command(copy, main, change):
+    file = copy / "images.npy"
+    file.write_bytes(change(bytearray(file.read_bytes())))
+    yaml = {poison: LSP, purify.main: GRAY, train_vae.main: DVAE, evaluate.main: EM60}[main]
+    refused(run_command(main, yaml, f"data={copy}", f"out={OUT}"), "set/images.npy", "SHA-256")
+
+
+@pytest.mark.parametrize(("arrays", "words"), [
+    (lambda x, y: (x.astype(np.float32), y), "images are float32"),
+    (lambda x, y: (x, y[:100]), "320 images but 100 labels"),
+    (lambda x, y: (x, y + 1), "has label 10; labels must lie in 0..9"),
+    (lambda x, y: (x, y.astype(np.uint8)), "labels are uint8"),
+    (lambda x, y: (x[:0], y[:0]), "the set is empty"),
+])
+def test_wrong_arrays_with_right_digests_are_refused(tmp_path, few, arrays, words):
+    path = write_imageset(tmp_path / "set", *arrays(few.images, few.labels))
+    for main, yaml in ((poison, LSP), (purify.main, GRAY), (evaluate.main, EM60)):
+        refused(run_command(main, yaml, f"data={path}", f"out={OUT}"), "set", words)
+
+
+def test_an_artefact_of_another_kind_is_no_data(checkpoint):
+    refused(run_command(purify.main, GRAY, f"data={checkpoint}", f"out={OUT}"),
+            "checkpoint is a checkpoint, not")
+
+
+def test_an_input_that_is_unfinished_says_so():
+    Path("half.partial").mkdir()
+    refused(run_command(purify.main, GRAY, "data=half", f"out={OUT}"), "half", "unfinished")
+
+
+def test_a_broken_image_in_a_folder_is_named(few):
+    for i, label in enumerate(few.labels[:30]):
+        folder = Path("tree", str(label))
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(few.images[i]).save(folder / f"{i}.png")
+    culprit = Path("tree", str(few.labels[7]), "7.png")
+    whole = culprit.read_bytes()
+    culprit.write_bytes(whole[: len(whole) // 2])
+    arguments = [poison, "method=lsp", "data=folder:tree", "size=16", PATCH, f"out={OUT}"]
+    refused(run_command(*arguments), str(culprit), "not a readable image")
+    culprit.write_bytes(whole)
+    Image.fromarray(few.images[8]).convert("L").save(Path("tree", str(few.labels[8]), "8.png"))
+    Image.fromarray(few.images[9]).convert("RGBA").save(Path("tree", str(few.labels[9]), "9.png"))
+    assert np.load(succeed(*arguments) / "images.npy").shape == (30, 16, 16, 3)
+
+
+# --- sets that are small or uneven -----------------------------------------------------------
+
+
+def test_a_set_smaller_than_the_batch_says_so(few_path):
+    refused(run_command(evaluate.main, EM60, f"data={few_path}", "--limit", 100, f"out={OUT}"),
+            "100 rows", "batch of 128", "lower batch_size")
+    refused(run_command(train_vae.main, DVAE, f"data={few_path}", "--limit", 100, "out=other"),
+            "100 rows", "batch of 128", out=Path("other"))
+
+
+@pytest.mark.parametrize("rows", [65, 64, 33])
+def test_a_last_batch_of_one_image_is_no_obstacle(few_path, rows):
+    """65 and 33 leave one image over, for which batch normalisation has no statistics."""
+    out = succeed(evaluate.main, EM60, f"data={few_path}", *TINY_NET, "standard.drop_last=false",
+                  "--limit", rows)
+    assert json.loads((out / "record.json").read_text())["images"] == rows // 32 * 32
+    succeed(train_vae.main, DVAE, f"data={few_path}", *TINY_VAE, "--limit", rows)
+
+
+def test_a_batch_of_one_is_no_traceback(few_path):
+    outcome = run_command(evaluate.main, EM60, f"data={few_path}", *TINY_NET,
+                          "standard.batch_size=1", "--limit", 3, f"out={OUT}")
+    assert outcome.status in (0, 1)
+    assert "Traceback" not in outcome.stderr
+    refused(run_command(train_vae.main, DVAE, f"data={few_path}", *TINY_VAE,
+                        "dvae.train.batch_size=1", f"out={Path('other')}"),
+            "dvae.train.batch_size: 1 is out of range", out=Path("other"))
+
+
+def test_a_class_with_one_image_goes_through_everything(tmp_path, few):
+    labels = np.where(np.arange(320) == 17, 9, np.arange(320) % 9)
+    path = write_imageset(tmp_path / "uneven", few.images, labels)
+    poisoned = succeed(poison, LSP, f"data={path}", PATCH)
+    np.testing.assert_array_equal(np.load(poisoned / "labels.npy"), labels)
+    trained = succeed(train_vae.main, DVAE, f"data={poisoned}", *TINY_VAE)
+    purified = succeed(purify.main, DVAE, f"data={poisoned}", f"checkpoint={trained}")
+    succeed(evaluate.main, EM60, f"data={purified}", *TINY_NET)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_a_handful_of_rows_is_poisoned_and_purified(rows):
+    poisoned = succeed(poison, LSP, "data=digits", PATCH, "--limit", rows)
+    assert len(np.load(succeed(purify.main, GRAY, f"data={poisoned}") / "images.npy")) == rows
+
+
+# --- checkpoints -----------------------------------------------------------------------------
+
+
+def dvae(data, *arguments) -> Outcome:
+    return run_command(purify.main, DVAE, f"data={data}", f"out={OUT}", *arguments)
+
+
+def test_a_checkpoint_is_needed_and_must_be_one(few_path, tmp_path):
+    refused(dvae(few_path), "checkpoint: dvae is trained; make one with train_vae.py")
+    refused(dvae(few_path, "checkpoint=nowhere"), "nowhere: no such checkpoint")
+    refused(dvae(few_path, f"checkpoint={few_path}"), "is a imageset, not a checkpoint")
+    refused(dvae(few_path, f"checkpoint={tmp_path}"), "it has no meta.json")
+
+
+def test_a_checkpoint_made_for_other_data_is_refused(tmp_path, few, checkpoint):
+    large = write_imageset(tmp_path / "large", few.images.repeat(2, 1).repeat(2, 2), few.labels)
+    refused(dvae(large, f"checkpoint={checkpoint}"),
+            "trained on 16x16 images of 10 classes, but the set has 32x32")
+    more = write_imageset(tmp_path / "more", few.images, few.labels, classes=11)
+    refused(dvae(more, f"checkpoint={checkpoint}"), "10 classes, but", "16x16 images of 11")
+
+
+def test_another_set_of_the_same_shape_is_purified_with_a_note(tmp_path, few, checkpoint):
+    other = write_imageset(tmp_path / "other", 255 - few.images, few.labels)
+    outcome = dvae(other, f"checkpoint={checkpoint}")
+    assert outcome.status == 0
+    assert "was trained on few, another set" in outcome.stderr
+
+
+def damaged(checkpoint: Path, where: Path, change) -> Path:
+    """A copy of the checkpoint in which `change` had its way."""
+    where.mkdir()
+    for path in checkpoint.iterdir():
+        (where / path.name).write_bytes(path.read_bytes())
+    meta = json.loads((where / "meta.json").read_text())
+    change(where, meta)
+    (where / "meta.json").write_text(json.dumps(meta))
+    return where
+
+
+def test_a_checkpoint_of_another_method_or_model_is_refused(tmp_path, few_path, checkpoint):
+    def other_method(folder, meta):
+        meta["method"] = "vae"
+
+    def other_width(folder, meta):
+        meta["config"]["width"] = 16
+
+    def other_key(folder, meta):
+        meta["config"]["colour"] = "red"
+
+    def cut_weights(folder, meta):
+        file = folder / "stage1.safetensors"
+        file.write_bytes(cut(file.read_bytes()))
+
+    def lost_weights(folder, meta):
+        (folder / "stage2.safetensors").unlink()
+
+    def not_weights(folder, meta):
+        (folder / "stage1.safetensors").write_bytes(b"hello")
+        meta["digests"]["stage1.safetensors"] = files.sha256(folder / "stage1.safetensors")
+
+    for change, words in [(other_method, "is a checkpoint of 'vae', not of 'dvae'"),
+                          (other_width, "does not fit this model"),
+                          (other_key, "unknown key 'colour'"),
+                          (cut_weights, "stage1.safetensors does not match its SHA-256"),
+                          (lost_weights, "stage2.safetensors: no such file"),
+                          (not_weights, "stage1.safetensors does not fit this model")]:
+        path = damaged(checkpoint, tmp_path / change.__name__, change)
+        refused(dvae(few_path, f"checkpoint={path}"), path.name, words)
+
+
+def test_methods_that_are_not_trained_say_so(few_path):
+    refused(run_command(train_vae.main, GRAY, f"data={few_path}", f"out={OUT}"), "gray")
+    refused(run_command(purify.main, GRAY, f"data={few_path}", "checkpoint=x", f"out={OUT}"),
+            "gray is not trained")
+
+
+# --- test sets -------------------------------------------------------------------------------
+
+
+def test_a_missing_test_set_is_asked_for(tmp_path, few):
+    np.savez("own.npz", images=few.images, labels=few.labels)
+    refused(run_command(evaluate.main, EM60, "data=own.npz", f"out={OUT}"),
+            "own.npz has no test set of its own: name one with test=")
+    refused(run_command(evaluate.main, EM60, "data=own.npz", "test=none.npz", f"out={OUT}"),
+            "none.npz: no such file")
+    np.savez("small.npz", images=few.images[:, :8, :8], labels=few.labels)
+    refused(run_command(evaluate.main, EM60, "data=own.npz", "test=small.npz", f"out={OUT}"),
+            "small.npz has 8x8 images", "own.npz has 16x16")
+
+
+# --- training that diverges ------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_a_number_names_itself(few_path):
+    refused(run_command(evaluate.main, EM60, f"data={few_path}", *TINY_NET, "standard.epochs=3",
+                        "standard.learning_rate=1e30", "standard.clip_norm=null", f"out={OUT}"),
+            "loss became", "lower the learning rate")
+    refused(run_command(train_vae.main, DVAE, f"data={few_path}", *TINY_VAE,
+                        "dvae.train.epochs=3", "dvae.train.learning_rate=1e30", "out=other"),
+            "became", "lower the learning rate", out=Path("other"))
+
+
+# --- where the result goes -------------------------------------------------------------------
+
+
+def test_an_occupied_out_is_refused_and_left_as_it_is():
+    assert lsp("--limit", 100).status == 0
+    before = content(OUT)
+    for change in ("seed=2", "lsp.radius=1.0", "lsp.rounding=floor", "size=32"):
+        outcome = lsp("--limit", 100, change)
+        assert outcome.status == 1
+        assert "out holds other work" in outcome.error
+        assert "--force" in outcome.error
+    assert lsp("--limit", 99).status == 1
+    assert content(OUT) == before
+    assert lsp("--limit", 100).status == 0                  # the same work: already done
+    assert lsp("--limit", 100, "seed=2", "--force").status == 0
+    assert content(OUT) != before
+    assert content(Path("out.old-1")) == before
+
+
+def test_an_out_that_is_a_file_or_a_strangers_folder_is_refused():
+    OUT.write_text("mine")
+    outcome = lsp("--limit", 100)
+    assert outcome.status == 1
+    assert "out holds other work" in outcome.error
+    assert OUT.read_text() == "mine"
+    OUT.unlink()
+    OUT.mkdir()
+    (OUT / "thesis.tex").write_text("years")
+    assert lsp("--limit", 100).status == 1
+    assert (OUT / "thesis.tex").read_text() == "years"
+
+
+@pytest.mark.parametrize("out", [".", "/", "..", "file/sub", "a" * 300])
+def test_an_out_that_cannot_be_is_refused(out):
+    Path("file").write_text("mine")
+    outcome = run_command(poison, LSP, "data=digits", PATCH, "--limit", 100, f"out={out}")
+    assert outcome.status == 1
+    assert outcome.error
+    assert Path("file").read_text() == "mine"
+
+
+@pytest.fixture
+def readonly():
+    """A folder where nobody may write, as seen by a user who is not root."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:
+        try:
+            os.seteuid(65534)
+        except OSError:
+            pytest.skip("cannot become another user")
+    yield folder
+    if root:
+        os.seteuid(0)
+    folder.chmod(0o755)
+    files.remove_tree(folder)
+
+
+def test_a_read_only_folder_is_named(readonly):
+    """Nothing has to be imported late: an unprivileged user may not read root's libraries."""
+    out = readonly / "sub" / "out"
+    outcome = run_command(poison, "method=random_signs", "data=digits", "--limit", 50, f"out={out}")
+    refused(outcome, str(readonly), "permission denied", out=out)
+
+
+# --- a full disk -----------------------------------------------------------------------------
+
+COMMANDS = {
+    "poison": (poison, [LSP, "data=digits", PATCH, "--limit", 300]),
+    "purify": (purify.main, [GRAY, "data=digits", "--limit", 300]),
+    "train": (train_vae.main, [DVAE, "data=digits", "--limit", 64, *TINY_VAE]),
+    "evaluate": (evaluate.main, [EM60, "data=digits", "--limit", 64, *TINY_NET]),
+}
+
+
+@pytest.mark.parametrize(("name", "every"), [
+    ("poison", 1), ("purify", 1), ("train", 4), ("evaluate", 3),
+    pytest.param("train", 1, marks=pytest.mark.slow),
+    pytest.param("evaluate", 1, marks=pytest.mark.slow)])
+def test_a_disk_that_fills_up_at_any_write_costs_a_sentence(name, every, monkeypatch):
+    """ENOSPC at the k-th operation, k = 1, 1 + every, ...; then there is room and the same line
+    is repeated."""
+    main, arguments = COMMANDS[name]
+    expected = content(succeed(main, *arguments, "out=expected"))
+    calls, fail_at = 0, 0
+
+    def operation(kind, path):
+        nonlocal calls
+        calls += 1
+        if calls == fail_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(files, "operation", operation)
+    out = Path("deep/out")
+    for k in range(1, 1000, every):
+        calls, fail_at = 0, k
+        outcome = run_command(main, *arguments, f"out={out}")
+        if outcome.status == 0:
+            break
+        assert outcome.error is not None, outcome.stderr
+        assert "no space left on device" in outcome.error
+        assert "deep" in outcome.error
+        assert "Traceback" not in outcome.stderr
+        if out.exists():            # only once everything is on disk: then it must be whole
+            assert content(out) == expected
+        fail_at = 0
+        assert content(succeed(main, *arguments, f"out={out}")) == expected, k
+        assert [path.name for path in out.parent.iterdir()] == ["out"]
+        files.remove_tree(out.parent)
+    assert k > 10
+    assert content(out) == expected
+
+
+@pytest.mark.parametrize("limit", [50, 127, 1000, 100_000, 230_000])
+def test_a_file_that_may_not_grow_costs_a_sentence(limit):
+    """A real limit of the kernel: writes fail beyond it (EFBIG), as on a full disk."""
+    arguments = ["method=random_signs", "data=digits", "--limit", 300, f"out={OUT}"]
+    expected = content(succeed(poison, *arguments[:-1], "out=expected"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        outcome = run_command(poison, *arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    refused(outcome, "out.partial", "file too large")
+    assert content(succeed(poison, *arguments)) == expected
+
+
+@pytest.fixture
+def tmpfs(tmp_path):
+    """A function that mounts a file system of so many kilobytes."""
+    mounted = []
+
+    def mount(kilobytes: int) -> Path:
+        folder = tmp_path / f"small{kilobytes}"
+        folder.mkdir()
+        made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs",
+                               str(folder)], capture_output=True, check=False)
+        if made.returncode:
+            pytest.skip("may not mount a tmpfs")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("free_pages", range(8))
+def test_a_small_tmpfs_that_is_full_and_then_has_room(tmpfs, free_pages):
+    """ballast leaves so many pages free; the images.npy of 230 kB needs 57, its header the first.
+
+    The file's size is set before its pages exist: what fails in between must not look finished.
+    """
+    expected = content(succeed(poison, "method=random_signs", "data=digits", "--limit", 300))
+    disk = tmpfs(600)
+    ballast = disk / "ballast"
+    free = os.statvfs(disk)
+    with open(ballast, "wb", buffering=0) as file:
+        file.write(b"\0" * (free.f_bsize * free.f_bavail - 4096 * free_pages))
+    arguments = ["method=random_signs", "data=digits", "--limit", 300, f"out={disk / 'out'}"]
+    refused(run_command(poison, *arguments), str(disk), "no space left on device", out=disk / "out")
+    ballast.unlink()
+    assert content(succeed(poison, *arguments)) == expected
+
+
+def test_the_meta_of_a_copy_can_be_signed_again(copy):
+    """The helper that other tests lean on makes loadable sets."""
+    meta = json.loads((copy / "meta.json").read_text())
+    np.save(copy / "images.npy", np.load(copy / "images.npy")[:10])
+    np.save(copy / "labels.npy", np.load(copy / "labels.npy")[:10])
+    refused(run_command(purify.main, GRAY, f"data={copy}", f"out={OUT}"), "SHA-256")
+    sign(copy, meta)
+    assert len(np.load(succeed(purify.main, GRAY, f"data={copy}") / "images.npy")) == 10

@@ -1,0 +1,336 @@
+"""The contract of design.md, for every module found in poisons/, purifiers/ and learners/.
+
+A module counts as random if its source draws from the run: `run.stream`, `run.rng`, `run.seed` or
+`run.initialisation`, itself or through the functions of core.training. Another seed must then give
+other bytes, and must not otherwise.
+"""
+
+import dataclasses
+import importlib
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, ROOT, content, digest, run_command, succeed, write_imageset
+
+import evaluate
+import purify
+import train_vae
+from core import config
+from core.command import list_methods, parse, smoke_node
+from core.imageset import ImageSet
+from core.perturbation import check_bound, measure
+from core.training import Result
+from poisons.__main__ import main as poison_main
+
+RANDOM = re.compile(r"run\.(stream|rng|seed|initialisation)\b|train_classifier\(")
+ROOMS = ("poisons", "purifiers", "learners")
+MODULES = [(room, name) for room in ROOMS for name in list_methods(room)]
+POISONS, PURIFIERS, LEARNERS = ([name for at, name in MODULES if at == room] for room in ROOMS)
+COMMANDS = {"poisons": poison_main, "purifiers": purify.main, "learners": evaluate.main}
+
+
+def module_of(room: str, name: str):
+    return importlib.import_module(f"{room}.{name}")
+
+
+def is_random(room: str, name: str) -> bool:
+    return bool(RANDOM.search((ROOT / room / f"{name}.py").read_text()))
+
+
+def smoke_keys(room: str, name: str) -> list[str]:
+    """The module's SMOKE as key=value arguments."""
+    return [f"{name}.{key}={value}" for key, value in module_of(room, name).SMOKE.items()]
+
+
+def smoke_config(room: str, name: str):
+    module = module_of(room, name)
+    tree = smoke_node(module)
+    tree.value.pop("train", None)
+    return config.build(module.Config, tree, name)
+
+
+@pytest.fixture(scope="module")
+def clean(few, tmp_path_factory) -> Path:
+    """The set that every module gets. Shuffled labels would show a module that sorts rows."""
+    return write_imageset(tmp_path_factory.mktemp("contract") / "clean", few.images, few.labels)
+
+
+@pytest.fixture(autouse=True)
+def untouched(clean):
+    """No test changes the input."""
+    before = {path.name: digest(path) for path in clean.iterdir()}
+    yield
+    assert {path.name: digest(path) for path in clean.iterdir()} == before
+
+
+def poisoned_by(name: str, clean: Path, out: Path, *arguments) -> Path:
+    return succeed(poison_main, f"method={name}", f"data={clean}", f"out={out}",
+                   *smoke_keys("poisons", name), *arguments)
+
+
+CHECKPOINTS: dict[str, Path] = {}
+
+
+def checkpoint_of(name: str, clean: Path) -> list[str]:
+    """`checkpoint=...` for a trained purifier (made once, with seed 0), nothing for another."""
+    if not hasattr(module_of("purifiers", name), "TrainConfig"):
+        return []
+    if name not in CHECKPOINTS:
+        CHECKPOINTS[name] = succeed(train_vae.main, f"method={name}", f"data={clean}",
+                                    f"out={clean.parent / name}", *smoke_keys("purifiers", name))
+    return [f"checkpoint={CHECKPOINTS[name]}"]
+
+
+def purified_by(name: str, clean: Path, out: Path, *arguments) -> Path:
+    keys = [key for key in smoke_keys("purifiers", name) if not key.startswith(f"{name}.train.")]
+    return succeed(purify.main, f"method={name}", f"data={clean}", f"out={out}",
+                   *checkpoint_of(name, clean), *keys, *arguments)
+
+
+# --- what a module holds ---------------------------------------------------------------------
+
+
+def test_the_rooms_are_not_empty():
+    assert {"lsp", "random_signs"} <= set(POISONS)
+    assert {"identity", "gray", "jpeg", "bdr", "dvae"} <= set(PURIFIERS)
+    assert "standard" in LEARNERS
+
+
+@pytest.mark.parametrize(("room", "name"), MODULES)
+def test_a_module_holds_what_the_design_asks(room, name):
+    module = module_of(room, name)
+    assert dataclasses.is_dataclass(module.Config)
+    assert module.Config.__dataclass_params__.frozen
+    assert isinstance(module.VERSION, int)
+    assert module.VERSION >= 1
+    assert isinstance(module.SMOKE, dict)
+    assert module.__doc__
+    assert "Source:" in module.__doc__ or "(" in module.__doc__ or name in ("identity", "standard")
+    verb = {"poisons": "poison", "purifiers": "purify", "learners": "fit"}[room]
+    assert getattr(module, verb).__doc__
+    if room == "poisons":
+        found = module.bound(module.Config())
+        assert found is None or found[0] in ("linf", "l2", "l0")
+    module.Config()                     # every field has a default
+
+
+@pytest.mark.parametrize(("room", "name"), MODULES)
+def test_a_module_imports_no_other_room(room, name):
+    """Attacks, purifiers and learners share code through core and models only."""
+    source = (ROOT / room / f"{name}.py").read_text()
+    others = [other for other in (*ROOMS, "scripts", "tests") if other != room]
+    assert not re.search(rf"^\s*(from|import) ({'|'.join(others)})\b", source, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("room", "name"), MODULES)
+def test_the_yaml_of_a_method_is_its_defaults(room, name):
+    """So that YAML and dataclass cannot drift. Learners' YAMLs are named after protocols: some one
+    must be the defaults."""
+    module = module_of(room, name)
+    paths = [CONFIGS / room / f"{name}.yaml"]
+    if room == "learners":
+        paths = sorted((CONFIGS / room).glob("*.yaml"))
+    resolved = []
+    for path in paths:
+        tree = config.read([path])
+        if tree.value["method"].value != name:
+            continue
+        section = tree.value.get(name, config.Node({}, "none"))
+        train = section.value.pop("train", config.Node({}, "none"))
+        if hasattr(module, "TrainConfig"):
+            assert config.build(module.TrainConfig, train, name) == module.TrainConfig()
+        resolved.append(config.build(module.Config, section, name))
+    assert module.Config() in resolved
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_yaml_parses_with_its_command(path):
+    room = path.relative_to(CONFIGS).parts[0]
+    if room not in ROOMS:
+        pytest.skip("a table, not a command's YAML")
+    request = parse([str(path)], "", room, "test")
+    assert request.method in list_methods(room)
+    assert request.preset == path.stem
+
+
+def test_em60_is_the_default_protocol():
+    request = parse([str(CONFIGS / "learners" / "em60.yaml")], "", "learners", "test")
+    assert request.config == module_of("learners", "standard").Config()
+
+
+@pytest.mark.parametrize(("room", "name"), MODULES)
+def test_the_resolved_config_is_shown_and_reads_back(room, name, clean):
+    """--dry-run prints a YAML that gives the same work again, and writes nothing."""
+    extra = checkpoint_of(name, clean) if room == "purifiers" else []
+    keys = [k for k in smoke_keys(room, name) if not k.startswith(f"{name}.train.")]
+    first = run_command(COMMANDS[room], f"method={name}", f"data={clean}", "seed=3", *keys, *extra,
+                        "--dry-run")
+    assert first.status == 0, first.stderr
+    Path("again.yaml").write_text(first.stdout)
+    again = run_command(COMMANDS[room], "again.yaml", "--dry-run")
+    assert again.status == 0, again.stderr
+    prints = [re.search(r"# fingerprint (\w+)", out.stdout)[1] for out in (first, again)]
+    assert prints[0] == prints[1]
+    assert [path.name for path in Path().iterdir()] == ["again.yaml"]
+
+
+# --- poisons ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", POISONS)
+def test_a_poison_keeps_its_contract(name, clean, tmp_path):
+    out = poisoned_by(name, clean, tmp_path / "out")
+    before, after = np.load(clean / "images.npy"), np.load(out / "images.npy")
+    assert after.dtype == np.uint8
+    assert after.shape == before.shape
+    np.testing.assert_array_equal(np.load(out / "labels.npy"), np.load(clean / "labels.npy"))
+    assert not np.array_equal(after, before)
+
+    module, cfg = module_of("poisons", name), smoke_config("poisons", name)
+    bound = module.bound(cfg)
+    rounding = getattr(cfg, "rounding", "round")
+    check_bound(bound, measure(ImageSet.load(clean), ImageSet.load(out)), 768, rounding)
+    if bound is not None:               # and by hand
+        norm, radius = bound
+        delta = (after.astype(float) - before) / 255
+        slack = (1 if rounding == "floor" else 0.5) / 255
+        value = {"linf": np.abs(delta).max(), "l2": np.sqrt((delta**2).sum((1, 2, 3)).max()),
+                 "l0": (delta != 0).any(3).sum((1, 2)).max()}[norm]
+        limit = {"linf": radius + slack, "l2": radius + slack * math.sqrt(768), "l0": radius}[norm]
+        assert value <= limit + 1e-9
+
+
+@pytest.mark.parametrize("name", POISONS)
+def test_a_poison_repeats_with_its_seed_only(name, clean, tmp_path):
+    one, same, other = (content(poisoned_by(name, clean, tmp_path / out, f"seed={seed}"))
+                        for out, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert one == same
+    assert (one["images.npy"] != other["images.npy"]) == is_random("poisons", name)
+    assert one["labels.npy"] == other["labels.npy"]
+
+
+@pytest.mark.parametrize("name", POISONS)
+def test_a_poison_tells_its_origin(name, clean, tmp_path):
+    meta = json.loads((poisoned_by(name, clean, tmp_path / "out") / "meta.json").read_text())
+    [step] = meta["lineage"]
+    assert step["method"] == name
+    assert step["version"] == module_of("poisons", name).VERSION
+    assert step["config"] == config.plain(smoke_config("poisons", name))
+    source = json.loads((clean / "meta.json").read_text())
+    assert step["inputs"] == {"data": source["fingerprint"]}
+    assert meta["test"] == source["test"]
+    assert meta["root"] == source["root"]
+
+
+# --- purifiers -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PURIFIERS)
+def test_a_purifier_keeps_its_contract(name, clean, tmp_path):
+    out = purified_by(name, clean, tmp_path / "out")
+    images = np.load(out / "images.npy")
+    assert images.dtype == np.uint8
+    assert images.shape == (320, 16, 16, 3)
+    np.testing.assert_array_equal(np.load(out / "labels.npy"), np.load(clean / "labels.npy"))
+    meta = json.loads((out / "meta.json").read_text())
+    assert [step["method"] for step in meta["lineage"]] == [name]
+    assert meta["test"] == {"data": "digits", "size": 16, "split": "test"}
+
+
+@pytest.mark.parametrize("name", PURIFIERS)
+def test_a_purifier_repeats_with_its_seed_only(name, clean, tmp_path):
+    one, same, other = (content(purified_by(name, clean, tmp_path / out, f"seed={seed}"))
+                        for out, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert one == same
+    assert (one["images.npy"] != other["images.npy"]) == is_random("purifiers", name)
+
+
+@pytest.mark.parametrize("name", PURIFIERS)
+def test_labels_are_withheld_from_purifiers_that_do_not_need_them(name, clean, tmp_path,
+                                                                  monkeypatch):
+    module = module_of("purifiers", name)
+    original, seen = module.purify, []
+
+    def watched(poisoned, *rest):
+        seen.append(poisoned.labels)
+        return original(poisoned, *rest)
+
+    monkeypatch.setattr(module, "purify", watched)
+    purified_by(name, clean, tmp_path / "out")
+    assert len(seen) == 1
+    if getattr(module, "NEEDS_LABELS", False):
+        np.testing.assert_array_equal(seen[0], np.load(clean / "labels.npy"))
+    else:
+        assert seen[0] is None
+
+
+@pytest.mark.parametrize("name", PURIFIERS)
+def test_a_purifier_that_is_trained_says_on_what(name, clean, tmp_path):
+    """design.md: the lineage names what a purifier was trained on, for the table's column."""
+    out = purified_by(name, clean, tmp_path / "out")
+    [step] = json.loads((out / "meta.json").read_text())["lineage"]
+    if checkpoint_of(name, clean):
+        trained_on = step["trained_on"]
+        assert trained_on["fingerprint"] == ImageSet.load(clean).fingerprint
+    else:
+        assert not step.get("trained_on")
+
+
+# --- learners --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_learner_keeps_its_contract(name, clean, tmp_path):
+    keys = smoke_keys("learners", name)
+    records = []
+    for out, seed in (("a", 0), ("b", 0), ("c", 1)):
+        outcome = run_command(evaluate.main, f"method={name}", f"data={clean}", f"seed={seed}",
+                              f"out={tmp_path / out}", *keys)
+        assert outcome.status == 0, outcome.stderr
+        record = json.loads((tmp_path / out / "record.json").read_text())
+        assert outcome.stdout.split() == [f"{record['accuracy_last']:.4f}", str(tmp_path / out)]
+        records.append(record)
+    one, same, other = records
+    assert {field.name for field in dataclasses.fields(Result)} - {"last", "best"} <= one.keys()
+    for record in records:
+        assert 0 <= record["accuracy_last"] <= record["accuracy_best"] <= 1
+        assert record["curve"][-1][1] == record["accuracy_last"]
+        assert record["test"]["rows"] == 360
+        assert record["train"]["rows"] == 320
+        assert record["learner"] == name
+        for key in ("seconds", "images_per_second", "versions", "device", "config"):
+            assert record[key]
+    for key in ("curve", "train_accuracy", "fingerprint", "images"):
+        assert one[key] == same[key]
+    assert one["curve"] != other["curve"] or one["train_accuracy"] != other["train_accuracy"]
+    assert one["fingerprint"] != other["fingerprint"]
+
+
+def test_the_test_images_never_reach_the_training(clean, tmp_path):
+    """The same training set against two test sets: another score, the same training."""
+    images = np.random.default_rng(0).integers(0, 256, (50, 16, 16, 3), dtype=np.uint8)
+    noise = write_imageset(tmp_path / "noise", images, np.arange(50) % 10)
+    scores = []
+    for test in ("digits", noise):
+        out = succeed(evaluate.main, "method=standard", f"data={clean}", f"test={test}",
+                      *smoke_keys("learners", "standard"))
+        log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        scores.append([(line["loss"], line["train_accuracy"]) for line in log])
+    assert scores[0] == scores[1]
+
+
+def test_a_record_tells_the_way_of_its_set(clean, tmp_path):
+    poisoned = poisoned_by("random_signs", clean, tmp_path / "p")
+    purified = purified_by("gray", poisoned, tmp_path / "q")
+    out = succeed(evaluate.main, "method=standard", f"data={purified}",
+                  *smoke_keys("learners", "standard"))
+    record = json.loads((out / "record.json").read_text())
+    assert [step["method"] for step in record["train"]["lineage"]] == ["random_signs", "gray"]
+    assert record["train"]["root"]["data"] == "digits"
+    assert record["test"]["root"]["split"] == "test"
+    assert torch.__version__.startswith(record["versions"]["torch"])
