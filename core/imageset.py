@@ -7,7 +7,7 @@ On disk a folder that NumPy alone can open: `images.npy` uint8 (N, H, W, 3), `la
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -98,12 +98,14 @@ class ImageSet:
         rounding: Rounding = "round",
         device: torch.device | str = "cpu",
         file: str = "images.npy",
+        beside: Sequence[files.RowFile] = (),
     ) -> "ImageSet":
         """A new set whose rows are `function(images, rows)`, written as they come; resumable.
 
         `function` takes float32 (n, H, W, 3) in [0, 1] on `device` and the slice of row numbers,
         and returns the same shape; values outside [0, 1] are clipped. No float copy of the whole
-        set exists. Raises UserError with the row if a result is not finite.
+        set exists. `beside` are further files that it writes by row. Raises UserError with the row
+        if a result is not finite.
         """
 
         def pixels(images: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -114,7 +116,7 @@ class ImageSet:
                                 f"method '{run.job.method}' diverged on it")
             return quantize(floats, rounding)
 
-        return self.map_pixels(pixels, run, device=device, file=file)
+        return self.map_pixels(pixels, run, device=device, file=file, beside=beside)
 
     def map_pixels(
         self,
@@ -123,11 +125,12 @@ class ImageSet:
         *,
         device: torch.device | str = "cpu",
         file: str = "images.npy",
+        beside: Sequence[files.RowFile] = (),
     ) -> "ImageSet":
         """Like map_rows, uint8 to uint8, for methods that are defined on grey levels."""
         target = files.RowFile(run.work / file, self.images.shape, np.uint8)
         with contextlib.closing(target):
-            for start, stop in run.sweep(Path(file).stem, len(self), SLICE_ROWS, target):
+            for start, stop in run.sweep(Path(file).stem, len(self), SLICE_ROWS, target, *beside):
                 slice_ = torch.from_numpy(np.array(self.images[start:stop])).to(device)
                 target.write(start, function(slice_, slice(start, stop)).cpu().numpy())
         meta = {**self.meta, "fingerprint": run.job.fingerprint,
@@ -195,24 +198,28 @@ REQUIRED = {
 }
 
 
+KINDS = {"imageset": "an ImageSet", "checkpoint": "a checkpoint", "record": "a record"}
+
+
 def read_meta(path: Path, kind: str) -> dict:
     """The meta.json of a finished artefact of this kind; UserError names what is missing."""
     if not path.exists():
         unfinished = path.with_name(path.name + ".partial").exists()
         hint = "; it is unfinished: repeat the command that makes it" if unfinished else ""
-        raise UserError(f"{path}: no such {kind}{hint}")
+        raise UserError(f"{path}: no such folder; it should be {KINDS[kind]}{hint}")
     try:
         meta = json.loads((path / "meta.json").read_text())
         if meta["kind"] != kind:
-            raise UserError(f"{path} is a {meta['kind']}, not a {kind}")
+            raise UserError(f"{path} is {KINDS.get(meta['kind'], 'something else')}, not "
+                            f"{KINDS[kind]}")
         if meta["format"] != FORMAT:
             raise UserError(f"{path}/meta.json: format {meta['format']}, but this code reads "
                             f"format {FORMAT}")
         for key in REQUIRED[kind]:
             if key not in meta:
-                raise UserError(f"{path}/meta.json lacks '{key}'; make the {kind} again")
+                raise UserError(f"{path}/meta.json lacks '{key}'; make it again")
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path} is not a {kind}: it has no meta.json") from None
+        raise UserError(f"{path} is not {KINDS[kind]}: it has no meta.json") from None
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise

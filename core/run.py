@@ -78,10 +78,13 @@ class Run:
     ) -> None:
         self.job = job
         self.out = out or job.default_out
+        if not self.out.name:
+            raise UserError(f"out: '{self.out}' is not a new folder; name one")
         self.work = self.out.with_name(self.out.name + ".partial")
         self.seed = job.seed
         self.done = False
         self.resumed = False
+        self.checkpoint = None          # the Checkpoint that a trained purifier applies
         self.interrupted = False
         self.settings = settings or {}
         self._device_settings = device or DeviceSettings()
@@ -106,9 +109,12 @@ class Run:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if self._lock is not None:
-            self._restore_signals()
-            self._release()
+        if self._lock is None:
+            return
+        self._restore_signals()
+        if isinstance(error, UserError) and not any((self.work / "state").glob("*.pt")):
+            files.remove_tree(self.work)        # a mistake found before any work was done
+        self._release()
 
     def occupant(self) -> Literal["nothing", "this", "other"]:
         """What OUT is: absent, this job's artefact, or something else."""
@@ -123,6 +129,8 @@ class Run:
     def _finished(self) -> bool:
         """True if OUT is this job's artefact; refuses or moves aside anything else there."""
         occupant = self.occupant()
+        if occupant == "this" and (self.out / "lock").exists():
+            files.unlink(self.out / "lock")     # its maker died right after the rename
         if occupant != "other":
             return occupant == "this"
         if not self._force:
@@ -223,11 +231,14 @@ class Run:
 
     def lineage_entry(self) -> dict:
         """What this run adds to the lineage of its output."""
-        return {
+        entry = {
             "method": self.job.method, "preset": self.job.preset, "version": self.job.version,
             "seed": self.seed, "config": self.job.config, "settings": self.job.settings,
             "fingerprint": self.job.fingerprint, "inputs": self.job.inputs,
         }
+        if self.checkpoint is not None:
+            entry["trained_on"] = self.checkpoint.meta["trained_on"]
+        return entry
 
     def finish(self, meta: dict) -> None:
         """Commit: hash and sync every file of the artefact, write meta.json, rename to OUT."""

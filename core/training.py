@@ -50,6 +50,9 @@ class Protocol:
         in_range("weight_decay", self.weight_decay, at_least=0)
         in_range("crop_padding", self.crop_padding, at_least=0)
         in_range("test_every", self.test_every, at_least=0)
+        in_range("gamma", self.gamma, above=0, at_most=1)
+        if self.std is not None and min(self.std, default=0) <= 0:
+            raise ConfigError("std", "every standard deviation must be above 0")
         if self.steps is not None:
             in_range("steps", self.steps, at_least=1)
         if self.clip_norm is not None:

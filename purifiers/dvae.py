@@ -225,9 +225,9 @@ def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
         saved = {number: RowFile(run.work / f"p_hat{number}.npy", poisoned.images.shape, "float16")
                  for _, number, output in stages if output != "reconstruct"}
     rows = purify_rows(poisoned, stages, latent, rounding, run, saved)
-    purified = poisoned.map_rows(rows, run, rounding=rounding, device=run.device.torch)
+    purified = poisoned.map_rows(rows, run, rounding=rounding, device=run.device.torch,
+                                 beside=tuple(saved.values()))
     for file in saved.values():
-        file.sync()
         file.close()
     return purified
 

@@ -157,7 +157,8 @@ def test_values_that_yaml_alone_would_misread_are_understood():
 
 
 @pytest.mark.parametrize(("source", "words"), [
-    (None, "no data"), ("data=none/at/all", "none/at/all: no such imageset"),
+    (None, "no data"),
+    ("data=none/at/all", "none/at/all: no such folder; it should be an ImageSet"),
     ("data=./", "it has no meta.json"), ("data=none.npz", "none.npz: no such file"),
     ("data=folder:none", "none: no such folder"), ("data=somefile", "somefile"),
 ])
@@ -288,8 +289,9 @@ def dvae(data, *arguments) -> Outcome:
 
 def test_a_checkpoint_is_needed_and_must_be_one(few_path, tmp_path):
     refused(dvae(few_path), "checkpoint: dvae is trained; make one with train_vae.py")
-    refused(dvae(few_path, "checkpoint=nowhere"), "nowhere: no such checkpoint")
-    refused(dvae(few_path, f"checkpoint={few_path}"), "is a imageset, not a checkpoint")
+    refused(dvae(few_path, "checkpoint=nowhere"),
+            "nowhere: no such folder; it should be a checkpoint")
+    refused(dvae(few_path, f"checkpoint={few_path}"), "is an ImageSet, not a checkpoint")
     refused(dvae(few_path, f"checkpoint={tmp_path}"), "it has no meta.json")
 
 

@@ -1,6 +1,10 @@
 """The networks against the numbers of the D-VAE release and against plain torch operations."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -272,3 +276,22 @@ def test_channels_last_changes_nothing_but_speed():
     for a, b in zip(plain, fast, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert fast[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_narrow_networks_train_on_64_pixels():
+    """torch 2.15's strided 1x1 convolution corrupts the heap here; in a process of its own."""
+    code = """
+import torch
+from models.resnet import BasicBlock
+torch.set_num_threads(1)
+for channels in (4, 8):
+    block = BasicBlock(channels, 2 * channels, 2).to(memory_format=torch.channels_last)
+    for _ in range(5):
+        x = torch.rand(2, channels, 64, 64).contiguous(memory_format=torch.channels_last)
+        block(x.requires_grad_()).sum().backward()
+print("ok")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          cwd=Path(__file__).parents[1], check=False,
+                          env={**os.environ, "MALLOC_CHECK_": "3"})
+    assert done.stdout == "ok\n", (done.returncode, done.stderr)
