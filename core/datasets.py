@@ -183,7 +183,7 @@ def load_folder(path: Path, settings: DataSettings) -> ImageSet:
                 images[i] = np.asarray(transform(to_rgb(image)))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             raise UserError(f"{file}: not a readable image; repair or remove it") from None
-    spec = {"data": f"folder:{path.resolve()}", "size": settings.size}
+    spec = {"data": f"folder:{place(path)}", "size": settings.size}
     test = test_spec(settings.test, settings.size) if settings.test else None
     return from_arrays(images, np.array(found.targets, np.int64), name=path.name,
                        classes=found.classes, root=spec, test=test)
@@ -221,16 +221,23 @@ def load_npz(path: Path, settings: DataSettings) -> ImageSet:
     classes = [str(i) for i in range(max(largest, 0) + 1)]
     test = test_spec(settings.test, settings.size) if settings.test else None
     return from_arrays(images, labels, name=path.stem, classes=classes,
-                       root={"data": str(path.resolve())}, test=test)
+                       root={"data": place(path)}, test=test)
 
 
 def test_spec(test: str, size: int | None) -> dict:
-    """How to load a test set again later, from another folder too."""
+    """How to load a test set again later."""
     if test in NAMED:
         return {"data": test, "split": "test", **({"size": size or 16} if test == "digits" else {})}
     if test.startswith("folder:"):
-        return {"data": f"folder:{Path(test.removeprefix('folder:')).resolve()}", "size": size}
-    return {"data": str(Path(test).resolve())}
+        return {"data": f"folder:{place(Path(test.removeprefix('folder:')))}", "size": size}
+    return {"data": place(Path(test))}
+
+
+def place(path: Path) -> str:
+    """A path to remember: relative where it lies below the working folder, so that a checkout can
+    be moved whole; absolute elsewhere."""
+    path, here = path.resolve(), Path.cwd().resolve()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def reject_size(settings: DataSettings) -> None:

@@ -14,7 +14,7 @@ from core.training import Protocol, Result, train_classifier
 from models import resnet
 
 VERSION = 1
-SMOKE = {"width": 8, "epochs": 2, "batch_size": 64}
+SMOKE = {"width": 8, "epochs": 2, "steps": None, "batch_size": 64}
 IMAGENET_STEM = 96      # pixels: from here on `auto` takes the 7x7 stem
 
 

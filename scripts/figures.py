@@ -78,11 +78,12 @@ def image_strips(clean: ImageSet, sets: dict[str, ImageSet], rows: slice
                  ) -> list[tuple[str, np.ndarray]]:
     """(label, (n, H, W, 3) in [0, 1]) for every row of the picture."""
     original = clean.images[rows] / 255.0
-    residuals = {name: other.images[rows] / 255.0 - original for name, other in sets.items()}
-    gain = symmetric_gain(np.concatenate([r.ravel() for r in residuals.values()]))
     strips = [("clean", original)]
-    for name, residual in residuals.items():
-        strips.append((name, original + residual))
+    for name, other in sets.items():
+        images = other.images[rows] / 255.0
+        residual = images - original
+        gain = symmetric_gain(residual)
+        strips.append((name, images))
         strips.append((f"{name} − clean\n× {gain}", np.clip(0.5 + gain * residual, 0, 1)))
     return strips
 
@@ -163,11 +164,13 @@ def show_bars(axis, accuracies: dict[str, list[float]]) -> None:
         axis.barh(y, mean, height=0.62, color=colours.get(name, "#b9bfc6"))
         if len(values) > 1:
             axis.scatter(values, [y] * len(values), s=9, color=INK, zorder=3)
-        axis.text(max(mean, *values) + 2, y, f"{mean:.1f}", va="center", fontsize=9, color=INK)
+        axis.text(117, y, f"{mean:.1f}", va="center", ha="right", fontsize=9, color=INK)
     axis.set_yticks(range(len(names)), names, fontsize=9, color=INK)
     axis.axvline(10, color=MUTED, linewidth=0.8, linestyle=":")
     axis.text(11.2, len(names) - 0.58, "chance", fontsize=7, color=MUTED, va="center")
-    axis.set_xlim(0, 112)
+    if len(values) > 1:
+        axis.text(117, len(names) - 0.58, "mean", fontsize=7, color=MUTED, va="center", ha="right")
+    axis.set_xlim(0, 117)
     axis.set_xticks([0, 25, 50, 75, 100])
     axis.tick_params(length=0, labelsize=8, labelcolor=MUTED)
     axis.tick_params(axis="y", labelsize=9, labelcolor=INK)

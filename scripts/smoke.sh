@@ -15,6 +15,6 @@ python purify.py configs/purifiers/dvae.yaml --smoke data="$out/lsp" checkpoint=
 for learner in $(ls configs/learners); do
   python evaluate.py configs/learners/$learner --smoke data="$out/dvae" out="$out/record-${learner%.yaml}"
 done
-python scripts/figures.py grid "$out/lsp" "$out/dvae" out="$out/grid.png"
+python scripts/figures.py grid "$out/lsp" "$out/dvae" --out "$out/grid.png"
 python scripts/bench.py --smoke --json "$out/bench.json"
 echo "smoke: all commands passed"

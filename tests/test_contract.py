@@ -158,6 +158,15 @@ def test_every_yaml_parses_with_its_command(path):
     assert request.preset == path.stem
 
 
+@pytest.mark.parametrize("path", sorted((CONFIGS / "learners").glob("*.yaml")),
+                         ids=lambda path: path.stem)
+def test_smoke_makes_every_protocol_short(path):
+    """A protocol that counts in steps (rem40k) once trained 8,000 epochs under --smoke."""
+    protocol = parse([str(path), "--smoke"], "", "learners", "test").config
+    assert protocol.epochs <= 2
+    assert protocol.steps is None or protocol.steps <= 20
+
+
 def test_em60_is_the_default_protocol():
     request = parse([str(CONFIGS / "learners" / "em60.yaml")], "", "learners", "test")
     assert request.config == module_of("learners", "standard").Config()
