@@ -53,8 +53,8 @@ class Device:
         return model.to(self.torch, memory_format=torch.channels_last)
 
     def maybe_compile(self, function):
-        """torch.compile for a hot function with fixed shapes, if this run compiles."""
-        return torch.compile(function) if self.compile else function
+        """torch.compile for a hot function, if this run compiles; once for each shape it meets."""
+        return torch.compile(function, dynamic=False) if self.compile else function
 
     def describe(self) -> dict:
         """What a record says of the machine."""

@@ -139,6 +139,13 @@ class RowFile:
                 written = os.pwrite(self._file, data, position)
                 data, position = data[written:], position + written
 
+    def read(self, rows: slice) -> np.ndarray:
+        """Rows `rows` (a slice with start and stop), zeros where none were written."""
+        count = rows.stop - rows.start
+        data = bytearray(count * self._row_bytes)
+        os.preadv(self._file, [data], self._offset + rows.start * self._row_bytes)
+        return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
+
     def sync(self) -> None:
         operation("fsync", self.path)
         with named_errors(self.path):

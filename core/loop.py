@@ -30,11 +30,14 @@ class Loop:
 
     `objects` are what the steps change: anything with state_dict/load_state_dict, or lists of
     numbers (a curve), kept by reference. Whatever else the steps need must follow from
-    (seed, epoch, step). State is saved when SAVE_SECONDS have passed, at Ctrl-C and at the end.
+    (seed, epoch, step). State is saved when SAVE_SECONDS have passed, at Ctrl-C and at the end;
+    with `save_epochs` after every epoch, for loops whose epochs change files too.
     """
 
-    def __init__(self, run: Run, name: str, epochs: int, **objects: Any) -> None:
+    def __init__(self, run: Run, name: str, epochs: int, *, save_epochs: bool = False,
+                 **objects: Any) -> None:
         self.run, self.name, self.epochs, self.objects = run, name, epochs, objects
+        self.save_epochs = save_epochs
         self.epoch = self.step = self.images = 0
         self.seconds = 0.0              # spent in steps, over all processes
         self._sums: dict[str, torch.Tensor] = {}
@@ -49,13 +52,15 @@ class Loop:
     def __iter__(self) -> Iterator[int]:
         if self.epoch >= self.epochs:
             return
-        while self.epoch < self.epochs:
-            epoch = self.epoch
-            yield epoch
-            if self.epoch != epoch + 1:
-                raise RuntimeError(f"{self.name}: the loop's body did not call end_epoch")
-        if self._bar is not None:
-            self._bar.close()
+        try:
+            while self.epoch < self.epochs:
+                epoch = self.epoch
+                yield epoch
+                if self.epoch != epoch + 1:
+                    raise RuntimeError(f"{self.name}: the loop's body did not call end_epoch")
+        finally:
+            if self._bar is not None:
+                self._bar.close()
 
     def steps(self, batches: Steps) -> Iterator[Any]:
         """The rest of this epoch's minibatches."""
@@ -106,7 +111,7 @@ class Loop:
         self.epoch += 1
         self.step = self._weight = 0
         self._sums = {}
-        if self.run.save_due() or self.epoch == self.epochs:
+        if self.save_epochs or self.run.save_due() or self.epoch == self.epochs:
             self._save()
             if self.epoch < self.epochs:
                 self.run.stop_if_interrupted()

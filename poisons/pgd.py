@@ -1,0 +1,106 @@
+"""The engine of the optimised attacks: signed gradient steps on the perturbation, over a frozen
+surrogate whose batch norms are folded into its convolutions.
+
+Source: Madry et al. 2018 for the step; attack notes, section 12 for what the attacks share.
+"""
+
+import copy
+import itertools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from core.device import Device
+
+# (images (B, 3, H, W) in [0, 1], step) -> gradient with respect to the images, same shape
+Gradient = Callable[[torch.Tensor, int], torch.Tensor]
+
+
+def pgd(
+    images: torch.Tensor,
+    delta: torch.Tensor,
+    gradient: Gradient,
+    *,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    ascend: bool = False,
+) -> torch.Tensor:
+    """`steps` signed steps from `delta`, which stays within +-epsilon: (B, 3, H, W) like `images`.
+
+    Descends on the gradient's loss by default. The gradient is taken at images + delta clipped to
+    [0, 1], and a step starts there, so delta leaves [0, 1] by at most one step (EM's release).
+    """
+    signed_size = step_size if ascend else -step_size
+    for step in range(steps):
+        inside = (images + delta).clamp_(0, 1)
+        stepped = inside.add(gradient(inside, step).sign_(), alpha=signed_size)
+        delta = stepped.sub_(images).clamp_(-epsilon, epsilon)
+    return delta
+
+
+class FrozenSurrogate(nn.Module):
+    """An eval-mode copy of a classifier, for gradients with respect to the images alone.
+
+    Each batch norm that follows a convolution is folded into it (exact up to rounding) and no
+    weight asks for a gradient: less than half the work of a plain backward. `update` takes over
+    the weights of the classifier, trained on since, in place: a compiled step stays valid.
+    """
+
+    def __init__(self, model: nn.Module, device: Device) -> None:
+        super().__init__()
+        self.folded = copy.deepcopy(model).requires_grad_(False).eval()
+        self.convolutions = []
+        for parent, convolution, norm in conv_norm_pairs(self.folded):
+            conv = getattr(parent, convolution)
+            conv.bias = nn.Parameter(conv.weight.new_empty(conv.out_channels), requires_grad=False)
+            setattr(parent, norm, nn.Identity())
+            self.convolutions.append(conv)
+        device.place(self)
+        self.update(model)
+        self.logits = device.maybe_compile(self.folded)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take the weights and running statistics that `model` has now."""
+        now = model.state_dict()
+        for name, own in self.folded.state_dict().items():
+            if name in now:
+                own.copy_(now[name])
+        pairs = conv_norm_pairs(model)
+        for own, (parent, convolution, norm) in zip(self.convolutions, pairs, strict=True):
+            conv, bn = getattr(parent, convolution), getattr(parent, norm)
+            weight, bias = fuse_conv_bn_weights(
+                conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
+            own.weight.copy_(weight)
+            own.bias.copy_(bias)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K) of images (B, 3, H, W) in [0, 1]."""
+        return self.logits(images)
+
+    def gradient(self, labels: torch.Tensor) -> Gradient:
+        """Of the cross-entropy to `labels`, summed over images: what an image gets does not depend
+        on its batch."""
+
+        def gradient(images: torch.Tensor, step: int) -> torch.Tensor:
+            images = images.detach().requires_grad_()
+            with torch.enable_grad():
+                loss = F.cross_entropy(self(images), labels, reduction="sum")
+            return torch.autograd.grad(loss, images)[0]
+
+        return gradient
+
+
+def conv_norm_pairs(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
+    """(parent, name of a convolution, name of the batch norm defined right after it)."""
+    return [
+        (parent, first, second)
+        for parent in model.modules()
+        for (first, conv), (second, norm) in itertools.pairwise(parent.named_children())
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        and conv.out_channels == norm.num_features
+    ]
