@@ -145,7 +145,8 @@ def tell(errors: list[float], config: Surrogate, run: Run) -> None:
     run.say("surrogate's accuracy after each round (%): "
             + " ".join(f"{100 * (1 - error):.2f}" for error in errors))
     if reached(errors, config):
-        why = f"stopped after round {len(errors)}: error {errors[-1]:.2%} <= {config.stop_error:.2%}"
+        why = (f"stopped after round {len(errors)}: error {errors[-1]:.2%} <= "
+               f"{config.stop_error:.2%}")
     else:
         why = (f"stopped at the cap of {config.max_rounds} rounds with error {errors[-1]:.2%}: the "
                f"stop at {config.stop_error:.2%} was not reached (max_rounds, stop_error)")

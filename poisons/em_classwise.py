@@ -1,0 +1,140 @@
+"""EM, class-wise: one error-minimising noise per class.
+
+As `em`, but the noise is shared by a class and grows from a fixed 20 % of the set: every image
+there takes one signed step from its class's noise, and the class's noise becomes the mean of what
+its images in the batch stepped to. Source: Huang et al., ICLR 2021; code
+HanxunH/Unlearnable-Examples (attack notes, section 1.2).
+
+Deviations: as in `em`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from core.batches import Batches
+from core.config import in_range
+from core.imageset import ImageSet
+from core.loop import Loop
+from core.run import Run
+from poisons.em import (
+    Surrogate,
+    bound,
+    build_surrogate,
+    kept,
+    reached,
+    take,
+    tell,
+    train_step,
+)
+from poisons.pgd import FrozenSurrogate, pgd
+
+__all__ = ["Config", "bound", "poison"]
+
+VERSION = 1
+SMOKE = {"width": 8, "max_rounds": 3, "train_steps": 2, "batch_size": 64}
+
+
+@dataclass(frozen=True)
+class Config(Surrogate):
+    max_rounds: int = 300           # a cap; a round is a fiftieth of a sample-wise one
+    share: float = 0.2              # of each class, that the noise is made from
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range("share", self.share, above=0, at_most=1)
+
+
+class ClassNoise(nn.Module):
+    """The noise of each class, (K, 3, H, W)."""
+
+    def __init__(self, clean: ImageSet) -> None:
+        super().__init__()
+        self.register_buffer("delta", torch.zeros(clean.num_classes, 3, *clean.image_shape))
+
+
+def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
+    """Row i of the result is row i of `clean` plus the noise of its class."""
+    model, optimizer = build_surrogate(clean, config, run)
+    frozen = FrozenSurrogate(model, run.device)
+    noise = ClassNoise(clean).to(run.device.torch)
+    batches = Steps(Batches(clean, config.batch_size, run, "surrogate"), config.train_steps)
+    part = stratified(clean.labels, config.share, run.rng("subset"))
+    errors: list[float] = []
+    loop = Loop(run, "em", config.max_rounds, model=model, optimizer=optimizer, noise=noise,
+                errors=errors)
+
+    for _ in () if reached(errors, config) else loop:
+        model.train()
+        for images, labels in loop.steps(batches):
+            loss = train_step(model, optimizer, images + noise.delta[labels], labels, config)
+            loop.add(len(images), loss=loss)
+        frozen.update(model)
+        for start in range(0, len(part), config.batch_size):
+            images, labels = take(clean, part[start : start + config.batch_size], run)
+            stepped = pgd(images, noise.delta[labels], frozen.gradient(labels),
+                          epsilon=config.epsilon, step_size=config.step_size, steps=1)
+            update_means(noise.delta, stepped, labels, config.epsilon)
+        errors.append(error_rate(frozen, clean, part, noise, config, run))
+        loop.end_epoch(error=errors[-1])
+        if reached(errors, config):
+            break
+
+    tell(errors, config, run)
+    delta = kept(noise.delta, config).permute(0, 2, 3, 1).cpu()
+    labels = torch.from_numpy(np.array(clean.labels))
+    return clean.map_rows(lambda images, rows: images.add_(delta[labels[rows]]), run,
+                          rounding=config.rounding)
+
+
+def update_means(delta: torch.Tensor, stepped: torch.Tensor, labels: torch.Tensor,
+                 epsilon: float) -> None:
+    """Each class that occurs takes the mean of its images' stepped noise (a mean of steps, not a
+    step of the mean)."""
+    members = F.one_hot(labels, len(delta)).T.float()                   # (K, B)
+    count = members.sum(1)
+    mean = (members @ stepped.flatten(1)).div_(count.clamp(min=1)[:, None]).view_as(delta)
+    delta.copy_(torch.where(count[:, None, None, None] > 0, mean.clamp_(-epsilon, epsilon), delta))
+
+
+def stratified(labels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Row numbers, ascending, of `share` of every class (at least one image)."""
+    chosen = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        chosen.append(rng.permutation(rows)[: max(1, round(len(rows) * share))])
+    return np.sort(np.concatenate(chosen))
+
+
+class Steps:
+    """A number of minibatches per epoch, from one shuffled pass after the other."""
+
+    def __init__(self, batches: Batches, steps: int) -> None:
+        self.batches, self.steps = batches, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, epoch: int, start: int = 0):
+        step, last = epoch * self.steps + start, (epoch + 1) * self.steps
+        while step < last:
+            pass_, offset = divmod(step, len(self.batches))
+            for batch in self.batches.epoch(pass_, offset):
+                yield batch
+                step += 1
+                if step == last:
+                    return
+
+
+@torch.no_grad()
+def error_rate(frozen: FrozenSurrogate, clean: ImageSet, part: np.ndarray, noise: ClassNoise,
+               config: Config, run: Run) -> float:
+    """Share of the part's noised images that the surrogate, in eval mode, gets wrong."""
+    wrong = 0
+    for start in range(0, len(part), config.batch_size):
+        images, labels = take(clean, part[start : start + config.batch_size], run)
+        wrong += (frozen(images + noise.delta[labels]).argmax(1) != labels).sum()
+    return wrong.item() / len(part)
