@@ -7,17 +7,16 @@ Prints what was measured to stderr, and accuracy and record folder to stdout.
 
 import sys
 
-from core import datasets, records
+from core import datasets, jobs, records
 from core.command import command, parse
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    request = parse(argv, __doc__, "learners", "python evaluate.py")
+    request = parse(argv, __doc__, "learners", "evaluate.py")
     train = request.load_data()
     test = datasets.load_test(train, request.data)
-    run = request.open("records", f"{request.preset}-{train.meta['name']}",
-                       {"train": train.fingerprint, "test": test.fingerprint})
+    run = request.open(jobs.record(request, train, test))
     if request.plan(run, {"train": datasets.describe(train), "test": datasets.describe(test)}):
         return
     committed = None if request.settings.out else records.committed(run.job.fingerprint)

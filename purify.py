@@ -10,6 +10,7 @@ what changed to stderr, and the purified set's folder to stdout.
 import dataclasses
 import sys
 
+from core import jobs
 from core.checkpoint import Checkpoint, trained_on
 from core.command import Request, command, parse
 from core.errors import UserError
@@ -19,18 +20,14 @@ from core.perturbation import measure
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    request = parse(argv, __doc__, "purifiers", "python purify.py",
-                    takes_checkpoint=True)
+    request = parse(argv, __doc__, "purifiers", "purify.py")
     poisoned = request.load_data()
-    inputs, seed, device = {"data": poisoned.fingerprint}, request.settings.seed, request.device
-    checkpoint = find_checkpoint(request, poisoned)
+    checkpoint, trained, device = find_checkpoint(request, poisoned), None, request.device
     if checkpoint is not None:
-        inputs["checkpoint"] = checkpoint.fingerprint
-        seed = checkpoint.meta["seed"] if seed is None else seed
+        trained = checkpoint.fingerprint, checkpoint.meta["seed"]
         if device.precision == "auto":
             device = dataclasses.replace(device, precision=checkpoint.meta["precision"])
-    run = request.open("purified", f"{request.preset}-{poisoned.meta['name']}", inputs,
-                       seed=seed, device=device)
+    run = request.open(jobs.purify(request, poisoned, trained), device)
     if request.plan(run, {"poisoned set": f"{poisoned.meta['name']}, {len(poisoned)} rows"}):
         return
     with run:

@@ -8,20 +8,19 @@ checkpoint's folder to stdout.
 
 import sys
 
-from core import checkpoint, datasets, files
+from core import checkpoint, datasets, files, jobs
 from core.command import command, parse
 from core.errors import UserError
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    request = parse(argv, __doc__, "purifiers", "python train_vae.py")
+    request = parse(argv, __doc__, "purifiers", "train_vae.py")
     method, config = request.module, request.train_config
     if not hasattr(method, "train_stage"):
         raise UserError(f"method: {request.method} is not a VAE and is not trained by this script")
     poisoned = request.load_data()
-    run = request.open("checkpoints", f"{request.preset}-{poisoned.meta['name']}",
-                       {"data": poisoned.fingerprint}, config, section={"train": config})
+    run = request.open(jobs.train(request, poisoned), section={"train": config})
     if request.plan(run, {"poisoned set": f"{len(poisoned)} {datasets.describe(poisoned)}"}):
         return
     with run:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from core import config
 from core.datasets import DataSettings, load
@@ -29,6 +29,8 @@ from core.run import Job, Run, this_line
 EXPLAINED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
              errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG}
 SMOKE_ROWS = 320
+# Keys of one command alone.
+OWN_KEYS = {"checkpoint": "purify.py", "fraction": "-m poisons", "craft_on": "-m poisons"}
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,11 @@ class Settings:
     out: str | None = None          # the artefact's folder; null: runs/<kind>/<name>-<hash>
     seed: int | None = None         # null: 0, or the checkpoint's
     checkpoint: str | None = None   # purify.py: a folder made by train_vae.py or train_ddpm.py
+    fraction: float = 1.0           # python -m poisons: share of the images that are poisoned
+    craft_on: Literal["all", "part"] = "all"    # poison all and take a part, or that part alone
 
     def __post_init__(self) -> None:
+        config.in_range("fraction", self.fraction, above=0, at_most=1)
         if self.seed is not None:
             config.in_range("seed", self.seed, at_least=0, below=2**32)
 
@@ -60,6 +65,7 @@ class Request:
     smoke: bool
     dry_run: bool
     force: bool
+    wait: bool
 
     @property
     def method(self) -> str:
@@ -70,23 +76,14 @@ class Request:
         images = load(self.data)
         return images if self.limit is None else images.first(self.limit)
 
-    def open(
-        self, kind: str, name: str, inputs: dict[str, str], method_config: Any = None,
-        seed: int | None = None, device: DeviceSettings | None = None, section: Any = None,
-    ) -> Run:
-        """The run of this request. `section` is what config.yaml shows under the method's name."""
-        method_config = config.plain(method_config or self.config)
-        if seed is None:
-            seed = self.settings.seed or 0
-        settings = {"smoke": self.smoke} if self.smoke else {}
-        if self.limit is not None:
-            settings["limit"] = self.limit
-        job = Job(kind, name, self.method, self.module.VERSION, method_config, seed, inputs,
-                  self.preset, settings)
-        shown = {**config.plain(self.settings), "seed": seed, **config.plain(self.data),
-                 self.method: section or method_config}
+    def open(self, job: Job, device: DeviceSettings | None = None, section: Any = None) -> Run:
+        """The run of a job. `section` is what config.yaml shows under the method's name."""
+        top = {key: value for key, value in config.plain(self.settings).items()
+               if key not in OWN_KEYS or value != getattr(Settings, key)}
+        shown = {**top, "seed": job.seed, **config.plain(self.data),
+                 self.method: section or config.plain(self.config)}
         return Run(job, out=Path(self.settings.out) if self.settings.out else None,
-                   settings=shown, device=device or self.device, force=self.force)
+                   settings=shown, device=device or self.device, force=self.force, wait=self.wait)
 
     def plan(self, run: Run, inputs: dict[str, str]) -> bool:
         """For --dry-run: print the resolved config and the plan. True if that was all."""
@@ -103,12 +100,12 @@ class Request:
         return True
 
 
-def parse(argv: list[str] | None, doc: str, room: str, program: str,
-          takes_checkpoint: bool = False) -> Request:
+def parse(argv: list[str] | None, doc: str, room: str, program: str) -> Request:
     """Read a command line. Raises UserError for what is in it, SystemExit(2) for its form."""
     methods = list_methods(room)
     parser = argparse.ArgumentParser(
-        prog=program, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=f"python {program}", description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"methods in {room}/: {', '.join(methods)}")
     parser.add_argument("config", nargs="*", metavar="FILE.yaml | key=value",
                         help="YAML files, merged left to right, then single keys")
@@ -119,6 +116,8 @@ def parse(argv: list[str] | None, doc: str, room: str, program: str,
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N rows")
     parser.add_argument("--force", action="store_true",
                         help="move other work in the way aside (finished) or drop it (unfinished)")
+    parser.add_argument("--wait", action="store_true",
+                        help="wait for another process that is making the same")
     arguments = parser.parse_intermixed_args(argv)
 
     yamls = [word for word in arguments.config if "=" not in word]
@@ -139,15 +138,16 @@ def parse(argv: list[str] | None, doc: str, room: str, program: str,
         tree.value.setdefault("data", config.Node("digits", "--smoke"))
     method_config, train_config = build_section(module, section, method)
     settings, data, device = build_settings(tree, method, module)
-    if settings.checkpoint and not takes_checkpoint:
-        raise UserError(f"{tree.value['checkpoint'].origin}: checkpoint: {program} takes none; it "
-                        "is a key of purify.py")
+    for key, owner in OWN_KEYS.items():
+        if key in tree.value and owner != program:
+            raise UserError(f"{tree.value[key].origin}: {key}: python {program} takes none; it is "
+                            f"a key of python {owner}")
     limit = arguments.limit
     if limit is None and arguments.smoke:
         limit = SMOKE_ROWS
     return Request(settings, data, device, module, method_config, train_config,
                    Path(yamls[-1]).stem if yamls else method, limit, arguments.smoke,
-                   arguments.dry_run, arguments.force)
+                   arguments.dry_run, arguments.force, arguments.wait)
 
 
 def build_section(module: ModuleType, section: config.Node, method: str) -> tuple[Any, Any]:

@@ -12,8 +12,6 @@ have no test set of their own: `test=` names one.
 """
 
 import contextlib
-import dataclasses
-import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,11 +254,7 @@ def take(whole: ImageSet, split: str) -> ImageSet:
     rows = split_rows(split, len(whole))
     if len(rows) == len(whole):
         return whole
-    fingerprint = hashlib.sha256(f"{whole.fingerprint}/{split}".encode()).hexdigest()
-    meta = {**whole.meta, "fingerprint": fingerprint,
-            "root": {**whole.meta["root"], "split": split}}
-    return dataclasses.replace(whole, images=whole.images[rows], labels=whole.labels[rows],
-                               meta=meta)
+    return whole.subset(rows, split, root={**whole.meta["root"], "split": split})
 
 
 def split_rows(split: str, total: int) -> np.ndarray:

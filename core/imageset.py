@@ -63,6 +63,15 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[:rows]
         return dataclasses.replace(self, images=self.images[:rows], labels=labels)
 
+    def subset(self, rows: np.ndarray, label: str, **meta) -> "ImageSet":
+        """The given rows; `label` says which, for the fingerprint. `meta` replaces entries."""
+        import hashlib
+
+        fingerprint = hashlib.sha256(f"{self.fingerprint}/{label}".encode()).hexdigest()
+        labels = None if self.labels is None else self.labels[rows]
+        meta = {**self.meta, "fingerprint": fingerprint, **meta}
+        return ImageSet(self.images[rows], labels, meta)
+
     # --- disk --------------------------------------------------------------------------------
 
     @classmethod
@@ -199,6 +208,15 @@ REQUIRED = {
 
 
 KINDS = {"imageset": "an ImageSet", "checkpoint": "a checkpoint", "record": "a record"}
+
+
+def read_any_meta(path: Path) -> dict:
+    """The meta.json of a finished artefact of whatever kind."""
+    for kind in KINDS:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            if json.loads((path / "meta.json").read_text()).get("kind") == kind:
+                return read_meta(path, kind)
+    return read_meta(path, "imageset")
 
 
 def read_meta(path: Path, kind: str) -> dict:

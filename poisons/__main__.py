@@ -1,44 +1,103 @@
 """Make a poisoned set from a clean one.
 
     python -m poisons configs/poisons/lsp.yaml data=cifar10 [lsp.radius=1.0 ...]
+    python -m poisons configs/poisons/em.yaml fraction=0.2 [craft_on=part]
 
 Prints the verified norm after rounding, how many pixels changed and a linear probe on the
-perturbation to stderr, and the set's folder to stdout.
+perturbation to stderr, and the set's folder to stdout. With `fraction`, a seeded part of the images
+is poisoned and the rest stays clean; the attack itself is an artefact of its own under runs/, which
+every fraction of it shares (craft_on=all) or which saw that part alone (craft_on=part).
 """
 
+import contextlib
+import dataclasses
+import hashlib
 import sys
 
-from core.command import command, parse
+import numpy as np
+import torch
+
+from core import jobs
+from core.command import Request, command, parse
+from core.errors import UserError
+from core.files import RowFile
 from core.imageset import ImageSet
 from core.perturbation import check_bound, linear_probe, measure
+from core.run import Run
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    request = parse(argv, __doc__, "poisons", "python -m poisons")
-    attack, config = request.module, request.config
+    request = parse(argv, __doc__, "poisons", "-m poisons")
     clean = request.load_data()
-    run = request.open("poisons", f"{request.preset}-{clean.meta['name']}",
-                       {"data": clean.fingerprint})
+    run = request.open(jobs.poison(request, clean))
     if request.plan(run, {"clean set": f"{clean.meta['name']}, {len(clean)} rows"}):
         return
     with run:
         if not run.done:
-            poisoned = attack.poison(clean, config, run)
-            found = measure(clean, poisoned)
-            height, width = clean.image_shape
-            check_bound(attack.bound(config), found, 3 * height * width,
-                        getattr(config, "rounding", "round"))
-            probe = linear_probe(clean, poisoned, run.rng("probe"))
-            run.note("perturbation", **{**vars(found), "psnr": min(found.psnr, 999.0)},
-                     linear_probe=probe)
-            poisoned.save(run)
-            run.say(found.line())
-            run.say("linear probe on the perturbation: " + (
-                "too few rows" if probe is None else
-                f"{probe:.1%} held-out (chance {1 / clean.num_classes:.1%})"))
+            make = poison_part if request.settings.fraction < 1 else poison_all
+            make(request, clean, run).save(run)
     ImageSet.load(run.out)
     print(run.out)
+
+
+def poison_all(request: Request, clean: ImageSet, run: Run) -> ImageSet:
+    poisoned = request.module.poison(clean, request.config, run)
+    inspect(request, clean, poisoned, run)
+    return poisoned
+
+
+def poison_part(request: Request, clean: ImageSet, run: Run) -> ImageSet:
+    """Clean images with `fraction` of the rows poisoned; poisoned_rows.npy has their numbers."""
+    chosen = chosen_rows(len(clean), request.settings.fraction, run.seed)
+    if len(chosen) == 0:
+        raise UserError(f"fraction: {request.settings.fraction:g} of {len(clean)} rows is none")
+    source, row_of = clean, np.arange(len(clean))
+    if request.settings.craft_on == "part":
+        digest = hashlib.sha256(chosen.tobytes()).hexdigest()
+        source = clean.subset(chosen, f"rows:{digest}")
+        row_of[chosen] = np.arange(len(chosen))
+    settings = dataclasses.replace(request.settings, fraction=1.0, craft_on="all", out=None)
+    whole = dataclasses.replace(request, settings=settings, wait=True)
+    with whole.open(jobs.poison(whole, source)) as attack:
+        if not attack.done:
+            poison_all(whole, source, attack).save(attack)
+    crafted = ImageSet.load(attack.out).images
+
+    poisoned = np.zeros(len(clean), bool)
+    poisoned[chosen] = True
+
+    def pixels(images: torch.Tensor, rows: slice) -> torch.Tensor:
+        here = poisoned[rows]
+        images[torch.from_numpy(here)] = torch.from_numpy(crafted[row_of[rows][here]])
+        return images
+
+    mixed = clean.map_pixels(pixels, run)
+    file = RowFile(run.work / "poisoned_rows.npy", chosen.shape, chosen.dtype)
+    with contextlib.closing(file):
+        file.write(0, chosen)
+        file.sync()
+    inspect(request, clean, mixed, run)
+    return mixed
+
+
+def chosen_rows(rows: int, fraction: float, seed: int) -> np.ndarray:
+    """The poisoned rows, ascending, int64: drawn as D-VAE's dataset.py does."""
+    return np.sort(np.random.RandomState(seed).choice(rows, int(rows * fraction), replace=False))
+
+
+def inspect(request: Request, clean: ImageSet, poisoned: ImageSet, run: Run) -> None:
+    """Check the poison against its budget after rounding; log and print what it did."""
+    found = measure(clean, poisoned)
+    height, width = clean.image_shape
+    check_bound(request.module.bound(request.config), found, 3 * height * width,
+                getattr(request.config, "rounding", "round"))
+    probe = linear_probe(clean, poisoned, run.rng("probe"))
+    run.note("perturbation", **{**vars(found), "psnr": min(found.psnr, 999.0)}, linear_probe=probe)
+    run.say(found.line())
+    run.say("linear probe on the perturbation: " + (
+        "too few rows" if probe is None else
+        f"{probe:.1%} held-out (chance {1 / clean.num_classes:.1%})"))
 
 
 if __name__ == "__main__":

@@ -4,14 +4,16 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-$(mktemp -d)}
 
-for poison in $(ls configs/poisons); do
+for poison in $(ls configs/poisons | grep -v reuse); do
   python -m poisons configs/poisons/$poison --smoke data=digits size=32 out="$out/${poison%.yaml}"
 done
 python train_vae.py configs/purifiers/dvae.yaml --smoke data="$out/lsp" out="$out/checkpoint"
 for purifier in identity gray jpeg bdr; do
   python purify.py configs/purifiers/$purifier.yaml --smoke data="$out/lsp" out="$out/$purifier"
 done
-python purify.py configs/purifiers/dvae.yaml --smoke data="$out/lsp" checkpoint="$out/checkpoint" out="$out/dvae"
+python purify.py configs/purifiers/dvae.yaml --smoke data="$out/lsp" checkpoint="$out/checkpoint" out="$out/dvae" \
+  dvae.save_perturbation=true
+python -m poisons configs/poisons/reuse.yaml --smoke data=digits size=32 reuse.source="$out/dvae" out="$out/reuse"
 for learner in $(ls configs/learners); do
   python evaluate.py configs/learners/$learner --smoke data="$out/dvae" out="$out/record-${learner%.yaml}"
 done

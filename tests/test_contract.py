@@ -70,7 +70,18 @@ def untouched(clean):
 
 def poisoned_by(name: str, clean: Path, out: Path, *arguments) -> Path:
     return succeed(poison_main, f"method={name}", f"data={clean}", f"out={out}",
-                   *smoke_keys("poisons", name), *arguments)
+                   *smoke_keys("poisons", name), *path_keys("poisons", name, clean), *arguments)
+
+
+def path_keys(room: str, name: str, clean: Path) -> list[str]:
+    """For a module that reads another artefact: a set with its p_hat, which reuse takes."""
+    paths = getattr(module_of(room, name), "PATHS", ())
+    if not paths:
+        return []
+    source = clean.parent / "with-p-hat"
+    if not source.exists():
+        purified_by("dvae", clean, source, "dvae.save_perturbation=true")
+    return [f"{name}.{key}={source}" for key in paths]
 
 
 CHECKPOINTS: dict[str, Path] = {}
@@ -175,7 +186,7 @@ def test_em60_is_the_default_protocol():
 @pytest.mark.parametrize(("room", "name"), MODULES)
 def test_the_resolved_config_is_shown_and_reads_back(room, name, clean):
     """--dry-run prints a YAML that gives the same work again, and writes nothing."""
-    extra = checkpoint_of(name, clean) if room == "purifiers" else []
+    extra = checkpoint_of(name, clean) if room == "purifiers" else path_keys(room, name, clean)
     keys = [k for k in smoke_keys(room, name) if not k.startswith(f"{name}.train.")]
     first = run_command(COMMANDS[room], f"method={name}", f"data={clean}", "seed=3", *keys, *extra,
                         "--dry-run")
@@ -229,9 +240,12 @@ def test_a_poison_tells_its_origin(name, clean, tmp_path):
     [step] = meta["lineage"]
     assert step["method"] == name
     assert step["version"] == module_of("poisons", name).VERSION
-    assert step["config"] == config.plain(smoke_config("poisons", name))
+    paths = getattr(module_of("poisons", name), "PATHS", ())
+    expected = config.plain(smoke_config("poisons", name))
+    assert step["config"] == {key: value for key, value in expected.items() if key not in paths}
     source = json.loads((clean / "meta.json").read_text())
-    assert step["inputs"] == {"data": source["fingerprint"]}
+    assert step["inputs"]["data"] == source["fingerprint"]
+    assert set(step["inputs"]) == {"data", *paths}
     assert meta["test"] == source["test"]
     assert meta["root"] == source["root"]
 

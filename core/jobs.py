@@ -1,0 +1,74 @@
+"""What identifies each command's work, from its request and the sets it reads.
+
+The commands build their runs from these, and tables address artefacts with them before they exist.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from core import config
+from core.command import Request
+from core.errors import UserError
+from core.imageset import ImageSet, read_any_meta
+from core.run import Job
+
+Resolve = Callable[[str], str]      # path of an artefact -> its fingerprint
+
+
+def fingerprint_at(path: str) -> str:
+    """Of a finished artefact of any kind. Raises UserError if there is none."""
+    return read_any_meta(Path(path))["fingerprint"]
+
+
+def poison(request: Request, clean: ImageSet, resolve: Resolve = fingerprint_at) -> Job:
+    """The attack on all of `clean`, or on `fraction` of it."""
+    settings, extra = request.settings, {}
+    if settings.fraction < 1:
+        extra = {"fraction": settings.fraction, "craft_on": settings.craft_on}
+    return make(request, "poisons", clean, {"data": clean.fingerprint}, request.config,
+                resolve=resolve, extra=extra)
+
+
+def train(request: Request, images: ImageSet, resolve: Resolve = fingerprint_at) -> Job:
+    """Training a purifier on a set."""
+    return make(request, "checkpoints", images, {"data": images.fingerprint},
+                request.train_config, resolve=resolve)
+
+
+def purify(request: Request, poisoned: ImageSet, checkpoint: tuple[str, int] | None,
+           resolve: Resolve = fingerprint_at) -> Job:
+    """`checkpoint`: fingerprint and seed of what a trained purifier applies."""
+    inputs, seed = {"data": poisoned.fingerprint}, request.settings.seed
+    if checkpoint is not None:
+        inputs["checkpoint"] = checkpoint[0]
+        seed = checkpoint[1] if seed is None else seed
+    return make(request, "purified", poisoned, inputs, request.config, seed, resolve)
+
+
+def record(request: Request, train: ImageSet, test: ImageSet, resolve: Resolve = fingerprint_at
+           ) -> Job:
+    """Training on a set and scoring on another."""
+    return make(request, "records", train,
+                {"train": train.fingerprint, "test": test.fingerprint}, request.config,
+                resolve=resolve)
+
+
+def make(request: Request, kind: str, images: ImageSet, inputs: dict[str, str], method_config,
+         seed: int | None = None, resolve: Resolve = fingerprint_at, extra: dict | None = None
+         ) -> Job:
+    """A method's PATHS are keys that name artefacts: they count by content, not by place."""
+    plain = config.plain(method_config)
+    for key in getattr(request.module, "PATHS", ()):
+        path = plain.pop(key)
+        if not path:
+            raise UserError(f"{request.method}.{key}: name a folder")
+        inputs[key] = resolve(path)
+    settings = {"smoke": True} if request.smoke else {}
+    if request.limit is not None:
+        settings["limit"] = request.limit
+    if seed is None:
+        seed = request.settings.seed or 0
+    steps = [step["method"] for step in images.meta["lineage"]]
+    return Job(kind, "-".join([images.meta["name"], *steps, request.preset]), request.method,
+               request.module.VERSION, plain, seed, inputs, request.preset,
+               {**settings, **(extra or {})})
