@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     run = request.open(jobs.record(request, train, test))
     if request.plan(run, {"train": datasets.describe(train), "test": datasets.describe(test)}):
         return
-    committed = None if request.settings.out else records.committed(run.job.fingerprint)
+    committed = None if request.settings.out else records.committed().get(run.job.fingerprint)
     if committed is not None:
         return report(records.load(committed), committed)
     with run:

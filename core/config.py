@@ -263,6 +263,15 @@ def budget(key: str, value: float) -> None:
     in_range(key, value, above=0, at_most=1)
 
 
+def text(node: Node) -> str:
+    """A node as it would be typed after `key=`: what `apply` reads back to the same."""
+    if isinstance(node.value, dict):
+        return "{" + ", ".join(f"{key}: {text(item)}" for key, item in node.value.items()) + "}"
+    if isinstance(node.value, list):
+        return "[" + ", ".join(map(text, node.value)) + "]"
+    return node.value
+
+
 # --- writing ---------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Records: what a run measured, where its data came from, and on which machine."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -51,15 +52,13 @@ def find(folder: str | Path) -> Iterator[tuple[Path, dict]]:
             yield path.parent, load(path.parent)
 
 
-def committed(fingerprint: str) -> Path | None:
-    """The folder of a committed record with this fingerprint, if there is one."""
+def committed() -> dict[str, Path]:
+    """Fingerprint -> folder of the records kept in git. An edited or damaged one does not count."""
+    found = {}
     for path in sorted(COMMITTED.rglob("record.json")):
-        try:
-            if load(path.parent)["fingerprint"] == fingerprint:
-                return path.parent
-        except (UserError, KeyError):
-            continue        # an edited record does not count
-    return None
+        with contextlib.suppress(UserError, KeyError):
+            found[load(path.parent)["fingerprint"]] = path.parent
+    return found
 
 
 def lineage_text(record: dict) -> str:

@@ -1,0 +1,428 @@
+"""A table as a plan: rows and columns of steps, each step an artefact addressed by its fingerprint.
+
+A table YAML names
+
+    rows        poisons: lists of steps that make a set            clean: []
+    columns     defences: lists of steps that go on from there     none: []
+    evaluate    the last step of every cell: a learner
+    seeds       of everything but the poisons (a poison takes the table's with `seed: "{seed}"`)
+    derived     columns computed from others                       iss_best: {max: [gray, jpeg]}
+    settings    keys for every command: data, test, threads ...
+
+A step is one command with its YAML and the keys that this table changes:
+
+    - train_vae: configs/purifiers/dvae.yaml
+      dvae.train.epochs: 20
+    - purify: configs/purifiers/dvae.yaml
+
+`poison` starts from the clean set, the others from the set that the step before left; `data:` in a
+step names another. `purify` applies the checkpoint trained last. In values, {seed} is the cell's
+seed, {set} the folder of the current set, and `over: {x: [1, 2]}` beside `steps:` makes one row or
+column for each x, which its steps read as {x}. `only: [name, ...]` there leaves cells out.
+"""
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from core import config, jobs, records
+from core.command import Request, parse
+from core.config import Node
+from core.datasets import DataSettings, load_test
+from core.device import DeviceSettings
+from core.errors import UserError
+from core.imageset import ImageSet
+from core.run import Job
+
+QUICK = Path("configs/tables/quick.yaml")
+# command -> (room of its method, words after `python`)
+COMMANDS = {
+    "poison": ("poisons", ("-m", "poisons")),
+    "train_vae": ("purifiers", ("train_vae.py",)),
+    "train_ddpm": ("purifiers", ("train_ddpm.py",)),
+    "purify": ("purifiers", ("purify.py",)),
+    "evaluate": ("learners", ("evaluate.py",)),
+}
+DATA_KEYS, DEVICE_KEYS = (tuple(f.name for f in dataclasses.fields(group))
+                          for group in (DataSettings, DeviceSettings))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a row or column, before seed and set are known."""
+
+    command: str
+    yamls: tuple[str, ...]
+    settings: dict[str, str]        # key -> value as it would be typed
+    origin: str
+
+    def fill(self, variables: dict[str, str]) -> "Step":
+        """With {name}s replaced. Raises UserError for an unknown one."""
+        settings = {}
+        for key, value in self.settings.items():
+            for name in re.findall(r"\{(\w+)\}", value):
+                if name not in variables:
+                    raise UserError(f"{self.origin}: {key}: there is no {{{name}}} here; known: "
+                                    + ", ".join(f"{{{known}}}" for known in variables))
+                value = value.replace(f"{{{name}}}", variables[name])
+            settings[key] = value
+        return dataclasses.replace(self, settings=settings)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row or a column: its name, its steps, and what its published numbers are filed under."""
+
+    name: str
+    steps: tuple[Step, ...]
+    variables: dict[str, str]       # of `over`
+    reported: str
+    only: tuple[str, ...]           # columns of a row, or rows of a column; empty: all
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A column that is the best of others, chosen by test accuracy: an oracle."""
+
+    name: str
+    max_of: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as read from its YAML."""
+
+    path: str
+    title: str
+    dataset: str                    # of the published numbers
+    source: str                     # whose numbers are `reported`
+    seeds: tuple[int, ...]
+    settings: dict[str, str]
+    rows: tuple[Line, ...]
+    columns: tuple[Line, ...]
+    derived: tuple[Derived, ...]
+    evaluate: Step
+
+
+@dataclass(frozen=True, eq=False)
+class Artefact:
+    """A step whose work is known: the line that makes it, and what must be there before."""
+
+    step: Step
+    job: Job
+    arguments: tuple[str, ...]      # of the command, with out=
+    out: Path
+    needs: tuple["Artefact", ...]
+    rows: int                       # images that it reads, for estimates
+
+    @property
+    def line(self) -> list[str]:
+        """Words after `python`."""
+        return [*COMMANDS[self.step.command][1], *self.arguments, "--wait"]
+
+    @property
+    def done(self) -> bool:
+        """Whether it is there. An edited record is not: making it again will say so."""
+        try:
+            meta = json.loads((self.out / "meta.json").read_text())
+            if self.job.kind == "records":
+                records.load(self.out)
+            return meta["fingerprint"] == self.job.fingerprint
+        except (UserError, OSError, ValueError, KeyError, TypeError):
+            return False
+
+
+@dataclass(frozen=True)
+class Cell:
+    row: Line
+    column: Line
+    seed: int
+    record: Artefact
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+LINE_KEYS = ("steps", "over", "reported", "only")
+KEYS = ("title", "dataset", "source", "seeds", "settings", "rows", "columns", "derived", "evaluate",
+        "quick")
+
+
+def read(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> Table:
+    """Read a table YAML. With `quick`, what configs/tables/quick.yaml says of its rows, columns and
+    settings takes their place, and what its own `quick:` section says goes over both. `overrides`
+    are key=value for every command. Raises UserError that names file and line."""
+    tree = config.read([path])
+    extra = tree.value.pop("quick", None)
+    if quick:
+        replace(tree, config.read([QUICK]), known_only=True)
+        if extra is not None:
+            replace(tree, extra)
+    for key, node in tree.value.items():
+        if key not in KEYS:
+            raise UserError(f"{node.origin}: unknown key '{key}'{config.suggest(key, KEYS)}")
+    for key in ("rows", "columns", "evaluate"):
+        if key not in tree.value:
+            raise UserError(f"{path}: {key}: a table needs it")
+
+    def get(key: str, kind, default):
+        return config.build(kind, tree.value[key], key) if key in tree.value else default
+
+    settings = {key: config.text(node) for key, node in section(tree, "settings").items()}
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise UserError(f"'{override}' is not key=value")
+        settings[key] = value
+    known = [*DATA_KEYS, *DEVICE_KEYS]
+    for key in settings:
+        if key not in known:
+            raise UserError(f"{path}: settings: unknown key '{key}'{config.suggest(key, known)}; "
+                            "a method's own keys go to its step")
+    rows, columns = (read_lines(section(tree, key)) for key in ("rows", "columns"))
+    for lines, others in ((rows, columns), (columns, rows)):
+        for line in lines:
+            for name in line.only:
+                if not any(named(other, (name,)) for other in others):
+                    raise UserError(f"{path}: {line.name}: only: there is no '{name}'"
+                                    + config.suggest(name, [other.name for other in others]))
+    names = [line.name for line in columns]
+    derived = tuple(read_derived(name, node, names)
+                    for name, node in section(tree, "derived").items())
+    seeds = get("seeds", tuple[int, ...], (0,))
+    if not seeds or not rows or not columns:
+        raise UserError(f"{path}: a table needs at least one seed, one row and one column")
+    return Table(path, get("title", str, Path(path).stem), get("dataset", str, ""),
+                 get("source", str, ""), seeds, settings, rows, columns, derived,
+                 read_step(tree.value["evaluate"], ("evaluate",)))
+
+
+def replace(tree: Node, over: Node, known_only: bool = False) -> None:
+    """Put the keys of `over` in the place of the table's; rows and columns one by one, and with
+    `known_only` those alone that the table has."""
+    for key, node in over.value.items():
+        if key not in ("rows", "columns"):
+            tree.value[key] = node
+            continue
+        lines = section(tree, key)
+        lines.update({name: line for name, line in section(over, key).items()
+                      if name in lines or not known_only})
+
+
+def section(tree: Node, key: str) -> dict[str, Node]:
+    node = tree.value.get(key)
+    if node is None:
+        return {}
+    if not isinstance(node.value, dict):
+        raise UserError(f"{node.origin}: {key}: expected `name: ...` lines")
+    return node.value
+
+
+def read_lines(nodes: dict[str, Node]) -> tuple[Line, ...]:
+    """Rows or columns, with `over` spread out."""
+    lines = []
+    for name, node in nodes.items():
+        over, reported, only, steps = {}, name, (), node
+        if isinstance(node.value, dict) and "steps" in node.value:
+            for key, item in node.value.items():
+                if key not in LINE_KEYS:
+                    raise UserError(f"{item.origin}: unknown key '{key}'"
+                                    + config.suggest(key, LINE_KEYS))
+            steps, over = node.value["steps"], section(node, "over")
+            if "reported" in node.value:
+                reported = config.build(str, node.value["reported"], "reported")
+            if "only" in node.value:
+                only = config.build(tuple[str, ...], node.value["only"], "only")
+        found = tuple(read_step(step) for step in as_list(steps))
+        values = [[(key, config.text(value)) for value in as_list(item)]
+                  for key, item in over.items()]
+        for chosen in itertools.product(*values):
+            variables = dict(chosen)
+            label = " ".join([name, *(f"{key}={value}" for key, value in chosen)])
+            lines.append(Line(label, found, variables, reported, only))
+    return tuple(lines)
+
+
+def named(line: Line, only: tuple[str, ...]) -> bool:
+    """Whether `only`, which may name a line or all lines of one `over`, lets a line in."""
+    return not only or line.name in only or line.name.split(" ")[0] in only
+
+
+def read_step(node: Node, allowed: tuple[str, ...] = tuple(COMMANDS)) -> Step:
+    if not isinstance(node.value, dict):
+        raise UserError(f"{node.origin}: expected a step such as `purify: "
+                        "configs/purifiers/jpeg.yaml`")
+    commands = [key for key in node.value if key in allowed]
+    if len(commands) != 1:
+        raise UserError(f"{node.origin}: a step names one of {', '.join(allowed)}"
+                        + (f", not {' and '.join(commands)}" if commands else ""))
+    command = commands[0]
+    yamls = tuple(config.text(item) for item in as_list(node.value[command]))
+    settings = {key: config.text(item) for key, item in node.value.items() if key != command}
+    return Step(command, yamls, settings, node.origin)
+
+
+def read_derived(name: str, node: Node, columns: list[str]) -> Derived:
+    of = section(Node({"derived": node}, node.origin), "derived").get("max")
+    if of is None:
+        raise UserError(f"{node.origin}: {name}: write `max: [column, ...]`")
+    names = config.build(tuple[str, ...], of, f"{name}.max")
+    for column in names:
+        if column not in columns:
+            raise UserError(f"{of.origin}: {name}: there is no column '{column}'"
+                            + config.suggest(column, columns))
+    return Derived(name, names)
+
+
+def as_list(node: Node) -> list[Node]:
+    return node.value if isinstance(node.value, list) else [node]
+
+
+# --- planning --------------------------------------------------------------------------------
+
+
+@dataclass
+class Planner:
+    """Turns cells into artefacts. Equal work is one artefact, whichever cells ask for it."""
+
+    table: Table
+    artefacts: dict[Path, Artefact] = field(default_factory=dict)   # by folder
+    _loaded: dict[str, ImageSet] = field(default_factory=dict)
+
+    def cells(self) -> Iterator[Cell]:
+        """Every cell with its artefacts. Raises UserError for a mistake in the table."""
+        for row, column, seed in itertools.product(
+                self.table.rows, self.table.columns, self.table.seeds):
+            if not (named(column, row.only) and named(row, column.only)):
+                continue
+            state = State(seed)
+            for line in (row, column):
+                for step in line.steps:
+                    self._plan(step.fill(state.variables(line)), state)
+            record = self._plan(self.table.evaluate.fill(state.variables(column)), state)
+            yield Cell(row, column, seed, record)
+
+    def _plan(self, step: Step, state: "State") -> Artefact:
+        room, words = COMMANDS[step.command]
+        request = self._request(step, state, room, words)
+        reads = self._reads(request, step, state)
+        needs = [state.set_by] if reads is state.images else []
+
+        def resolve(path: str) -> str:
+            """The fingerprint of an artefact that a method names: perhaps still to be made."""
+            made = self.artefacts.get(Path(path))
+            if made is None:
+                return jobs.fingerprint_at(path)
+            needs.append(made)
+            return made.job.fingerprint
+
+        if step.command == "poison":
+            job = jobs.poison(request, reads, resolve)
+        elif step.command == "purify":
+            trained = None
+            if hasattr(request.module, "TrainConfig"):
+                if state.checkpoint is None:
+                    raise UserError(f"{step.origin}: {request.method} is trained: a train step "
+                                    "must come before")
+                trained = state.checkpoint.job.fingerprint, state.checkpoint.job.seed
+                needs.append(state.checkpoint)
+            job = jobs.purify(request, reads, trained, resolve)
+        elif step.command == "evaluate":
+            job = jobs.record(request, reads, self._test(reads, request), resolve)
+        else:
+            if request.train_config is None:
+                raise UserError(f"{step.origin}: {request.method} is not trained")
+            job = jobs.train(request, reads, resolve)
+
+        artefact = self._artefact(step, job, request, reads, needs, state)
+        if step.command in ("poison", "purify"):
+            meta = {**reads.meta, "fingerprint": job.fingerprint,
+                    "lineage": [*reads.meta["lineage"], {"method": request.method}]}
+            state.images = dataclasses.replace(reads, meta=meta)
+            state.set_by = artefact
+        elif step.command != "evaluate":
+            state.checkpoint = artefact
+        return artefact
+
+    def _request(self, step: Step, state: "State", room: str, words: tuple[str, ...]) -> Request:
+        """The request that the step's line will be parsed to."""
+        settings = {key: value for key, value in self.table.settings.items() if key in DEVICE_KEYS}
+        clean = {key: value for key, value in self.table.settings.items() if key in DATA_KEYS}
+        if step.command == "poison" or state.set_by is None:
+            settings |= clean
+        else:
+            settings |= {key: value for key, value in clean.items() if key in ("root", "test")}
+            settings["data"] = str(state.set_by.out)
+        if step.command not in ("poison", "purify"):
+            settings["seed"] = str(state.seed)
+        settings |= step.settings
+        state.arguments = (*step.yamls, *(f"{key}={value}" for key, value in settings.items()))
+        try:
+            return parse(list(state.arguments), "", room, " ".join(words))
+        except UserError as error:
+            raise UserError(f"{step.origin}: {error}") from None
+
+    def _reads(self, request: Request, step: Step, state: "State") -> ImageSet:
+        """The set that a step reads: the one before, or what its `data` names."""
+        if state.set_by is not None and request.data.data == str(state.set_by.out):
+            return state.images
+        key = json.dumps(config.plain(request.data))
+        if key not in self._loaded:
+            self._loaded[key] = request.load_data()
+        return self._loaded[key]
+
+    def _test(self, train: ImageSet, request: Request) -> ImageSet:
+        key = json.dumps([train.meta["test"], request.data.test, request.data.root])
+        if key not in self._loaded:
+            self._loaded[key] = load_test(train, request.data)
+        return self._loaded[key]
+
+    def _artefact(self, step: Step, job: Job, request: Request, reads: ImageSet,
+                  needs: list[Artefact], state: "State") -> Artefact:
+        out = Path(request.settings.out) if request.settings.out else job.default_out
+        if out not in self.artefacts:
+            arguments = list(state.arguments)
+            if step.command == "purify" and state.checkpoint in needs:
+                arguments.append(f"checkpoint={state.checkpoint.out}")
+            unique = tuple(dict.fromkeys(need for need in needs if need is not None))
+            self.artefacts[out] = Artefact(step, job, (*arguments, f"out={out}"), out, unique,
+                                           len(reads))
+        return self.artefacts[out]
+
+
+@dataclass
+class State:
+    """Where a cell stands after some of its steps."""
+
+    seed: int
+    images: ImageSet | None = None          # the current set; its pixels are the clean set's
+    set_by: Artefact | None = None          # what makes it; None: it is the clean set
+    checkpoint: Artefact | None = None
+    arguments: tuple[str, ...] = ()         # of the step being planned
+
+    def variables(self, line: Line) -> dict[str, str]:
+        """What a step of the line may write in braces."""
+        current = {"set": str(self.set_by.out)} if self.set_by else {}
+        return {"seed": str(self.seed), **current, **line.variables}
+
+
+def wanted(cells: list[Cell], committed: dict[str, Path]) -> list[Artefact]:
+    """Artefacts still to be made, each after what it needs: records that are neither here nor
+    committed, and whatever these stand on."""
+    order: dict[Path, Artefact] = {}
+
+    def visit(artefact: Artefact) -> None:
+        if artefact.out in order or artefact.done:
+            return
+        for need in artefact.needs:
+            visit(need)
+        order[artefact.out] = artefact
+
+    for cell in cells:
+        if cell.record.job.fingerprint not in committed:
+            visit(cell.record)
+    return list(order.values())

@@ -1,0 +1,185 @@
+"""Print a table from the records that are there.
+
+    python scripts/table.py configs/tables/NAME.yaml [--quick] [--wide] [--format csv]
+
+One line a cell: clean test accuracy of the last epoch (mean ± sd over n seeds), the published
+number and others' re-runs, the gap to the published one, seconds of training, and what the purifier
+was trained on. `oracle` marks numbers chosen by test accuracy. --wide prints rows x columns.
+"""
+
+import argparse
+import csv
+import io
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import yaml
+
+from core import records, tables
+from core.command import command
+
+REPORTED = Path("configs/tables/reported.yaml")
+HEAD = ("poison", "defence", "accuracy (%)", "reported", "independent", "gap", "oracle", "seconds",
+        "purifier trained on")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell over its seeds. Accuracies in percent."""
+
+    row: str
+    column: str
+    accuracies: list[float]
+    seconds: float | None
+    trained_on: str
+    reported: dict | None
+    independent: list[dict]
+    chosen: str = ""                # the column that an oracle chose
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.mean(self.accuracies) if self.accuracies else None
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python scripts/table.py",
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", metavar="TABLE.yaml")
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--wide", action="store_true", help="rows x columns, accuracies only")
+    parser.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown")
+    arguments = parser.parse_intermixed_args(argv)
+    table = tables.read(arguments.table, quick=arguments.quick, overrides=tuple(arguments.settings))
+    entries = collect(table)
+    head, lines = wide(table, entries) if arguments.wide else long(entries)
+    writer = {"markdown": markdown, "csv": as_csv, "latex": latex}[arguments.format]
+    print(writer(head, lines), end="")
+
+
+def collect(table: tables.Table) -> list[Entry]:
+    """Every cell in the table's order, derived columns last in each row."""
+    kept = records.committed()
+    found: dict[tuple[str, str], list[dict]] = {}
+    for cell in tables.Planner(table).cells():
+        here = found.setdefault((cell.row.name, cell.column.name), [])
+        place = kept.get(cell.record.job.fingerprint)
+        if place is None and cell.record.done:
+            place = cell.record.out
+        if place is not None:
+            here.append(records.load(place))
+    published = yaml.safe_load(REPORTED.read_text())["published"]
+    entries = []
+    for row in table.rows:
+        of_row = [entry(table, row, column, found[row.name, column.name], published)
+                  for column in table.columns if (row.name, column.name) in found]
+        entries += of_row
+        for derived in table.derived:
+            known = [e for e in of_row if e.column in derived.max_of and e.accuracies]
+            if known:
+                best = max(known, key=lambda e: e.mean)
+                facts = facts_of(table, row.reported, derived.name, published)
+                entries.append(Entry(row.name, derived.name, best.accuracies, best.seconds,
+                                     best.trained_on, *facts, chosen=best.column))
+    return entries
+
+
+def entry(table: tables.Table, row: tables.Line, column: tables.Line, found: list[dict],
+          published: list[dict]) -> Entry:
+    trained_on = {f"{on['name']}{''.join(' > ' + step for step in on['lineage'])}"
+                  for record in found for on in record["purifier_trained_on"]}
+    return Entry(
+        row.name, column.name, [100 * record["accuracy_last"] for record in found],
+        statistics.mean(record["seconds"] for record in found) if found else None,
+        "; ".join(sorted(trained_on)), *facts_of(table, row.reported, column.reported, published))
+
+
+def facts_of(table: tables.Table, attack: str, defence: str, published: list[dict]
+             ) -> tuple[dict | None, list[dict]]:
+    """The paper's number (from the table's source first) and those of others, for ResNet-18."""
+    facts = [fact for fact in published
+             if (fact["dataset"], fact["attack"], fact["defence"], fact["arch"])
+             == (table.dataset, attack, defence, "resnet18") and "eval" not in fact]
+    own = [fact for fact in facts if fact["kind"] == "paper"]
+    own.sort(key=lambda fact: fact["source"] != table.source)
+    return own[0] if own else None, [fact for fact in facts if fact["kind"] != "paper"]
+
+
+# --- lines -----------------------------------------------------------------------------------
+
+
+def long(entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """One line a cell."""
+    lines = []
+    for e in entries:
+        gap = f"{e.mean - e.reported['accuracy']:+.1f}" if e.reported and e.accuracies else ""
+        oracle = f"best of these: {e.chosen}" if e.chosen else ""
+        lines.append([
+            e.row, e.column, spread(e.accuracies), number(e.reported),
+            "; ".join(number(fact) for fact in e.independent), gap, oracle,
+            f"{e.seconds:.0f}" if e.seconds is not None else "", e.trained_on])
+    used = [i for i in range(len(HEAD)) if i < 3 or any(line[i] for line in lines)]
+    return tuple(HEAD[i] for i in used), [[line[i] for i in used] for line in lines]
+
+
+def wide(table: tables.Table, entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """One line a row of the table."""
+    columns = list(dict.fromkeys(e.column for e in entries))
+    cells = {(e.row, e.column): spread(e.accuracies) for e in entries}
+    oracles = {derived.name for derived in table.derived}
+    head = ("poison", *(f"{name} (oracle)" if name in oracles else name for name in columns))
+    return head, [[row.name, *(cells.get((row.name, name), "") for name in columns)]
+                  for row in table.rows]
+
+
+def spread(values: list[float]) -> str:
+    """'95.1 ± 0.4 (3)', '95.1' for a single run, '-' where there is none yet."""
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} ({len(values)})"
+
+
+def number(fact: dict | None) -> str:
+    """'93.1 LE T3', with its own spread and oracle mark."""
+    if fact is None:
+        return ""
+    sd = f" ± {fact['sd']}" if "sd" in fact else ""
+    mark = " (oracle)" if fact.get("oracle") else ""
+    return f"{fact['accuracy']}{sd}{mark} {fact['source']} {fact['table']}"
+
+
+# --- formats ---------------------------------------------------------------------------------
+
+
+def markdown(head: tuple[str, ...], lines: list[list[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def as_csv(head: tuple[str, ...], lines: list[list[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *lines])
+    return text.getvalue()
+
+
+def latex(head: tuple[str, ...], lines: list[list[str]]) -> str:
+    """A booktabs tabular."""
+    special = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$", ">": "$>$"}
+
+    def row(cells) -> str:
+        safe = ("".join(special.get(character, character) for character in cell) for cell in cells)
+        return " & ".join(safe) + r" \\" + "\n"
+
+    return ("\\begin{tabular}{" + "l" * len(head) + "}\n\\toprule\n" + row(head) + "\\midrule\n"
+            + "".join(map(row, lines)) + "\\bottomrule\n\\end{tabular}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
