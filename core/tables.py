@@ -153,15 +153,14 @@ KEYS = ("title", "dataset", "source", "seeds", "settings", "rows", "columns", "d
 
 
 def read(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> Table:
-    """Read a table YAML. With `quick`, what configs/tables/quick.yaml says of its rows, columns and
-    settings takes their place, and what its own `quick:` section says goes over both. `overrides`
-    are key=value for every command. Raises UserError that names file and line."""
+    """Read a table YAML. With `quick`, configs/tables/quick.yaml and the table's own `quick:`
+    section replace its keys, and every step takes the small YAML in the place of its own.
+    `overrides` are key=value for every command. Raises UserError that names file and line."""
     tree = config.read([path])
     extra = tree.value.pop("quick", None)
-    if quick:
-        replace(tree, config.read([QUICK]), known_only=True)
-        if extra is not None:
-            replace(tree, extra)
+    small = config.read([QUICK] if quick else []).value
+    for part in (small, extra.value if quick and extra else {}):
+        tree.value |= {key: node for key, node in part.items() if key not in ("yamls", "with")}
     for key, node in tree.value.items():
         if key not in KEYS:
             raise UserError(f"{node.origin}: unknown key '{key}'{config.suggest(key, KEYS)}")
@@ -172,7 +171,7 @@ def read(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> 
     def get(key: str, kind, default):
         return config.build(kind, tree.value[key], key) if key in tree.value else default
 
-    settings = {key: config.text(node) for key, node in section(tree, "settings").items()}
+    settings = {key: config.text(node) for key, node in section(tree.value, "settings").items()}
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
@@ -183,7 +182,8 @@ def read(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> 
         if key not in known:
             raise UserError(f"{path}: settings: unknown key '{key}'{config.suggest(key, known)}; "
                             "a method's own keys go to its step")
-    rows, columns = (read_lines(section(tree, key)) for key in ("rows", "columns"))
+    rows, columns = (read_lines(section(tree.value, key), small)
+                     for key in ("rows", "columns"))
     for lines, others in ((rows, columns), (columns, rows)):
         for line in lines:
             for name in line.only:
@@ -192,29 +192,28 @@ def read(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> 
                                     + config.suggest(name, [other.name for other in others]))
     names = [line.name for line in columns]
     derived = tuple(read_derived(name, node, names)
-                    for name, node in section(tree, "derived").items())
+                    for name, node in section(tree.value, "derived").items())
     seeds = get("seeds", tuple[int, ...], (0,))
     if not seeds or not rows or not columns:
         raise UserError(f"{path}: a table needs at least one seed, one row and one column")
     return Table(path, get("title", str, Path(path).stem), get("dataset", str, ""),
                  get("source", str, ""), seeds, settings, rows, columns, derived,
-                 read_step(tree.value["evaluate"], ("evaluate",)))
+                 quicken(read_step(tree.value["evaluate"], ("evaluate",)), small))
 
 
-def replace(tree: Node, over: Node, known_only: bool = False) -> None:
-    """Put the keys of `over` in the place of the table's; rows and columns one by one, and with
-    `known_only` those alone that the table has."""
-    for key, node in over.value.items():
-        if key not in ("rows", "columns"):
-            tree.value[key] = node
-            continue
-        lines = section(tree, key)
-        lines.update({name: line for name, line in section(over, key).items()
-                      if name in lines or not known_only})
+def quicken(step: Step, small: dict[str, Node]) -> Step:
+    """A step with the small YAMLs and further settings of quick.yaml."""
+    if not small:
+        return step
+    swaps, extra = section(small, "yamls"), section(small, "with").get(step.command)
+    yamls = tuple(config.text(swaps[yaml]) if yaml in swaps else yaml for yaml in step.yamls)
+    settings = {key: config.text(node) for key, node in extra.value.items()} if extra else {}
+    return dataclasses.replace(step, yamls=yamls, settings=settings | step.settings)
 
 
-def section(tree: Node, key: str) -> dict[str, Node]:
-    node = tree.value.get(key)
+def section(tree: dict[str, Node], key: str) -> dict[str, Node]:
+    """The `name: ...` lines under a key; none if it is absent."""
+    node = tree.get(key)
     if node is None:
         return {}
     if not isinstance(node.value, dict):
@@ -222,7 +221,7 @@ def section(tree: Node, key: str) -> dict[str, Node]:
     return node.value
 
 
-def read_lines(nodes: dict[str, Node]) -> tuple[Line, ...]:
+def read_lines(nodes: dict[str, Node], small: dict[str, Node]) -> tuple[Line, ...]:
     """Rows or columns, with `over` spread out."""
     lines = []
     for name, node in nodes.items():
@@ -232,12 +231,12 @@ def read_lines(nodes: dict[str, Node]) -> tuple[Line, ...]:
                 if key not in LINE_KEYS:
                     raise UserError(f"{item.origin}: unknown key '{key}'"
                                     + config.suggest(key, LINE_KEYS))
-            steps, over = node.value["steps"], section(node, "over")
+            steps, over = node.value["steps"], section(node.value, "over")
             if "reported" in node.value:
                 reported = config.build(str, node.value["reported"], "reported")
             if "only" in node.value:
                 only = config.build(tuple[str, ...], node.value["only"], "only")
-        found = tuple(read_step(step) for step in as_list(steps))
+        found = tuple(quicken(read_step(step), small) for step in as_list(steps))
         values = [[(key, config.text(value)) for value in as_list(item)]
                   for key, item in over.items()]
         for chosen in itertools.product(*values):
@@ -267,7 +266,7 @@ def read_step(node: Node, allowed: tuple[str, ...] = tuple(COMMANDS)) -> Step:
 
 
 def read_derived(name: str, node: Node, columns: list[str]) -> Derived:
-    of = section(Node({"derived": node}, node.origin), "derived").get("max")
+    of = section({name: node}, name).get("max")
     if of is None:
         raise UserError(f"{node.origin}: {name}: write `max: [column, ...]`")
     names = config.build(tuple[str, ...], of, f"{name}.max")

@@ -60,7 +60,6 @@ def main(argv: list[str] | None = None) -> None:
         broken = sum(cell.record in failed for cell in cells)
         raise UserError(f"{broken} of {len(cells)} cells failed; mend the causes above and repeat "
                         "the same line")
-    print(arguments.table)
 
 
 class Scheduler:

@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--wide", action="store_true", help="rows x columns, accuracies only")
     parser.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown")
+    parser.add_argument("--jobs", help=argparse.SUPPRESS)       # so that run_table's words fit
     arguments = parser.parse_intermixed_args(argv)
     table = tables.read(arguments.table, quick=arguments.quick, overrides=tuple(arguments.settings))
     entries = collect(table)
