@@ -16,7 +16,8 @@ from core.errors import UserError
 from core.imageset import ImageSet
 from core.run import Run
 
-DEVICE_BYTES = 16 << 30     # larger sets stay in the memory map and are sent batch by batch
+DEVICE_BYTES = 16 << 30     # larger sets, and those above half of what the card has free, stay in
+                            # the memory map and are sent batch by batch
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Batches:
                             "lower batch_size")
         self.images = np.asarray(data.images)
         self.labels = torch.from_numpy(np.array(data.labels)).to(self.device.torch)
-        if self.device.kind == "cuda" and self.images.nbytes <= DEVICE_BYTES:
+        if self.device.kind == "cuda" and self.images.nbytes <= min(
+            DEVICE_BYTES, torch.cuda.mem_get_info(self.device.torch)[0] // 2
+        ):
             self.images = torch.from_numpy(np.array(self.images)).to(self.device.torch)
 
     def __len__(self) -> int:

@@ -49,13 +49,14 @@ def rename(old: Path, new: Path) -> None:
     operation("rename", new)
     with named_errors(new):
         os.rename(old, new)
-    fsync_folder(new.parent)
+    fsync(new.parent)
 
 
-def fsync_folder(folder: Path) -> None:
-    operation("fsync", folder)
-    with named_errors(folder):
-        descriptor = os.open(folder, os.O_RDONLY)
+def fsync(path: Path) -> None:
+    """Sync a file, or the names in a folder."""
+    operation("fsync", path)
+    with named_errors(path):
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -39,9 +39,12 @@ class Loop:
         self.run, self.name, self.epochs, self.objects = run, name, epochs, objects
         self.save_epochs = save_epochs
         self.epoch = self.step = self.images = 0
-        self.seconds = 0.0              # spent in steps, over all processes
+        self.timed, self.seconds = 0, 0.0   # images and time in steps, over all processes; the
+                                            # first step of each compiles and does not count
+        self.means: dict[str, float] = {}   # of the last whole epoch
         self._sums: dict[str, torch.Tensor] = {}
         self._weight = 0
+        self._warm = False
         self._shown = 0.0
         self._bar = None
         state = run.load_state(name)
@@ -50,8 +53,6 @@ class Loop:
         run.rewind_log(name, self.epoch)
 
     def __iter__(self) -> Iterator[int]:
-        if self.epoch >= self.epochs:
-            return
         try:
             while self.epoch < self.epochs:
                 epoch = self.epoch
@@ -70,17 +71,27 @@ class Loop:
                                           initial=self.epoch * length + self.step)
         started = time.perf_counter()
         for batch in batches.epoch(self.epoch, self.step):
+            before = self.images
             yield batch
             self.step += 1
+            if self._warm:
+                self.timed += self.images - before
+            else:
+                self._wait()
+                self._warm, started = True, time.perf_counter()
             self._show()
             if self.run.save_due():
                 self.seconds += time.perf_counter() - started
                 self._save()
                 self.run.stop_if_interrupted()
                 started = time.perf_counter()
-        if self._weight:
-            next(iter(self._sums.values())).item()     # wait for the device before the clock
+        self._wait()
         self.seconds += time.perf_counter() - started
+
+    @property
+    def images_per_second(self) -> float:
+        """In timed steps; 0 if there was none."""
+        return self.timed / self.seconds if self.timed else 0.0
 
     def add(self, weight: int, **values: torch.Tensor) -> None:
         """Add a step's means over `weight` images to the epoch's. No step waits for the device."""
@@ -98,12 +109,12 @@ class Loop:
 
         NaN spreads through the sums, so one check an epoch is enough.
         """
-        means = {key: total.item() / self._weight for key, total in self._sums.items()}
-        for key, mean in means.items():
+        self.means = {key: total.item() / self._weight for key, total in self._sums.items()}
+        for key, mean in self.means.items():
             if not math.isfinite(mean):
                 raise UserError(f"{self.name}: {key} became {mean} in epoch {self.epoch}; lower "
                                 "the learning rate, or look at the data")
-        row = {**means, **values}
+        row = {**self.means, **values}
         self.run.log(self.name, self.epoch, **row, seconds=round(self.seconds, 3))
         text = "  ".join(f"{key} {value:.4g}" for key, value in row.items()
                          if isinstance(value, (int, float)))
@@ -117,6 +128,11 @@ class Loop:
                 self.run.stop_if_interrupted()
         return row
 
+    def _wait(self) -> None:
+        """For the device, so that the clock is right."""
+        for total in list(self._sums.values())[:1]:
+            total.item()
+
     def _show(self) -> None:
         """Refresh the bar with the current means, at most once a second (it waits for the GPU)."""
         self._bar.update()
@@ -128,15 +144,18 @@ class Loop:
     def _save(self) -> None:
         self.run.save_state(self.name, {
             "epoch": self.epoch, "step": self.step, "images": self.images,
-            "seconds": self.seconds, "sums": self._sums, "weight": self._weight,
+            "timed": self.timed, "seconds": self.seconds, "means": self.means,
+            "sums": self._sums, "weight": self._weight,
             "objects": {key: list(value) if isinstance(value, list) else value.state_dict()
                         for key, value in self.objects.items()},
         })
 
     def _restore(self, state: dict) -> None:
         self.epoch, self.step = state["epoch"], state["step"]
-        self.images, self.seconds = state["images"], state["seconds"]
-        self._sums, self._weight = state["sums"], state["weight"]
+        self.images, self.timed = state["images"], state["timed"]
+        self.seconds, self.means = state["seconds"], state["means"]
+        self._weight = state["weight"]
+        self._sums = {key: total.to(self.run.device.torch) for key, total in state["sums"].items()}
         for key, value in self.objects.items():
             if isinstance(value, list):
                 value[:] = state["objects"][key]

@@ -83,7 +83,6 @@ class Run:
         self.work = self.out.with_name(self.out.name + ".partial")
         self.seed = job.seed
         self.done = False
-        self.resumed = False
         self.checkpoint = None          # the Checkpoint that a trained purifier applies
         self.interrupted = False
         self.settings = settings or {}
@@ -98,12 +97,15 @@ class Run:
     def __enter__(self) -> "Run":
         if self._finished():
             self.done = True
+            self.say(f"{self.out} is already done")
             return self
         files.mkdir(self.out.parent)
         self._acquire()
         try:
             self._recover()
         except BaseException:
+            if [path.name for path in self.work.glob("*")] == ["lock"]:
+                files.remove_tree(self.work)        # nothing was begun: leave nothing behind
             self._release()
             raise
         return self
@@ -185,38 +187,37 @@ class Run:
             files.remove_tree(self.work)
             self.done = True
             return
-        identity = self._read_identity()
-        if identity is not None and identity["fingerprint"] != self.job.fingerprint:
-            if not self._force:
-                raise UserError(f"{self.work} holds other unfinished work (another config, seed "
-                                "or input); choose another out=, or --force to drop it")
+        holder = self.holder()
+        if holder not in (None, self.job.fingerprint) and not self._force:
+            raise UserError(f"{self.work} holds other unfinished work (another config, seed or "
+                            "input); choose another out=, or --force to drop it")
+        if holder != self.job.fingerprint:
+            self.device = resolve(self._device_settings)
             self._clear()
-            identity = None
-        if (self.work / "meta.json").exists():
+            self._begin()
+        elif (self.work / "meta.json").exists():
             self._tidy()
             self.done = True
             return
-        if identity is None:
-            self._clear()
-            self.device = resolve(self._device_settings)
-            self._begin()
         else:
-            self.device = resolve(DeviceSettings(**identity["device"]))
-            self.resumed = True
-            self._drop_torn_line()
-            self.say(f"resuming {self.work}")
+            self._resume()
         self._catch_signals()
 
-    def _read_identity(self) -> dict | None:
-        try:
-            return json.loads((self.work / "run.json").read_text())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError):
-            raise UserError(f"{self.work / 'run.json'} is damaged; remove {self.work} to start "
-                            "again") from None
+    def holder(self) -> str | None:
+        """Whose work OUT.partial holds: the fingerprint in meta.json once that is there (run.json
+        may be gone by then), else in run.json; None if it is nobody's. Raises UserError if the
+        file is damaged."""
+        for path in (self.work / "meta.json", self.work / "run.json"):
+            try:
+                return json.loads(path.read_text())["fingerprint"]
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{path} is damaged; remove {self.work} to start again") from None
+        return None
 
     def _clear(self) -> None:
+        files.unlink(self.work / "meta.json")   # first: without it nothing here looks committed
         for path in self.work.iterdir():
             if path.name != "lock":
                 files.remove_tree(path) if path.is_dir() else files.unlink(path)
@@ -228,6 +229,19 @@ class Run:
         files.mkdir(self.work / "state")
         files.write_json(self.work / "run.json",
                          {"fingerprint": self.job.fingerprint, "device": config.plain(device)})
+
+    def _resume(self) -> None:
+        begun = json.loads((self.work / "run.json").read_text())["device"]
+        try:
+            self.device = resolve(DeviceSettings(**begun))
+        except UserError:
+            raise UserError(f"{self.work} was begun on {begun['device']}; resume it there, or "
+                            "remove it") from None
+        self._drop_torn_line()
+        self.say(f"resuming {self.work}")
+        for key, value in config.plain(self._device_settings).items():
+            if value not in (begun[key], getattr(DeviceSettings, key)):
+                self.say(f"{key}={value} is ignored: this was begun with {key}={begun[key]}")
 
     def lineage_entry(self) -> dict:
         """What this run adds to the lineage of its output."""
@@ -246,7 +260,8 @@ class Run:
         for path in sorted(self.work.iterdir()):
             if path.name not in UNHASHED and path.is_file() and path.suffix != ".tmp":
                 digests[path.name] = files.sha256(path)
-        files.fsync_folder(self.work)
+        self._sync_log()
+        files.fsync(self.work)
         files.write_json(self.work / "meta.json", {
             "format": 1, "fingerprint": self.job.fingerprint, **meta,
             "device": self.device.describe(), "versions": versions(), "digests": digests,
@@ -255,8 +270,7 @@ class Run:
         self.done = True
 
     def _tidy(self) -> None:
-        for name in ("run.json", "config.yaml.tmp"):
-            files.unlink(self.work / name)
+        files.unlink(self.work / "run.json")
         files.remove_tree(self.work / "state")
         files.rename(self.work, self.out)
         files.unlink(self.out / "lock")
@@ -281,6 +295,7 @@ class Run:
         self.say("stopping after this step; once more stops at once")
 
     def stop_if_interrupted(self) -> None:
+        """Raise KeyboardInterrupt if Ctrl-C was pressed. Call it where the state is saved."""
         if self.interrupted:
             raise KeyboardInterrupt
 
@@ -301,6 +316,7 @@ class Run:
     # --- state, sweeps and log ---------------------------------------------------------------
 
     def save_due(self) -> bool:
+        """Whether to save now: SAVE_SECONDS have passed since the last time, or Ctrl-C came."""
         return self.interrupted or time.monotonic() - self._last_save >= SAVE_SECONDS
 
     def save_state(self, name: str, state: dict) -> None:
@@ -309,15 +325,17 @@ class Run:
 
         buffer = io.BytesIO()
         torch.save(state, buffer)
+        self._sync_log()            # a state never knows more than the log
         files.write_bytes(self._state_path(name), buffer.getvalue())
         self._last_save = time.monotonic()
 
     def load_state(self, name: str) -> dict | None:
+        """What save_state wrote, on the CPU; None if nothing. Raises UserError if it is damaged."""
         path = self._state_path(name)
         if not path.exists():
             return None
         try:
-            return torch.load(path, map_location=self.device.torch, weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
         except Exception:
             raise UserError(f"{path} is damaged; remove {self.work} to start again") from None
 
@@ -371,9 +389,14 @@ class Run:
             files.write_bytes(path, b"".join(kept))
 
     def read_log(self) -> list[dict]:
+        """The lines of log.jsonl so far."""
         path = self.work / "log.jsonl"
         text = path.read_text() if path.exists() else ""
         return [json.loads(line) for line in text.splitlines()]
+
+    def _sync_log(self) -> None:
+        if (self.work / "log.jsonl").exists():
+            files.fsync(self.work / "log.jsonl")
 
     def _drop_torn_line(self) -> None:
         path = self.work / "log.jsonl"

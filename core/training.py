@@ -44,13 +44,15 @@ class Protocol:
 
     def __post_init__(self) -> None:
         in_range("epochs", self.epochs, at_least=1)
-        in_range("batch_size", self.batch_size, at_least=1)
+        in_range("batch_size", self.batch_size, at_least=2)     # batch norm needs two
         in_range("learning_rate", self.learning_rate, above=0)
         in_range("momentum", self.momentum, at_least=0, below=1)
         in_range("weight_decay", self.weight_decay, at_least=0)
         in_range("crop_padding", self.crop_padding, at_least=0)
         in_range("test_every", self.test_every, at_least=0)
         in_range("gamma", self.gamma, above=0, at_most=1)
+        if self.nesterov and self.momentum == 0:
+            raise ConfigError("nesterov", "needs a momentum above 0")
         if self.std is not None and min(self.std, default=0) <= 0:
             raise ConfigError("std", "every standard deviation must be above 0")
         if self.steps is not None:
@@ -74,8 +76,8 @@ class Result:
     train_accuracy: float                   # on the augmented training images, last epoch
     epochs: int
     images: int                             # images trained on, over all epochs
-    seconds: float                          # of training, test passes not counted
-    images_per_second: float
+    seconds: float                          # of training; tests and each first step not counted
+    images_per_second: float                # in those seconds
 
 
 class Normalised(nn.Module):
@@ -138,22 +140,24 @@ def train_classifier(
             tested = {"accuracy": accuracy(model, test, run)}
             curve.append([epoch + 1, tested["accuracy"]])
         loop.end_epoch(**tested, learning_rate=rate_at(epoch, loop.step - 1))
-    return model, result_of(curve, loop, [e for e in run.read_log() if e["loop"] == name][-1])
+    return model, result_of(curve, loop)
 
 
 def make_optimizer(model: nn.Module, protocol: Protocol) -> torch.optim.SGD:
+    """The protocol's SGD over all parameters."""
     return torch.optim.SGD(
         model.parameters(), lr=protocol.learning_rate, momentum=protocol.momentum,
         nesterov=protocol.nesterov, weight_decay=protocol.weight_decay)
 
 
-def result_of(curve: list, loop: Loop, last_line: dict) -> Result:
+def result_of(curve: list, loop: Loop) -> Result:
+    """What a finished loop measured; `curve` holds [epoch, accuracy], NaN where it is empty."""
     best_epoch, best = max(curve, key=lambda point: point[1]) if curve else (0, math.nan)
     return Result(
         last=curve[-1][1] if curve else math.nan, best=best, best_epoch=best_epoch,
-        curve=[tuple(point) for point in curve], train_accuracy=last_line["train_accuracy"],
+        curve=[tuple(point) for point in curve], train_accuracy=loop.means["train_accuracy"],
         epochs=loop.epochs, images=loop.images, seconds=loop.seconds,
-        images_per_second=loop.images / loop.seconds)
+        images_per_second=loop.images_per_second)
 
 
 def learning_rate(protocol: Protocol, step: int, total_steps: int, steps_per_epoch: int) -> float:

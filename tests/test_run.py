@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import core.files
 import core.run
+from core.device import DeviceSettings
 from core.errors import UserError
 from core.loop import Loop
 from core.run import Job, Run
@@ -50,10 +52,11 @@ def test_a_run_appears_only_when_whole(tmp_path):
     assert digest == hashlib.sha256(b"pixels").hexdigest()
 
 
-def test_finished_work_is_not_done_again(tmp_path):
+def test_finished_work_is_not_done_again(tmp_path, capsys):
     finish(tmp_path / "set")
     with Run(job(), out=tmp_path / "set") as run:
         assert run.done
+    assert capsys.readouterr().err == f"{tmp_path / 'set'} is already done\n"
 
 
 def test_occupied_folder_is_refused_and_moved_aside_by_force(tmp_path):
@@ -73,7 +76,66 @@ def test_unfinished_other_work_is_refused(tmp_path):
         pass
 
 
-def test_second_process_is_refused_while_the_first_lives(tmp_path):
+def die(*_):
+    raise KeyboardInterrupt
+
+
+def test_committed_work_of_another_is_never_taken_over(tmp_path, monkeypatch):
+    """Death in _tidy after run.json is gone, or in --force's clearing: meta.json says whose."""
+    out, partial = tmp_path / "set", tmp_path / "set.partial"
+    with monkeypatch.context() as patch:
+        patch.setattr(core.files, "remove_tree", die)       # _tidy removes run.json, then state/
+        with pytest.raises(KeyboardInterrupt):
+            finish(out)
+    assert not (partial / "run.json").exists()
+    for _ in range(2):
+        with pytest.raises(UserError, match="other unfinished work"), Run(job(seed=1), out=out):
+            pass
+    with monkeypatch.context() as patch:
+        patch.setattr(core.files, "unlink", lambda path: path.unlink() or die())
+        with pytest.raises(KeyboardInterrupt), Run(job(seed=1), out=out, force=True):
+            pass
+    assert not (partial / "meta.json").exists()             # what is left is nobody's
+    finish(out, seed=1)
+    assert json.loads((out / "meta.json").read_text())["fingerprint"] == job(seed=1).fingerprint
+
+
+def test_a_damaged_identity_is_a_user_error(tmp_path):
+    with Run(job(), out=tmp_path / "set") as run:
+        (run.work / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"run\.json is damaged; remove"), \
+            Run(job(), out=tmp_path / "set"):
+        pass
+
+
+def test_a_device_that_is_not_there_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match="'cuda:99' is not on this machine"), \
+            Run(job(), out=tmp_path / "set", device=DeviceSettings("cuda:99")):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resuming_elsewhere_says_where_it_was_begun(tmp_path):
+    with Run(job(), out=tmp_path / "set", device=DeviceSettings("cpu")) as run:
+        begun = json.loads((run.work / "run.json").read_text())
+        begun["device"]["device"] = "cuda:99"
+        (run.work / "run.json").write_text(json.dumps(begun))
+    with pytest.raises(UserError, match=r"set\.partial was begun on cuda:99; resume it there"), \
+            Run(job(), out=tmp_path / "set", device=DeviceSettings("cpu")):
+        pass
+    assert (tmp_path / "set.partial" / "run.json").exists()
+
+
+def test_resuming_names_the_device_settings_that_it_ignores(tmp_path, capsys):
+    with Run(job(), out=tmp_path / "set", device=DeviceSettings("cpu", "fp32", threads=1)):
+        pass
+    with Run(job(), out=tmp_path / "set", device=DeviceSettings("cpu", "bf16")) as run:
+        assert run.device.precision == "fp32"
+    said = capsys.readouterr().err.splitlines()
+    assert said[1:] == ["precision=bf16 is ignored: this was begun with precision=fp32"]
+
+
+def test_second_process_is_refused_while_the_first_lives(tmp_path, capsys):
     code = ("import sys, time; from core.run import *;"
             "job = Job('poisons', 'x', 'lsp', 1, {'a': 1}, 0, {'data': 'd'});"
             f"run = Run(job, out=Path({str(tmp_path / 'set')!r}));"
@@ -86,8 +148,8 @@ def test_second_process_is_refused_while_the_first_lives(tmp_path):
     finally:
         other.kill()
         other.wait()
-    with Run(job(), out=tmp_path / "set") as run:       # the kernel dropped the dead one's lock
-        assert run.resumed
+    with Run(job(), out=tmp_path / "set"):      # the kernel dropped the dead one's lock
+        assert "resuming" in capsys.readouterr().err
 
 
 def test_commit_point_survives_death_before_the_rename(tmp_path, monkeypatch):
@@ -116,6 +178,19 @@ def test_damaged_state_is_a_user_error(tmp_path):
         (run.work / "state" / "loop.pt").write_bytes(b"not a state")
     with Run(job(), out=tmp_path / "set") as run, pytest.raises(UserError, match=r"loop\.pt"):
         run.load_state("loop")
+
+
+def test_the_log_is_on_disk_before_a_state_and_before_the_end(tmp_path, monkeypatch):
+    with Run(job(), out=tmp_path / "set") as run:
+        run.log("loop", 0, value=1)
+        seen = []
+        monkeypatch.setattr(core.files, "operation", lambda *change: seen.append(change))
+        run.save_state("loop", {})
+        run.finish({"kind": "imageset"})
+    names = [(kind, path.name) for kind, path in seen]
+    synced = [i for i, name in enumerate(names) if name == ("fsync", "log.jsonl")]
+    assert synced[0] < names.index(("rename", "loop.pt"))
+    assert synced[1] < names.index(("rename", "meta.json"))
 
 
 class Count:
@@ -158,6 +233,30 @@ def test_loop_resumes_at_every_step(tmp_path, monkeypatch, stop_at):
     assert before[:-1] + after == whole     # the last step was not saved before we died
     assert resumed == total
     assert again == lines
+
+
+def test_the_first_step_of_a_process_is_off_the_clock(tmp_path, monkeypatch):
+    """Every step takes a second, the first of a process a hundred: it compiles."""
+    monkeypatch.setattr(core.run, "SAVE_SECONDS", 0.0)
+    now = 0.0
+    monkeypatch.setattr("core.loop.time.perf_counter", lambda: now)
+    for stop_at in (4, None):
+        with Run(job(), out=tmp_path / "set") as run:
+            loop, steps = Loop(run, "walk", 3), 0
+            for _ in loop:
+                for _ in loop.steps(Count()):
+                    steps += 1
+                    now += 100 if steps == 1 else 1
+                    loop.add(10, value=torch.tensor(1.0))
+                    if steps == stop_at:
+                        break
+                if steps == stop_at:
+                    break
+                loop.end_epoch()
+    # 3 steps were saved before the death, 6 follow; each process leaves out its first.
+    assert (loop.images, loop.timed, loop.seconds) == (90, 70, 7.0)
+    assert loop.images_per_second == 10
+    assert loop.means == {"value": 1.0}
 
 
 def test_not_a_number_stops_the_loop(tmp_path):
