@@ -1,9 +1,9 @@
-"""Train a VAE purifier on a poisoned set: nothing else, no clean image.
+"""Train a VAE or auto-encoder to purify, on the poisoned set: nothing else, no clean image.
 
     python train_vae.py configs/purifiers/dvae.yaml data=runs/poisons/NAME [dvae.train.epochs=20]
 
-Each stage trains a fresh network on the images as the stage before left them. Prints the
-checkpoint's folder to stdout.
+Each stage trains a fresh network on the images as the stage before left them: two for D-VAE, one
+for the others. Prints the checkpoint's folder to stdout.
 """
 
 import sys
@@ -27,8 +27,7 @@ def main(argv: list[str] | None = None) -> None:
         if not run.done:
             images, stage_sets = poisoned, []
             for number, stage in enumerate(config.stages, 1):
-                run.say(f"stage {number} of {len(config.stages)}: KLD target "
-                        f"{stage.kld_target:g}, output {stage.output}")
+                run.say(f"stage {number} of {len(config.stages)}: {stage}")
                 model = method.train_stage(images, number, stage, config, run)
                 if number < len(config.stages):
                     images = method.apply_stage(images, model, number, stage.output, config, run)

@@ -1,8 +1,8 @@
-"""D-VAE: a rate-limited VAE whose second decoder predicts the residual from latent and label.
+"""A rate-limited VAE, and D-VAE, whose second decoder predicts the residual from latent and label.
 
-Source: Yu et al., ICML 2024 (arXiv 2405.01460) and yuyi-sd/D-VAE, configs/models/resnet.py, class
-ResNetDVAE. Deviations: the unused tail of its ResNet-18 is left out; for 224x224, where the
-released network cannot run, the one of yuyi-sd/MTL-UE with `imagenet=True`.
+Source: Yu et al., ICML 2024 (arXiv 2405.01460) and yuyi-sd/D-VAE, configs/models/resnet.py, classes
+ResNetVAE and ResNetDVAE. Deviations: the unused tail of their ResNet-18 is left out; for 224x224,
+where the released network cannot run, the one of yuyi-sd/MTL-UE with `imagenet=True`.
 """
 
 import math
@@ -68,12 +68,21 @@ class _InstanceNormReLU(torch.autograd.Function):
         return torch.addcmul(-mean * rstd, x_norm, -slope * rstd).addcmul_(gradient, rstd)
 
 
-def make_decoder(width: int, upscale: int) -> nn.Sequential:
-    """2 * width channels -> 3 channels, `upscale` (2 or 8) times larger; no final non-linearity."""
-    half = width // 2
+def make_encoder(stem: str, width: int, channels: int) -> nn.Sequential:
+    """ResNet-18 up to its second group's first block: 3 -> channels (>= 0), size / 2 or / 8."""
+    return nn.Sequential(
+        make_stem(stem, width),
+        BasicBlock(width, width, 1),
+        BasicBlock(width, width, 1),
+        BasicBlock(width, channels, 2),
+    )
+
+
+def make_decoder(channels: int, width: int, half: int, upscale: int) -> nn.Sequential:
+    """channels -> width -> half -> 3, `upscale` (2 or 8) times larger; no final non-linearity."""
     later = (4, 2, 1) if upscale == 8 else (3, 1, 1)        # kernel, stride, padding
     return nn.Sequential(
-        nn.ConvTranspose2d(2 * width, width, 4, 2, 1),
+        nn.ConvTranspose2d(channels, width, 4, 2, 1),
         nn.ConvTranspose2d(width, width, 3, 1, 1),          # the source has no activation before it
         InstanceNormReLU(),
         nn.ConvTranspose2d(width, half, *later),
@@ -82,46 +91,34 @@ def make_decoder(width: int, upscale: int) -> nn.Sequential:
     )
 
 
-class DVAE(nn.Module):
-    """Encoder, sampled latent, main decoder D_c (x_hat) and auxiliary decoder D_p (p_hat).
+class VAE(nn.Module):
+    """Encoder, sampled latent and decoder (x_hat).
 
     stem "cifar": the latent is image_size / 2 wide; "imagenet" (7x7 and max-pooling, for 224):
-    image_size / 8. `spatial_embedding` gives each class a map of 2 * width channels, else one
-    vector. Raises ValueError on an unknown stem or an image size that cannot be restored.
+    image_size / 8. Raises ValueError on an unknown stem or an image size that cannot be restored.
     """
 
     def __init__(
         self,
-        num_classes: int = 10,
         width: int = 64,
         latent_channels: int = 256,
         image_size: int = 32,
-        spatial_embedding: bool = True,
         stem: str = "cifar",
     ):
         super().__init__()
-        downscale = 2 if stem == "cifar" else 8
-        if image_size % downscale:
+        self.downscale = 2 if stem == "cifar" else 8
+        if image_size % self.downscale:
             raise ValueError(
-                f"image_size is {image_size}; stem {stem!r} needs a multiple of {downscale}"
+                f"image_size is {image_size}; stem {stem!r} needs a multiple of {self.downscale}"
             )
-        size = image_size // downscale
+        size = image_size // self.downscale
         self.latent_shape = (latent_channels, size, size)  # of one image; noise is (B, C, h, w)
-        # (h, w, C): a row of the table is an image in channels-last memory order
-        self.embedding_shape = (size, size, 2 * width) if spatial_embedding else (1, 1, 2 * width)
 
-        self.encoder = nn.Sequential(
-            make_stem(stem, width),
-            BasicBlock(width, width, 1),
-            BasicBlock(width, width, 1),
-            BasicBlock(width, 2 * width, 2),
-        )
+        self.encoder = make_encoder(stem, width, 2 * width)
         self.to_mu = nn.Conv2d(2 * width, latent_channels, 1)
         self.to_logvar = nn.Conv2d(2 * width, latent_channels, 1)
         self.post_conv = nn.Conv2d(latent_channels, 2 * width, 1)
-        self.decoder = make_decoder(width, downscale)
-        self.perturbation_decoder = make_decoder(width, downscale)
-        self.class_embedding = nn.Embedding(num_classes, math.prod(self.embedding_shape))
+        self.decoder = make_decoder(2 * width, width, width // 2, self.downscale)
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (B, 3, H, W) in [0, 1] -> mu and (unclamped) logvar, each (B, *latent_shape)."""
@@ -142,6 +139,36 @@ class DVAE(nn.Module):
     def reconstruct(self, z: torch.Tensor) -> torch.Tensor:
         """x_hat (B, 3, H, W) in (0, 1): what the rate-limited latent keeps of the image."""
         return torch.sigmoid(self.decoder(z))
+
+    def forward(
+        self, x: torch.Tensor, noise: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x_hat, mu, logvar."""
+        mu, logvar = self.encode(x)
+        return self.reconstruct(self.latent(mu, logvar, noise)), mu, logvar
+
+
+class DVAE(VAE):
+    """A VAE with an auxiliary decoder D_p (p_hat) of the same latent and of the label.
+
+    `spatial_embedding` gives each class a map of 2 * width channels, else one vector.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        width: int = 64,
+        latent_channels: int = 256,
+        image_size: int = 32,
+        spatial_embedding: bool = True,
+        stem: str = "cifar",
+    ):
+        super().__init__(width, latent_channels, image_size, stem)
+        size = self.latent_shape[1:] if spatial_embedding else (1, 1)
+        # (h, w, C): a row of the table is an image in channels-last memory order
+        self.embedding_shape = (*size, 2 * width)
+        self.perturbation_decoder = make_decoder(2 * width, width, width // 2, self.downscale)
+        self.class_embedding = nn.Embedding(num_classes, math.prod(self.embedding_shape))
 
     def perturbation(self, z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """p_hat (B, 3, H, W) in [0, 1] units, unbounded: the residual as z and the label tell it.

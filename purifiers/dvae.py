@@ -11,28 +11,24 @@ the network holds only the layers that the method uses; no monitoring classifier
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
-from core.batches import Batches
-from core.checkpoint import load_weights, save_weights
 from core.config import ConfigError, in_range, rebuild
 from core.errors import UserError
 from core.files import RowFile
 from core.imageset import ImageSet, Rounding, quantize
-from core.loop import Loop
 from core.run import Run
-from core.streams import BLOCK
-from core.training import cosine
 from models.dvae import DVAE, kl_divergence
+from purifiers import autoencoding, vae
 
 VERSION = 1
 NEEDS_LABELS = True             # p_hat = D_p(u_y + z)
 SMOKE = {"train.width": 8, "train.latent_channels": 16, "train.epochs": 2, "train.batch_size": 64,
          "train.p_hat_start": 1}
-PURIFY_BATCH = BLOCK            # rows a network pass; a whole number of noise blocks
 Output = Literal["subtract", "reconstruct", "both"]
 
 
@@ -44,40 +40,29 @@ class Stage:
     def __post_init__(self) -> None:
         in_range("kld_target", self.kld_target, at_least=0)
 
+    def __str__(self) -> str:
+        return f"KLD target {self.kld_target:g}, output {self.output}"
+
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(vae.RateConstrained):
     """Keys under `dvae.train`, for train_vae.py."""
 
     stages: tuple[Stage, ...] = (
         Stage(1.0, "subtract"),         # hard-coded for iteration 0 in main_vae_disentangle.py
         Stage(3.0, "both"))             # --kd 3.0 in every released command
-    epochs: int = 60                    # per stage; configs/cifar10/resnet18DVAE.yaml
-    batch_size: int = 128               # the released command line's, drop_last
-    learning_rate: float = 5e-3         # Adam, no decay, cosine to 0 once an epoch
-    clip_norm: float = 5.0              # gradient norm
-    kld_weight: float = 0.01            # w for targets above 0.99
-    kld_weight_low: float = 0.5         # w for targets up to 0.99
     p_hat_start: int = 11               # epochs, from 0, before the p_hat hinge ("if e > 10")
     p_hat_floor: float = 0.002          # hinge on mean p_hat^2: RMS 11.4/255; scale by (eps/8)^2
-    width: int = 64                     # channels of the first layer
-    latent_channels: int = 256
     spatial_embedding: bool = True      # a map per class, as in every released command
-    stem: Literal["auto", "cifar", "imagenet"] = "auto"     # imagenet: variant B, for 224x224
     latent: Literal["sample", "mean"] = "sample"    # at purification; released code samples
     rounding: Rounding = "round"        # of each stage's images; released code: floor
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.stages:
             raise ConfigError("stages", "at least one stage is needed")
-        in_range("epochs", self.epochs, at_least=1)
-        in_range("batch_size", self.batch_size, at_least=2)
-        in_range("learning_rate", self.learning_rate, above=0)
-        in_range("clip_norm", self.clip_norm, above=0)
         in_range("p_hat_floor", self.p_hat_floor, at_least=0)
         in_range("p_hat_start", self.p_hat_start, at_least=0)
-        in_range("width", self.width, at_least=2)
-        in_range("latent_channels", self.latent_channels, at_least=1)
 
 
 @dataclass(frozen=True)
@@ -105,57 +90,23 @@ def train_stage(images: ImageSet, number: int, stage: Stage, config: TrainConfig
     """
     name = f"stage{number}"
     model = build_model(images, config, run, name)
-    if load_weights(model, run, name) is not None:
-        return model.eval()
-
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
-    batches = Batches(images, config.batch_size, run, name)     # no augmentation
-    loop = Loop(run, name, config.epochs, model=model, optimizer=optimizer)
-    train_step = training_step(model, optimizer, stage, config, run)
-    model.train()
-    for epoch in loop:
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(config.learning_rate, 0.0, epoch / config.epochs)
-        for x, labels in loop.steps(batches):
-            step = epoch * len(batches) + loop.step
-            generator = run.stream(f"{name}/noise", step, x.device)
-            loop.add(len(x), **train_step(x, labels, generator, epoch))
-        loop.end_epoch()
-    save_weights(model, run, name)
-    return model.eval()
+    step = training_step(model, optimizer, stage, config, run)
+    return autoencoding.train(model, optimizer, step, images, config, run, name)
 
 
 def training_step(model: DVAE, optimizer: torch.optim.Optimizer, stage: Stage, config: TrainConfig,
                   run: Run) -> Callable[..., dict[str, torch.Tensor]]:
     """A function (x, labels, generator, epoch) that takes one step and returns its losses."""
-    losses = run.device.maybe_compile(stage_losses)
-
-    def step(x, labels, generator, epoch):
-        noise = draw_noise(model, len(x), generator)
-        with run.device.autocast():
-            terms = losses(model, x, labels, noise)
-        loss = total_loss(terms, stage.kld_target, epoch, config)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimizer.step()
-        return {"loss": loss, **terms}
-
-    return step
+    return autoencoding.training_step(
+        model, optimizer, stage_losses,
+        lambda terms, epoch: total_loss(terms, stage.kld_target, epoch, config),
+        model.latent_shape, config.clip_norm, run)
 
 
 def build_model(images: ImageSet, config: TrainConfig, run: Run, name: str) -> DVAE:
-    height, width = images.image_shape
-    stem = config.stem
-    if stem == "auto":
-        stem = "imagenet" if height >= 96 else "cifar"
-    if height != width or height % (8 if stem == "imagenet" else 2):
-        raise UserError(f"D-VAE takes square images with an even side (a multiple of 8 with "
-                        f"stem=imagenet), not {height}x{width}")
-    with run.initialisation(name):
-        model = DVAE(images.num_classes, config.width, config.latent_channels, height,
-                     config.spatial_embedding, stem)
-    return run.device.place(model)
+    return vae.build_model(images, config, run, name, DVAE, num_classes=images.num_classes,
+                           spatial_embedding=config.spatial_embedding)
 
 
 def stage_losses(model: DVAE, x: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor
@@ -176,19 +127,10 @@ def total_loss(terms: dict[str, torch.Tensor], kld_target: float, epoch: int, co
                ) -> torch.Tensor:
     """MSE(x_hat) + MSE(x_hat + p_hat) + w max(KLD, target), and from epoch p_hat_start on
     + max(mean p_hat^2, floor). Below its target a hinge has no gradient."""
-    weight = config.kld_weight if kld_target > 0.99 else config.kld_weight_low
-    loss = terms["mse"] + terms["mse_sum"] + weight * terms["kld"].clamp(min=kld_target)
+    loss = terms["mse"] + terms["mse_sum"] + vae.rate_loss(terms["kld"], kld_target, config)
     if epoch >= config.p_hat_start:
         loss = loss + terms["p_hat_power"].clamp(min=config.p_hat_floor)
     return loss
-
-
-def draw_noise(model: DVAE, count: int, generator: torch.Generator) -> torch.Tensor:
-    """N(0, 1) for the latents of `count` images, laid out channels-last."""
-    channels, height, width = model.latent_shape
-    noise = torch.randn(count, height, width, channels, generator=generator,
-                        device=generator.device)
-    return noise.permute(0, 3, 1, 2)
 
 
 # --- purification ----------------------------------------------------------------------------
@@ -234,45 +176,28 @@ def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
 
 def purify_rows(images: ImageSet, stages: list[tuple[DVAE, int, Output]], latent: str,
                 rounding: Rounding, run: Run, saved: dict[int, RowFile] | None = None) -> Callable:
-    """A function for map_rows that passes rows through the stages, whose sets are uint8.
-
-    Always float32: in bf16 x_hat would be off by a grey level. Noise is drawn by block of rows.
-    """
+    """A function for map_rows that passes rows through the stages, whose sets are uint8."""
     labels = torch.from_numpy(images.labels)
 
-    def noise(model: DVAE, name: str, start: int, count: int) -> torch.Tensor | None:
-        if latent == "mean":
-            return None
-        blocks = [draw_noise(model, BLOCK, run.stream(name, block, run.device.torch))
-                  for block in range(start // BLOCK, -(-(start + count) // BLOCK))]
-        return torch.cat(blocks)[:count]
+    def latent_of(model, name, x, rows):
+        return vae.latent_of(model, x, rows, latent, partial(run.stream, name))
 
-    def one_stage(model, number, output, x, y, start):
+    def one_stage(model, number, output, x, y, rows):
         if output != "reconstruct":
-            mu, logvar = model.encode(x)
-            z = model.latent(mu, logvar, noise(model, f"stage{number}/subtract", start, len(x)))
-            p_hat = model.perturbation(z, y)
+            p_hat = model.perturbation(latent_of(model, f"stage{number}/subtract", x, rows), y)
             if saved:
-                saved[number].write(start, p_hat.permute(0, 2, 3, 1).half().cpu().numpy())
+                saved[number].write(rows.start, p_hat.permute(0, 2, 3, 1).half().cpu().numpy())
             x = (x - p_hat).clamp_(0, 1)
         if output != "subtract":
-            mu, logvar = model.encode(x)
-            z = model.latent(mu, logvar, noise(model, f"stage{number}/reconstruct", start, len(x)))
-            x = model.reconstruct(z)
+            x = model.reconstruct(latent_of(model, f"stage{number}/reconstruct", x, rows))
         return x
 
-    @torch.no_grad()
-    def rows(floats: torch.Tensor, rows: slice) -> torch.Tensor:
-        done = []
-        for offset in range(0, len(floats), PURIFY_BATCH):
-            x = floats[offset : offset + PURIFY_BATCH].permute(0, 3, 1, 2)
-            start = rows.start + offset
-            y = labels[start : start + len(x)].to(x.device)
-            for i, (model, number, output) in enumerate(stages):
-                if i:
-                    x = quantize(x, rounding).float().div_(255)
-                x = one_stage(model, number, output, x, y, start)
-            done.append(x.permute(0, 2, 3, 1))
-        return torch.cat(done)
+    def all_stages(x: torch.Tensor, rows: slice) -> torch.Tensor:
+        y = labels[rows].to(x.device)
+        for i, (model, number, output) in enumerate(stages):
+            if i:
+                x = quantize(x, rounding).float().div_(255)
+            x = one_stage(model, number, output, x, y, rows)
+        return x
 
-    return rows
+    return autoencoding.in_batches(all_stages)

@@ -1,0 +1,92 @@
+"""A plain auto-encoder: replace every image by what a bottleneck of few channels keeps of it.
+
+The rival of the VAE in figure 5: the same kind of network, trained on the poisoned set itself, but
+limited in width instead of rate. It sees noisy images and is asked for the clean ones. Source: Yu
+et al., ICML 2024, figure 5; code yuyi-sd/D-VAE, configs/cifar10/resnet18AE_d*.yaml, and the network
+of yuyi-sd/MTL-UE, class ResNetAE (D-VAE notes, section 5).
+
+Deviations: no script of it was released, so the loss is our reading; noise is added in training
+only (the released forward adds it in evaluation too); pixels are rounded to the nearest level.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from core.config import in_range, rebuild
+from core.errors import UserError
+from core.imageset import ImageSet, Rounding
+from core.run import Run
+from models.ae import AE
+from purifiers.autoencoding import in_batches, initialised, train, training_step
+
+VERSION = 1
+SMOKE = {"train.channels": 8, "train.epochs": 2, "train.batch_size": 64}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Keys under `ae.train`, for train_vae.py."""
+
+    channels: int = 128             # of the bottleneck; figure 5: 1, 2, 4, 8, ... 1024
+    noise: float = 0.062            # standard deviation on the input, [0, 1] units
+    epochs: int = 60
+    batch_size: int = 128
+    learning_rate: float = 0.1      # SGD, cosine to 0 once an epoch
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    clip_norm: float = 5.0          # gradient norm
+
+    def __post_init__(self) -> None:
+        in_range("channels", self.channels, at_least=1)
+        in_range("noise", self.noise, at_least=0)
+        in_range("epochs", self.epochs, at_least=1)
+        in_range("batch_size", self.batch_size, at_least=2)
+        in_range("learning_rate", self.learning_rate, above=0)
+        in_range("momentum", self.momentum, at_least=0, below=1)
+        in_range("weight_decay", self.weight_decay, at_least=0)
+        in_range("clip_norm", self.clip_norm, above=0)
+
+    @property
+    def stages(self) -> tuple[str]:
+        """One stage, in train_vae.py's words."""
+        return (f"{self.channels} channels, output reconstruct",)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Keys under `ae`, for purify.py."""
+
+    rounding: Rounding = "round"
+
+
+def train_stage(images: ImageSet, number: int, stage: str, config: TrainConfig, run: Run) -> AE:
+    """Train the AE (the one stage, number 1) on `images`; resumable. Returns it in eval mode."""
+    name = f"stage{number}"
+    model = build_model(images, config, run, name)
+    optimizer = torch.optim.SGD(model.parameters(), config.learning_rate, config.momentum,
+                                weight_decay=config.weight_decay)
+
+    def losses(model, x, labels, noise):
+        return {"mse": F.mse_loss(model(x + config.noise * noise).float(), x)}
+
+    step = training_step(model, optimizer, losses, lambda terms, epoch: terms["mse"],
+                         (3, *images.image_shape), config.clip_norm, run)
+    return train(model, optimizer, step, images, config, run, name)
+
+
+def build_model(images: ImageSet, config: TrainConfig, run: Run, name: str) -> AE:
+    height, width = images.image_shape
+    if height % 2 or width % 2:
+        raise UserError(f"AE takes images with even sides, not {height}x{width}")
+    return initialised(lambda: AE(config.channels), run, name)
+
+
+def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
+    """Replace every image by its reconstruction. Deterministic, label-free."""
+    trained = rebuild(TrainConfig, run.checkpoint.meta["config"], str(run.checkpoint.path))
+    model = build_model(poisoned, trained, run, "stage1")
+    run.checkpoint.weights_into(model, "stage1").eval()
+    return poisoned.map_rows(in_batches(lambda x, rows: model(x)), run, rounding=config.rounding,
+                             device=run.device.torch)

@@ -1,0 +1,103 @@
+"""What vae, dvae and ae share: a network trained on the poisoned set, then a sweep over its rows.
+
+Source: Yu et al., ICML 2024, and code yuyi-sd/D-VAE: no clean data, no augmentation, a cosine to 0
+stepped once an epoch, the gradient clipped (D-VAE notes, sections 1, 2 and 5).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from core.batches import Batches
+from core.checkpoint import load_weights, save_weights
+from core.imageset import ImageSet
+from core.loop import Loop
+from core.run import Run
+from core.streams import BLOCK
+from core.training import cosine
+
+PURIFY_BATCH = BLOCK            # rows a network pass; a whole number of noise blocks
+
+
+def initialised(make: Callable[[], nn.Module], run: Run, name: str) -> nn.Module:
+    """A network with the weights that this run draws for `name`, on the run's device."""
+    with run.initialisation(name):
+        model = make()
+    return run.device.place(model)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, step: Callable, images: ImageSet,
+          config, run: Run, name: str) -> nn.Module:
+    """Walk `images` for `config.epochs`, at its batch size and learning rate; resumable.
+
+    step(x, labels, generator, epoch) returns the losses to log. Writes `<name>.safetensors` into
+    the run and returns the model in eval mode.
+    """
+    if load_weights(model, run, name) is not None:
+        return model.eval()
+
+    batches = Batches(images, config.batch_size, run, name)     # no augmentation
+    loop = Loop(run, name, config.epochs, model=model, optimizer=optimizer)
+    model.train()
+    for epoch in loop:
+        for group in optimizer.param_groups:
+            group["lr"] = cosine(config.learning_rate, 0.0, epoch / config.epochs)
+        for x, labels in loop.steps(batches):
+            number = epoch * len(batches) + loop.step
+            generator = run.stream(f"{name}/noise", number, x.device)
+            loop.add(len(x), **step(x, labels, generator, epoch))
+        loop.end_epoch()
+    save_weights(model, run, name)
+    return model.eval()
+
+
+def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, losses: Callable,
+                  total: Callable, noise_shape: tuple[int, int, int], clip_norm: float, run: Run
+                  ) -> Callable[..., dict[str, torch.Tensor]]:
+    """A function (x, labels, generator, epoch) that takes one step and returns its losses.
+
+    losses(model, x, labels, noise) are the terms by name, with noise N(0, 1) of `noise_shape` for
+    each image; total(terms, epoch) is what descends.
+    """
+    losses = run.device.maybe_compile(losses)
+
+    def step(x, labels, generator, epoch):
+        noise = draw_noise(noise_shape, len(x), generator)
+        with run.device.autocast():
+            terms = losses(model, x, labels, noise)
+        loss = total(terms, epoch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        optimizer.step()
+        return {"loss": loss, **terms}
+
+    return step
+
+
+def draw_noise(shape: tuple[int, int, int], count: int, generator: torch.Generator
+               ) -> torch.Tensor:
+    """N(0, 1) for `count` images of shape (C, h, w), laid out channels-last."""
+    channels, height, width = shape
+    noise = torch.randn(count, height, width, channels, generator=generator,
+                        device=generator.device)
+    return noise.permute(0, 3, 1, 2)
+
+
+def in_batches(purify_batch: Callable[[torch.Tensor, slice], torch.Tensor]) -> Callable:
+    """A function for map_rows from purify_batch(x, rows): (B, 3, H, W) in [0, 1] -> the same.
+
+    Always float32: in bf16 a reconstruction would be off by a grey level.
+    """
+
+    @torch.no_grad()
+    def rows(floats: torch.Tensor, rows: slice) -> torch.Tensor:
+        done = []
+        for offset in range(0, len(floats), PURIFY_BATCH):
+            x = floats[offset : offset + PURIFY_BATCH].permute(0, 3, 1, 2)
+            start = rows.start + offset
+            done.append(purify_batch(x, slice(start, start + len(x))).permute(0, 2, 3, 1))
+        return torch.cat(done)
+
+    return rows

@@ -1,0 +1,156 @@
+"""The rate-constrained VAE: replace every image by what a latent of few nats keeps of it.
+
+A VAE is trained on the poisoned set itself, without labels, clean data or augmentation. A hinge
+holds its KL divergence near a target, which leaves no room for the perturbation: the experiment of
+figure 2, and the half of D-VAE that knows no label. Source: Yu et al., ICML 2024, equation 3, and
+code yuyi-sd/D-VAE, class ResNetVAE (D-VAE notes, sections 1 and 5).
+
+Deviations: no script of it was released, so everything but the network and its optimiser
+(configs/cifar10/resnet18VAE.yaml) is as in D-VAE; pixels are rounded to the nearest level (released
+code truncates: `rounding: floor`); the network holds only the layers that the method uses.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from core.config import in_range, rebuild
+from core.errors import UserError
+from core.imageset import ImageSet, Rounding
+from core.run import Run
+from core.streams import BLOCK
+from models.dvae import VAE, kl_divergence
+from purifiers.autoencoding import draw_noise, in_batches, initialised, train, training_step
+
+VERSION = 1
+SMOKE = {"train.width": 8, "train.latent_channels": 16, "train.epochs": 2, "train.batch_size": 64}
+
+
+@dataclass(frozen=True)
+class RateConstrained:
+    """Keys of the training that the VAE and D-VAE share."""
+
+    epochs: int = 60                    # per stage; configs/cifar10/resnet18VAE.yaml and ...DVAE
+    batch_size: int = 128               # the released command line's, drop_last
+    learning_rate: float = 5e-3         # Adam, no decay, cosine to 0 once an epoch
+    clip_norm: float = 5.0              # gradient norm
+    kld_weight: float = 0.01            # w for targets above 0.99
+    kld_weight_low: float = 0.5         # w for targets up to 0.99
+    width: int = 64                     # channels of the first layer
+    latent_channels: int = 256
+    stem: Literal["auto", "cifar", "imagenet"] = "auto"     # imagenet: variant B, for 224x224
+
+    def __post_init__(self) -> None:
+        in_range("epochs", self.epochs, at_least=1)
+        in_range("batch_size", self.batch_size, at_least=2)
+        in_range("learning_rate", self.learning_rate, above=0)
+        in_range("clip_norm", self.clip_norm, above=0)
+        in_range("width", self.width, at_least=2)
+        in_range("latent_channels", self.latent_channels, at_least=1)
+
+
+@dataclass(frozen=True)
+class TrainConfig(RateConstrained):
+    """Keys under `vae.train`, for train_vae.py."""
+
+    kld_target: float = 1.0             # nats per latent position; as stage 1 of D-VAE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range("kld_target", self.kld_target, at_least=0)
+
+    @property
+    def stages(self) -> tuple[str]:
+        """One stage, in train_vae.py's words."""
+        return (f"KLD target {self.kld_target:g}, output reconstruct",)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Keys under `vae`, for purify.py."""
+
+    latent: Literal["sample", "mean"] = "sample"    # released code samples
+    rounding: Rounding = "round"                    # released code: floor
+
+
+# --- training --------------------------------------------------------------------------------
+
+
+def train_stage(images: ImageSet, number: int, stage: str, config: TrainConfig, run: Run) -> VAE:
+    """Train the VAE (the one stage, number 1) on `images`; resumable. Returns it in eval mode."""
+    name = f"stage{number}"
+    model = build_model(images, config, run, name)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+    step = training_step(model, optimizer, stage_losses,
+                         lambda terms, epoch: total_loss(terms, config),
+                         model.latent_shape, config.clip_norm, run)
+    return train(model, optimizer, step, images, config, run, name)
+
+
+def build_model(images: ImageSet, config: RateConstrained, run: Run, name: str,
+                network: type[VAE] = VAE, **options) -> VAE:
+    """A fresh network for images of this size. Raises UserError where it cannot restore them."""
+    height, width = images.image_shape
+    stem = config.stem
+    if stem == "auto":
+        stem = "imagenet" if height >= 96 else "cifar"
+    if height != width or height % (8 if stem == "imagenet" else 2):
+        raise UserError(f"{network.__name__} takes square images with an even side (a multiple of "
+                        f"8 with stem=imagenet), not {height}x{width}")
+    return initialised(lambda: network(
+        width=config.width, latent_channels=config.latent_channels, image_size=height, stem=stem,
+        **options), run, name)
+
+
+def stage_losses(model: VAE, x: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor
+                 ) -> dict[str, torch.Tensor]:
+    """The terms of the loss, in float32. The labels are not used."""
+    x_hat, mu, logvar = model(x, noise)
+    return {"mse": F.mse_loss(x_hat.float(), x), "kld": kl_divergence(mu, logvar)}
+
+
+def total_loss(terms: dict[str, torch.Tensor], config: TrainConfig) -> torch.Tensor:
+    """MSE(x_hat) + w max(KLD, target)."""
+    return terms["mse"] + rate_loss(terms["kld"], config.kld_target, config)
+
+
+def rate_loss(kld: torch.Tensor, target: float, config: RateConstrained) -> torch.Tensor:
+    """w max(KLD, target): below its target the hinge has no gradient."""
+    weight = config.kld_weight if target > 0.99 else config.kld_weight_low
+    return weight * kld.clamp(min=target)
+
+
+# --- purification ----------------------------------------------------------------------------
+
+
+def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
+    """Replace every image by its reconstruction, with the network of `run.checkpoint`."""
+    trained = rebuild(TrainConfig, run.checkpoint.meta["config"], str(run.checkpoint.path))
+    model = build_model(poisoned, trained, run, "stage1")
+    run.checkpoint.weights_into(model, "stage1").eval()
+
+    stream = partial(run.stream, "stage1/reconstruct")
+
+    def reconstruct(x: torch.Tensor, rows: slice) -> torch.Tensor:
+        return model.reconstruct(latent_of(model, x, rows, config.latent, stream))
+
+    return poisoned.map_rows(in_batches(reconstruct), run, rounding=config.rounding,
+                             device=run.device.torch)
+
+
+def latent_of(model: VAE, x: torch.Tensor, rows: slice, latent: str,
+              stream: Callable[..., torch.Generator]) -> torch.Tensor:
+    """The decoder's input for these rows of a set: of the mean latent, or of one sample.
+
+    Noise is drawn by block of rows, each from stream(block, device).
+    """
+    mu, logvar = model.encode(x)
+    if latent == "mean":
+        return model.latent(mu, logvar, None)
+    blocks = [draw_noise(model.latent_shape, BLOCK, stream(block, x.device))
+              for block in range(rows.start // BLOCK, -(-rows.stop // BLOCK))]
+    return model.latent(mu, logvar, torch.cat(blocks)[: len(x)])
