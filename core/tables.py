@@ -83,6 +83,11 @@ class Line:
     reported: str
     only: tuple[str, ...]           # columns of a row, or rows of a column; empty: all
 
+    @property
+    def family(self) -> str:
+        """The name without what `over` adds to it."""
+        return self.name.removesuffix("".join(f" {k}={v}" for k, v in self.variables.items()))
+
 
 @dataclass(frozen=True)
 class Derived:
@@ -150,17 +155,19 @@ class Cell:
 LINE_KEYS = ("steps", "over", "reported", "only")
 KEYS = ("title", "dataset", "source", "seeds", "settings", "rows", "columns", "derived", "evaluate",
         "quick")
+QUICK_KEYS = ("yamls", "with", "over")      # of --quick only
 
 
 def read(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> Table:
     """Read a table YAML. With `quick`, configs/tables/quick.yaml and the table's own `quick:`
-    section replace its keys, and every step takes the small YAML in the place of its own.
-    `overrides` are key=value for every command. Raises UserError that names file and line."""
+    section replace its keys and (`over: {x: [1]}`) the values of its `over`, and every step takes
+    the small YAML in the place of its own. `overrides` are key=value for every command. Raises
+    UserError that names file and line."""
     tree = config.read([path])
-    extra = tree.value.pop("quick", None)
-    small = config.read([QUICK] if quick else []).value
-    for part in (small, extra.value if quick and extra else {}):
-        tree.value |= {key: node for key, node in part.items() if key not in ("yamls", "with")}
+    extra = section(tree.value, "quick")
+    tree.value.pop("quick", None)
+    small = config.read([QUICK]).value | extra if quick else {}
+    tree.value |= {key: node for key, node in small.items() if key not in QUICK_KEYS}
     for key, node in tree.value.items():
         if key not in KEYS:
             raise UserError(f"{node.origin}: unknown key '{key}'{config.suggest(key, KEYS)}")
@@ -223,7 +230,7 @@ def section(tree: dict[str, Node], key: str) -> dict[str, Node]:
 
 def read_lines(nodes: dict[str, Node], small: dict[str, Node]) -> tuple[Line, ...]:
     """Rows or columns, with `over` spread out."""
-    lines = []
+    lines, fewer = [], section(small, "over")
     for name, node in nodes.items():
         over, reported, only, steps = {}, name, (), node
         if isinstance(node.value, dict) and "steps" in node.value:
@@ -237,7 +244,7 @@ def read_lines(nodes: dict[str, Node], small: dict[str, Node]) -> tuple[Line, ..
             if "only" in node.value:
                 only = config.build(tuple[str, ...], node.value["only"], "only")
         found = tuple(quicken(read_step(step), small) for step in as_list(steps))
-        values = [[(key, config.text(value)) for value in as_list(item)]
+        values = [[(key, config.text(value)) for value in as_list(fewer.get(key, item))]
                   for key, item in over.items()]
         for chosen in itertools.product(*values):
             variables = dict(chosen)
@@ -248,7 +255,7 @@ def read_lines(nodes: dict[str, Node], small: dict[str, Node]) -> tuple[Line, ..
 
 def named(line: Line, only: tuple[str, ...]) -> bool:
     """Whether `only`, which may name a line or all lines of one `over`, lets a line in."""
-    return not only or line.name in only or line.name.split(" ")[0] in only
+    return not only or line.name in only or line.family in only
 
 
 def read_step(node: Node, allowed: tuple[str, ...] = tuple(COMMANDS)) -> Step:
@@ -409,19 +416,31 @@ class State:
         return {"seed": str(self.seed), **current, **line.variables}
 
 
-def wanted(cells: list[Cell], committed: dict[str, Path]) -> list[Artefact]:
+def wanted(cells: list[Cell], committed: dict[str, Path], *, sets: bool = False
+           ) -> list[Artefact]:
     """Artefacts still to be made, each after what it needs: records that are neither here nor
-    committed, and whatever these stand on."""
-    order: dict[Path, Artefact] = {}
+    committed, and whatever these stand on. With `sets`, also what the other records stand on."""
+    found: dict[Path, bool] = {}            # artefact -> whether it is there
+    order: list[Artefact] = []
 
     def visit(artefact: Artefact) -> None:
-        if artefact.out in order or artefact.done:
+        if artefact.out in found:
             return
-        for need in artefact.needs:
-            visit(need)
-        order[artefact.out] = artefact
+        there = artefact.job.fingerprint in committed or artefact.done
+        found[artefact.out] = there
+        if not there or sets:
+            for need in artefact.needs:
+                visit(need)
+        if not there:
+            order.append(artefact)
 
     for cell in cells:
-        if cell.record.job.fingerprint not in committed:
-            visit(cell.record)
-    return list(order.values())
+        visit(cell.record)
+    return order
+
+
+def place_of(record: Artefact, committed: dict[str, Path]) -> Path | None:
+    """The folder of a finished record, committed or made here."""
+    if record.job.fingerprint in committed:
+        return committed[record.job.fingerprint]
+    return record.out if record.done else None

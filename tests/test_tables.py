@@ -1,0 +1,374 @@
+"""Tables: reading, planning, making each artefact once, printing; real commands where it matters."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import evaluate
+from core import tables
+from core.errors import UserError
+from poisons.__main__ import main as poison_main
+from scripts import run_table, table
+from tests.conftest import ROOT, run_command, succeed
+
+TABLE = """
+title: tiny
+dataset: cifar10
+source: LE
+seeds: [0, 1]
+settings: {{data: {few}, threads: 1}}
+evaluate:
+  evaluate: configs/learners/digits10.yaml
+  standard.width: 4
+  standard.epochs: 1
+  standard.test_every: 0
+rows:
+  clean: []
+  lsp:
+    poison: configs/poisons/lsp_digits.yaml
+    lsp.patch: 8
+columns:
+  none: []
+  jpeg:
+    over: {{quality: [10, 50]}}
+    only: [lsp]
+    steps:
+      purify: configs/purifiers/jpeg.yaml
+      jpeg.quality: "{{quality}}"
+derived:
+  iss_best: {{max: ["jpeg quality=10", "jpeg quality=50"]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A checkout of the code alone, with its own runs/."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("core", "models", "poisons", "purifiers", "learners", "scripts", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture
+def here(project, monkeypatch) -> Path:
+    monkeypatch.chdir(project)
+    return project
+
+
+@pytest.fixture
+def tiny(here, few_path, tmp_path) -> Path:
+    """The tiny table's YAML."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TABLE.format(few=few_path))
+    return path
+
+
+def changed(path: Path, old: str, new: str) -> Path:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return path
+
+
+def plan(path: Path, **options) -> list[tables.Cell]:
+    return list(tables.Planner(tables.read(str(path), **options)).cells())
+
+
+def start(path: Path, *words: str, **options) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "scripts/run_table.py", str(path), *words],
+                            stderr=subprocess.PIPE, text=True, **options)
+
+
+def finished_at(folder: Path) -> dict[str, int]:
+    return {str(path.parent): path.stat().st_mtime_ns for path in folder.rglob("meta.json")}
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def test_the_grid_and_its_artefacts(tiny):
+    cells = plan(tiny)
+    names = {(cell.row.name, cell.column.name) for cell in cells}
+    assert names == {("clean", "none"), ("lsp", "none"), ("lsp", "jpeg quality=10"),
+                     ("lsp", "jpeg quality=50")}
+    assert len(cells) == 8                              # two seeds
+    missing = tables.wanted(cells, {})
+    kinds = [artefact.job.kind for artefact in missing]
+    assert kinds.count("poisons") == 1                  # shared by six cells
+    assert kinds.count("purified") == 2                 # by two seeds each
+    assert kinds.count("records") == 8
+    for artefact in missing:                            # each after what it needs
+        position = missing.index(artefact)
+        assert all(missing.index(need) < position for need in artefact.needs)
+
+
+def test_the_plan_knows_the_fingerprints_of_the_commands(tiny, few_path):
+    [poison] = [a for a in tables.wanted(plan(tiny), {}) if a.job.kind == "poisons"]
+    out = Path("runs/check")
+    succeed(poison_main, *poison.arguments, f"out={out}")
+    assert json.loads((out / "meta.json").read_text())["fingerprint"] == poison.job.fingerprint
+    record = plan(tiny)[0].record
+    path = succeed(evaluate.main, *record.arguments, "out=runs/check-record")
+    assert json.loads((path / "meta.json").read_text())["fingerprint"] == record.job.fingerprint
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("configs/purifiers/jpeg.yaml", "configs/purifiers/jpg.yaml", r"jpg\.yaml: no such file"),
+    ("jpeg.quality:", "jpeg.qualty:", r"tiny\.yaml:\d+: .*unknown key 'jpeg.qualty'.*quality"),
+    ('"{quality}"', '"{qality}"', r"there is no \{qality\} here; known: .*\{quality\}"),
+    ("only: [lsp]", "only: [lps]", r"only: there is no 'lps'; did you mean 'lsp'|only: .*'lps'"),
+    ("      purify:", "      purfy:", r"tiny\.yaml:\d+: a step names one of poison, train_vae"),
+    ('["jpeg quality=10", ', '["jpg", ', r"iss_best: there is no column 'jpg'"),
+    ("columns:", "colums:", r"tiny\.yaml:\d+: unknown key 'colums'.*columns"),
+    ("data: ", "dta: ", r"settings: unknown key 'dta'"),
+    ("seeds: [0, 1]", "seeds: []", r"at least one seed"),
+    ("method", "method", ""),
+])
+def test_a_mistake_in_a_table_is_named(tiny, old, new, message):
+    if not message:                                     # an unknown method
+        changed(tiny, "      jpeg.quality:", "      method: jpge\n      jpeg.quality:")
+        message = r"tiny\.yaml:\d+: .*method: there is no purifiers/jpge\.py.*jpeg"
+    else:
+        changed(tiny, old, new)
+    with pytest.raises(UserError) as error:
+        plan(tiny)
+    assert re.search(message, str(error.value)), error.value
+
+
+def test_a_trained_purifier_needs_its_training_step(tiny):
+    changed(tiny, "  none: []", "  none: []\n  dvae:\n    purify: configs/purifiers/dvae.yaml")
+    with pytest.raises(UserError, match="dvae is trained: a train step must come before"):
+        plan(tiny)
+
+
+def test_quick_swaps_the_yamls(here):
+    full = tables.read("configs/tables/dvae_cifar10.yaml")
+    quick = tables.read("configs/tables/dvae_cifar10.yaml", quick=True)
+    assert [line.name for line in quick.rows] == [line.name for line in full.rows]
+    assert [line.name for line in quick.columns] == [line.name for line in full.columns]
+    yamls = {yaml for line in (*quick.rows, *quick.columns) for step in line.steps
+             for yaml in step.yamls} | set(quick.evaluate.yamls)
+    assert "configs/purifiers/dvae_digits.yaml" in yamls
+    assert not any("dvae.yaml" in yaml or "em60" in yaml for yaml in yamls)
+    assert quick.settings == {"data": "digits"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/tables").glob("*.yaml")),
+                         ids=lambda path: path.stem)
+def test_every_table_can_be_planned_on_digits(here, path):
+    if path.stem in ("quick", "reported"):
+        pytest.skip("not a table")
+    read = tables.read(f"configs/tables/{path.name}", quick=True)
+    cells = list(tables.Planner(read).cells())
+    assert {cell.row.name for cell in cells} == {row.name for row in read.rows}
+    assert {cell.column.name for cell in cells} == {column.name for column in read.columns}
+
+
+def test_a_row_that_reads_a_set_still_to_be_made(here):
+    """dvae_reuse: the poison `reuse` names the purified set that the step before will make."""
+    cells = plan(Path("configs/tables/dvae_reuse.yaml"), quick=True)
+    [record] = [c.record for c in cells if c.row.name == "lsp reused" and c.seed == 0]
+    [reuse] = record.needs
+    assert reuse.job.method == "reuse"
+    [source] = reuse.needs
+    assert source.job.method == "dvae"
+    assert reuse.job.inputs["source"] == source.job.fingerprint
+    assert "source" not in reuse.job.config
+    assert [need.job.kind for need in source.needs] == ["poisons", "checkpoints"]
+
+
+# --- making ----------------------------------------------------------------------------------
+
+
+def test_a_table_is_made_once(tiny):
+    """From nothing, then again, then with one more column by YAML alone."""
+    first = start(tiny, "--jobs", "2")
+    _, stderr = first.communicate(timeout=300)
+    assert first.returncode == 0, stderr
+    before = finished_at(Path("runs"))
+    assert len(before) >= 11
+    cells = plan(tiny)
+    assert all(cell.record.done for cell in cells)
+    assert tables.wanted(cells, {}) == []
+    assert json.loads((cells[0].record.out / "record.json").read_text())["device"]["threads"] == 1
+
+    again = start(tiny, "--jobs", "2")
+    _, stderr = again.communicate(timeout=300)
+    assert again.returncode == 0, stderr
+    assert "0 artefacts to make" in stderr
+    assert finished_at(Path("runs")) == before
+
+    changed(tiny, "  none: []", "  none: []\n  gray:\n    purify: configs/purifiers/gray.yaml")
+    changed(tiny, "seeds: [0, 1]", "seeds: [0]")
+    more = start(tiny)
+    _, stderr = more.communicate(timeout=300)
+    assert more.returncode == 0, stderr
+    new = set(finished_at(Path("runs"))) - set(before)
+    assert len(new) == 4                                # two sets and two records
+    assert all("gray" in name for name in new)
+
+    outcome = run_command(run_table.main, tiny, "--dry-run")    # all of it has been timed
+    assert "0 artefacts" in outcome.stderr
+    outcome = run_command(run_table.main, changed(tiny, "[0]", "[5]"), "--dry-run")
+    assert re.search(r"estimate [\d.]+ \w+ for 6 of them", outcome.stderr), outcome.stderr
+
+
+def test_a_failed_cell_does_not_stop_the_others(tiny):
+    changed(tiny, "  lsp:\n", "  broken:\n    poison: configs/poisons/lsp_digits.yaml\n"
+                              "    lsp.patch: 16\n    lsp.radius: 1e-30\n  lsp:\n")
+    changed(tiny, "lsp.radius: 1e-30", "data: /nowhere/at-all")
+    changed(tiny, "seeds: [0, 1]", "seeds: [7]")
+    with pytest.raises(UserError, match="/nowhere/at-all"):
+        plan(tiny)                                      # found before anything is made
+    changed(tiny, "    data: /nowhere/at-all\n", "")
+    changed(tiny, "lsp.patch: 16", "lsp.patch: 300")    # 3 features: too few for ten classes
+    process = start(tiny)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "broken x none (seed 7): lsp.patch" in stderr
+    assert "1 of 5 cells failed" in stderr
+    done = {cell.row.name: cell.record.done for cell in plan(tiny)}
+    assert done == {"clean": True, "broken": False, "lsp": True}
+
+
+def test_an_edited_record_is_named(tiny):
+    changed(tiny, "seeds: [0, 1]", "seeds: [0]")
+    assert start(tiny).wait(timeout=300) == 0
+    record = plan(tiny)[0].record.out / "record.json"
+    text = record.read_text()
+    record.write_text(text.replace('"accuracy_last": 0.', '"accuracy_last": 0.9'))
+    try:
+        process = start(tiny)
+        _, stderr = process.communicate(timeout=300)
+        assert process.returncode == 1
+        assert re.search(r"clean x none \(seed 0\): .*record\.json does not match", stderr), stderr
+    finally:
+        record.write_text(text)
+
+
+@pytest.mark.slow
+def test_two_at_once_and_a_kill_make_the_same(tiny):
+    """kill -9 of everything in the middle; then two processes on the same table."""
+    changed(tiny, "lsp.patch: 8", "lsp.patch: 4")       # a set of artefacts of its own
+    victim = start(tiny, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not any("lsp" in name for name in finished_at(Path("runs"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(3)
+    subprocess.run(["pkill", "-9", "-s", str(victim.pid)], check=False)
+    subprocess.run(["pkill", "-9", "-f", str(tiny)], check=False)
+    victim.wait()
+    both = [start(tiny), start(tiny)]
+    assert [process.wait(timeout=600) for process in both] == [0, 0]
+    assert not list(Path("runs").rglob("*.partial"))
+    assert all(cell.record.done for cell in plan(tiny))
+
+
+def test_ctrl_c_saves_and_says_so(tiny):
+    changed(tiny, "standard.epochs: 1", "standard.epochs: 2000")
+    process = start(tiny)
+    log = Path("runs/logs")
+    deadline = time.monotonic() + 120
+    while not (log.exists() and any("epoch" in p.read_text() for p in log.glob("records-*"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same line resumes" in stderr
+    partial = [p for p in Path("runs/records").glob("*.partial") if list(p.glob("state/*.pt"))]
+    assert partial
+
+
+# --- printing --------------------------------------------------------------------------------
+
+
+def test_the_table_prints_what_the_records_say(tiny):
+    assert start(tiny, "--jobs", "2").wait(timeout=300) == 0
+    accuracies: dict = {}
+    for cell in plan(tiny):
+        record = json.loads((cell.record.out / "record.json").read_text())
+        accuracies.setdefault((cell.row.name, cell.column.name), []).append(
+            100 * record["accuracy_last"])
+
+    outcome = run_command(table.main, tiny, "--format", "csv")
+    lines = [line.split(",") for line in outcome.stdout.splitlines()]
+    assert lines[0][:3] == ["poison", "defence", "accuracy (%)"]
+    shown = {(line[0], line[1]): line for line in lines[1:]}
+    for key, values in accuracies.items():
+        expected = f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} (2)"
+        assert shown[key][2] == expected
+    best = max(("jpeg quality=10", "jpeg quality=50"),
+               key=lambda name: statistics.mean(accuracies["lsp", name]))
+    oracle = shown["lsp", "iss_best"]
+    assert oracle[2] == shown["lsp", best][2]
+    assert f"best of these: {best}" in oracle
+    # LE, Table 3: 15.0 for undefended LSP on CIFAR-10
+    reported = lines[0].index("reported")
+    assert shown["lsp", "none"][reported] == "15.0 LE T1" or "LE" in shown["lsp", "none"][reported]
+    gap = float(shown["lsp", "none"][lines[0].index("gap")])
+    assert gap == pytest.approx(statistics.mean(accuracies["lsp", "none"]) - 15.0, abs=0.051)
+
+    for words in (["--format", "latex"], ["--wide"], []):
+        text = run_command(table.main, tiny, *words).stdout
+        assert f"{statistics.mean(accuracies['clean', 'none']):.1f}" in text
+    assert text.splitlines()[1].count("---") == text.splitlines()[0].count("|") - 1
+
+
+def test_published_numbers_are_kept_whole():
+    """The facts that the notes give, under our names."""
+    import yaml
+
+    published = yaml.safe_load((ROOT / "configs/tables/reported.yaml").read_text())["published"]
+    assert len(published) > 1000
+    for fact in published:
+        assert {"source", "table", "dataset", "attack", "defence", "arch", "accuracy",
+                "kind"} <= set(fact)
+        assert 0 < fact["accuracy"] <= 100
+        assert fact["kind"] in ("paper", "independent", "leaderboard")
+
+    def of(**wanted):
+        return [fact["accuracy"] for fact in published
+                if all(fact[key] == value for key, value in wanted.items())]
+
+    base = {"source": "LE", "table": "T1", "dataset": "cifar10"}
+    assert of(**base, attack="em_classwise", defence="none") == [20.7]
+    assert of(**base, attack="tap", defence="jcdp") == [90.8]
+    assert of(**{**base, "table": "T3"}, attack="lsp", defence="gray") == [82.5]
+    assert of(source="BridgePure", dataset="cifar10", attack="lsp", defence="dvae",
+              arch="resnet18")
+
+
+# --- the README's example --------------------------------------------------------------------
+
+
+def test_a_purifier_is_one_module_and_one_yaml(here, tiny):
+    """The README's blur, as printed there, run by purify.py and taken by a table."""
+    blocks = re.findall(r"```(?:python|yaml)\n# (purifiers/blur\.py|configs/purifiers/blur\.yaml)\n"
+                        r"(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert [name for name, _ in blocks] == ["purifiers/blur.py", "configs/purifiers/blur.yaml"]
+    for name, text in blocks:
+        Path(name).write_text(text)
+    try:
+        changed(tiny, "  none: []", "  none: []\n  blur: {purify: configs/purifiers/blur.yaml}")
+        changed(tiny, "seeds: [0, 1]", "seeds: [0]")
+        # In a process of its own: this one's `purifiers` is the project's.
+        process = start(tiny, env={**os.environ, "PYTHONPATH": ""})
+        _, stderr = process.communicate(timeout=300)
+        assert process.returncode == 0, stderr
+        assert len(list(Path("runs/purified").glob("*-blur-*"))) == 2
+    finally:
+        for name, _ in blocks:
+            Path(name).unlink()
