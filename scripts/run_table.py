@@ -36,6 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="the same grid on digits, small")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and an estimate")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="commands at once")
+    parser.add_argument("--sets", action="store_true",
+                        help="also the sets and checkpoints behind records that are there: figures "
+                             "read them")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.jobs < 1:
         raise UserError(f"--jobs {arguments.jobs}: must be at least 1")
@@ -45,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 
     table = tables.read(arguments.table, quick=arguments.quick, overrides=settings)
     cells = list(tables.Planner(table).cells())
-    missing = tables.wanted(cells, records.committed())
+    missing = tables.wanted(cells, records.committed(), sets=arguments.sets)
     say(f"{table.title}: {len(cells)} cells; {len(missing)} artefacts to make; {estimate(missing)}")
     if arguments.dry_run:
         for artefact in missing:
@@ -79,7 +82,7 @@ class Scheduler:
                 self._start()
                 time.sleep(0.05)
                 self._collect()
-        except KeyboardInterrupt:
+        except BaseException:                           # Ctrl-C, or our own log on a full disk
             for process, _, _ in self.running.values():
                 process.send_signal(signal.SIGINT)      # each saves its state
             for process, _, _ in self.running.values():

@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--wide", action="store_true", help="rows x columns, accuracies only")
     parser.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown")
     parser.add_argument("--jobs", help=argparse.SUPPRESS)       # so that run_table's words fit
+    parser.add_argument("--sets", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args(argv)
     table = tables.read(arguments.table, quick=arguments.quick, overrides=tuple(arguments.settings))
     entries = collect(table)
@@ -69,9 +70,7 @@ def collect(table: tables.Table) -> list[Entry]:
     found: dict[tuple[str, str], list[dict]] = {}
     for cell in tables.Planner(table).cells():
         here = found.setdefault((cell.row.name, cell.column.name), [])
-        place = kept.get(cell.record.job.fingerprint)
-        if place is None and cell.record.done:
-            place = cell.record.out
+        place = tables.place_of(cell.record, kept)
         if place is not None:
             here.append(records.load(place))
     published = yaml.safe_load(REPORTED.read_text())["published"]
