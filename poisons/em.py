@@ -155,7 +155,14 @@ def tell(errors: list[float], config: Surrogate, run: Run) -> None:
 
 
 def kept(delta: torch.Tensor, config: Surrogate) -> torch.Tensor:
-    return delta.clamp_(min=0) if config.positive_only else delta
+    """The noise as it meets the pixels. Overwrites `delta`."""
+    if config.positive_only:
+        delta.clamp_(min=0)
+    if config.rounding == "floor":
+        # Half precision holds 8/255 as 7.9999/255, which truncation would make 7; and in float32
+        # x/255 - 8/255 can fall just below its level. Twice half's rounding error lifts both.
+        delta.add_(config.epsilon * 2**-11)
+    return delta
 
 
 def batches(start: int, stop: int, run: Run) -> Iterator[slice]:

@@ -79,6 +79,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
                           epsilon=config.epsilon, step_size=config.step_size, steps=1)
             update_means(noise.delta, stepped, labels, config.epsilon)
         errors.append(error_rate(frozen, clean, part, noise, config, run))
+        loop.save_epochs = reached(errors, config)      # the last state: the loop ends here
         loop.end_epoch(error=errors[-1])
         if reached(errors, config):
             break
@@ -94,7 +95,7 @@ def update_means(delta: torch.Tensor, stepped: torch.Tensor, labels: torch.Tenso
                  epsilon: float) -> None:
     """Each class that occurs takes the mean of its images' stepped noise (a mean of steps, not a
     step of the mean)."""
-    members = F.one_hot(labels, len(delta)).T.float()                   # (K, B)
+    members = F.one_hot(labels, len(delta)).T.to(stepped)               # (K, B)
     count = members.sum(1)
     mean = (members @ stepped.flatten(1)).div_(count.clamp(min=1)[:, None]).view_as(delta)
     delta.copy_(torch.where(count[:, None, None, None] > 0, mean.clamp_(-epsilon, epsilon), delta))
