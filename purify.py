@@ -3,8 +3,9 @@
     python purify.py configs/purifiers/jpeg.yaml data=runs/poisons/NAME
     python purify.py configs/purifiers/dvae.yaml data=SET checkpoint=runs/checkpoints/NAME
 
-Trained purifiers take their seed and precision from the checkpoint unless told otherwise. Prints
-what changed to stderr, and the purified set's folder to stdout.
+Trained purifiers take their seed and precision from the checkpoint unless told otherwise; with
+--smoke too they need one, made by `train_vae.py --smoke` on the same data. Prints what changed to
+stderr, and the purified set's folder to stdout.
 """
 
 import dataclasses

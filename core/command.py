@@ -1,6 +1,6 @@
 """What every command shares: its arguments, its method, its errors and its exit status.
 
-    COMMAND [FILE.yaml ...] [key=value ...] [--dry-run] [--smoke] [--limit N] [--force]
+    COMMAND [FILE.yaml ...] [key=value ...] [--dry-run] [--smoke] [--limit N] [--force] [--wait]
 
 Exit status: 0 the artefact is on disk and verified, 1 a mistake explained in one sentence, 2 usage,
 130 interrupted (the same line resumes).
@@ -13,13 +13,14 @@ import functools
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from core import config
+from core.config import TYPED
 from core.datasets import DataSettings, load
 from core.device import DeviceSettings
 from core.errors import UserError
@@ -28,9 +29,13 @@ from core.run import Job, Run, this_line
 
 EXPLAINED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
              errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG}
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")      # torch's words on CUDA, on a CPU
 SMOKE_ROWS = 320
+# Embedded, and large enough for every method: what --smoke reads unless data= is typed.
+SMOKE_DATA = {"data": "digits", "size": "32", "split": "train", "test": "null"}
 # Keys of one command alone.
 OWN_KEYS = {"checkpoint": "purify.py", "fraction": "-m poisons", "craft_on": "-m poisons"}
+SHOWN_IF_SET = (*OWN_KEYS, "limit", "smoke")
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,18 @@ class Settings:
     """Keys at the top level that every command takes, beside data and device settings."""
 
     method: str
+    preset: str = ""                # what the work is called after: the first YAML's name
     out: str | None = None          # the artefact's folder; null: runs/<kind>/<name>-<hash>
     seed: int | None = None         # null: 0, or the checkpoint's
     checkpoint: str | None = None   # purify.py: a folder made by train_vae.py or train_ddpm.py
     fraction: float = 1.0           # python -m poisons: share of the images that are poisoned
     craft_on: Literal["all", "part"] = "all"    # poison all and take a part, or that part alone
+    limit: int | None = None        # --limit
+    smoke: bool = False             # --smoke
 
     def __post_init__(self) -> None:
+        if self.limit is not None:
+            config.in_range("limit", self.limit, at_least=1)
         config.in_range("fraction", self.fraction, above=0, at_most=1)
         if self.seed is not None:
             config.in_range("seed", self.seed, at_least=0, below=2**32)
@@ -60,9 +70,6 @@ class Request:
     module: ModuleType
     config: Any
     train_config: Any               # of a trained purifier; else None
-    preset: str
-    limit: int | None
-    smoke: bool
     dry_run: bool
     force: bool
     wait: bool
@@ -70,6 +77,18 @@ class Request:
     @property
     def method(self) -> str:
         return self.settings.method
+
+    @property
+    def preset(self) -> str:
+        return self.settings.preset
+
+    @property
+    def limit(self) -> int | None:
+        return self.settings.limit
+
+    @property
+    def smoke(self) -> bool:
+        return self.settings.smoke
 
     def load_data(self) -> ImageSet:
         """The input set, cut to --limit."""
@@ -79,7 +98,7 @@ class Request:
     def open(self, job: Job, device: DeviceSettings | None = None, section: Any = None) -> Run:
         """The run of a job. `section` is what config.yaml shows under the method's name."""
         top = {key: value for key, value in config.plain(self.settings).items()
-               if key not in OWN_KEYS or value != getattr(Settings, key)}
+               if key not in SHOWN_IF_SET or value != getattr(Settings, key)}
         shown = {**top, "seed": job.seed, **config.plain(self.data),
                  self.method: section or config.plain(self.config)}
         return Run(job, out=Path(self.settings.out) if self.settings.out else None,
@@ -90,7 +109,8 @@ class Request:
         if not self.dry_run:
             return False
         print(config.dump({**run.settings, **config.plain(self.device)}), end="")
-        unfinished = "would resume" if run.work.exists() else "would be made"
+        unfinished = {None: "would be made", run.job.fingerprint: "would resume"}.get(
+            run.holder(), "holds other unfinished work (--force would drop it)")
         state = {"this": "already done", "nothing": unfinished,
                  "other": "holds other work (--force would move it aside)"}[run.occupant()]
         for role, text in inputs.items():
@@ -112,7 +132,8 @@ def parse(argv: list[str] | None, doc: str, room: str, program: str) -> Request:
     parser.add_argument("--dry-run", action="store_true",
                         help="print the resolved config and the plan, and stop")
     parser.add_argument("--smoke", action="store_true",
-                        help="end to end in seconds: a few rows, a tiny model")
+                        help="end to end in seconds: a few rows of the embedded digits (or of "
+                        "data=), a tiny model")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N rows")
     parser.add_argument("--force", action="store_true",
                         help="move other work in the way aside (finished) or drop it (unfinished)")
@@ -133,21 +154,68 @@ def parse(argv: list[str] | None, doc: str, room: str, program: str) -> Request:
     module = find_method(room, method, methods, tree.value["method"].origin)
 
     section = tree.value.pop(method, config.Node({}, "defaults"))
+    check_section(module, section, method, program)
+    tree.value.setdefault("preset", config.Node(Path(yamls[0]).stem if yamls else method, TYPED))
+    if arguments.limit is not None:
+        tree.value["limit"] = config.Node(str(arguments.limit), "--limit")
     if arguments.smoke:
+        tree.value["smoke"] = config.Node("true", TYPED)
+    if "smoke" in tree.value and config.build(bool, tree.value["smoke"], "smoke"):
         section = config.merge(section, smoke_node(module))
-        tree.value.setdefault("data", config.Node("digits", "--smoke"))
+        smoke_settings(tree)
     method_config, train_config = build_section(module, section, method)
     settings, data, device = build_settings(tree, method, module)
     for key, owner in OWN_KEYS.items():
         if key in tree.value and owner != program:
             raise UserError(f"{tree.value[key].origin}: {key}: python {program} takes none; it is "
                             f"a key of python {owner}")
-    limit = arguments.limit
-    if limit is None and arguments.smoke:
-        limit = SMOKE_ROWS
     return Request(settings, data, device, module, method_config, train_config,
-                   Path(yamls[-1]).stem if yamls else method, limit, arguments.smoke,
                    arguments.dry_run, arguments.force, arguments.wait)
+
+
+def known_keys(module: ModuleType, method: str) -> list[str]:
+    """Dotted names of a method's keys, those of its training last."""
+    halves = {method: module.Config, f"{method}.train": getattr(module, "TrainConfig", None)}
+    return [f"{prefix}.{field.name}" for prefix, half in halves.items() if half
+            for field in dataclasses.fields(half)]
+
+
+def check_section(module: ModuleType, section: config.Node, method: str, program: str) -> None:
+    """Raise UserError for an unknown key, and for one that is typed to the wrong command: training
+    reads `train:` alone, and applying what was trained reads the rest."""
+    trained, trains = hasattr(module, "TrainConfig"), program.startswith("train_")
+    known = known_keys(module, method)
+    for key, node in section.value.items() if isinstance(section.value, dict) else ():
+        name = f"{method}.{key}"
+        if name not in known and not (trained and key == "train"):
+            raise UserError(f"{node.origin}: unknown key '{name}'{config.suggest(key, known)}")
+        if trained and trains != (key == "train"):
+            for given in typed(node, name):
+                owner = "purify.py" if trains else "the command that trains"
+                raise UserError(f"{TYPED}: {given}: python {program} takes none; it is a key of "
+                                f"{owner}")
+
+
+def typed(node: config.Node, name: str) -> Iterator[str]:
+    """Dotted names of the values at or below a node that came as key=value."""
+    if isinstance(node.value, str) or (node.origin == TYPED and isinstance(node.value, list)):
+        if node.origin == TYPED:
+            yield name
+        return
+    items = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
+    for key, item in items:
+        yield from typed(item, f"{name}.{key}")
+
+
+def smoke_settings(tree: config.Node) -> None:
+    """A smoke test's top level: few rows, no compiling, and data that need no download (a YAML
+    that itself says `smoke: true`, such as a run's config.yaml, keeps its own)."""
+    for key, text in (("limit", str(SMOKE_ROWS)), ("compile", "false")):
+        tree.value.setdefault(key, config.Node(text, "--smoke"))
+    given = {key for key, node in tree.value.items() if node.origin == TYPED}
+    if "smoke" in given and "data" not in given:
+        tree.value |= {key: config.Node(text, "--smoke") for key, text in SMOKE_DATA.items()
+                       if key not in given}
 
 
 def build_section(module: ModuleType, section: config.Node, method: str) -> tuple[Any, Any]:
@@ -163,14 +231,10 @@ def build_settings(tree: config.Node, method: str, module: ModuleType):
     """Split the top level among the three settings; an unknown key names the nearest of all."""
     groups = (Settings, DataSettings, DeviceSettings)
     fields = {field.name: group for group in groups for field in dataclasses.fields(group)}
-    inner = [f"{method}.{field.name}" for field in dataclasses.fields(module.Config)]
+    known = [*fields, method, *known_keys(module, method)]
     for key, node in tree.value.items():
         if key not in fields:
-            leaf = {name.rsplit(".", 1)[-1]: name for name in inner}
-            near = config.suggest(key, [*fields, *leaf, method])
-            for short, full in leaf.items():
-                near = near.replace(f"'{short}'", f"'{full}'")
-            raise UserError(f"{node.origin}: unknown key '{key}'{near}")
+            raise UserError(f"{node.origin}: unknown key '{key}'{config.suggest(key, known)}")
     built = []
     for group in groups:
         part = {key: node for key, node in tree.value.items() if fields[key] is group}
@@ -186,10 +250,11 @@ def list_methods(room: str) -> list[str]:
 
 
 def find_method(room: str, method: str, methods: list[str], origin: str = "") -> ModuleType:
+    """The module of a method. Raises UserError that names the nearest if there is none."""
     if method not in methods:
         place = f"{origin}: " if origin else ""
         raise UserError(f"{place}method: there is no {room}/{method}.py"
-                        + config.suggest(method, methods).replace("known keys", "methods"))
+                        + config.suggest(method, methods, "methods"))
     return importlib.import_module(f"{room}.{method}")
 
 
@@ -230,9 +295,10 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
         except MemoryError as error:
             return fail(f"out of memory: {error}")
         except RuntimeError as error:
-            if "out of memory" not in str(error).lower():
+            if not any(text in str(error).lower() for text in OUT_OF_MEMORY):
                 raise
-            return fail(f"out of memory: lower the batch size ({str(error).splitlines()[0]})")
+            return fail("out of memory: lower the batch size or the width "
+                        f"({str(error).splitlines()[0]})")
         return 0
 
     return wrapped

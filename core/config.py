@@ -21,6 +21,7 @@ import yaml
 
 from core.errors import ConfigError, UserError
 
+TYPED = "command line"          # the origin of key=value
 TRUE, FALSE, NONE = {"true", "yes", "on"}, {"false", "no", "off"}, {"null", "none", "~", ""}
 
 
@@ -38,7 +39,7 @@ class Node:
 
 def read(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Node:
     """Merge YAML files left to right, then `key=value` overrides (dotted keys, YAML values)."""
-    tree = Node({}, "command line")
+    tree = Node({}, TYPED)
     for file in files:
         tree = merge(tree, read_file(Path(file)))
     for override in overrides:
@@ -82,7 +83,7 @@ def parse(text: str, name: str) -> Node:
 
 
 def convert(node: yaml.Node, name: str) -> Node:
-    origin = f"{name}:{node.start_mark.line + 1}" if name != "command line" else name
+    origin = f"{name}:{node.start_mark.line + 1}" if name != TYPED else name
     if isinstance(node, yaml.ScalarNode):
         return Node(node.value, origin, quoted=node.style in ("'", '"'))
     if isinstance(node, yaml.SequenceNode):
@@ -111,7 +112,7 @@ def apply(tree: Node, override: str) -> None:
     path, separator, text = override.partition("=")
     if not separator or not path:
         raise UserError(f"'{override}' is neither a YAML file nor key=value")
-    value = parse(text, "command line") if text.strip() else Node("", "command line")
+    value = parse(text, TYPED) if text.strip() else Node("", TYPED)
     node, keys = tree, path.split(".")
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
@@ -129,7 +130,7 @@ def apply(tree: Node, override: str) -> None:
         if last:
             node.value[key] = value
         else:
-            node = node.value.setdefault(key, Node({}, "command line"))
+            node = node.value.setdefault(key, Node({}, TYPED))
 
 
 # --- typed values ----------------------------------------------------------------------------
@@ -209,7 +210,7 @@ def build_dataclass(kind: type, node: Node, prefix: str) -> Any:
     for key, child in node.value.items():
         if key not in known:
             raise UserError(f"{child.origin}: unknown key '{dotted}{key}'"
-                            + suggest(key, known, dotted))
+                            + suggest(key, [dotted + name for name in known]))
         values[key] = build(hints[key], child, dotted + key)
     for field in dataclasses.fields(kind):
         if field.name not in values and field.default is dataclasses.MISSING \
@@ -222,12 +223,15 @@ def build_dataclass(kind: type, node: Node, prefix: str) -> Any:
         raise UserError(f"{place}: {dotted}{error.key}: {error}") from None
 
 
-def suggest(word: str, known: Sequence[str], prefix: str = "") -> str:
-    """'; did you mean ...?' for the nearest known word, or the list of them all."""
-    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.65)
+def suggest(word: str, known: Sequence[str], what: str = "known keys") -> str:
+    """'; did you mean ...?' for the known name that the word, or for a dotted one its last part, is
+    nearest to; else the list of them all. The first of equally near names wins."""
+    names = {**{name.rpartition(".")[2]: name for name in reversed(known)},
+             **{name: name for name in known}}
+    near = difflib.get_close_matches(word.lower(), list(names), n=1, cutoff=0.65)
     if near:
-        return f"; did you mean '{prefix}{near[0]}'?"
-    return f"; known keys: {', '.join(prefix + name for name in known)}" if known else ""
+        return f"; did you mean '{names[near[0]]}'?"
+    return f"; {what}: {', '.join(known)}" if known else ""
 
 
 # --- ranges, for the `__post_init__` of a Config ---------------------------------------------
@@ -251,8 +255,14 @@ def in_range(
     ]
     if math.isfinite(value) and all(limit is None or holds(limit) for _, limit, holds in limits):
         return
-    wanted = " and ".join(f"{word} {limit:g}" for word, limit, _ in limits if limit is not None)
-    raise ConfigError(key, f"{value:g} is out of range: it must be {wanted}")
+    wanted = " and ".join(f"{word} {show(limit)}" for word, limit, _ in limits
+                          if limit is not None)
+    raise ConfigError(key, f"{show(value)} is out of range: it must be {wanted}")
+
+
+def show(number: float) -> str:
+    """A number for people: integers in full."""
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def budget(key: str, value: float) -> None:

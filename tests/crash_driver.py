@@ -35,7 +35,7 @@ SMOKE = ["--smoke", "--limit", "200", "threads=1"]
 def lines(work: Path) -> dict[str, tuple[str, list[str]]]:
     """Command -> (module, arguments); later ones stand on earlier ones' output."""
     return {
-        "poison": ("poisons.__main__", ["configs/poisons/lsp_digits.yaml"]),
+        "poison": ("poisons.__main__", ["configs/poisons/lsp_digits.yaml", "data=digits"]),
         "train_vae": ("train_vae", ["configs/purifiers/dvae.yaml", f"data={work}/poison"]),
         "purify": ("purify", ["configs/purifiers/dvae.yaml", f"data={work}/poison",
                               f"checkpoint={work}/train_vae", "dvae.save_perturbation=true"]),

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import resource
 import subprocess
 import tempfile
@@ -12,13 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import CONFIGS, Outcome, content, run_command, sign, succeed, write_imageset
 from PIL import Image
 
 import evaluate
 import purify
 import train_vae
-from core import files
+from core import files, jobs
+from core.command import command, parse
+from core.run import Job, Run
 from poisons.__main__ import main as poison
 
 LSP = CONFIGS / "poisons" / "lsp.yaml"
@@ -43,6 +47,20 @@ def refused(outcome: Outcome, *words: str, out: Path = OUT) -> None:
     for word in words:
         assert word in lines[0]
     assert not out.exists()
+
+
+def test_memory_that_ran_out_costs_a_sentence(capsys):
+    """A real allocation of 4 EB, and CUDA's words."""
+    def allocate():
+        torch.empty(2**60)
+
+    def cuda():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    for body in (allocate, cuda):
+        assert command(lambda argv, body=body: body())() == 1
+        assert re.fullmatch(r"error: out of memory: lower the batch size or the width \(.*\)\n",
+                            capsys.readouterr().err)
 
 
 def lsp(*arguments) -> Outcome:
@@ -89,6 +107,9 @@ def test_without_a_method_the_choices_are_named(main):
     ("lps.radius=1", ["unknown key 'lps'", "did you mean 'lsp'"]),
     ("method=lps", ["there is no poisons/lps.py", "did you mean 'lsp'"]),
     ("method=dvae", ["there is no poisons/dvae.py"]),
+    ("zzzzzz=1", ["unknown key 'zzzzzz'; known keys: method,", "lsp.radius"]),
+    ("lsp.zzzzzz=1", ["unknown key 'lsp.zzzzzz'; known keys: lsp.radius, lsp.patch"]),
+    ("limit=0", ["limit: 0 is out of range: it must be at least 1"]),
     ("lsp.radius=big", ["lsp.radius: 'big' is not a number"]),
     ("lsp.radius=-1", ["lsp.radius: -1 is out of range: it must be above 0"]),
     ("lsp.radius=0", ["lsp.radius: 0 is out of range"]),
@@ -116,7 +137,24 @@ def test_a_wrong_key_or_value_is_named(argument, words):
 
 @pytest.mark.parametrize("seed", ["-1", "4294967296", "10000000000000000000000"])
 def test_a_seed_that_the_method_cannot_take_is_named(seed):
-    refused(lsp(f"seed={seed}"), "seed")
+    refused(lsp(f"seed={seed}"), f"seed: {seed} is out of range: it must be at least 0 and below "
+            "4294967296")
+
+
+@pytest.mark.parametrize(("main", "argument", "words"), [
+    (train_vae.main, "dvae.epochs=20", ["unknown key 'dvae.epochs'; did you mean",
+                                        "'dvae.train.epochs'"]),
+    (train_vae.main, "epochs=20", ["unknown key 'epochs'; did you mean 'dvae.train.epochs'?"]),
+    (train_vae.main, "dvae.train.epoch=20", ["did you mean 'dvae.train.epochs'?"]),
+    (train_vae.main, "dvae.rounding=floor", ["dvae.rounding: python train_vae.py takes none; it is "
+                                             "a key of purify.py"]),
+    (purify.main, "dvae.train.rounding=floor", ["dvae.train.rounding: python purify.py"]),
+    (purify.main, "dvae.train.stages.1.kld_target=2", ["dvae.train.stages.1.kld_target: python"]),
+    (purify.main, "dvae.train={epochs: 3}", ["dvae.train.epochs: python purify.py takes none"]),
+    (purify.main, "dvae.train.stages=[]", ["dvae.train.stages: python purify.py takes none"]),
+])
+def test_a_key_of_the_other_half_of_a_trained_method_is_named(few_path, main, argument, words):
+    refused(run_command(main, DVAE, f"data={few_path}", f"out={OUT}", argument), *words)
 
 
 @pytest.mark.parametrize("value", ["8", "255", "1.5", "16"])
@@ -401,6 +439,29 @@ def test_an_occupied_out_is_refused_and_left_as_it_is():
     assert lsp("--limit", 100, "seed=2", "--force").status == 0
     assert content(OUT) != before
     assert content(Path("out.old-1")) == before
+
+
+def test_a_dry_run_says_what_it_would_meet():
+    def plan(*arguments):
+        return lsp("--limit", 100, "--dry-run", *arguments).stdout.splitlines()[-1]
+
+    assert plan() == "# out: would be made"
+    with Run(Job("poisons", "x", "lsp", 1, {}, 0, {}), out=OUT):
+        pass
+    assert plan() == "# out: holds other unfinished work (--force would drop it)"
+    files.remove_tree(Path("out.partial"))
+    with Run(the_job(), out=OUT):
+        pass
+    assert plan() == "# out: would resume"
+    assert lsp("--limit", 100).status == 0
+    assert plan() == "# out: already done"
+    assert plan("seed=2") == "# out: holds other work (--force would move it aside)"
+
+
+def the_job() -> Job:
+    """Of lsp("--limit", 100)."""
+    request = parse([str(LSP), "data=digits", PATCH, "--limit", "100"], "", "poisons", "-m poisons")
+    return jobs.poison(request, request.load_data())
 
 
 def test_an_out_that_is_a_file_or_a_strangers_folder_is_refused():

@@ -205,6 +205,22 @@ def test_ranges(limits, inside, outside, words):
         assert caught.value.key == "key"
 
 
+def test_whole_numbers_are_shown_in_full():
+    with pytest.raises(ConfigError, match=r"^4294967297 .* below 4294967296$"):
+        config.in_range("seed", 2**32 + 1, below=2**32)
+    with pytest.raises(ConfigError, match=r"^0.5 .* above 1$"):
+        config.in_range("x", 0.5, above=1)
+
+
+@pytest.mark.parametrize(("word", "expected"), [
+    ("epochs", "; did you mean 'a.epochs'?"), ("epoch", "; did you mean 'a.epochs'?"),
+    ("a", "; did you mean 'a'?"), ("zzz", "; methods: seed, a, a.epochs, a.train.epochs"),
+])
+def test_a_word_is_matched_with_the_last_part_of_dotted_names(word, expected):
+    known = ["seed", "a", "a.epochs", "a.train.epochs"]
+    assert config.suggest(word, known, "methods") == expected
+
+
 def test_a_budget_in_grey_levels_is_caught():
     config.budget("epsilon", 1.0)
     with pytest.raises(ConfigError, match=r"8 is above 1, .* write 8/255"):

@@ -22,6 +22,7 @@ import purify
 import train_vae
 from core import config
 from core.command import list_methods, parse, smoke_node
+from core.datasets import DataSettings
 from core.imageset import ImageSet
 from core.perturbation import check_bound, measure
 from core.training import Result
@@ -176,6 +177,34 @@ def test_smoke_makes_every_protocol_short(path):
     protocol = parse([str(path), "--smoke"], "", "learners", "test").config
     assert protocol.epochs <= 2
     assert protocol.steps is None or protocol.steps <= 20
+
+
+@pytest.mark.parametrize("path", [p for room in ROOMS for p in CONFIGS.glob(f"{room}/*.yaml")],
+                         ids=lambda path: path.stem)
+def test_smoke_needs_no_download_and_no_compiler(path):
+    room = path.relative_to(CONFIGS).parts[0]
+    request = parse([str(path), "--smoke"], "", room, "test")
+    assert request.data == DataSettings("digits", size=32)
+    assert (request.device.compile, request.limit) == ("false", 320)
+    given = parse([str(path), "--smoke", "data=mine", "--limit", "7", "compile=auto"], "", room,
+                  "test")
+    assert given.data.data == "mine"
+    assert (given.device.compile, given.limit) == ("auto", 7)
+
+
+def test_a_runs_config_makes_the_same_again(clean, tmp_path):
+    """With --smoke, --limit and its preset, which follows the first YAML of a line."""
+    own = tmp_path / "own.yaml"
+    own.write_text("seed: 3\n")
+    out = succeed(evaluate.main, CONFIGS / "learners" / "em60.yaml", own, f"data={clean}",
+                  "--smoke", "--limit", "200")
+    assert "-em60-" in out.name
+    before = digest(out / "record.json")
+    again = run_command(evaluate.main, out / "config.yaml")
+    assert again.status == 0
+    assert again.path == out
+    assert f"{out} is already done" in again.stderr
+    assert digest(out / "record.json") == before
 
 
 def test_em60_is_the_default_protocol():

@@ -233,7 +233,8 @@ def test_a_protocol_with_mean_and_std_trains_on_normalised_images(tmp_path, few)
 @pytest.mark.parametrize("keys", [
     {"epochs": 0}, {"batch_size": 1}, {"learning_rate": 0}, {"momentum": 1}, {"momentum": -0.1},
     {"nesterov": True, "momentum": 0}, {"weight_decay": -1e-4}, {"crop_padding": -1},
-    {"test_every": -1}, {"steps": 0}, {"clip_norm": 0}, {"mean": (0.5, 0.5, 0.5)}, {"std": (1, 1, 1)},
+    {"test_every": -1}, {"steps": 0}, {"clip_norm": 0}, {"mean": (0.5, 0.5, 0.5)},
+    {"std": (1, 1, 1)},
     {"mean": (0.5,), "std": (0.5,)}, {"mean": (0.5,) * 3, "std": (0.5,) * 2},
 ])
 def test_impossible_protocols_are_refused(keys):

@@ -1,0 +1,117 @@
+"""What a table's cells measured beside the accuracy: PSNR, the KLD that a VAE reached, curves.
+
+Figures draw these. The cells' records, sets and checkpoints must be there (`tables.wanted`).
+"""
+
+import json
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from core import records, tables
+from core.datasets import DataSettings, load
+from core.errors import UserError
+from core.imageset import ImageSet
+from core.perturbation import measure
+
+
+def clean_of(poisoned: ImageSet, root: str) -> ImageSet:
+    """The untouched set that a set was made from, row for row."""
+    spec = {"split": "train", **poisoned.meta["root"]}
+    return load(DataSettings(**spec, root=root)).first(len(poisoned))
+
+
+def sets_of(record: tables.Artefact) -> list[tables.Artefact]:
+    """What a record's set was made through: the poison first, the set trained on last."""
+    chain = []
+    while (made := next((need for need in record.needs if need.job.kind in ("poisons", "purified")),
+                        None)) is not None:
+        chain.insert(0, made)
+        record = made
+    return chain
+
+
+def records_of(cells: list[tables.Cell]
+               ) -> dict[tuple[str, str], list[tuple[tables.Cell, dict]]]:
+    """(row, column) -> its cells, one a seed, each with its record."""
+    committed = records.committed()
+    grouped = {}
+    for cell in cells:
+        record = records.load(tables.place_of(cell.record, committed))
+        grouped.setdefault((cell.row.name, cell.column.name), []).append((cell, record))
+    return grouped
+
+
+@dataclass(frozen=True)
+class Point:
+    """A cell over its seeds: means, but for the accuracies (in percent)."""
+
+    row: str
+    family: str                     # the column without what `over` added
+    value: str                      # of `over`, or ""
+    accuracies: list[float]
+    psnr_poisoned: float | None     # dB to what the purifier was given; None: not purified
+    psnr_clean: float | None        # None: the clean set itself
+    kld: float | None               # that the VAE reached in its last epoch, nats a position
+
+    @property
+    def accuracy(self) -> float:
+        return statistics.mean(self.accuracies)
+
+
+def points(table: tables.Table, cells: list[tables.Cell]) -> list[Point]:
+    """Every cell's numbers, in the table's order."""
+    clean: dict[str, ImageSet] = {}         # by root
+
+    def distances(chain: list[tables.Artefact]) -> tuple[float | None, float | None]:
+        """PSNR to the poisoned and to the clean set."""
+        if not chain:
+            return None, None
+        final = ImageSet.load(chain[-1].out)
+        key = json.dumps(final.meta["root"])
+        if key not in clean:
+            clean[key] = clean_of(final, table.settings.get("root", "data"))
+        poisons = [made for made in chain if made.job.kind == "poisons"]
+        given = ImageSet.load(poisons[-1].out) if poisons else clean[key]
+        return (measure(given, final).psnr if chain[-1] not in poisons else None,
+                measure(clean[key], final).psnr)
+
+    found = []
+    for group in records_of(cells).values():
+        row, column = group[0][0].row, group[0][0].column
+        chains = [sets_of(cell.record) for cell, _ in group]
+        psnrs = [distances(chain) for chain in chains]
+        klds = [kld_reached(need.out) for chain in chains if chain for need in chain[-1].needs
+                if need.job.kind == "checkpoints"]
+        found.append(Point(
+            row.name, column.family, " ".join(column.variables.values()),
+            [100 * record["accuracy_last"] for _, record in group],
+            *(mean(values) for values in zip(*psnrs, strict=True)), mean(klds)))
+    return found
+
+
+def kld_reached(checkpoint: Path) -> float | None:
+    """The mean KLD of the last epoch of a checkpoint's last stage; None if it has no such rate."""
+    lines = [json.loads(line) for line in (checkpoint / "log.jsonl").read_text().splitlines()]
+    return next((line["kld"] for line in reversed(lines) if "kld" in line), None)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
+
+
+def curves(cells: list[tables.Cell]) -> dict[tuple[str, str], np.ndarray]:
+    """(row, column) -> (seeds, epochs, 2): epoch and accuracy in percent. Raises UserError for a
+    record of the last epoch alone."""
+    found = {}
+    for key, group in records_of(cells).items():
+        for cell, record in group:
+            if len(record["curve"]) < 2:
+                raise UserError(f"{cell.record.out} has the last epoch's accuracy only; evaluate "
+                                "with standard.test_every: 1")
+        found[key] = np.array([record["curve"] for _, record in group]) * (1, 100)
+    return found
