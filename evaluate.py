@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def report(record: dict, out) -> None:
+    """Print a record: its accuracies to stderr, the headline and the folder to stdout."""
     last, best = record["accuracy_last"], record["accuracy_best"]
     print(f"{records.lineage_text(record)}: clean test accuracy {last:.2%} (last epoch), "
           f"{best:.2%} (best, epoch {record['best_epoch']}: an oracle's choice); "

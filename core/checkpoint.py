@@ -1,7 +1,7 @@
 """Checkpoint: the weights of a trained purifier, and what they were trained on.
 
 A folder of `<part>.safetensors` (one per stage, or model and EMA) beside the usual config.yaml,
-log.jsonl and meta.json. No pickle is ever read.
+log.jsonl and meta.json: no pickle.
 """
 
 from dataclasses import dataclass
@@ -98,9 +98,3 @@ def finish(run: Run, images: ImageSet, **meta) -> None:
         "seed": run.seed, "precision": run.device.precision, "trained_on": trained_on(images),
         "lineage": [*images.meta["lineage"], run.lineage_entry()], **meta,
     })
-
-
-def parameter_count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-

@@ -44,8 +44,9 @@ class DataSettings:
     root: str = "data"                  # where torchvision looks and downloads to
 
 
-def load(settings: DataSettings) -> ImageSet:
-    """The ImageSet that the settings name. Raises UserError that says what is missing where."""
+def load(settings: DataSettings, key: str = "data") -> ImageSet:
+    """The ImageSet that the settings name. Raises UserError that says what is missing where, and
+    blames `key` for an unknown name."""
     if not settings.data:
         raise UserError("no data: write data=cifar10, data=digits, or data=PATH of an ImageSet")
     source, split = settings.data, settings.split
@@ -60,7 +61,7 @@ def load(settings: DataSettings) -> ImageSet:
         reject_size(settings)
         whole = ImageSet.load(source)
     else:
-        raise UserError(f"data: '{source}' is neither a path nor a known data set"
+        raise UserError(f"{key}: '{source}' is neither a path nor a known data set"
                         + config.suggest(source, [*NAMED, "folder:PATH", "FILE.npz"]))
     if split == "test" and source not in NAMED:
         raise UserError(f"split: {source} has no test split; name the test set as data")
@@ -79,15 +80,22 @@ def load_test(train: ImageSet, settings: DataSettings) -> ImageSet:
         spec = train.meta["test"]
     if spec is None:
         raise UserError(f"{settings.data} has no test set of its own: name one with test=")
-    test = load(DataSettings(**spec, root=settings.root))
+    test = load(DataSettings(**spec, root=settings.root), "test")
     if test.num_classes > train.num_classes or test.image_shape != train.image_shape:
         raise UserError(
             f"the test set {spec['data']} has {describe(test)}, but {settings.data} has "
             f"{describe(train)}")
+    if all(images.meta["root"].get("data", "").startswith("folder:") for images in (train, test)):
+        names = zip(train.meta["classes"], test.meta["classes"], strict=False)
+        for label, (expected, found) in enumerate(names):
+            if found != expected:
+                raise UserError(f"the test set {spec['data']} has '{found}' as class {label}, but "
+                                f"{settings.data} has '{expected}': name their folders alike")
     return test
 
 
 def describe(images: ImageSet) -> str:
+    """Size and classes, for people."""
     height, width = images.image_shape
     return f"{height}x{width} images of {images.num_classes} classes"
 
@@ -96,6 +104,7 @@ def describe(images: ImageSet) -> str:
 
 
 def load_named(source: str, split: str, settings: DataSettings) -> ImageSet:
+    """The train or test split of one of NAMED."""
     if source == "digits":
         size = 16 if settings.size is None else settings.size
         images, labels = digits(split, size)
@@ -104,12 +113,15 @@ def load_named(source: str, split: str, settings: DataSettings) -> ImageSet:
         reject_size(settings)
         images, labels, classes = from_torchvision(source, split, Path(settings.root))
         spec = {"data": source}
-    test = test_spec(settings.test, settings.size) if settings.test else {**spec, "split": "test"}
+    test = {**spec, "split": "test"}
+    if settings.test:
+        test = test_spec(settings.test, images.shape[1])
     return from_arrays(images, labels, name=source, classes=classes,
                        root={**spec, "split": split}, test=test)
 
 
 def from_torchvision(source: str, split: str, root: Path):
+    """(images, labels, class names). Raises UserError if the set is neither there nor downloads."""
     from torchvision import datasets
 
     name, files = TORCHVISION[source]
@@ -199,6 +211,7 @@ def to_rgb(image):
 
 
 def load_npz(path: Path, settings: DataSettings) -> ImageSet:
+    """Arrays `images` and `labels` of any integer type; classes are numbered up to the largest."""
     reject_size(settings)
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -217,7 +230,8 @@ def load_npz(path: Path, settings: DataSettings) -> ImageSet:
             raise UserError(f"{path}: row {labels.argmax()} has label {largest}; labels must count "
                             "the classes from 0")
     classes = [str(i) for i in range(max(largest, 0) + 1)]
-    test = test_spec(settings.test, settings.size) if settings.test else None
+    size = images.shape[1] if images.ndim > 1 else None
+    test = test_spec(settings.test, size) if settings.test else None
     return from_arrays(images, labels, name=path.stem, classes=classes,
                        root={"data": place(path)}, test=test)
 
@@ -254,10 +268,15 @@ def take(whole: ImageSet, split: str) -> ImageSet:
     rows = split_rows(split, len(whole))
     if len(rows) == len(whole):
         return whole
+    earlier = whole.meta["root"].get("split", "train")
+    if earlier != "train":      # root and one split must lead back to the clean rows
+        raise UserError(f"split: {split} of a set that is already '{earlier}' of "
+                        f"{whole.meta['root']['data']}; choose the split where that set is made")
     return whole.subset(rows, split, root={**whole.meta["root"], "split": split})
 
 
 def split_rows(split: str, total: int) -> np.ndarray:
+    """Ascending row numbers of a split of `total` rows. Raises UserError if there are none."""
     if split in ("protected", "reference"):
         order = streams.rng(0, "split").permutation(total)      # one split for every seed
         reference = round(total * REFERENCE_SHARE)

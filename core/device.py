@@ -35,10 +35,12 @@ class Device:
 
     @property
     def torch(self) -> torch.device:
+        """As torch names it."""
         return torch.device(self.name)
 
     @property
     def kind(self) -> str:
+        """'cpu' or 'cuda'"""
         return self.torch.type
 
     def autocast(self) -> contextlib.AbstractContextManager:

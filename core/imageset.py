@@ -42,6 +42,7 @@ class ImageSet:
 
     @property
     def num_classes(self) -> int:
+        """Of the data set: a set may lack some."""
         return len(self.meta["classes"])
 
     @property
@@ -51,9 +52,11 @@ class ImageSet:
 
     @property
     def fingerprint(self) -> str:
+        """Hex: of the content for a set from outside, of the job that made it for the others."""
         return self.meta["fingerprint"]
 
     def without_labels(self) -> "ImageSet":
+        """For methods that must not see them."""
         return dataclasses.replace(self, labels=None)
 
     def first(self, rows: int) -> "ImageSet":
@@ -235,14 +238,21 @@ def read_meta(path: Path, kind: str) -> dict:
                             f"format {FORMAT}")
         for key in REQUIRED[kind]:
             if key not in meta:
-                raise UserError(f"{path}/meta.json lacks '{key}'; make it again")
+                raise UserError(f"{path}/meta.json lacks '{key}'; {again(path)}")
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path} is not {KINDS[kind]}: it has no meta.json") from None
+        hint = f"; for a folder per class write folder:{path}" if kind == "imageset" else ""
+        raise UserError(f"{path} is not {KINDS[kind]}: it has no meta.json{hint}") from None
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}/meta.json is damaged; make the {kind} again") from None
+        raise UserError(f"{path}/meta.json is damaged; {again(path)}") from None
     return meta
+
+
+def again(folder: Path) -> str:
+    """What to do about a finished artefact that is not whole: OUT being there means done, so the
+    same line alone would leave it."""
+    return f"remove {folder} and repeat the command that made it"
 
 
 def verify(path: Path, meta: dict) -> None:
@@ -250,16 +260,17 @@ def verify(path: Path, meta: dict) -> None:
     try:
         digest = files.sha256(path)
     except OSError as error:
-        raise UserError(f"{path}: {(error.strerror or 'unreadable').lower()}; make it again") \
-            from None
+        raise UserError(f"{path}: {(error.strerror or 'unreadable').lower()}; "
+                        f"{again(path.parent)}") from None
     if digest != meta.get("digests", {}).get(path.name):
         raise UserError(f"{path} does not match its SHA-256 in meta.json: it was damaged or "
-                        "edited; make it again")
+                        f"edited; {again(path.parent)}")
 
 
 def read_array(path: Path, meta: dict) -> np.ndarray:
+    """Memory-map a `.npy` file of an artefact. Raises UserError if it is damaged or a pickle."""
     verify(path, meta)
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError):
-        raise UserError(f"{path} is not a readable .npy array; make it again") from None
+        raise UserError(f"{path} is not a readable .npy array; {again(path.parent)}") from None

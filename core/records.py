@@ -46,7 +46,7 @@ def load(path: str | Path) -> dict:
 
 
 def find(folder: str | Path) -> Iterator[tuple[Path, dict]]:
-    """Every readable record below a folder, in path order."""
+    """Every finished record below a folder, in path order. Raises UserError if one is damaged."""
     for path in sorted(Path(folder).rglob("record.json")):
         if ".partial" not in str(path):
             yield path.parent, load(path.parent)

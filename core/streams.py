@@ -26,10 +26,12 @@ def derive(seed: int, name: str, step: int = 0) -> int:
 def generator(
     seed: int, name: str, step: int = 0, device: torch.device | str = "cpu"
 ) -> torch.Generator:
+    """torch's generator of (seed, name, step). Other devices draw other numbers."""
     return torch.Generator(device).manual_seed(derive(seed, name, step))
 
 
 def rng(seed: int, name: str, step: int = 0) -> np.random.Generator:
+    """NumPy's generator of (seed, name, step)."""
     return np.random.Generator(np.random.SFC64(derive(seed, name, step)))
 
 

@@ -441,6 +441,20 @@ def test_an_occupied_out_is_refused_and_left_as_it_is():
     assert content(Path("out.old-1")) == before
 
 
+def test_a_damaged_result_says_how_to_make_it_again():
+    """The same line, and --force, find OUT done: neither would mend it."""
+    out = lsp("--limit", 100).path
+    whole = content(out)
+    file = out / "images.npy"
+    file.write_bytes(flip(bytearray(file.read_bytes())))
+    for arguments in ([], ["--force"]):
+        outcome = lsp("--limit", 100, *arguments)
+        assert outcome.status == 1
+        assert outcome.error.endswith("remove out and repeat the command that made it")
+    files.remove_tree(out)
+    assert content(lsp("--limit", 100).path) == whole
+
+
 def test_a_dry_run_says_what_it_would_meet():
     def plan(*arguments):
         return lsp("--limit", 100, "--dry-run", *arguments).stdout.splitlines()[-1]

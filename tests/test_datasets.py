@@ -328,6 +328,20 @@ def test_a_split_of_an_imageset_keeps_its_lineage(tmp_path, images, labels):
     assert part.meta["lineage"] == [{"method": "lsp"}]
 
 
+def test_a_split_of_a_split_is_refused(tmp_path, digits, images, labels):
+    """root and one split are all that a set remembers: they must lead back to the clean rows."""
+    for split in ("first:40", "protected", "test"):
+        path = write_imageset(tmp_path / split, images, labels,
+                              root={"data": "digits", "split": split})
+        with pytest.raises(UserError, match=rf"split: after:7 of a set that is already '{split}'"):
+            load(DataSettings(str(path), split="after:7"))
+        assert len(load(DataSettings(str(path), split="first:60"))) == 60       # all of it
+    whole = write_imageset(tmp_path / "train", digits.images, digits.labels,
+                           root={"data": "digits", "split": "train"})
+    part = load(DataSettings(str(whole), split="protected"))
+    np.testing.assert_array_equal(part.images, load(DataSettings(**part.meta["root"])).images)
+
+
 def test_only_named_sets_have_a_test_split(few_path):
     with pytest.raises(UserError, match="has no test split"):
         load(DataSettings(str(few_path), split="test"))
@@ -364,6 +378,45 @@ def test_a_named_test_set_takes_the_size_of_the_training_set(tmp_path):
     for test in ("digits", f"folder:{tmp_path / 'tree'}"):
         settings = DataSettings(str(path), test=test)
         assert load_test(load(settings), settings).image_shape == (32, 32)
+
+
+def test_a_folder_of_test_images_is_remembered_with_its_size(tmp_path, images, labels):
+    np.savez(tmp_path / "set.npz", images=images, labels=labels)
+    save(tmp_path / "tree" / "a", "1.png", np.full((40, 40, 3), 9, np.uint8))
+    test = f"folder:{tmp_path / 'tree'}"
+    for source in (str(tmp_path / "set.npz"), "digits"):
+        train = load(DataSettings(source, test=test))
+        assert load_test(train, DataSettings("later")).image_shape == (16, 16)
+
+
+@pytest.mark.parametrize(("names", "words"), [
+    (["cat", "dog"], "has 'cat' as class 0, but .* has 'bird'"),
+    (["bird", "dog"], "has 'dog' as class 1, but .* has 'cat'"), (["bird"], None),
+    (["bird", "cat", "dog"], None),
+])
+def test_a_test_folder_has_the_classes_of_the_training_folder(tmp_path, names, words):
+    for tree, classes in (("train", ["bird", "cat", "dog"]), ("test", names)):
+        for name in classes:
+            save(tmp_path / tree / name, "1.png", np.zeros((8, 8, 3), np.uint8))
+    settings = DataSettings(f"folder:{tmp_path / 'train'}", size=8,
+                            test=f"folder:{tmp_path / 'test'}")
+    if words is None:
+        assert load_test(load(settings), settings).meta["classes"] == names
+    else:
+        with pytest.raises(UserError, match=words):
+            load_test(load(settings), settings)
+
+
+def test_an_unknown_test_set_is_blamed_on_its_key(few_path):
+    settings = DataSettings(str(few_path), test="digts")
+    with pytest.raises(UserError, match=r"^test: 'digts' .*did you mean 'digits'"):
+        load_test(load(settings), settings)
+
+
+def test_a_class_folder_is_pointed_to_its_prefix(tmp_path):
+    save(tmp_path / "tree" / "a", "1.png", np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(UserError, match=r"for a folder per class write folder:.*tree"):
+        load(DataSettings(str(tmp_path / "tree")))
 
 
 def test_without_a_test_set_one_is_asked_for(tmp_path, images, labels):

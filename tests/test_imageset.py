@@ -124,7 +124,7 @@ def flip_header(data):
 def test_a_damaged_array_is_refused_by_name(tmp_path, images, labels, file, change):
     path = write_imageset(tmp_path / "set", images, labels)
     damage(path / file, change)
-    with pytest.raises(UserError, match=rf"set/{file}.*SHA-256.*make it again"):
+    with pytest.raises(UserError, match=rf"set/{file}.*SHA-256.*remove .*set and repeat the command"):
         ImageSet.load(path)
 
 
