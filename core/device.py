@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +49,19 @@ class Device:
         if self.precision != "bf16":
             return contextlib.nullcontext()
         return torch.autocast(self.kind, torch.bfloat16)
+
+    @contextlib.contextmanager
+    def exact(self) -> Iterator[None]:
+        """Inside, float32 is float32 (no TF32) and a shape always meets the same algorithm,
+        whatever the run's precision: two commands can compute the same bytes."""
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True,
+                                            allow_tf32=False):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model here, channels-last: NHWC images then need no copy and convolutions are

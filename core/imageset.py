@@ -115,13 +115,14 @@ class ImageSet:
         """A new set whose rows are `function(images, rows)`, written as they come; resumable.
 
         `function` takes float32 (n, H, W, 3) in [0, 1] on `device` and the slice of row numbers,
-        and returns the same shape; values outside [0, 1] are clipped. No float copy of the whole
-        set exists. `beside` are further files that it writes by row. Raises UserError with the row
-        if a result is not finite.
+        computes in exact float32, and returns the same shape; values outside [0, 1] are clipped. No
+        float copy of the whole set exists. `beside` are further files that it writes by row. Raises
+        UserError with the row if a result is not finite.
         """
 
         def pixels(images: torch.Tensor, rows: slice) -> torch.Tensor:
-            floats = function(images.float().div_(255), rows)
+            with run.device.exact():
+                floats = function(images.float().div_(255), rows)
             if not torch.isfinite(floats.sum()):
                 bad = torch.isfinite(floats).flatten(1).all(1).logical_not().nonzero()[0].item()
                 raise UserError(f"{run.out}: row {rows.start + bad} has non-finite pixels; the "

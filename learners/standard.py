@@ -15,7 +15,6 @@ from models import resnet
 
 VERSION = 1
 SMOKE = {"width": 8, "epochs": 2, "steps": None, "batch_size": 64}
-IMAGENET_STEM = 96      # pixels: from here on `auto` takes the 7x7 stem
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,6 @@ def build(train: ImageSet, config: Config, run: Run):
     """The freshly initialised network for such images."""
     stem = config.stem
     if stem == "auto":
-        stem = "imagenet" if min(train.image_shape) >= IMAGENET_STEM else "cifar"
+        stem = "imagenet" if min(train.image_shape) >= resnet.IMAGENET_STEM else "cifar"
     with run.initialisation("classifier"):
         return getattr(resnet, config.architecture)(train.num_classes, config.width, stem)

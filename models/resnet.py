@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+IMAGENET_STEM = 96      # pixels: from here on `auto` takes the ImageNet stem
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm, plus the input (projected where shapes differ)."""

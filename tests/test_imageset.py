@@ -124,7 +124,7 @@ def flip_header(data):
 def test_a_damaged_array_is_refused_by_name(tmp_path, images, labels, file, change):
     path = write_imageset(tmp_path / "set", images, labels)
     damage(path / file, change)
-    with pytest.raises(UserError, match=rf"set/{file}.*SHA-256.*remove .*set and repeat the command"):
+    with pytest.raises(UserError, match=rf"set/{file}.*SHA-256.*remove .*set and repeat"):
         ImageSet.load(path)
 
 
@@ -254,6 +254,22 @@ def test_map_rows_hands_out_every_row_once_as_floats(tmp_path, large):
                            * np.float32(255))
         np.testing.assert_array_equal(mapped.images, expected.astype(np.uint8))
         np.testing.assert_array_equal(mapped.labels, large.labels)
+
+
+def test_map_rows_computes_in_exact_float32(tmp_path, images, labels):
+    """TF32 and algorithms chosen by a race would make train_vae.py and purify.py disagree."""
+    cudnn = torch.backends.cudnn
+
+    def settings():
+        return torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
+
+    seen = []
+    with new_run(tmp_path / "out") as run, cudnn.flags(enabled=True, benchmark=True):
+        torch.set_float32_matmul_precision("high")
+        make(images, labels).map_rows(lambda part, rows: seen.append(settings()) or part, run)
+        assert seen == [("highest", False, False)]
+        assert settings() == ("high", True, True)
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
