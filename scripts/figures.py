@@ -94,8 +94,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def draw_grid(arguments: argparse.Namespace) -> None:
-    sets = {name_of(path): ImageSet.load(path) for path in arguments.sets}
-    clean = clean_of(next(iter(sets.values())), arguments.root)
+    sets = load_alike(arguments.sets)
+    clean = clean_of(sets[0][1], arguments.root)
     rows = slice(arguments.first, arguments.first + arguments.images)
     if arguments.images < 1 or not 0 <= arguments.first < len(clean):
         raise UserError(f"--first {arguments.first} --images {arguments.images}: the set has rows "
@@ -108,16 +108,27 @@ def draw_grid(arguments: argparse.Namespace) -> None:
     print(arguments.out)
 
 
-def name_of(path: str) -> str:
-    return Path(path).name
+def load_alike(paths: list[str]) -> list[tuple[str, ImageSet]]:
+    """(label, set) for each path: its folder's name, or the path where two share a name. Raises
+    UserError unless all come from the same clean images."""
+    names = [Path(path).name for path in paths]
+    sets = [ImageSet.load(path) for path in paths]
+    for path, other in zip(paths, sets, strict=True):
+        for what, ours, first in (("images", other.images.shape, sets[0].images.shape),
+                                  ("root", other.meta["root"], sets[0].meta["root"])):
+            if ours != first:
+                raise UserError(f"{path} has {what} {ours}, but {paths[0]} has {first}: a grid "
+                                "shows the same clean images in every row")
+    return [(name if names.count(name) == 1 else path, found)
+            for name, path, found in zip(names, paths, sets, strict=True)]
 
 
-def image_strips(clean: ImageSet, sets: dict[str, ImageSet], rows: slice
+def image_strips(clean: ImageSet, sets: list[tuple[str, ImageSet]], rows: slice
                  ) -> list[tuple[str, np.ndarray]]:
     """(label, (n, H, W, 3) in [0, 1]) for every row of the picture."""
     original = clean.images[rows] / 255.0
     strips = [("clean", original)]
-    for name, other in sets.items():
+    for name, other in sets:
         images = other.images[rows] / 255.0
         residual = images - original
         gain = symmetric_gain(residual)
@@ -177,8 +188,8 @@ def draw_quickstart(folder: Path) -> None:
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(11.5, 4.4), gridspec_kw={"width_ratios": [1.75, 1], "wspace": 0.32})
     seed = sorted(folder.glob("seed*"))[0]
-    sets = {"poisoned": ImageSet.load(seed / "lsp"), "purified": ImageSet.load(seed / "dvae")}
-    show_strips(left, image_strips(clean_of(sets["poisoned"], "data"), sets, slice(0, 9)))
+    sets = [("poisoned", ImageSet.load(seed / "lsp")), ("purified", ImageSet.load(seed / "dvae"))]
+    show_strips(left, image_strips(clean_of(sets[0][1], "data"), sets, slice(0, 9)))
     left.set_title("LSP on digits, purified by D-VAE", fontsize=10, color=INK, loc="left")
     show_bars(right, accuracies)
     save(figure, folder / "quickstart.png")
