@@ -4,15 +4,14 @@
 
 Device settings are the commands' (device=, precision=, compile=, threads=). `ratio` is ours over
 a plain eager fp32 NCHW loop of the same model, which runs in a process of its own (as it would
-without this project: torch's and the allocator's defaults), step by step in turn with ours. `of
-peak` is the share of the machine's own largest matrix product (fp32, or bf16 where the run is
-bf16). Run it with nothing else running.
+without this project: torch's and the allocator's defaults), in turn with ours (on CUDA 20 steps at
+a time). `of peak` is the share of the machine's own largest matrix product (fp32, or bf16 where the
+run is bf16). Run it with nothing else running.
 """
 
 import argparse
 import functools
 import itertools
-import json
 import resource
 import statistics
 import sys
@@ -30,7 +29,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import core.run
-from core import config, imageset, training
+from core import config, files, imageset, training
 from core.batches import Augmentation, Batches
 from core.command import command
 from core.device import DeviceSettings, resolve
@@ -60,49 +59,61 @@ class Bench:
     def __init__(self, run: Run, rounds: int, smoke: bool) -> None:
         self.run, self.rounds, self.smoke = run, rounds, smoke
         self.device = run.device
+        self.cuda = self.device.kind == "cuda"
+        self.steps = 20 if self.cuda and not smoke else 1       # between two waits for the device
         self.peak = self.matrix_peak()
 
-    def seconds(self, *functions: Callable[[], object]) -> list[float]:
-        """Median seconds of each function, called in turn for `rounds` rounds after a warm-up."""
+    def seconds(self, *functions: Callable[[], object], steps: int = 1) -> list[float]:
+        """Median seconds of a call of each function: `steps` calls, the functions in turn, for
+        `rounds` rounds after a warm-up."""
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats(self.device.torch)
         times: list[list[float]] = [[] for _ in functions]
         for round_ in range(self.rounds + 1):
             for function, found in zip(functions, times, strict=True):
                 self.wait()
                 started = time.perf_counter()
-                function()
+                repeat(function, steps)
                 self.wait()
                 if round_:
-                    found.append(time.perf_counter() - started)
+                    found.append((time.perf_counter() - started) / steps)
         return [statistics.median(found) for found in times]
 
     def wait(self) -> None:
-        if self.device.kind == "cuda":
-            torch.cuda.synchronize()
+        if self.cuda:
+            torch.cuda.synchronize(self.device.torch)
 
     def matrix_peak(self) -> float:
         """FLOP/s of the fastest square matrix product here, in the precision of the run."""
         dtype = torch.bfloat16 if self.device.precision == "bf16" else torch.float32
-        best = 0.0
-        for size in (256,) if self.smoke else (1024, 2048, 4096):
+        best, sizes = 0.0, (1024, 2048, 4096, 8192, 16384) if self.cuda else (1024, 2048, 4096)
+        for size in (256,) if self.smoke else sizes:
             a, b = (torch.randn(size, size, device=self.device.torch).to(dtype) for _ in "ab")
             torch.mm(a, b)
             for _ in range(5):
                 self.wait()
                 started = time.perf_counter()
-                torch.mm(a, b)
+                repeat(lambda a=a, b=b: torch.mm(a, b), self.steps)
                 self.wait()
-                best = max(best, 2 * size**3 / (time.perf_counter() - started))
+                best = max(best, self.steps * 2 * size**3 / (time.perf_counter() - started))
         return best
 
     def memory(self) -> float:
-        """Peak memory so far, GB: of the GPU, or of the process."""
-        if self.device.kind == "cuda":
-            return torch.cuda.max_memory_allocated() / 1e9
+        """Peak memory, GB: of the GPU since `seconds` began, or of the process so far."""
+        if self.cuda:
+            return torch.cuda.max_memory_allocated(self.device.torch) / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
     def images(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A channels-last batch and its labels."""
         return random_batch(batch, self.device.torch)
+
+
+def repeat(function: Callable[[], object], steps: int) -> None:
+    if isinstance(function, Plain):     # it waits for its device: once, not after every step
+        return function.take(steps)
+    for _ in range(steps):
+        function()
 
 
 def random_batch(batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,7 +123,7 @@ def random_batch(batch: int, device: torch.device) -> tuple[torch.Tensor, torch.
 
 
 class Plain:
-    """A textbook loop in a process of its own; calling it takes one step there."""
+    """A textbook loop in a process of its own; `take` lets it take so many steps."""
 
     def __init__(self, bench: Bench, loop: Callable, *arguments) -> None:
         context = torch.multiprocessing.get_context("spawn")
@@ -123,12 +134,12 @@ class Plain:
         self.process.start()
         self.flop = self.pipe.recv()
 
-    def __call__(self) -> None:
-        self.pipe.send(True)
+    def take(self, steps: int) -> None:
+        self.pipe.send(steps)
         self.pipe.recv()
 
     def close(self) -> None:
-        self.pipe.send(False)
+        self.pipe.send(0)
         self.process.join()
 
 
@@ -136,10 +147,10 @@ def serve_plain(pipe, device: str, threads: int, loop: Callable, arguments: tupl
     torch.set_num_threads(threads)
     step = loop(torch.device(device), *arguments)
     pipe.send(flop(step))
-    while pipe.recv():
-        step()
+    while steps := pipe.recv():
+        repeat(step, steps)
         if device.startswith("cuda"):
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         pipe.send(None)
 
 
@@ -189,14 +200,14 @@ def plain_classifier(device: torch.device, width: int, batch: int):
 
 def resnet(bench: Bench):
     """ResNet-18 training steps."""
-    batches = (128, 512) if bench.device.kind == "cuda" else (128,)
+    batches = (128, 512) if bench.cuda else (128,)
     for width, batch in itertools.product((8,) if bench.smoke else (64, 16), batches):
         x, y = bench.images(batch)
         model = bench.device.place(resnet18(width=width))
         forward = bench.device.maybe_compile(model)
         ours = classifier_step(model, forward, bench, x, y, training.Protocol())
         plain = Plain(bench, plain_classifier, width, batch)
-        mine, theirs = bench.seconds(ours, plain)
+        mine, theirs = bench.seconds(ours, plain, steps=bench.steps)
         plain.close()
         yield Row(f"ResNet-18 width {width} training, batch {batch}", batch / mine, theirs / mine,
                   plain.flop / mine / bench.peak, bench.memory(), "ratio to the plain loop")
@@ -270,7 +281,8 @@ def vae(bench: Bench):
     step = dvae.training_step(model, optimizer, dvae.Stage(3.0, "both"), train, bench.run)
     plain = Plain(bench, plain_dvae, width, train.batch_size, 3.0)
     generator = bench.run.stream("bench", 0, bench.device.torch)
-    mine, theirs = bench.seconds(lambda: step(x, y, generator, train.p_hat_start), plain)
+    mine, theirs = bench.seconds(lambda: step(x, y, generator, train.p_hat_start), plain,
+                                 steps=bench.steps)
     plain.close()
     yield Row(f"D-VAE width {width} training, batch 128", train.batch_size / mine, theirs / mine,
               plain.flop / mine / bench.peak, bench.memory(), "ratio to the plain loop")
@@ -282,10 +294,17 @@ def vae(bench: Bench):
     for output in ("subtract", "reconstruct", "both"):
         purify = dvae.purify_rows(data, [(model, 1, output)], "sample", "round", bench.run)
         again, seconds = bench.seconds(lambda: step(x, y, generator, 0),
-                                       functools.partial(purify, floats, slice(0, rows)))
+                                       functools.partial(exactly, bench, purify, floats),
+                                       steps=bench.steps)
         yield Row(f"D-VAE purification, {output}", rows / seconds,
                   rows / seconds / (train.batch_size / again), None, bench.memory(),
                   "ratio to the training rate")
+
+
+def exactly(bench: Bench, purify: Callable, floats: torch.Tensor) -> None:
+    """What map_rows does with a slice of rows."""
+    with bench.device.exact():
+        purify(floats, slice(0, len(floats)))
 
 
 # --- data ------------------------------------------------------------------------------------
@@ -319,7 +338,7 @@ def loader(bench: Bench):
         for _ in batches.epoch(next(epochs)):
             pass
 
-    seconds, eating = bench.seconds(walk, step)
+    seconds, eating = bench.seconds(walk, step, steps=bench.steps)
     yield Row("augmented batches of 128", rows / seconds, rows / seconds / (128 / eating),
               note="ratio to what the ResNet eats")
 
@@ -375,9 +394,9 @@ def main(argv: list[str] | None = None) -> None:
                       f"{cell(row.share, '.0%')} | {cell(row.memory_gb, '.1f')} | {row.note} |",
                       flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps({
+        files.write_json(arguments.json, {
             **about, "torch": torch.__version__, "peak_flops": bench.peak,
-            "rows": [vars(row) for row in rows]}, indent=1) + "\n")
+            "rows": [vars(row) for row in rows]})
 
 
 def cell(value: float | None, form: str) -> str:
