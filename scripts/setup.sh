@@ -1,7 +1,12 @@
 # Sourced by the other scripts: an active environment with the packages of requirements.txt.
 # DEV=1 also installs what the tests need.
 if [ -z "${VIRTUAL_ENV:-}" ]; then
-  [ -x .venv/bin/python ] || { echo "making .venv" >&2; python3 -m venv .venv; }
+  if [ ! -x .venv/bin/python ]; then
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+      { echo "error: Python 3.11 or later is needed, and python3 is $(python3 -V 2>&1)" >&2; exit 1; }
+    echo "making .venv" >&2
+    python3 -m venv .venv
+  fi
   source .venv/bin/activate
 fi
 requirements=requirements.txt
