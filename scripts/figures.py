@@ -281,6 +281,10 @@ def title_of(name: str) -> str:
     return TITLES.get(name, name)
 
 
+def seeds_of(table: tables.Table) -> str:
+    return f"{len(table.seeds)} seed{'s' if len(table.seeds) > 1 else ''}"
+
+
 def swept(measured: list[Point], row: str, family: str, by: str) -> list[Point]:
     """The points of one line, in the order of `by`, as far as they have it."""
     line = [point for point in measured if (point.row, point.family) == (row, family)
@@ -299,6 +303,11 @@ def references(axis, measured: list[Point], rows: dict[str, str]) -> None:
                           color=rows[point.row], ha="right", va="bottom")
 
 
+def accuracy_limits(axis, measured: list[Point]) -> None:
+    """From a little under the lowest accuracy to a little over 100 %."""
+    axis.set_ylim(max(0, min(min(point.accuracies) for point in measured) - 8), 103)
+
+
 def accuracy_line(axis, line: list[Point], by: str, colour: str) -> None:
     """Accuracy against `by`, with the spread over seeds where there are several."""
     x, y = [getattr(point, by) for point in line], [point.accuracy for point in line]
@@ -315,28 +324,32 @@ def draw_rate(table: tables.Table, cells: list[tables.Cell], data: str, argument
     lines = {row.name: swept(measured, row.name, "vae", "kld") for row in table.rows}
     lines = {row: line for row, line in lines.items() if line}
     colours = dict(zip(lines, SERIES, strict=False))
-    figure, (left, right) = pyplot().subplots(1, 2, figsize=(10.8, 4), gridspec_kw={"wspace": 0.34})
-    labels: dict[str, list] = {"left": [], "right": []}
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(11.4, 4), gridspec_kw={"wspace": 0.52})
+    kept, learnt = [], []           # labels
     for row, line in lines.items():
         klds, colour = [point.kld for point in line], colours[row]
-        for key, style, to in (("psnr_poisoned", "-", "poisoned input"),
-                               ("psnr_clean", "--", "clean image")):
+        for key, style, to in (("psnr_poisoned", "-", "poisoned"), ("psnr_clean", "--", "clean")):
             values = [getattr(point, key) for point in line]
             left.plot(klds, values, style, color=colour, linewidth=1.6, marker="o", markersize=4)
-            labels["left"].append((values[-1], f"{title_of(row)}, to {to}", colour))
+            kept.append((values[-1], f"{title_of(row)}, to {to}", colour))
         accuracy_line(right, line, "kld", colour)
-        labels["right"].append((line[-1].accuracy, title_of(row), colour))
+        learnt.append((line[-1].accuracy, title_of(row), colour))
     references(right, measured, {"clean": MUTED, **colours})
-    end = max(point.kld for line in lines.values() for point in line)
+    klds = [point.kld for line in lines.values() for point in line]
     left.set_ylabel("PSNR of the reconstruction (dB)")
     right.set_ylabel("clean test accuracy (%)")
-    right.set_ylim(0, 103)
-    for axis, side in ((left, "left"), (right, "right")):
+    accuracy_limits(right, measured)
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 4, 8) if min(klds) / 2 < tick < max(klds) * 2]
+    for axis, labels in ((left, kept), (right, learnt)):
+        axis.set_xscale("log")
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+        axis.set_xlim(min(klds) / 1.15, max(klds) * 1.05)
         axis.set_xlabel("KLD reached (nats per latent position)")
-        axis.set_xlim(0, 1.03 * end)
         axis_style(axis)
-        end_labels(axis, end, labels[side])
-    left.set_title(f"VAEs on poisoned {data}: what is kept ...", fontsize=10, color=INK, loc="left")
+        end_labels(axis, max(klds), labels)
+    left.set_title(f"VAEs on poisoned {data}, {seeds_of(table)}: what is kept ...", fontsize=10,
+                   color=INK, loc="left")
     right.set_title("... and what a classifier learns from it", fontsize=10, color=INK, loc="left")
     return figure
 
@@ -367,9 +380,10 @@ def draw_trade_off(table: tables.Table, cells: list[tables.Cell], data: str, arg
         references(axis, measured, {"clean": MUTED, row: BAD})
         axis.legend(frameon=False, fontsize=8.5, loc="lower left", labelcolor="linecolor")
         axis.set_xlabel(f"PSNR to the {arguments.to} image (dB)")
-        axis.set_ylim(0, 106)
+        accuracy_limits(axis, measured)
         axis_style(axis)
-        axis.set_title(f"{title_of(row)} on {data}", fontsize=10, color=INK, loc="left")
+        axis.set_title(f"{title_of(row)} on {data}, {seeds_of(table)}", fontsize=10, color=INK,
+                       loc="left")
     axes[0][0].set_ylabel("clean test accuracy (%)")
     return figure
 
@@ -401,7 +415,8 @@ def draw_epochs(table: tables.Table, cells: list[tables.Cell], data: str, argume
         axis.set_xlim(1, curve[0, -1, 0])
         axis.set_xlabel("epoch of training")
         axis_style(axis)
-        axis.set_title(f"{title_of(row)} on {data}", fontsize=10, color=INK, loc="left")
+        axis.set_title(f"{title_of(row)} on {data}, {seeds_of(table)}", fontsize=10, color=INK,
+                       loc="left")
         end_labels(axis, curve[0, -1, 0], labels)
     axes[0][0].set_ylabel("clean test accuracy (%)")
     return figure
@@ -420,28 +435,32 @@ class Strip:
 
 
 def strips_of(cells: list[tables.Cell], root: str, rows: slice) -> list[Strip]:
-    """Of one poison: clean, x0, p_hat of stage 1, and each column's set with its accuracy."""
-    chain = sets_of(cells[0].record)
-    poisoned = ImageSet.load(chain[0].out)
-    clean = clean_of(poisoned, root).images[rows] / 255.0
-    x0 = poisoned.images[rows] / 255.0
-    strips = [Strip("clean", clean, None), Strip("x0", x0, x0 - clean)]
+    """Of one poison: clean, then each column's set with its accuracy, and p_hat before the set of
+    the column that saved it."""
+    clean = None
+    strips = []
     for ((cell, record),) in records_of(cells).values():
-        made = sets_of(cell.record)[-1]
-        images = ImageSet.load(made.out).images[rows] / 255.0
-        saved = made.out / "p_hat1.npy"
+        chain = sets_of(cell.record)
+        final = ImageSet.load(chain[-1].out)
+        if clean is None:
+            clean = clean_of(final, root).images[rows] / 255.0
+            strips.append(Strip("clean", clean, None))
+        saved = chain[-1].out / "p_hat1.npy"
         if saved.exists():
             p_hat = np.load(saved, mmap_mode="r")[rows].astype(np.float64)
-            strips.append(Strip("p_hat, stage 1", None, p_hat))
-        accuracy = f"{100 * record['accuracy_last']:.1f} %"
-        strips.append(Strip(f"{cell.column.name}\n{accuracy}", images, images - clean))
+            strips.append(Strip("p_hat of stage 1", None, p_hat))
+        name = "x0" if len(chain) == 1 else cell.column.name
+        images = final.images[rows] / 255.0
+        strips.append(Strip(f"{name}\n{100 * record['accuracy_last']:.1f} %", images,
+                            images - clean))
     return strips
 
 
-def common_scale(strips: list[Strip]) -> tuple[int, list[np.ndarray]]:
-    """One gain around mid-grey for all residuals, and these in [0, 1]."""
+def common_scale(strips: list[Strip]) -> tuple[float, list[np.ndarray]]:
+    """One gain around mid-grey for all residuals, which clips 2 % of their values, and these in
+    [0, 1]."""
     residuals = [strip.residual for strip in strips if strip.residual is not None]
-    gain = symmetric_gain(np.stack(residuals))
+    gain = 0.5 / max(np.quantile(np.abs(residuals), 0.98), 1e-9)
     return gain, [np.clip(0.5 + gain * residual, 0, 1) for residual in residuals]
 
 
@@ -479,19 +498,20 @@ def draw_stages(table: tables.Table, cells: list[tables.Cell], data: str, argume
         show_strips(left, [(strip.label, blank if strip.images is None else strip.images)
                            for strip in strips])
         show_strips(middle, [("", blank), *(("", image) for image in common)])
-        show_strips(right, [("", blank), *(
-            (f"× {g.min():.1f}" + (f" to {g.max():.1f}" if len(g) > 1 else ""), image)
-            for g, image in zip(gains, own, strict=True))])
+        reach = [dict.fromkeys((f"{g.min():.1f}", f"{g.max():.1f}")) for g in gains]
+        show_strips(right, [("", blank), *((f"× {' to '.join(ends)}", image)
+                                           for ends, image in zip(reach, own, strict=True))])
         right.yaxis.tick_right()
-        left.set_title(f"{name} on {data}", fontsize=10, color=INK, loc="left")
+        left.set_title(f"{name} on {data}, seed {table.seeds[0]}; %: clean test accuracy after "
+                       "training on such images", fontsize=10, color=INK, loc="left")
         for axis, text in (
-                (middle, f"residual to clean, all × {gain}\naround mid-grey"),
-                (right, "each from its own minimum (black)\nto its maximum (white); gains")):
+                (middle, f"residual to clean, all × {gain:.1f}\naround mid-grey"),
+                (right, "each from its own minimum (black)\nto its maximum (white), × its gain")):
             axis.text(0, len(blank[0]) / 2, text, fontsize=8, color=INK, va="center")
         for strip, own_gain in zip(strips[1:], gains, strict=True):
             size = 255 * np.abs(strip.residual).mean()
-            print(f"| {name} | {strip.label.splitlines()[0]} | {size:.1f} | {gain} | "
-                  f"{own_gain.min():.2f} to {own_gain.max():.2f} |")
+            print(f"| {name} | {strip.label.splitlines()[0]} | {size:.1f} | {gain:.1f} | "
+                  f"{own_gain.min():.1f} to {own_gain.max():.1f} |")
     return figure
 
 
