@@ -49,7 +49,11 @@ class Loop:
         self._bar = None
         state = run.load_state(name)
         if state is not None:
-            self._restore(state)
+            try:
+                self._restore(state)
+            except (KeyError, RuntimeError, ValueError):
+                raise UserError(f"{run.work} was begun by another version of this code; remove it "
+                                "to start again") from None
         run.rewind_log(name, self.epoch)
 
     def __iter__(self) -> Iterator[int]:

@@ -24,6 +24,7 @@ from core.imageset import ImageSet, Rounding
 from core.run import Run
 from core.streams import BLOCK
 from models.dvae import VAE, kl_divergence
+from models.resnet import IMAGENET_STEM
 from purifiers.autoencoding import draw_noise, in_batches, initialised, train, training_step
 
 VERSION = 1
@@ -97,7 +98,7 @@ def build_model(images: ImageSet, config: RateConstrained, run: Run, name: str,
     height, width = images.image_shape
     stem = config.stem
     if stem == "auto":
-        stem = "imagenet" if height >= 96 else "cifar"
+        stem = "imagenet" if height >= IMAGENET_STEM else "cifar"
     if height != width or height % (8 if stem == "imagenet" else 2):
         raise UserError(f"{network.__name__} takes square images with an even side (a multiple of "
                         f"8 with stem=imagenet), not {height}x{width}")

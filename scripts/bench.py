@@ -37,7 +37,7 @@ from core.imageset import ImageSet
 from core.run import Job, Run
 from models.dvae import DVAE, InstanceNormReLU
 from models.resnet import resnet18
-from poisons import lsp
+from poisons import lsp, pgd
 from purifiers import dvae
 
 
@@ -239,6 +239,46 @@ def evaluate(bench: Bench):
               note="ratio to its bare training step")
 
 
+# --- attacks ---------------------------------------------------------------------------------
+
+
+def plain_pgd(device: torch.device, width: int, batch: int):
+    """What a textbook step does: eval mode, NCHW, fp32, a full backward."""
+    model = resnet18(width=width).to(device).eval()
+    x, y = random_batch(batch, device)
+    x = x.contiguous()
+    delta = torch.zeros_like(x)
+
+    def step():
+        nonlocal delta
+        noised = (x + delta).clamp(0, 1).requires_grad_()
+        model.zero_grad()
+        F.cross_entropy(model(noised), y).backward()
+        delta = (noised.detach() - 0.8 / 255 * noised.grad.sign() - x).clamp(-8 / 255, 8 / 255)
+
+    return step
+
+
+def pgd_step(bench: Bench):
+    """EM's PGD steps over a frozen surrogate."""
+    batches = (128, 1024) if bench.cuda else (128,)
+    for width, batch in itertools.product((8,) if bench.smoke else (64, 16), batches):
+        x, y = bench.images(batch)
+        model = bench.device.place(resnet18(width=width))
+        frozen = pgd.FrozenSurrogate(model, bench.device)
+        gradient, delta = frozen.gradient(y), torch.zeros_like(x)
+        work = 2 * flop(lambda frozen=frozen, x=x: frozen(x))       # backward to the input: as much
+
+        def ours(x=x, delta=delta, gradient=gradient):
+            pgd.pgd(x, delta, gradient, epsilon=8 / 255, step_size=0.8 / 255, steps=1)
+
+        plain = Plain(bench, plain_pgd, width, batch)
+        mine, theirs = bench.seconds(ours, plain, steps=bench.steps)
+        plain.close()
+        yield Row(f"PGD step of EM, width {width}, batch {batch}", batch / mine, theirs / mine,
+                  work / mine / bench.peak, bench.memory(), "ratio to the plain step")
+
+
 # --- D-VAE -----------------------------------------------------------------------------------
 
 
@@ -357,7 +397,8 @@ def scratch_run(like: Run) -> Run:
                device=like.device.as_settings())
 
 
-BENCHES = {"resnet": resnet, "evaluate": evaluate, "dvae": vae, "lsp": poison, "batches": loader}
+BENCHES = {"resnet": resnet, "evaluate": evaluate, "pgd": pgd_step, "dvae": vae, "lsp": poison,
+           "batches": loader}
 
 
 @command

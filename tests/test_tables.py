@@ -1,4 +1,4 @@
-"""Tables: reading, planning, making each artefact once, printing; real commands where it matters."""
+"""Tables: reading, planning, making each artefact once, printing; by real commands."""
 
 import json
 import os
