@@ -51,6 +51,7 @@ from core.points import Point, clean_of, curves, points, records_of, sets_of
 GAINS = (10, 5, 2, 1)           # residual magnifications to choose from
 TITLES = {"em": "EM", "lsp": "LSP", "none": "not purified", "vae": "VAE", "ae": "AE",
           "jpeg": "JPEG", "dvae": "D-VAE"}
+STRENGTHS = {"kld": "KLD target", "d": "channels"}     # of `over`, where it is no word
 COLOURS = {"none": BAD, "vae": GOOD, "dvae": GOOD, "jpeg": "#b07a2e", "ae": "#7d5a94"}
 
 
@@ -371,14 +372,16 @@ def draw_trade_off(table: tables.Table, cells: list[tables.Cell], data: str, arg
             accuracy_line(axis, line, by, colour)
             for point in line:
                 axis.annotate(point.value, (getattr(point, by), point.accuracy), fontsize=7.5,
-                              color=colour, xytext=(0, 6 if i % 2 else -7), ha="center",
-                              va="bottom" if i % 2 else "top", textcoords="offset points")
-            name = next(iter(column.variables for column in table.columns
-                             if column.family == family))
+                              color=colour, xytext=(-3 if i % 2 else 3, 3), va="bottom",
+                              ha="right" if i % 2 else "left", textcoords="offset points")
+            over = next(column.variables for column in table.columns if column.family == family)
+            strength = " and ".join(STRENGTHS.get(name, name) for name in over)
             axis.plot([], [], color=colour, marker="o", markersize=4, linewidth=1.6,
-                      label=f"{title_of(family)}, with its {' and '.join(name)}")
+                      label=f"{title_of(family)}, at its {strength}")
         references(axis, measured, {"clean": MUTED, row: BAD})
-        axis.legend(frameon=False, fontsize=8.5, loc="lower left", labelcolor="linecolor")
+        axis.legend(fontsize=8.5, loc="lower left", labelcolor="linecolor", framealpha=1,
+                    edgecolor="white")
+        axis.margins(x=0.08)
         axis.set_xlabel(f"PSNR to the {arguments.to} image (dB)")
         accuracy_limits(axis, measured)
         axis_style(axis)
