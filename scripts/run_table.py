@@ -76,7 +76,9 @@ class Scheduler:
 
     def run(self) -> dict[tables.Artefact, str]:
         """Returns what failed, and why."""
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # Both by hand: a process started in the background begins with SIGINT ignored.
+        before = {number: signal.signal(number, signal.default_int_handler)
+                  for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             while self.pending or self.running:
                 self._start()
@@ -89,7 +91,8 @@ class Scheduler:
                 process.wait()
             raise
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         return self.failed
 
     def _start(self) -> None:

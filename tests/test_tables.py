@@ -278,18 +278,18 @@ def test_two_at_once_and_a_kill_make_the_same(tiny):
 
 def test_ctrl_c_saves_and_says_so(tiny):
     changed(tiny, "standard.epochs: 1", "standard.epochs: 2000")
+    record = plan(tiny)[0].record.out
     process = start(tiny)
-    log = Path("runs/logs")
+    log = Path(f"runs/logs/records-{record.name}.log")
     deadline = time.monotonic() + 120
-    while not (log.exists() and any("epoch" in p.read_text() for p in log.glob("records-*"))):
+    while not (log.exists() and "epoch" in log.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "the same line resumes" in stderr
-    partial = [p for p in Path("runs/records").glob("*.partial") if list(p.glob("state/*.pt"))]
-    assert partial
+    assert list(record.with_name(f"{record.name}.partial").glob("state/*.pt"))
 
 
 # --- printing --------------------------------------------------------------------------------
