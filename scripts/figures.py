@@ -20,6 +20,7 @@ digits, small). key=value are run_table's (data=, root=, threads=). D-VAE's toy:
 
 import argparse
 import math
+import signal
 import statistics
 import subprocess
 import sys
@@ -251,8 +252,7 @@ def require(cells: list[tables.Cell], arguments: argparse.Namespace, settings: l
     committed = records.committed()
     missing = tables.wanted(cells, committed, sets=sets)
     if missing and arguments.quick:
-        subprocess.run([sys.executable, str(Path(__file__).with_name("run_table.py")),
-                        *words_of(arguments, settings, sets)], check=False)
+        run_table(words_of(arguments, settings, sets))
         missing = tables.wanted(cells, committed, sets=sets)
     if missing:
         broken = sum(bool(tables.wanted([cell], committed, sets=sets)) for cell in cells)
@@ -261,6 +261,18 @@ def require(cells: list[tables.Cell], arguments: argparse.Namespace, settings: l
             f"record{', sets or checkpoint' if sets else ''} ({len(missing)} artefacts); "
             f"python scripts/run_table.py {' '.join(words_of(arguments, settings, sets))} makes "
             "them")
+
+
+def run_table(words: list[str]) -> None:
+    """scripts/run_table.py; Ctrl-C reaches it through us, once, and its commands save."""
+    process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("run_table.py")),
+                                *words], start_new_session=True)
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
 
 
 def words_of(arguments: argparse.Namespace, settings: list[str], sets: bool) -> list[str]:

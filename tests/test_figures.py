@@ -4,6 +4,10 @@ import dataclasses
 import json
 import math
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +22,7 @@ from core.plots import end_labels, pyplot
 from core.points import clean_of, curves, kld_reached, points, sets_of
 from poisons.__main__ import main as poison_main
 from scripts import figures, toy
-from tests.conftest import CONFIGS, run_command, succeed
+from tests.conftest import CONFIGS, ROOT, run_command, succeed
 
 MAINS = {"poison": poison_main, "train_vae": train_vae.main, "purify": purify.main,
          "evaluate": evaluate.main}
@@ -290,13 +294,34 @@ def test_a_record_without_its_sets_is_enough_for_curves_only(sweep, monkeypatch,
 def test_quick_makes_what_is_missing_with_the_same_words(monkeypatch):
     Path("table.yaml").write_text(TABLE)
     called = []
-    monkeypatch.setattr(figures.subprocess, "run", lambda words, check: called.append(words))
+    monkeypatch.setattr(figures, "run_table", called.append)
     monkeypatch.setattr(tables, "QUICK", CONFIGS / "tables/quick.yaml")
     outcome = figure("fig2b", "threads=1", "--quick")
     assert "cells of table.yaml lack" in outcome.error  # nobody made them
-    [words] = called
-    assert words[1].endswith("scripts/run_table.py")
-    assert words[2:] == ["table.yaml", "--quick", "--sets", "threads=1"]
+    assert called == [["table.yaml", "--quick", "--sets", "threads=1"]]
+
+
+def test_ctrl_c_lets_the_table_save(tmp_path):
+    """The figure is interrupted while a stand-in for run_table.py works."""
+    script = tmp_path / "run_table.py"
+    by_hand = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script.write_text(by_hand + "import pathlib, sys, time\n"
+                      "pathlib.Path('started').touch()\n"
+                      "try:\n    time.sleep(60)\n"
+                      "except KeyboardInterrupt:\n    time.sleep(1)\n"
+                      "    pathlib.Path('saved').write_text(' '.join(sys.argv[1:]))\n")
+    code = by_hand + ("import sys; from scripts import figures; figures.__file__ = sys.argv[1]; "
+                      "figures.run_table(['a', 'b'])")
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "figures.py")],
+                               env={**os.environ, "PYTHONPATH": str(ROOT)},
+                               stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not Path("started").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert Path("saved").read_text() == "a b"
 
 
 def test_unknown_words_are_a_usage_error():
