@@ -111,10 +111,11 @@ def draw_grid(arguments: argparse.Namespace) -> None:
 
 
 def load_alike(paths: list[str]) -> list[tuple[str, ImageSet]]:
-    """(label, set) for each path: its folder's name, or the path where two share a name. Raises
+    """(label, set) for each path: the methods behind it, or the path where two share them. Raises
     UserError unless all come from the same clean images."""
-    names = [Path(path).name for path in paths]
     sets = [ImageSet.load(path) for path in paths]
+    names = [" > ".join(step["method"] for step in other.meta["lineage"]) or Path(path).name
+             for path, other in zip(paths, sets, strict=True)]
     for path, other in zip(paths, sets, strict=True):
         for what, ours, first in (("images", other.images.shape, sets[0].images.shape),
                                   ("root", other.meta["root"], sets[0].meta["root"])):
