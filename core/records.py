@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,3 +66,12 @@ def lineage_text(record: dict) -> str:
     """'digits > lsp > dvae'"""
     return " > ".join([record["train"]["root"]["data"].rsplit("/", 1)[-1],
                        *(step["method"] for step in record["train"]["lineage"])])
+
+
+def spread(values: list[float]) -> str:
+    """'95.1 ± 0.4 (3)', '95.1' for a single run, '-' where there is none yet."""
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} ({len(values)})"

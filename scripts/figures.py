@@ -182,7 +182,7 @@ def draw_quickstart(folder: Path) -> None:
     print("|---|---|---|")
     for name in order:
         own = statistics.mean(100 * r["train_accuracy"] for r in found[name])
-        print(f"| {titles[name]} | {spread(accuracies[titles[name]])} | {own:.1f} |")
+        print(f"| {titles[name]} | {records.spread(accuracies[titles[name]])} | {own:.1f} |")
     print(f"\ndigits, ResNet-18 of width 8, last epoch, n = {runs} "
           f"seed{'s' if runs > 1 else ''}. LSP's budget here is four times the papers': such "
           "easy, high-contrast images are not poisoned by less.")
@@ -197,13 +197,6 @@ def draw_quickstart(folder: Path) -> None:
     show_bars(right, accuracies)
     save(figure, folder / "quickstart.png")
     print(folder / "quickstart.png", file=sys.stderr)
-
-
-def spread(values: list[float]) -> str:
-    """'95.1 ± 0.4 (3)', or '95.1' for a single run."""
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} ({len(values)})"
 
 
 def show_bars(axis, accuracies: dict[str, list[float]]) -> None:
@@ -288,7 +281,7 @@ def print_points(found: list[Point]) -> None:
         numbers = [f"{value:.2f}" if value is not None else ""
                    for value in (point.kld, point.psnr_poisoned, point.psnr_clean)]
         print(f"| {point.row} | {point.family} {point.value} | {' | '.join(numbers)} | "
-              f"{spread(point.accuracies)} |")
+              f"{records.spread(point.accuracies)} |")
 
 
 def title_of(name: str) -> str:

@@ -120,7 +120,7 @@ def long(entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
         gap = f"{e.mean - e.reported['accuracy']:+.1f}" if e.reported and e.accuracies else ""
         oracle = f"best of these: {e.chosen}" if e.chosen else ""
         lines.append([
-            e.row, e.column, spread(e.accuracies), number(e.reported),
+            e.row, e.column, records.spread(e.accuracies), number(e.reported),
             "; ".join(number(fact) for fact in e.independent), gap, oracle,
             f"{e.seconds:.0f}" if e.seconds is not None else "", e.trained_on])
     used = [i for i in range(len(HEAD)) if i < 3 or any(line[i] for line in lines)]
@@ -130,20 +130,11 @@ def long(entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
 def wide(table: tables.Table, entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
     """One line a row of the table."""
     columns = list(dict.fromkeys(e.column for e in entries))
-    cells = {(e.row, e.column): spread(e.accuracies) for e in entries}
+    cells = {(e.row, e.column): records.spread(e.accuracies) for e in entries}
     oracles = {derived.name for derived in table.derived}
     head = ("poison", *(f"{name} (oracle)" if name in oracles else name for name in columns))
     return head, [[row.name, *(cells.get((row.name, name), "") for name in columns)]
                   for row in table.rows]
-
-
-def spread(values: list[float]) -> str:
-    """'95.1 ± 0.4 (3)', '95.1' for a single run, '-' where there is none yet."""
-    if not values:
-        return "-"
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} ({len(values)})"
 
 
 def number(fact: dict | None) -> str:

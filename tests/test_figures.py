@@ -246,7 +246,7 @@ def test_a_figure_prints_its_numbers_and_is_drawn(sweep, monkeypatch, name):
     if name != "fig3":
         point = points(tables.read("table.yaml"), plan())[-1]
         assert lines[-1] == (f"| lsp | vae 3 | {point.kld:.2f} | {point.psnr_poisoned:.2f} | "
-                             f"{point.psnr_clean:.2f} | {figures.spread(point.accuracies)} |")
+                             f"{point.psnr_clean:.2f} | {records.spread(point.accuracies)} |")
 
 
 def test_psnr_to_the_clean_image(sweep, monkeypatch):
