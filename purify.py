@@ -12,8 +12,8 @@ import dataclasses
 import sys
 
 from core import jobs
-from core.checkpoint import Checkpoint, trained_on
-from core.command import Request, command, parse
+from core.checkpoint import Checkpoint, describe
+from core.command import Request, command, list_methods, parse
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.perturbation import measure
@@ -31,11 +31,11 @@ def main(argv: list[str] | None = None) -> None:
     run = request.open(jobs.purify(request, poisoned, trained), device)
     if request.plan(run, {"poisoned set": f"{poisoned.meta['name']}, {len(poisoned)} rows"}):
         return
+    warn_if_clean(poisoned)
     with run:
         if not run.done:
             run.checkpoint = checkpoint
-            needs_labels = getattr(request.module, "NEEDS_LABELS", False)
-            seen = poisoned if needs_labels else poisoned.without_labels()
+            seen = poisoned if needs_labels(request) else poisoned.without_labels()
             purified = request.module.purify(seen, request.config, run)
             found = measure(poisoned, purified)
             run.note("change", **{**vars(found), "psnr": min(found.psnr, 999.0)})
@@ -45,10 +45,14 @@ def main(argv: list[str] | None = None) -> None:
     print(run.out)
 
 
+def needs_labels(request: Request) -> bool:
+    return getattr(request.module, "NEEDS_LABELS", False)
+
+
 def find_checkpoint(request: Request, poisoned: ImageSet) -> Checkpoint | None:
     """The checkpoint of a trained purifier, checked against the set; None for the others."""
-    given = request.settings.checkpoint
-    if not hasattr(request.module, "TrainConfig"):
+    given, trainer = request.settings.checkpoint, request.trained_as
+    if trainer is None:
         if given:
             raise UserError(f"checkpoint: {request.method} is not trained and takes none")
         return None
@@ -56,11 +60,25 @@ def find_checkpoint(request: Request, poisoned: ImageSet) -> Checkpoint | None:
         raise UserError(f"checkpoint: {request.method} is trained; make one with train_vae.py or "
                         "train_ddpm.py and name its folder with checkpoint=")
     checkpoint = Checkpoint.load(given)
-    checkpoint.check_fits(poisoned, request.method)
-    if checkpoint.meta["trained_on"]["fingerprint"] != trained_on(poisoned)["fingerprint"]:
-        print(f"note: {given} was trained on {checkpoint.meta['trained_on']['name']}, another set "
-              "than this one", file=sys.stderr)
+    checkpoint.check_fits(poisoned, trainer, classes=needs_labels(request))
+    saw, root = checkpoint.meta["trained_on"], poisoned.meta["root"]
+    if not saw["lineage"] and saw["root"] == root:
+        note(f"{given} was trained on the clean originals of these images ({describe(saw)}): fair "
+             "for AVATAR only")
+    elif saw["lineage"] and saw["fingerprint"] != poisoned.fingerprint:
+        note(f"{given} was trained on {describe(saw)}, another set than this one")
     return checkpoint
+
+
+def warn_if_clean(poisoned: ImageSet) -> None:
+    """Purifying a set that nobody poisoned is mostly a mistake in a path."""
+    steps = [step["method"] for step in poisoned.meta["lineage"]]
+    if not set(steps) & set(list_methods("poisons")):
+        note(f"{poisoned.meta['name']} is not poisoned (lineage: {' + '.join(steps) or 'none'})")
+
+
+def note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -48,16 +48,18 @@ class Checkpoint:
             raise UserError(f"{path} does not fit this model: {reason}") from None
         return model
 
-    def check_fits(self, images: ImageSet, method: str) -> None:
-        """Raise UserError unless this checkpoint is of `method` and of such images."""
+    def check_fits(self, images: ImageSet, method: str, *, classes: bool = True) -> None:
+        """Raise UserError unless this checkpoint is of `method` and of such images; without
+        `classes` their number does not matter."""
         if self.meta["method"] != method:
             raise UserError(f"{self.path} is a checkpoint of '{self.meta['method']}', not of "
                             f"'{method}'")
         trained = self.meta["trained_on"]
         height, width = images.image_shape
-        if [height, width, images.num_classes] != [*trained["shape"][1:3], trained["num_classes"]]:
+        found, expected = [height, width], trained["shape"][1:3]
+        if found != expected or (classes and images.num_classes != trained["num_classes"]):
             raise UserError(
-                f"{self.path} was trained on {trained['shape'][1]}x{trained['shape'][2]} images of "
+                f"{self.path} was trained on {expected[0]}x{expected[1]} images of "
                 f"{trained['num_classes']} classes, but the set has {height}x{width} images of "
                 f"{images.num_classes}")
 
@@ -89,6 +91,14 @@ def trained_on(images: ImageSet) -> dict:
         "shape": list(images.images.shape), "num_classes": images.num_classes,
         "root": images.meta["root"], "lineage": [step["method"] for step in images.meta["lineage"]],
     }
+
+
+def describe(trained: dict) -> str:
+    """What `trained_on` says, for people."""
+    root = trained["root"]
+    split = f", split {root['split']}" if "split" in root else ""
+    made = "".join(f" + {method}" for method in trained["lineage"])
+    return f"{trained['shape'][0]} images of {root.get('data', trained['name'])}{split}{made}"
 
 
 def finish(run: Run, images: ImageSet, **meta) -> None:

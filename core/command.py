@@ -7,6 +7,7 @@ Exit status: 0 the artefact is on disk and verified, 1 a mistake explained in on
 """
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from core import config
+from core import config, distributed
 from core.config import TYPED
 from core.datasets import DataSettings, load
 from core.device import DeviceSettings
@@ -35,6 +36,7 @@ SMOKE_ROWS = 320
 SMOKE_DATA = {"data": "digits", "size": "32", "split": "train", "test": "null"}
 # Keys of one command alone.
 OWN_KEYS = {"checkpoint": "purify.py", "fraction": "-m poisons", "craft_on": "-m poisons"}
+SHARED = ("purify.py", "train_ddpm.py")         # what several processes can do together
 SHOWN_IF_SET = (*OWN_KEYS, "limit", "smoke")
 
 
@@ -90,6 +92,12 @@ class Request:
     def smoke(self) -> bool:
         return self.settings.smoke
 
+    @property
+    def trained_as(self) -> str | None:
+        """The method whose checkpoint a trained purifier applies: its own, or its CHECKPOINT."""
+        own = self.method if hasattr(self.module, "TrainConfig") else None
+        return getattr(self.module, "CHECKPOINT", own)
+
     def load_data(self) -> ImageSet:
         """The input set, cut to --limit."""
         images = load(self.data)
@@ -122,6 +130,8 @@ class Request:
 
 def parse(argv: list[str] | None, doc: str, room: str, program: str) -> Request:
     """Read a command line. Raises UserError for what is in it, SystemExit(2) for its form."""
+    if distributed.started() and program not in SHARED:
+        raise UserError(f"python {program} runs in one process: start it without torchrun")
     methods = list_methods(room)
     parser = argparse.ArgumentParser(
         prog=f"python {program}", description=doc,
@@ -278,8 +288,12 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
+        quiet = contextlib.nullcontext()
+        if distributed.started() and not distributed.world().leads:
+            quiet = contextlib.redirect_stdout(None)        # rank 0 prints the artefact's path
         try:
-            main(argv)
+            with quiet:
+                main(argv)
         except UserError as error:
             return fail(str(error))
         except KeyboardInterrupt:

@@ -50,6 +50,9 @@ def load(settings: DataSettings, key: str = "data") -> ImageSet:
     if not settings.data:
         raise UserError("no data: write data=cifar10, data=digits, or data=PATH of an ImageSet")
     source, split = settings.data, settings.split
+    if split == "test" and settings.test and source not in NAMED:
+        spec = test_spec(settings.test, settings.size)
+        return load(DataSettings(**spec, root=settings.root), "test")
     base = "test" if split == "test" else "train"
     if source in NAMED:
         whole = load_named(source, base, settings)
@@ -64,7 +67,7 @@ def load(settings: DataSettings, key: str = "data") -> ImageSet:
         raise UserError(f"{key}: '{source}' is neither a path nor a known data set"
                         + config.suggest(source, [*NAMED, "folder:PATH", "FILE.npz"]))
     if split == "test" and source not in NAMED:
-        raise UserError(f"split: {source} has no test split; name the test set as data")
+        raise UserError(f"split: {source} has no test split; name the test set with test=")
     return take(whole, split)
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from core import distributed
 from core.errors import UserError
 
 
@@ -94,6 +95,8 @@ def resolve(settings: DeviceSettings) -> Device:
     name = settings.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cuda" and distributed.started():
+            name = f"cuda:{distributed.local_rank()}"
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -1,7 +1,20 @@
-"""How far two sets of images are apart: PSNR and SSIM. Inputs are float (B, 3, H, W) in [0, 1]."""
+"""How far two sets of images are apart: PSNR and SSIM, of float (B, 3, H, W) in [0, 1], and LPIPS,
+of the same in [-1, 1]."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+
+from core.errors import UserError
+
+Net = Literal["alex", "vgg", "squeeze"]
+# LPIPS's trunk -> torchvision's name, smallest side that reaches its last layer
+TRUNKS = {"alex": ("alexnet", 31), "vgg": ("vgg16", 16), "squeeze": ("squeezenet1_1", 17)}
+SQUEEZE = Path(__file__).parent / "weights" / "squeezenet1_1.npz"   # torchvision's, as float16
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -35,3 +48,82 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     similarity = ((2 * mean_a * mean_b + c1) * (2 * covariance + c2)
                   / ((mean_a.square() + mean_b.square() + c1) * (variance_a + variance_b + c2)))
     return similarity.flatten(1).mean(1)
+
+
+def build_lpips(net: Net, weights: str | None, resize: int | None, shape: tuple[int, int],
+                device: torch.device | str = "cpu"
+                ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """LPIPS v0.1 of images of this (height, width): a differentiable function from two batches in
+    [-1, 1] to distances (B,). Zhang et al. 2018, package lpips.
+
+    `weights` is a file with the trunk's ImageNet weights (.npz, .safetensors or .pth, torchvision's
+    names); without it, squeeze has its own here and the others are downloaded. `resize` enlarges
+    images to that side first. Raises UserError if the images are too small, or without weights.
+    """
+    import lpips
+
+    smallest, side = TRUNKS[net][1], resize or min(shape)
+    if side < smallest:
+        raise UserError(f"lpips_net: {net} takes images of at least {smallest} pixels, not {side}: "
+                        f"set lpips_resize to {smallest} or more"
+                        + ("" if net == "squeeze" else ", or lpips_net=squeeze (17)"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")     # lpips builds its trunks the way torchvision used to
+        model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    load_trunk(model.net, net, weights)
+    model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+    def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if resize:
+            a, b = (F.interpolate(x, size=(resize, resize), mode="bilinear") for x in (a, b))
+        return model(a, b).flatten()
+
+    return distance
+
+
+def load_trunk(trunk: torch.nn.Module, net: Net, path: str | None) -> None:
+    """ImageNet weights into a trunk of the lpips package, whose names put a slice before the
+    layer's number in torchvision's `features`."""
+    if path is None and net == "squeeze":
+        path = str(SQUEEZE)
+    found = read_weights(Path(path)) if path else download(net)
+    wanted = {name: "features." + name.partition(".")[2] for name in trunk.state_dict()}
+    try:
+        trunk.load_state_dict({name: found[source].float() for name, source in wanted.items()})
+    except (KeyError, RuntimeError, AttributeError):
+        raise UserError(f"lpips_weights: {path} does not hold torchvision's {TRUNKS[net][0]} "
+                        "weights") from None
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict from .npz, .safetensors or .pth, without running a pickle."""
+    import numpy as np
+
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: torch.from_numpy(archive[name]) for name in archive}
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"lpips_weights: {path}: no such file") from None
+    except Exception:
+        raise UserError(f"lpips_weights: {path} is not a readable .npz, .safetensors or .pth of "
+                        "plain weights") from None
+
+
+def download(net: Net) -> dict[str, torch.Tensor]:
+    """torchvision's ImageNet weights, from its cache or the network."""
+    from torchvision.models import get_model_weights
+
+    weights = get_model_weights(TRUNKS[net][0]).DEFAULT
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError):
+        cache = Path(torch.hub.get_dir()) / "checkpoints"
+        raise UserError(f"lpips_net: {net} needs {weights.url}, which could not be downloaded: put "
+                        f"that file into {cache}, name it with lpips_weights=, or set "
+                        "lpips_net=squeeze, which needs none") from None

@@ -6,7 +6,7 @@ The commands build their runs from these, and tables address artefacts with them
 from collections.abc import Callable
 from pathlib import Path
 
-from core import config
+from core import config, files
 from core.command import Request
 from core.errors import UserError
 from core.imageset import ImageSet, read_any_meta
@@ -16,7 +16,10 @@ Resolve = Callable[[str], str]      # path of an artefact -> its fingerprint
 
 
 def fingerprint_at(path: str) -> str:
-    """Of a finished artefact of any kind. Raises UserError if there is none."""
+    """Of a finished artefact of any kind, or the SHA-256 of a file. Raises UserError if there is
+    none."""
+    if Path(path).is_file():
+        return files.sha256(Path(path))
     return read_any_meta(Path(path))["fingerprint"]
 
 
@@ -56,13 +59,15 @@ def record(request: Request, train: ImageSet, test: ImageSet, resolve: Resolve =
 def make(request: Request, kind: str, images: ImageSet, inputs: dict[str, str], method_config,
          seed: int | None = None, resolve: Resolve = fingerprint_at, extra: dict | None = None
          ) -> Job:
-    """A method's PATHS are keys that name artefacts: they count by content, not by place."""
+    """A method's PATHS are keys that name artefacts: they count by content, not by place. Where
+    null is allowed, it names none."""
     plain = config.plain(method_config)
     for key in getattr(request.module, "PATHS", ()):
-        path = plain.pop(key)
-        if not path:
+        path = plain.pop(key, None)
+        if path == "":
             raise UserError(f"{request.method}.{key}: name a folder")
-        inputs[key] = resolve(path)
+        if path:
+            inputs[key] = resolve(path)
     settings = {"smoke": True} if request.smoke else {}
     if request.limit is not None:
         settings["limit"] = request.limit

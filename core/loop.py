@@ -146,6 +146,8 @@ class Loop:
                                    for k, v in self._sums.items()}, refresh=False)
 
     def _save(self) -> None:
+        if not self.run.world.leads:            # every process holds the same state
+            return
         self.run.save_state(self.name, {
             "epoch": self.epoch, "step": self.step, "images": self.images,
             "timed": self.timed, "seconds": self.seconds, "means": self.means,

@@ -27,6 +27,7 @@ import torch
 
 from core import config, files, streams
 from core.device import DeviceSettings, resolve
+from core.distributed import local_rank, world
 from core.errors import UserError
 
 SAVE_SECONDS = 60.0     # at most this much work is lost to a kill -9
@@ -63,7 +64,8 @@ class Run:
     """A context manager around one job. Inside, `done` says that OUT is already there.
 
     Raises UserError if OUT holds other work (unless `force`, which moves it aside) or if another
-    process is making it (unless `wait`).
+    process is making it (unless `wait`). Under torchrun rank 0 does all of this, and the others
+    work in the folder that it opened.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Run:
         self.checkpoint = None          # the Checkpoint that a trained purifier applies
         self.interrupted = False
         self.settings = settings or {}
+        self.world = world()
         self._device_settings = device or DeviceSettings()
         self._force, self._wait = force, wait
         self._lock: int | None = None
@@ -95,6 +98,33 @@ class Run:
     # --- life cycle --------------------------------------------------------------------------
 
     def __enter__(self) -> "Run":
+        if self.world.size == 1:
+            return self._open()
+        opened = None
+        try:
+            if self.world.leads:
+                self._open()
+                device = None if self.done else config.plain(self.device.as_settings())
+                opened = {"done": self.done, "device": device}
+        finally:
+            opened = self.world.from_leader(opened)
+        if not self.world.leads:
+            self._follow(opened)
+        return self
+
+    def _follow(self, opened: dict | None) -> None:
+        """Join the folder that rank 0 opened; leave quietly if it could not: it says why."""
+        if opened is None:
+            raise SystemExit(1)
+        self.done = opened["done"]
+        if not self.done:
+            device = DeviceSettings(**opened["device"])
+            if device.device.startswith("cuda"):
+                device = dataclasses.replace(device, device=f"cuda:{local_rank()}")
+            self.device = resolve(device)
+            self._catch_signals()
+
+    def _open(self) -> "Run":
         if self._finished():
             self.done = True
             self.say(f"{self.out} is already done")
@@ -111,9 +141,9 @@ class Run:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        self._restore_signals()
         if self._lock is None:
             return
-        self._restore_signals()
         if isinstance(error, UserError) and not any((self.work / "state").glob("*.pt")):
             files.remove_tree(self.work)        # a mistake found before any work was done
         self._release()
@@ -256,6 +286,13 @@ class Run:
 
     def finish(self, meta: dict) -> None:
         """Commit: hash and sync every file of the artefact, write meta.json, rename to OUT."""
+        self.world.barrier()                    # the others have written what is theirs
+        if self.world.leads:
+            self._commit(meta)
+        self.world.barrier()
+        self.done = True
+
+    def _commit(self, meta: dict) -> None:
         digests = {}
         for path in sorted(self.work.iterdir()):
             if path.name not in UNHASHED and path.is_file() and path.suffix != ".tmp":
@@ -267,7 +304,6 @@ class Run:
             "device": self.device.describe(), "versions": versions(), "digests": digests,
         })
         self._tidy()
-        self.done = True
 
     def _tidy(self) -> None:
         files.unlink(self.work / "run.json")
@@ -309,6 +345,10 @@ class Run:
         """A NumPy Generator of its own for (seed, name, step)."""
         return streams.rng(self.seed, name, step)
 
+    def reseed(self, name: str, step: int) -> None:
+        """Seed torch's global generators, for layers that take no generator of their own."""
+        torch.manual_seed(streams.derive(self.seed, name, step))
+
     def initialisation(self, name: str):
         """`with run.initialisation("surrogate"):` seeds torch's default weight init."""
         return streams.initialisation(self.seed, name)
@@ -344,24 +384,33 @@ class Run:
 
     def sweep(self, name: str, rows: int, step: int, *files_to_sync: files.RowFile
               ) -> Iterator[tuple[int, int]]:
-        """Yield (start, stop) over `rows` in index order, from where an earlier process stopped.
+        """Yield (start, stop) over `rows` in slices of `step`, in order, without those that earlier
+        processes finished. Processes of one run share the slices and wait for each other at the
+        end.
 
         The rows of a slice count as done once the files that hold them are synced.
         """
-        state = self.load_state(name)
-        done = state["rows"] if state else 0
-        with self.progress(rows, name, initial=done) as bar:
-            while done < rows:
-                stop = min(done + step, rows)
-                yield done, stop
-                bar.update(stop - done)
-                done = stop
-                if self.save_due() or done == rows:
+        own = f"{name}@{self.world.rank}"
+        found = {path.stem: self.load_state(path.stem)["slices"]
+                 for path in (self.work / "state").glob(f"{name}@*.pt")}
+        done = set().union(*found.values())
+        mine = found.get(own, [])
+        self.world.barrier()                    # nobody writes before all have read
+        left = [number for number in range(-(-rows // step)) if number not in done]
+        left = left[self.world.rank :: self.world.size]
+        with self.progress(rows, name, initial=min(len(done) * step, rows)) as bar:
+            for at, number in enumerate(left, 1):
+                start, stop = number * step, min((number + 1) * step, rows)
+                yield start, stop
+                bar.update((stop - start) * self.world.size)
+                mine.append(number)
+                if self.save_due() or at == len(left):
                     for file in files_to_sync:
                         file.sync()
-                    self.save_state(name, {"rows": done})
-                    if done < rows:
+                    self.save_state(own, {"slices": mine})
+                    if at < len(left):
                         self.stop_if_interrupted()
+        self.world.barrier()
 
     def log(self, loop: str, at: int, **values: Any) -> None:
         """Append one line to log.jsonl: which loop, how far, and what was measured."""
@@ -370,7 +419,8 @@ class Run:
                 raise UserError(f"{loop}: {key} became {value} at {at}; lower the learning rate, "
                                 "or look at the data")
         line = json.dumps({"loop": loop, "at": at, **values})
-        files.append(self.work / "log.jsonl", line.encode() + b"\n")
+        if self.world.leads:
+            files.append(self.work / "log.jsonl", line.encode() + b"\n")
 
     def note(self, name: str, **values: Any) -> None:
         """A single log line outside any loop; a repeated run replaces it."""
@@ -380,7 +430,7 @@ class Run:
     def rewind_log(self, loop: str, at: int) -> None:
         """Drop the lines of a loop from `at` on: they will be written again."""
         path = self.work / "log.jsonl"
-        if not path.exists():
+        if not path.exists() or not self.world.leads:
             return
         lines = path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines
@@ -407,10 +457,11 @@ class Run:
     # --- talking to a person -----------------------------------------------------------------
 
     def say(self, text: str) -> None:
-        """A line on stderr, above a progress bar if there is one."""
+        """A line on stderr, above a progress bar if there is one; from rank 0 alone."""
         from tqdm import tqdm
 
-        tqdm.write(text, file=sys.stderr)
+        if self.world.leads:
+            tqdm.write(text, file=sys.stderr)
 
     def say_sometimes(self, text: str) -> None:
         """For a log file: what a progress bar would show, at most every ten seconds."""
@@ -422,8 +473,8 @@ class Run:
         """A tqdm bar with ETA; silent when stderr is not a terminal."""
         from tqdm import tqdm
 
-        return tqdm(total=total, initial=initial, desc=name, disable=None, leave=False,
-                    file=sys.stderr, dynamic_ncols=True)
+        return tqdm(total=total, initial=initial, desc=name, leave=False, file=sys.stderr,
+                    disable=None if self.world.leads else True, dynamic_ncols=True)
 
 
 def versions() -> dict[str, str]:

@@ -15,10 +15,11 @@ A step is one command with its YAML and the keys that this table changes:
       dvae.train.epochs: 20
     - purify: configs/purifiers/dvae.yaml
 
-`poison` starts from the clean set, the others from the set that the step before left; `data:` in a
-step names another. `purify` applies the checkpoint trained last. In values, {seed} is the cell's
-seed, {set} the folder of the current set, and `over: {x: [1, 2]}` beside `steps:` makes one row or
-column for each x, which its steps read as {x}. `only: [name, ...]` there leaves cells out.
+`poison` and `train_ddpm` start from the clean set, the others from the set that the step before
+left; `data:` and `split:` in a step name another. `purify` applies the checkpoint trained last. In
+values, {seed} is the cell's seed, {set} the folder of the current set, and `over: {x: [1, 2]}`
+beside `steps:` makes one row or column for each x, which its steps read as {x}. `only: [name, ...]`
+there leaves cells out.
 """
 
 import dataclasses
@@ -330,7 +331,7 @@ class Planner:
             job = jobs.poison(request, reads, resolve)
         elif step.command == "purify":
             trained = None
-            if hasattr(request.module, "TrainConfig"):
+            if request.trained_as:
                 if state.checkpoint is None:
                     raise UserError(f"{step.origin}: {request.method} is trained: a train step "
                                     "must come before")
@@ -358,7 +359,7 @@ class Planner:
         """The request that the step's line will be parsed to."""
         settings = {key: value for key, value in self.table.settings.items() if key in DEVICE_KEYS}
         clean = {key: value for key, value in self.table.settings.items() if key in DATA_KEYS}
-        if step.command == "poison" or state.set_by is None:
+        if step.command in ("poison", "train_ddpm") or state.set_by is None:
             settings |= clean
         else:
             settings |= {key: value for key, value in clean.items() if key in ("root", "test")}

@@ -13,6 +13,12 @@ for purifier in identity gray jpeg bdr; do
 done
 python purify.py configs/purifiers/dvae.yaml --smoke data="$out/lsp" checkpoint="$out/checkpoint" out="$out/dvae" \
   dvae.save_perturbation=true
+for prior in $(cd configs/purifiers; ls ddpm*.yaml); do
+  python train_ddpm.py configs/purifiers/$prior --smoke split=test out="$out/${prior%.yaml}-prior"
+done
+for purifier in ddpm avatar_released jcdp jcdp_released; do
+  python purify.py configs/purifiers/$purifier.yaml --smoke data="$out/lsp" checkpoint="$out/ddpm-prior" out="$out/$purifier"
+done
 python -m poisons configs/poisons/reuse.yaml --smoke data=digits size=32 reuse.source="$out/dvae" out="$out/reuse"
 for learner in $(ls configs/learners); do
   python evaluate.py configs/learners/$learner --smoke data="$out/dvae" out="$out/record-${learner%.yaml}"

@@ -1,7 +1,7 @@
 """The contract of design.md, for every module found in poisons/, purifiers/ and learners/.
 
 A module counts as random if its source draws from the run: `run.stream`, `run.rng`, `run.seed` or
-`run.initialisation`, itself or through the functions of core.training. Another seed must then give
+`run.initialisation`, itself or through core.training or ddpm.walk. Another seed must then give
 other bytes, and must not otherwise.
 """
 
@@ -19,6 +19,7 @@ from conftest import CONFIGS, ROOT, content, digest, run_command, succeed, write
 
 import evaluate
 import purify
+import train_ddpm
 import train_vae
 from core import config
 from core.command import list_methods, parse, smoke_node
@@ -28,7 +29,7 @@ from core.perturbation import check_bound, measure
 from core.training import Result
 from poisons.__main__ import main as poison_main
 
-RANDOM = re.compile(r"run\.(stream|rng|seed|initialisation)\b|train_classifier\(")
+RANDOM = re.compile(r"run\.(stream|rng|seed|initialisation)\b|train_classifier\(|ddpm\.walk\(")
 ROOMS = ("poisons", "purifiers", "learners")
 MODULES = [(room, name) for room in ROOMS for name in list_methods(room)]
 POISONS, PURIFIERS, LEARNERS = ([name for at, name in MODULES if at == room] for room in ROOMS)
@@ -90,12 +91,17 @@ CHECKPOINTS: dict[str, Path] = {}
 
 def checkpoint_of(name: str, clean: Path) -> list[str]:
     """`checkpoint=...` for a trained purifier (made once, with seed 0), nothing for another."""
-    if not hasattr(module_of("purifiers", name), "TrainConfig"):
+    module = module_of("purifiers", name)
+    trainer = getattr(module, "CHECKPOINT", name if hasattr(module, "TrainConfig") else None)
+    if trainer is None:
         return []
-    if name not in CHECKPOINTS:
-        CHECKPOINTS[name] = succeed(train_vae.main, f"method={name}", f"data={clean}",
-                                    f"out={clean.parent / name}", *smoke_keys("purifiers", name))
-    return [f"checkpoint={CHECKPOINTS[name]}"]
+    if trainer not in CHECKPOINTS:
+        module = module_of("purifiers", trainer)
+        main = train_vae.main if hasattr(module, "train_stage") else train_ddpm.main
+        keys = [key for key in smoke_keys("purifiers", trainer) if f"{trainer}.train." in key]
+        CHECKPOINTS[trainer] = succeed(main, f"method={trainer}", f"data={clean}",
+                                       f"out={clean.parent / trainer}", *keys)
+    return [f"checkpoint={CHECKPOINTS[trainer]}"]
 
 
 def purified_by(name: str, clean: Path, out: Path, *arguments) -> Path:

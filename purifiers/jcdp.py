@@ -1,0 +1,112 @@
+"""JCDP: diffusion purification held to the poisoned image by a joint condition.
+
+As DDPM purification in a few short passes, but every reverse step's mean is moved down a distance
+to the poisoned image noised to the same step: in pixels (MSE), in what a network perceives (LPIPS),
+or both. Source: Jiang et al., ACM MM 2023, algorithm 1 and equations 10-20, and code jiangw-0/
+LE_JCDP (JCDP notes, sections 3 and 4).
+
+Deviations: `strength` is that of one image: the released code's mean over its batch of 500 is
+1/500; x starts at step t_star - 1, where the first network call is (released: t_star); pixels are
+rounded (released: `rounding: floor`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from core.config import in_range
+from core.distance import Net, build_lpips
+from core.errors import UserError
+from core.imageset import ImageSet
+from core.run import Run
+from purifiers import ddpm, diffusion
+from purifiers.diffusion import Jump, Schedule
+
+VERSION = 1
+CHECKPOINT = "ddpm"             # whose checkpoints it applies
+PATHS = ("lpips_weights",)
+SMOKE = {"t_star": 2, "passes": 1, "threshold": 1, "lpips_net": "squeeze", "lpips_resize": 32}
+
+
+@dataclass(frozen=True)
+class Config(ddpm.Passes):
+    """Keys under `jcdp`, for purify.py."""
+
+    t_star: int = 20                # code
+    passes: int = 4                 # M; code
+    # joint: both distances at every step, the paper's equation 16; switch: MSE from `threshold`
+    # up, LPIPS below, the released code
+    mode: Literal["switch", "joint", "mse", "perceptual", "none"] = "switch"
+    threshold: int = 11             # "i > 10" in the released code
+    strength: float = 1.0           # lambda, per image; released: 1/500
+    target_noise: Literal["fresh", "shared", "none"] = "fresh"  # shared: the pass's own
+    lpips_net: Net = "alex"
+    lpips_weights: str | None = None    # the trunk's weights; null: torchvision's
+    lpips_resize: int | None = None     # side that images are enlarged to for the trunk
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range("strength", self.strength, at_least=0)
+        in_range("threshold", self.threshold, at_least=0)
+        if self.lpips_resize is not None:
+            in_range("lpips_resize", self.lpips_resize, at_least=1)
+
+    def terms(self, t: int) -> tuple[bool, bool]:
+        """Whether step t meets the squared error and the perceptual distance."""
+        if self.mode == "switch":
+            return t >= self.threshold, t < self.threshold
+        return self.mode in ("joint", "mse"), self.mode in ("joint", "perceptual")
+
+
+def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
+    """Noise and denoise every image `config.passes` times with the prior of `run.checkpoint`,
+    guided to stay near it."""
+
+    def guide_of(schedule: Schedule, steps: list[Jump]) -> ddpm.Guide | None:
+        if config.mode == "none" or config.strength == 0:
+            return None
+        check_strength(steps, poisoned, config)
+        perceptual = None
+        if any(config.terms(jump.t)[1] for jump in steps):
+            perceptual = build_lpips(config.lpips_net, config.lpips_weights, config.lpips_resize,
+                                     poisoned.image_shape, run.device.torch)
+        return make_guide(schedule, config, perceptual)
+
+    return ddpm.walk(poisoned, config, run, guide_of)
+
+
+def make_guide(schedule: Schedule, config: Config,
+               perceptual: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
+               ) -> ddpm.Guide:
+    """The shift of each step's mean, Sigma g, with g the gradient of the log-likelihoods of the
+    noised target (equations 14-20)."""
+
+    def guide(x: torch.Tensor, y: torch.Tensor, jump: Jump, draw: Callable) -> torch.Tensor:
+        if config.target_noise == "none":
+            target = schedule.abar[jump.t].sqrt().item() * y
+        else:
+            shared = config.target_noise == "shared"
+            noise = draw("forward") if shared else draw("target", jump.t)
+            target = schedule.noised(y, jump.t, noise)
+        by_pixels, by_perception = config.terms(jump.t)
+        shift = 0.0
+        if by_pixels:
+            shift = shift + diffusion.mse_shift(x, target, jump, config.strength)
+        if by_perception:
+            shift = shift + diffusion.distance_shift(x, target, jump, config.strength, perceptual)
+        return shift
+
+    return guide
+
+
+def check_strength(steps: list[Jump], images: ImageSet, config: Config) -> None:
+    """Raise UserError where a step would overshoot its target: kappa >= 1."""
+    elements = images.images[0].size
+    kappas = [diffusion.kappa(jump, config.strength, elements)
+              for jump in steps if config.terms(jump.t)[0]]
+    if kappas and max(kappas) >= 1:
+        largest = config.strength / max(kappas)
+        raise UserError(f"jcdp.strength: {config.strength:g} overshoots (kappa {max(kappas):.2f}); "
+                        f"with these steps it must be below {largest:.3g}")

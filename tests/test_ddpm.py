@@ -1,0 +1,380 @@
+"""train_ddpm.py and DDPM purification: against formulas retyped here, over kills and processes."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, content, new_run, run_command, succeed
+from safetensors.torch import load_file
+
+import purify
+import train_ddpm
+from core.imageset import ImageSet
+from models.unet import UNet
+from purifiers import ddpm
+
+TRAIN = ["method=ddpm", "ddpm.train.width=32", "ddpm.train.batch_size=16", "ddpm.train.steps=8",
+         "ddpm.train.multipliers=[1, 1]", "ddpm.train.blocks=1", "ddpm.train.attention=[8]",
+         "ddpm.train.sample_every=4", "ddpm.train.flip=false", "threads=1"]
+APPLY = ["method=ddpm", "ddpm.t_star=5", "threads=1"]
+
+
+@pytest.fixture(scope="module")
+def trained(few_path, tmp_path_factory):
+    return succeed(train_ddpm.main, *TRAIN, f"data={few_path}",
+                   f"out={tmp_path_factory.mktemp('ddpm') / 'trained'}")
+
+
+def process(*words: object, ranks: int = 0, **environment: str) -> subprocess.Popen:
+    """A command of its own, perhaps under torchrun. One thread: the same sums."""
+    start = [sys.executable]
+    if ranks:
+        start += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port",
+                  "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    return subprocess.Popen(
+        [*start, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment})
+
+
+# --- training --------------------------------------------------------------------------------
+
+
+def test_the_antithetic_steps():
+    generator = torch.Generator().manual_seed(0)
+    config = ddpm.TrainConfig(t_train_max=250)
+    t = ddpm.draw_steps(7, config, generator)
+    assert t.tolist()[4:] == [249 - step for step in t.tolist()[:3]]
+    many = ddpm.draw_steps(100_000, config, generator)
+    assert (many.min(), many.max()) == (0, 249)
+    counts = torch.bincount(many).float()
+    assert (counts / 400 - 1).abs().max() < 0.3
+    plain = ddpm.draw_steps(100_000, ddpm.TrainConfig(antithetic=False), generator)
+    assert (plain[:50_000] + plain[50_000:] != 999).any()
+
+
+@pytest.mark.parametrize(("steps", "kept"), [
+    (1_000, .90483289), (5_000, .6065155), (10_000, .36786105), (80_000, 3.3532846e-4)])
+def test_what_an_ema_keeps_of_its_start(steps, kept):
+    """JCDP notes, section 1.6: with a constant decay."""
+    config = ddpm.TrainConfig(ema_start="init")
+    left = math.prod(1 - ddpm.ema_weight(step, config) for step in range(steps))
+    assert left == pytest.approx(kept, rel=1e-6)
+
+
+def test_a_warm_ema_forgets_its_start():
+    """decay min(0.9999, (1 + n) / (10 + n)): after n steps a window of about n / 9."""
+    config = ddpm.TrainConfig()
+    assert ddpm.ema_weight(0, config) == pytest.approx(0.9)
+    assert ddpm.ema_weight(989, config) == pytest.approx(9 / 999)
+    assert ddpm.ema_weight(10**6, config) == pytest.approx(1e-4)
+    left = math.prod(1 - ddpm.ema_weight(step, config) for step in range(1000))
+    assert left < 1e-15
+
+
+@pytest.mark.parametrize("loss", ["mean", "sum"])
+def test_training_is_ho_et_als(few, tmp_path, loss):
+    """Two steps against a plain loop: noise at random steps, predict it, clip, Adam, EMA."""
+    config = ddpm.TrainConfig(
+        steps=2, batch_size=320, width=32, multipliers=(1, 1), blocks=1, attention=(), dropout=0.0,
+        flip=False, warmup_steps=4, loss=loss, ema_start="init", ema_decay=0.9, sample_every=0)
+    with new_run(tmp_path / "run") as run:
+        ddpm.train(few, config, run)
+        found = {part: load_file(run.work / f"{part}.safetensors") for part in ("model", "ema")}
+
+        model = ddpm.build_model(config, (16, 16), run)
+        ema = {name: p.detach().clone() for name, p in model.named_parameters()}
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
+        betas = np.linspace(1e-4, 0.02, 1000)
+        abar = torch.tensor(np.cumprod(1 - betas))
+        for number in range(2):
+            order = torch.randperm(320, generator=run.stream("ddpm/batches", number))
+            x0 = torch.from_numpy(few.images[order.numpy()]).permute(0, 3, 1, 2) / 127.5 - 1
+            generator = run.stream("ddpm/step", number)
+            t = torch.randint(1000, (161,), generator=generator)
+            t = torch.cat([t, 999 - t])[:320]
+            eps = torch.randn(320, 16, 16, 3, generator=generator).permute(0, 3, 1, 2)
+            a = abar[t].float()[:, None, None, None]
+            error = F.mse_loss(model(a.sqrt() * x0 + (1 - a).sqrt() * eps, t), eps)
+            optimizer.zero_grad()
+            (error * (768 if loss == "sum" else 1)).backward()
+            norm = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters()))
+            for p in model.parameters():
+                p.grad.mul_(min(1.0, 1.0 / norm))
+            optimizer.param_groups[0]["lr"] = 2e-4 * (number + 1) / 4
+            optimizer.step()
+            for name, p in model.named_parameters():
+                ema[name] = 0.9 * ema[name] + 0.1 * p.detach()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(found["model"][name], p.detach(), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(found["ema"][name], ema[name], atol=2e-5, rtol=1e-4)
+
+
+def test_only_the_small_steps_are_trained(few, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(UNet, "forward",
+                        lambda self, x, t: seen.append(t) or self.conv_in(x)[:, :3])
+    config = ddpm.TrainConfig(steps=4, batch_size=64, width=32, t_train_max=25, sample_every=0)
+    with new_run(tmp_path / "run") as run:
+        ddpm.train(few, config, run)
+    assert torch.cat(seen).max() < 25
+
+
+def test_what_a_checkpoint_tells(trained, few_path):
+    meta = json.loads((trained / "meta.json").read_text())
+    assert set(meta["digests"]) == {"model.safetensors", "ema.safetensors", "samples-0000004.png",
+                                    "samples-0000008.png"}
+    assert meta["trained_on"]["shape"] == [320, 16, 16, 3]
+    assert meta["trained_on"]["fingerprint"] == ImageSet.load(few_path).fingerprint
+    model, ema = (load_file(trained / f"{part}.safetensors") for part in ("model", "ema"))
+    assert any((model[name] != ema[name]).any() for name in model)
+
+
+def test_the_samples_are_pictures(trained):
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(trained / "samples-0000008.png"))
+    assert pixels.shape[2] == 3
+    assert pixels.shape[1] >= 8 * 16
+    assert pixels.std() > 5
+
+
+def test_fine_tuning_starts_from_a_checkpoint(trained, few_path, tmp_path):
+    """And says what that was trained on."""
+    keys = [*TRAIN, f"data={few_path}", f"ddpm.train.init_from={trained}", "ddpm.train.steps=1",
+            "ddpm.train.learning_rate=1e-9"]
+    source = {part: load_file(trained / f"{part}.safetensors") for part in ("model", "ema")}
+    for start, expected in (("source", "ema"), ("init", "model"), ("warmup", "model")):
+        out = succeed(train_ddpm.main, *keys, f"ddpm.train.ema_start={start}")
+        found = {part: load_file(out / f"{part}.safetensors") for part in ("model", "ema")}
+        for name in found["ema"]:
+            torch.testing.assert_close(found["model"][name], source["model"][name])
+            if start != "warmup":
+                torch.testing.assert_close(found["ema"][name], source[expected][name],
+                                           atol=1e-4, rtol=1e-4)
+        meta = json.loads((out / "meta.json").read_text())
+        assert meta["init_from"]["name"] == "few"
+        assert "init_from" not in meta["config"]        # it counts by content
+        purified = succeed(purify.main, *APPLY, f"data={few_path}", f"checkpoint={out}",
+                           f"out={tmp_path / start}")
+        assert purified.exists()
+    refused = run_command(train_ddpm.main, *TRAIN, f"data={few_path}",
+                          "ddpm.train.ema_start=source")
+    assert refused.error == ("ddpm.train.ema_start: source needs init_from, a checkpoint")
+
+
+@pytest.mark.slow
+def test_training_survives_kill_9(few_path, tmp_path):
+    """At five random moments: weights and EMA are those of an uninterrupted run."""
+    keys = ["train_ddpm.py", *TRAIN, "ddpm.train.steps=60", f"data={few_path}"]
+    keys[0] = ROOT / keys[0]
+    straight = process(*keys, f"out={tmp_path / 'straight'}")
+    assert straight.wait() == 0, straight.stderr.read()
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        running = process("-c", "import core.run, sys; core.run.SAVE_SECONDS = 0.2\n"
+                          "import train_ddpm; sys.argv[0] = 'train_ddpm.py'\n"
+                          "train_ddpm.main()", *keys[1:], f"out={tmp_path / 'killed'}")
+        time.sleep(rng.uniform(4, 9))
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+    last = process(*keys, f"out={tmp_path / 'killed'}")
+    assert last.wait() == 0, last.stderr.read()
+    assert content(tmp_path / "killed") == content(tmp_path / "straight")
+
+
+def test_training_resumes_bit_for_bit(trained, few_path, tmp_path, monkeypatch):
+    """Stopped after 5 of 8 steps, in the middle of an epoch."""
+    original, count = ddpm.update_ema, []
+
+    def dying(ema, model, weight):
+        original(ema, model, weight)
+        count.append(1)
+        if len(count) == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ddpm, "update_ema", dying)
+    monkeypatch.setattr("core.run.SAVE_SECONDS", 0.0)
+    out = f"out={tmp_path / 'again'}"
+    assert run_command(train_ddpm.main, *TRAIN, f"data={few_path}", out).status == 130
+    monkeypatch.setattr(ddpm, "update_ema", original)
+    resumed = run_command(train_ddpm.main, *TRAIN, f"data={few_path}", out)
+    assert "resuming" in resumed.stderr
+    assert content(resumed.path) == content(trained)
+    assert (resumed.path / "samples-0000008.png").read_bytes() == \
+        (trained / "samples-0000008.png").read_bytes()
+
+
+@pytest.mark.parametrize(("steps", "message"), [
+    (["ddpm.train.width=48"], "multiple of 32"),
+    (["ddpm.train.multipliers=[]"], "one positive factor"),
+    (["ddpm.train.t_train_max=1001"], "at most 1000"),
+    (["ddpm.train.multipliers=[1, 2, 2, 2, 2, 2]"], "multiple of 32, not 16x16"),
+    (["ddpm.train.batch_size=500"], "too few for a batch of 500"),
+])
+def test_bad_training_keys(few_path, steps, message):
+    outcome = run_command(train_ddpm.main, *TRAIN, f"data={few_path}", *steps)
+    assert outcome.status == 1
+    assert message in outcome.error
+
+
+# --- purification ----------------------------------------------------------------------------
+
+
+def test_purification_is_a_plain_loop(trained, few, few_path):
+    """Noise to step 4, five posterior draws, rounding: retyped with the weights alone."""
+    out = succeed(purify.main, *APPLY, f"data={few_path}", f"checkpoint={trained}")
+    model = UNet(32, (1, 1), 1, (8,), 16)
+    model.load_state_dict(load_file(trained / "ema.safetensors"))
+    model.eval()
+    betas = np.linspace(1e-4, 0.02, 1000)
+    abar = np.cumprod(1 - betas)
+
+    def noise(kind, block):
+        import hashlib
+
+        seed = hashlib.sha256(f"0/pass0/{kind}/{block}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1)
+        return torch.randn(256, 16, 16, 3, generator=generator).permute(0, 3, 1, 2)
+
+    for block, rows in ((0, slice(0, 256)), (1, slice(256, 320))):
+        x = torch.from_numpy(few.images[rows]).permute(0, 3, 1, 2) / 127.5 - 1
+        count = len(x)
+        x = math.sqrt(abar[4]) * x + math.sqrt(1 - abar[4]) * noise("forward0", block)[:count]
+        with torch.no_grad():
+            for t in (4, 3, 2, 1, 0):
+                before = abar[t - 1] if t else 1.0
+                eps = model(x, torch.full((count,), t))
+                x0 = ((x - math.sqrt(1 - abar[t]) * eps) / math.sqrt(abar[t])).clamp(-1, 1)
+                x = (math.sqrt(before) * betas[t] / (1 - abar[t]) * x0
+                     + math.sqrt(1 - betas[t]) * (1 - before) / (1 - abar[t]) * x)
+                if t:
+                    x = x + math.sqrt(betas[t]) * noise(f"sample{t}", block)[:count]
+        expected = ((x + 1) * 127.5).clamp(0, 255).round().permute(0, 2, 3, 1).numpy()
+        found = np.load(out / "images.npy")[rows]
+        assert np.abs(found - expected).max() <= 1
+        assert (found != expected).mean() < 1e-3
+
+
+def test_the_batch_changes_next_to_nothing(trained, few_path, tmp_path):
+    sets = [np.load(succeed(purify.main, *APPLY, f"data={few_path}", f"checkpoint={trained}",
+                            f"ddpm.batch_size={size}", f"out={tmp_path / str(size)}")
+                    / "images.npy").astype(int) for size in (64, 100, 320)]
+    for other in sets[1:]:
+        assert np.abs(sets[0] - other).max() <= 1
+        assert (sets[0] != other).mean() < 1e-3
+
+
+@pytest.mark.parametrize("sampler", ["subsampled", "ddim", "euler_maruyama"])
+def test_samplers(trained, few_path, sampler, monkeypatch):
+    """Each asks the network as often as it says."""
+    calls, original = [], UNet.forward
+    monkeypatch.setattr(UNet, "forward", lambda self, x, t: calls.append(t) or original(self, x, t))
+    out = succeed(purify.main, *APPLY, f"data={few_path}", f"checkpoint={trained}", "--limit",
+                  "64", f"ddpm.sampler={sampler}", "ddpm.evaluations=2")
+    asked = [round(t.item(), 3) for t in calls]
+    assert asked == {"subsampled": [4, 2], "ddim": [4, 2],
+                     "euler_maruyama": [4.995, 3.996, 2.997, 1.998, 0.999]}[sampler]
+    assert not np.array_equal(np.load(out / "images.npy"), np.load(few_path / "images.npy")[:64])
+
+
+def test_released_cast_wraps():
+    pixels = torch.tensor([1.004, 1.01, -0.004, -0.01, 0.5, 1.0])
+    assert ddpm.wrapped(pixels).mul(255).round().tolist() == [0, 1, 255, 254, 127, 255]
+
+
+@pytest.mark.parametrize(("keys", "message"), [
+    (["ddpm.t_star=0"], "ddpm.t_star: 0 is out of range: it must be at least 1"),
+    (["ddpm.t_star=2000"], "ddpm.t_star: 2000 steps, but"),
+    (["ddpm.sampler=subsampled", "ddpm.evaluations=9"], "9 are more than the 5 steps"),
+])
+def test_bad_purification_keys(trained, few_path, keys, message):
+    outcome = run_command(purify.main, *APPLY, f"data={few_path}", f"checkpoint={trained}", *keys)
+    assert outcome.status == 1
+    assert message in outcome.error
+
+
+def test_a_prior_of_few_steps_refuses_more(few_path):
+    short = succeed(train_ddpm.main, *TRAIN, f"data={few_path}", "ddpm.train.t_train_max=8",
+                    "ddpm.train.sample_every=0")
+    for keys in (["ddpm.t_star=9"], ["ddpm.t_star=8", "ddpm.start_index=8"]):
+        outcome = run_command(purify.main, *APPLY, f"data={few_path}", f"checkpoint={short}", *keys)
+        assert outcome.error == (f"ddpm.t_star: 9 steps, but {short} was trained on the first 8 "
+                                 "only")
+
+
+def test_non_finite_pixels_name_step_and_row(trained, few_path, monkeypatch):
+    original, calls = UNet.forward, []
+
+    def breaking(self, x, t):
+        eps = original(self, x, t)
+        calls.append(t)
+        if len(calls) == 8:             # second slice, third step: t = 2
+            eps[17] = float("nan")
+        return eps
+
+    monkeypatch.setattr(UNet, "forward", breaking)
+    outcome = run_command(purify.main, *APPLY, f"data={few_path}", f"checkpoint={trained}")
+    assert "row 273 has non-finite pixels after step 2 of pass 1" in outcome.error
+
+
+def test_a_clean_set_is_noted(trained, few_path):
+    outcome = run_command(purify.main, *APPLY, f"data={few_path}", f"checkpoint={trained}",
+                          "--limit", "8")
+    assert "note: few is not poisoned (lineage: none)" in outcome.stderr
+    assert f"note: {trained} was trained on the clean originals of these images" in outcome.stderr
+
+
+# --- several processes -----------------------------------------------------------------------
+
+
+def test_processes_share_purification(trained, few_path, tmp_path):
+    """Two processes, one of which is killed; then two, then one: the bytes of one."""
+    line = [ROOT / "purify.py", *APPLY, "ddpm.batch_size=64", f"data={few_path}",
+            f"checkpoint={trained}"]
+    alone = succeed(purify.main, *line[1:], f"out={tmp_path / 'alone'}")
+
+    dying = process("-m", "tests.dying_rank", *line[1:], f"out={tmp_path / 'shared'}", ranks=2,
+                    PYTHONPATH=str(ROOT))
+    started = time.monotonic()
+    dying.communicate(timeout=120)
+    assert dying.returncode != 0
+    assert time.monotonic() - started < 60
+    assert (tmp_path / "shared.partial").exists()
+
+    again = process(*line, f"out={tmp_path / 'shared'}", ranks=2)
+    stdout, stderr = again.communicate(timeout=120)
+    assert again.returncode == 0, stderr
+    assert stdout.split() == [str(tmp_path / "shared")]
+    assert "resuming" in stderr
+    assert content(tmp_path / "shared") == content(alone)
+
+
+def test_processes_share_training(trained, few_path, tmp_path):
+    """The same global batches: the same losses up to rounding."""
+    both = process(ROOT / "train_ddpm.py", *TRAIN, f"data={few_path}", f"out={tmp_path / 'both'}",
+                   "ddpm.train.dropout=0", ranks=2)
+    alone = succeed(train_ddpm.main, *TRAIN, f"data={few_path}", f"out={tmp_path / 'alone'}",
+                    "ddpm.train.dropout=0")
+    _, stderr = both.communicate(timeout=120)
+    assert both.returncode == 0, stderr
+    for part in ("model", "ema"):
+        one, two = (load_file(tmp_path / out / f"{part}.safetensors") for out in ("alone", "both"))
+        for name in one:
+            torch.testing.assert_close(one[name], two[name], atol=2e-4, rtol=1e-3)
+    assert alone == tmp_path / "alone"
+
+
+def test_other_commands_refuse_torchrun(monkeypatch):
+    import evaluate
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    outcome = run_command(evaluate.main, "method=standard", "data=digits")
+    assert outcome.error == "python evaluate.py runs in one process: start it without torchrun"

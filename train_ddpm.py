@@ -1,0 +1,38 @@
+"""Train a DDPM, the prior of AVATAR and JCDP, on images that nobody poisoned.
+
+    python train_ddpm.py configs/purifiers/ddpm.yaml data=cifar10 split=test
+    torchrun --nproc_per_node 8 train_ddpm.py configs/purifiers/ddpm.yaml data=cifar10 split=test
+
+Which images it saw is in the checkpoint and in every record after it: never train on the clean
+originals of the set to purify (split=test, split=reference, or another data set). Several processes
+share the same global batch. Prints the checkpoint's folder to stdout.
+"""
+
+import sys
+
+from core import checkpoint, datasets, jobs
+from core.command import command, parse
+from core.errors import UserError
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    request = parse(argv, __doc__, "purifiers", "train_ddpm.py")
+    method, config = request.module, request.train_config
+    if config is None or hasattr(method, "train_stage"):
+        raise UserError(f"method: {request.method} is no DDPM and is not trained by this script")
+    images = request.load_data()
+    run = request.open(jobs.train(request, images), section={"train": config})
+    if request.plan(run, {"training images": f"{len(images)} {datasets.describe(images)}"}):
+        return
+    with run:
+        if not run.done:
+            run.say(f"training on {checkpoint.describe(checkpoint.trained_on(images))}")
+            source = method.train(images, config, run)
+            checkpoint.finish(run, images, **({"init_from": source} if source else {}))
+    checkpoint.Checkpoint.load(run.out)
+    print(run.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
