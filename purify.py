@@ -61,12 +61,13 @@ def find_checkpoint(request: Request, poisoned: ImageSet) -> Checkpoint | None:
                         "train_ddpm.py and name its folder with checkpoint=")
     checkpoint = Checkpoint.load(given)
     checkpoint.check_fits(poisoned, trainer, classes=needs_labels(request))
-    saw, root = checkpoint.meta["trained_on"], poisoned.meta["root"]
-    if not saw["lineage"] and saw["root"] == root:
+    saw = checkpoint.meta["trained_on"]
+    if hasattr(request.module, "train_stage"):          # learns from the poisoned set itself
+        if saw["fingerprint"] != poisoned.fingerprint:
+            note(f"{given} was trained on {describe(saw)}, another set than this one")
+    elif not saw["lineage"] and saw["root"] == poisoned.meta["root"]:
         note(f"{given} was trained on the clean originals of these images ({describe(saw)}): fair "
              "for AVATAR only")
-    elif saw["lineage"] and saw["fingerprint"] != poisoned.fingerprint:
-        note(f"{given} was trained on {describe(saw)}, another set than this one")
     return checkpoint
 
 

@@ -2,6 +2,8 @@
 
     cifar10, cifar100, svhn     torchvision, downloaded into `root`
     digits                      scikit-learn's 1,797 handwritten digits, no download; size 16 or 32
+    photos                      520 tiles of scikit-learn's two photographs, no download: another
+                                distribution for a small diffusion model; size 16 or 32
     folder:PATH                 one folder of images per class, resized to `size`
     FILE.npz                    arrays `images` uint8 (N, H, W, 3) and `labels`
     PATH                        an ImageSet folder
@@ -27,7 +29,8 @@ TORCHVISION = {
     "cifar100": ("CIFAR100", "the folder cifar-100-python or cifar-100-python.tar.gz"),
     "svhn": ("SVHN", "train_32x32.mat and test_32x32.mat"),
 }
-NAMED = (*TORCHVISION, "digits")
+EMBEDDED = ("digits", "photos")
+NAMED = (*TORCHVISION, *EMBEDDED)
 DIGITS_TEST = 360               # of 1,797; the rest, 1,437, is for training
 REFERENCE_SHARE = 0.2
 MOST_CLASSES = 100_000          # in an .npz, whose labels say how many there are
@@ -39,7 +42,7 @@ class DataSettings:
 
     data: str | None = None
     split: str = "train"
-    size: int | None = None             # side in pixels, for digits and folders
+    size: int | None = None             # side in pixels, for digits, photos and folders
     test: str | None = None             # a test set, where `data` has none of its own
     root: str = "data"                  # where torchvision looks and downloads to
 
@@ -108,10 +111,12 @@ def describe(images: ImageSet) -> str:
 
 def load_named(source: str, split: str, settings: DataSettings) -> ImageSet:
     """The train or test split of one of NAMED."""
-    if source == "digits":
+    if source in EMBEDDED:
         size = 16 if settings.size is None else settings.size
-        images, labels = digits(split, size)
-        classes, spec = [str(i) for i in range(10)], {"data": "digits", "size": size}
+        if size not in (16, 32):
+            raise UserError(f"size: {source} come in 16 or 32 pixels, not {size}")
+        images, labels, classes = (digits if source == "digits" else photos)(split, size)
+        spec = {"data": source, "size": size}
     else:
         reject_size(settings)
         images, labels, classes = from_torchvision(source, split, Path(settings.root))
@@ -142,10 +147,8 @@ def from_torchvision(source: str, split: str, root: Path):
     return found.data, np.array(found.targets, np.int64), list(found.classes)
 
 
-def digits(split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+def digits(split: str, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """scikit-learn's 8x8 digits, bilinear to `size`, grey copied to 3 channels."""
-    if size not in (16, 32):
-        raise UserError(f"size: digits come in 16 or 32 pixels, not {size}")
     import torch
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -158,7 +161,22 @@ def digits(split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     train, test = train_test_split(np.arange(len(labels)), test_size=DIGITS_TEST,
                                    stratify=labels, random_state=0)
     rows = np.sort(train if split == "train" else test)
-    return images[rows], labels[rows]
+    return images[rows], labels[rows], [str(i) for i in range(10)]
+
+
+def photos(split: str, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Tiles of 32x32 from scikit-learn's photographs of 427x640, labelled by photograph; for size
+    16 their means of 2x2. Every fifth tile is for testing."""
+    from sklearn.datasets import load_sample_images
+
+    tiles = [photo[:416].reshape(13, 32, 20, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
+             for photo in load_sample_images().images]
+    images, labels = np.concatenate(tiles), np.repeat(np.arange(2, dtype=np.int64), 260)
+    if size == 16:
+        means = images.reshape(-1, 16, 2, 16, 2, 3).mean((2, 4))
+        images = np.round(means).astype(np.uint8)
+    rows = np.flatnonzero((np.arange(len(images)) % 5 == 4) == (split == "test"))
+    return images[rows], labels[rows], ["china", "flower"]
 
 
 def load_folder(path: Path, settings: DataSettings) -> ImageSet:
@@ -242,7 +260,7 @@ def load_npz(path: Path, settings: DataSettings) -> ImageSet:
 def test_spec(test: str, size: int | None) -> dict:
     """How to load a test set again later."""
     if test in NAMED:
-        return {"data": test, "split": "test", **({"size": size or 16} if test == "digits" else {})}
+        return {"data": test, "split": "test", **({"size": size or 16} if test in EMBEDDED else {})}
     if test.startswith("folder:"):
         return {"data": f"folder:{place(Path(test.removeprefix('folder:')))}", "size": size}
     return {"data": place(Path(test))}
@@ -257,8 +275,8 @@ def place(path: Path) -> str:
 
 def reject_size(settings: DataSettings) -> None:
     if settings.size is not None:
-        raise UserError(f"size: {settings.data} has a size of its own; size= is for digits and "
-                        "folder:PATH")
+        raise UserError(f"size: {settings.data} has a size of its own; size= is for digits, "
+                        "photos and folder:PATH")
 
 
 # --- splits ----------------------------------------------------------------------------------

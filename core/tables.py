@@ -17,9 +17,10 @@ A step is one command with its YAML and the keys that this table changes:
 
 `poison` and `train_ddpm` start from the clean set, the others from the set that the step before
 left; `data:` and `split:` in a step name another. `purify` applies the checkpoint trained last. In
-values, {seed} is the cell's seed, {set} the folder of the current set, and `over: {x: [1, 2]}`
-beside `steps:` makes one row or column for each x, which its steps read as {x}. `only: [name, ...]`
-there leaves cells out.
+values, {seed} is the cell's seed, {set} the folder of the current set, {checkpoint} that of the
+checkpoint trained last, and `over: {x: [1, 2]}` beside `steps:` makes one row or column for each x,
+which its steps read as {x}. `only: [name, ...]` there leaves cells out, `reported:` names what the
+published numbers are filed under.
 """
 
 import dataclasses
@@ -63,15 +64,18 @@ class Step:
 
     def fill(self, variables: dict[str, str]) -> "Step":
         """With {name}s replaced. Raises UserError for an unknown one."""
-        settings = {}
-        for key, value in self.settings.items():
-            for name in re.findall(r"\{(\w+)\}", value):
-                if name not in variables:
-                    raise UserError(f"{self.origin}: {key}: there is no {{{name}}} here; known: "
-                                    + ", ".join(f"{{{known}}}" for known in variables))
-                value = value.replace(f"{{{name}}}", variables[name])
-            settings[key] = value
-        return dataclasses.replace(self, settings=settings)
+        return dataclasses.replace(self, settings={
+            key: fill(value, variables, f"{self.origin}: {key}")
+            for key, value in self.settings.items()})
+
+
+def fill(text: str, variables: dict[str, str], where: str) -> str:
+    for name in re.findall(r"\{(\w+)\}", text):
+        if name not in variables:
+            raise UserError(f"{where}: there is no {{{name}}} here; known: "
+                            + ", ".join(f"{{{known}}}" for known in variables))
+        text = text.replace(f"{{{name}}}", variables[name])
+    return text
 
 
 @dataclass(frozen=True)
@@ -156,14 +160,14 @@ class Cell:
 LINE_KEYS = ("steps", "over", "reported", "only")
 KEYS = ("title", "dataset", "source", "seeds", "settings", "rows", "columns", "derived", "evaluate",
         "quick")
-QUICK_KEYS = ("yamls", "with", "over")      # of --quick only
+QUICK_KEYS = ("yamls", "sets", "with", "over")      # of --quick only
 
 
 def read(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> Table:
     """Read a table YAML. With `quick`, configs/tables/quick.yaml and the table's own `quick:`
     section replace its keys and (`over: {x: [1]}`) the values of its `over`, and every step takes
-    the small YAML in the place of its own. `overrides` are key=value for every command. Raises
-    UserError that names file and line."""
+    the small YAML and data set in the place of its own. `overrides` are key=value for every
+    command. Raises UserError that names file and line."""
     tree = config.read([path])
     extra = section(tree.value, "quick")
     tree.value.pop("quick", None)
@@ -216,7 +220,11 @@ def quicken(step: Step, small: dict[str, Node]) -> Step:
     swaps, extra = section(small, "yamls"), section(small, "with").get(step.command)
     yamls = tuple(config.text(swaps[yaml]) if yaml in swaps else yaml for yaml in step.yamls)
     settings = {key: config.text(node) for key, node in extra.value.items()} if extra else {}
-    return dataclasses.replace(step, yamls=yamls, settings=settings | step.settings)
+    settings |= step.settings
+    sets = section(small, "sets")
+    if settings.get("data") in sets:
+        settings["data"] = config.text(sets[settings["data"]])
+    return dataclasses.replace(step, yamls=yamls, settings=settings)
 
 
 def section(tree: dict[str, Node], key: str) -> dict[str, Node]:
@@ -250,7 +258,8 @@ def read_lines(nodes: dict[str, Node], small: dict[str, Node]) -> tuple[Line, ..
         for chosen in itertools.product(*values):
             variables = dict(chosen)
             label = " ".join([name, *(f"{key}={value}" for key, value in chosen)])
-            lines.append(Line(label, found, variables, reported, only))
+            lines.append(Line(label, found, variables, fill(reported, variables, node.origin),
+                              only))
     return tuple(lines)
 
 
@@ -413,7 +422,8 @@ class State:
 
     def variables(self, line: Line) -> dict[str, str]:
         """What a step of the line may write in braces."""
-        current = {"set": str(self.set_by.out)} if self.set_by else {}
+        made = {"set": self.set_by, "checkpoint": self.checkpoint}
+        current = {name: str(artefact.out) for name, artefact in made.items() if artefact}
         return {"seed": str(self.seed), **current, **line.variables}
 
 

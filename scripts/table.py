@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import yaml
 
 from core import records, tables
+from core.checkpoint import describe
 from core.command import command
 
 REPORTED = Path("configs/tables/reported.yaml")
@@ -91,8 +92,7 @@ def collect(table: tables.Table) -> list[Entry]:
 
 def entry(table: tables.Table, row: tables.Line, column: tables.Line, found: list[dict],
           published: list[dict]) -> Entry:
-    trained_on = {f"{on['name']}{''.join(' > ' + step for step in on['lineage'])}"
-                  for record in found for on in record["purifier_trained_on"]}
+    trained_on = {describe(on) for record in found for on in record["purifier_trained_on"]}
     return Entry(
         row.name, column.name, [100 * record["accuracy_last"] for record in found],
         statistics.mean(record["seconds"] for record in found) if found else None,
@@ -103,11 +103,16 @@ def facts_of(table: tables.Table, attack: str, defence: str, published: list[dic
              ) -> tuple[dict | None, list[dict]]:
     """The paper's number (from the table's source first) and those of others, for ResNet-18."""
     facts = [fact for fact in published
-             if (fact["dataset"], fact["attack"], fact["defence"], fact["arch"])
+             if (fact["dataset"], fact["attack"], name_of(fact), fact["arch"])
              == (table.dataset, attack, defence, "resnet18") and "eval" not in fact]
     own = [fact for fact in facts if fact["kind"] == "paper"]
     own.sort(key=lambda fact: fact["source"] != table.source)
     return own[0] if own else None, [fact for fact in facts if fact["kind"] != "paper"]
+
+
+def name_of(fact: dict) -> str:
+    """The defence, with its diffusion model's training where that is part of the experiment."""
+    return ", ".join(fact[key] for key in ("defence", "prior") if key in fact)
 
 
 # --- lines -----------------------------------------------------------------------------------

@@ -345,7 +345,7 @@ def test_another_set_of_the_same_shape_is_purified_with_a_note(tmp_path, few, ch
     other = write_imageset(tmp_path / "other", 255 - few.images, few.labels)
     outcome = dvae(other, f"checkpoint={checkpoint}")
     assert outcome.status == 0
-    assert "was trained on few, another set" in outcome.stderr
+    assert "was trained on 320 images of digits, another set" in outcome.stderr
 
 
 def damaged(checkpoint: Path, where: Path, change) -> Path:
