@@ -1,4 +1,5 @@
-"""What a table's cells measured beside the accuracy: PSNR, the KLD that a VAE reached, curves.
+"""What a table's cells measured beside the accuracy: PSNR and LPIPS, the KLD that a VAE reached,
+curves.
 
 Figures draw these. The cells' records, sets and checkpoints must be there (`tables.wanted`).
 """
@@ -10,12 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from core import records, tables
+from core import config, records, tables
 from core.datasets import DataSettings, load
+from core.distance import build_lpips
 from core.errors import UserError
-from core.imageset import ImageSet
+from core.imageset import SLICE_ROWS, ImageSet
 from core.perturbation import measure
+
+LPIPS_ROWS = 2048               # images of a set that its mean LPIPS is over
 
 
 def clean_of(poisoned: ImageSet, root: str) -> ImageSet:
@@ -56,20 +61,30 @@ class Point:
     psnr_poisoned: float | None     # dB to what the purifier was given; None: not purified
     psnr_clean: float | None        # None: the clean set itself
     kld: float | None               # that the VAE reached in its last epoch, nats a position
+    lpips_clean: float | None = None    # mean over images, SqueezeNet; where asked for
 
     @property
     def accuracy(self) -> float:
         return statistics.mean(self.accuracies)
 
+    @property
+    def strength(self) -> float:
+        """The value of `over`, where it is a number."""
+        number = config.read_number(self.value)
+        if number is None:
+            raise UserError(f"column {self.family}: '{self.value}' is no number to plot against")
+        return float(number)
 
-def points(table: tables.Table, cells: list[tables.Cell]) -> list[Point]:
-    """Every cell's numbers, in the table's order."""
+
+def points(table: tables.Table, cells: list[tables.Cell], *, perceptual: bool = False
+           ) -> list[Point]:
+    """Every cell's numbers, in the table's order; LPIPS where `perceptual`."""
     clean: dict[str, ImageSet] = {}         # by root
 
-    def distances(chain: list[tables.Artefact]) -> tuple[float | None, float | None]:
-        """PSNR to the poisoned and to the clean set."""
+    def distances(chain: list[tables.Artefact]) -> tuple[float | None, ...]:
+        """PSNR to the poisoned and to the clean set, LPIPS to the clean set."""
         if not chain:
-            return None, None
+            return None, None, None
         final = ImageSet.load(chain[-1].out)
         key = json.dumps(final.meta["root"])
         if key not in clean:
@@ -77,20 +92,36 @@ def points(table: tables.Table, cells: list[tables.Cell]) -> list[Point]:
         poisons = [made for made in chain if made.job.kind == "poisons"]
         given = ImageSet.load(poisons[-1].out) if poisons else clean[key]
         return (measure(given, final).psnr if chain[-1] not in poisons else None,
-                measure(clean[key], final).psnr)
+                measure(clean[key], final).psnr,
+                mean_lpips(clean[key], final) if perceptual else None)
 
     found = []
     for group in records_of(cells).values():
         row, column = group[0][0].row, group[0][0].column
         chains = [sets_of(cell.record) for cell, _ in group]
-        psnrs = [distances(chain) for chain in chains]
+        apart = [distances(chain) for chain in chains]
         klds = [kld_reached(need.out) for chain in chains if chain for need in chain[-1].needs
                 if need.job.kind == "checkpoints"]
+        *to_given, lpips = (mean(values) for values in zip(*apart, strict=True))
         found.append(Point(
             row.name, column.family, " ".join(column.variables.values()),
-            [100 * record["accuracy_last"] for _, record in group],
-            *(mean(values) for values in zip(*psnrs, strict=True)), mean(klds)))
+            [100 * record["accuracy_last"] for _, record in group], *to_given, mean(klds), lpips))
     return found
+
+
+def mean_lpips(a: ImageSet, b: ImageSet) -> float:
+    """LPIPS through SqueezeNet, small images enlarged to 32 pixels, over the first LPIPS_ROWS."""
+    distance = build_lpips("squeeze", None, 32 if min(a.image_shape) < 32 else None, a.image_shape)
+
+    def network_range(images: ImageSet, rows: slice) -> torch.Tensor:
+        return torch.from_numpy(np.array(images.images[rows])).permute(0, 3, 1, 2) / 127.5 - 1
+
+    total, count = 0.0, min(len(a), LPIPS_ROWS)
+    with torch.no_grad():
+        for start in range(0, count, SLICE_ROWS):
+            rows = slice(start, min(start + SLICE_ROWS, count))
+            total += distance(network_range(a, rows), network_range(b, rows)).sum().item()
+    return total / count
 
 
 def kld_reached(checkpoint: Path) -> float | None:

@@ -88,6 +88,7 @@ class Run:
         self.checkpoint = None          # the Checkpoint that a trained purifier applies
         self.interrupted = False
         self.settings = settings or {}
+        self.seconds = 0.0              # spent in sweeps by this process and those before it
         self.world = world()
         self._device_settings = device or DeviceSettings()
         self._force, self._wait = force, wait
@@ -279,6 +280,7 @@ class Run:
             "method": self.job.method, "preset": self.job.preset, "version": self.job.version,
             "seed": self.seed, "config": self.job.config, "settings": self.job.settings,
             "fingerprint": self.job.fingerprint, "inputs": self.job.inputs,
+            "seconds": round(self.seconds, 3),
         }
         if self.checkpoint is not None:
             entry["trained_on"] = self.checkpoint.meta["trained_on"]
@@ -391,10 +393,11 @@ class Run:
         The rows of a slice count as done once the files that hold them are synced.
         """
         own = f"{name}@{self.world.rank}"
-        found = {path.stem: self.load_state(path.stem)["slices"]
+        found = {path.stem: self.load_state(path.stem)
                  for path in (self.work / "state").glob(f"{name}@*.pt")}
-        done = set().union(*found.values())
-        mine = found.get(own, [])
+        done = {number for state in found.values() for number in state["slices"]}
+        mine = found.get(own, {"slices": [], "seconds": 0.0})
+        before, started = mine["seconds"], time.perf_counter()
         self.world.barrier()                    # nobody writes before all have read
         left = [number for number in range(-(-rows // step)) if number not in done]
         left = left[self.world.rank :: self.world.size]
@@ -403,13 +406,15 @@ class Run:
                 start, stop = number * step, min((number + 1) * step, rows)
                 yield start, stop
                 bar.update((stop - start) * self.world.size)
-                mine.append(number)
+                mine["slices"].append(number)
+                mine["seconds"] = before + time.perf_counter() - started
                 if self.save_due() or at == len(left):
                     for file in files_to_sync:
                         file.sync()
-                    self.save_state(own, {"slices": mine})
+                    self.save_state(own, mine)
                     if at < len(left):
                         self.stop_if_interrupted()
+        self.seconds += mine["seconds"]
         self.world.barrier()
 
     def log(self, loop: str, at: int, **values: Any) -> None:

@@ -37,7 +37,8 @@ from purifiers.diffusion import Jump, Schedule
 VERSION = 1
 PATHS = ("init_from",)
 SMOKE = {"train.width": 32, "train.multipliers": [1, 1], "train.blocks": 1, "train.attention": [],
-         "train.steps": 4, "train.batch_size": 16, "train.sample_every": 4, "t_star": 2}
+         "train.steps": 4, "train.batch_size": 16, "train.sample_every": 4, "t_star": 2,
+         "evaluations": 2}
 PURIFY_BATCH = {"cpu": BLOCK, "cuda": 4 * BLOCK}    # rows a network pass
 
 
@@ -300,6 +301,14 @@ def walk(poisoned: ImageSet, config: Passes, run: Run,
     guide = guide_of(schedule, steps)
     batch = config.batch_size or PURIFY_BATCH[run.device.kind]
     network = prior(trained, config, run, poisoned.image_shape, batch)
+    return poisoned.map_rows(
+        walker(network, schedule, steps, guide, config, run), run, slice_rows=batch,
+        rounding="floor" if config.rounding == "floor" else "round", device=run.device.torch)
+
+
+def walker(network: diffusion.Network, schedule: Schedule, steps: list[Jump], guide: Guide | None,
+           config: Passes, run: Run) -> Callable[[torch.Tensor, slice], torch.Tensor]:
+    """A function for map_rows that takes rows to t_star and back, `config.passes` times."""
     at = {jump.t: torch.tensor([jump.t], device=run.device.torch) for jump in steps}
 
     @torch.no_grad()
@@ -325,8 +334,7 @@ def walk(poisoned: ImageSet, config: Passes, run: Run,
         done = ((x + 1) / 2).permute(0, 2, 3, 1)
         return wrapped(done) if config.rounding == "wrap" else done
 
-    return poisoned.map_rows(rows, run, rounding="floor" if config.rounding == "floor" else "round",
-                             device=run.device.torch, slice_rows=batch)
+    return rows
 
 
 def prior(trained: TrainConfig, config: Passes, run: Run, shape: tuple[int, int], batch: int

@@ -27,7 +27,8 @@ from purifiers.diffusion import Jump, Schedule
 VERSION = 1
 CHECKPOINT = "ddpm"             # whose checkpoints it applies
 PATHS = ("lpips_weights",)
-SMOKE = {"t_star": 2, "passes": 1, "threshold": 1, "lpips_net": "squeeze", "lpips_resize": 32}
+SMOKE = {"t_star": 2, "passes": 1, "evaluations": 2, "threshold": 1, "lpips_net": "squeeze",
+         "lpips_resize": 32}
 
 
 @dataclass(frozen=True)

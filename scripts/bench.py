@@ -33,12 +33,15 @@ from core import config, files, imageset, training
 from core.batches import Augmentation, Batches
 from core.command import command
 from core.device import DeviceSettings, resolve
+from core.distance import build_lpips
 from core.imageset import ImageSet
 from core.run import Job, Run
 from models.dvae import DVAE, InstanceNormReLU
 from models.resnet import resnet18
+from models.unet import UNet
 from poisons import lsp, pgd
-from purifiers import dvae
+from purifiers import ddpm, dvae, jcdp
+from purifiers.diffusion import Schedule, jumps
 
 
 @dataclass
@@ -347,6 +350,93 @@ def exactly(bench: Bench, purify: Callable, floats: torch.Tensor) -> None:
         purify(floats, slice(0, len(floats)))
 
 
+# --- diffusion -------------------------------------------------------------------------------
+
+
+def plain_unet(device: torch.device, width: int, batch: int, train: bool):
+    """The network forward, or a training step of it, as a textbook would write them."""
+    model = UNet(width).to(device).train(train)
+    x = torch.randn(batch, 3, 32, 32, device=device)
+    t = torch.randint(1000, (batch,), device=device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
+    betas = torch.linspace(1e-4, 0.02, 1000, device=device)
+    abar = (1 - betas).cumprod(0)
+
+    def forward():
+        with torch.no_grad():
+            model(x, t)
+
+    def step():
+        noise, a = torch.randn_like(x), abar[torch.randint_like(t, 1000)][:, None, None, None]
+        loss = F.mse_loss(model(a.sqrt() * x + (1 - a).sqrt() * noise, t), noise)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step if train else forward
+
+
+def unet(bench: Bench):
+    """The UNet of DDPM and JCDP: forward, guidance, sub-sampled passes, a training step."""
+    width = 32 if bench.smoke else 128
+    batch = 8 if bench.smoke else 1024 if bench.cuda else 32
+    config = ddpm.TrainConfig(width=width, batch_size=batch)
+    model = ddpm.build_model(config, (32, 32), bench.run).eval().requires_grad_(False)
+    dtype = torch.bfloat16 if bench.device.precision == "bf16" else torch.float32
+    network = bench.device.maybe_compile(model.to(dtype))
+    x, _ = bench.images(batch)
+    t = torch.zeros(1, dtype=torch.long, device=bench.device.torch)
+
+    def forward():
+        with torch.no_grad(), bench.device.exact():
+            network(x, t)
+
+    plain = Plain(bench, plain_unet, width, batch, False)
+    mine, theirs = bench.seconds(forward, plain)
+    plain.close()
+    yield Row(f"UNet width {width} forward, batch {batch}", batch / mine, theirs / mine,
+              plain.flop / mine / bench.peak, bench.memory(), "ratio to the plain loop")
+
+    floats = x.permute(0, 2, 3, 1)[: batch // 4]
+    short = {"t_star": 4, "passes": 1, "threshold": 2, "lpips_net": "squeeze"}
+    walks = {name: purifying(network, bench, options) for name, options in {
+        "unguided": {**short, "mode": "none"}, "guided": short,
+        "20": {"passes": 1, "mode": "none"},
+        "5": {"passes": 1, "mode": "none", "sampler": "subsampled"}}.items()}
+    free, guided = bench.seconds(*(functools.partial(exactly, bench, walks[name], floats)
+                                   for name in ("unguided", "guided")))
+    yield Row(f"JCDP, {len(floats)} images, 4 steps", len(floats) / guided, guided / free,
+              note="seconds guided / unguided")
+    long, few = bench.seconds(*(functools.partial(exactly, bench, walks[name], floats)
+                                for name in ("20", "5")))
+    yield Row("JCDP, a pass of 5 evaluations", len(floats) / few, few / long,
+              note="seconds / those of 20")
+
+    size = 8 if bench.smoke else 128 if bench.cuda else 16
+    config = ddpm.TrainConfig(width=width, batch_size=size)
+    model = ddpm.build_model(config, (32, 32), bench.run).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+    step, numbers = ddpm.training_step(model, optimizer, config, bench.run), itertools.count()
+    images, _ = bench.images(size)
+    plain = Plain(bench, plain_unet, width, size, True)
+    mine, theirs = bench.seconds(lambda: step(images, next(numbers)), plain, steps=bench.steps)
+    plain.close()
+    yield Row(f"DDPM width {width} training, batch {size}", size / mine, theirs / mine,
+              plain.flop / mine / bench.peak, bench.memory(), "ratio to the plain loop")
+
+
+def purifying(network, bench: Bench, options: dict) -> Callable:
+    """What JCDP with these keys gives to map_rows."""
+    config, schedule = jcdp.Config(**options), Schedule()
+    steps = jumps(schedule, config.visited())
+    guide = None
+    if config.mode != "none":
+        guide = jcdp.make_guide(schedule, config, build_lpips(
+            config.lpips_net, None, None, (32, 32), bench.device.torch))
+    return ddpm.walker(network, schedule, steps, guide, config, bench.run)
+
+
 # --- data ------------------------------------------------------------------------------------
 
 
@@ -397,8 +487,8 @@ def scratch_run(like: Run) -> Run:
                device=like.device.as_settings())
 
 
-BENCHES = {"resnet": resnet, "evaluate": evaluate, "pgd": pgd_step, "dvae": vae, "lsp": poison,
-           "batches": loader}
+BENCHES = {"resnet": resnet, "evaluate": evaluate, "pgd": pgd_step, "dvae": vae, "unet": unet,
+           "lsp": poison, "batches": loader}
 
 
 @command

@@ -21,11 +21,12 @@ import yaml
 
 from core import records, tables
 from core.checkpoint import describe
-from core.command import command
+from core.command import command, list_methods
 
+PURIFIERS = list_methods("purifiers")
 REPORTED = Path("configs/tables/reported.yaml")
-HEAD = ("poison", "defence", "accuracy (%)", "reported", "independent", "gap", "oracle", "seconds",
-        "purifier trained on")
+HEAD = ("poison", "defence", "accuracy (%)", "reported", "independent", "gap", "oracle",
+        "purifying (s)", "training (s)", "purifier trained on")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Entry:
     row: str
     column: str
     accuracies: list[float]
-    seconds: float | None
+    purifying: float | None         # seconds a set; not the purifier's own training
+    training: float | None          # of the classifier
     trained_on: str
     reported: dict | None
     independent: list[dict]
@@ -85,8 +87,8 @@ def collect(table: tables.Table) -> list[Entry]:
             if known:
                 best = max(known, key=lambda e: e.mean)
                 facts = facts_of(table, row.reported, derived.name, published)
-                entries.append(Entry(row.name, derived.name, best.accuracies, best.seconds,
-                                     best.trained_on, *facts, chosen=best.column))
+                entries.append(Entry(row.name, derived.name, best.accuracies, best.purifying,
+                                     best.training, best.trained_on, *facts, chosen=best.column))
     return entries
 
 
@@ -95,8 +97,20 @@ def entry(table: tables.Table, row: tables.Line, column: tables.Line, found: lis
     trained_on = {describe(on) for record in found for on in record["purifier_trained_on"]}
     return Entry(
         row.name, column.name, [100 * record["accuracy_last"] for record in found],
-        statistics.mean(record["seconds"] for record in found) if found else None,
+        mean_of([seconds for record in found if (seconds := purifying(record)) is not None]),
+        mean_of([record["seconds"] for record in found]),
         "; ".join(sorted(trained_on)), *facts_of(table, row.reported, column.reported, published))
+
+
+def purifying(record: dict) -> float | None:
+    """Seconds of the purifiers that made the set, where the record knows them."""
+    found = [step["seconds"] for step in record["train"]["lineage"]
+             if step["method"] in PURIFIERS and "seconds" in step]
+    return sum(found) if found else None
+
+
+def mean_of(values: list[float]) -> float | None:
+    return statistics.mean(values) if values else None
 
 
 def facts_of(table: tables.Table, attack: str, defence: str, published: list[dict]
@@ -127,7 +141,7 @@ def long(entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
         lines.append([
             e.row, e.column, records.spread(e.accuracies), number(e.reported),
             "; ".join(number(fact) for fact in e.independent), gap, oracle,
-            f"{e.seconds:.0f}" if e.seconds is not None else "", e.trained_on])
+            *("" if s is None else f"{s:.0f}" for s in (e.purifying, e.training)), e.trained_on])
     used = [i for i in range(len(HEAD)) if i < 3 or any(line[i] for line in lines)]
     return tuple(HEAD[i] for i in used), [[line[i] for i in used] for line in lines]
 

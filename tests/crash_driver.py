@@ -40,6 +40,10 @@ def lines(work: Path) -> dict[str, tuple[str, list[str]]]:
         "purify": ("purify", ["configs/purifiers/dvae.yaml", f"data={work}/poison",
                               f"checkpoint={work}/train_vae", "dvae.save_perturbation=true"]),
         "evaluate": ("evaluate", ["configs/learners/digits10.yaml", f"data={work}/poison"]),
+        "train_ddpm": ("train_ddpm", ["configs/purifiers/ddpm_digits.yaml", "data=digits",
+                                      "split=test", "ddpm.train.sample_every=2"]),
+        "jcdp": ("purify", ["configs/purifiers/jcdp_digits.yaml", f"data={work}/poison",
+                            f"checkpoint={work}/train_ddpm", "jcdp.batch_size=64"]),
     }
 
 

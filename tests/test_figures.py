@@ -16,7 +16,7 @@ import pytest
 import evaluate
 import purify
 import train_vae
-from core import records, tables
+from core import charts, records, strips, tables
 from core.imageset import ImageSet
 from core.plots import end_labels, pyplot
 from core.points import clean_of, curves, kld_reached, points, sets_of
@@ -193,19 +193,19 @@ def test_curves_are_the_records(sweep, monkeypatch):
 def test_a_line_is_in_order_and_leaves_out_what_has_no_place(sweep, monkeypatch):
     monkeypatch.chdir(sweep)
     found = points(tables.read("table.yaml"), plan())[::-1]
-    line = figures.swept(found, "lsp", "jpeg", "psnr_poisoned")
+    line = charts.swept(found, "lsp", "jpeg", "psnr_poisoned")
     assert [point.value for point in line] == ["5", "50"]
-    assert figures.swept(found, "lsp", "none", "psnr_clean") == []
+    assert charts.swept(found, "lsp", "none", "psnr_clean") == []
     endless = [dataclasses.replace(line[0], psnr_poisoned=math.inf), line[1]]
-    assert figures.swept(endless, "lsp", "jpeg", "psnr_poisoned") == [line[1]]
+    assert charts.swept(endless, "lsp", "jpeg", "psnr_poisoned") == [line[1]]
 
 
 def test_strips_and_both_scales(stages, monkeypatch, digits):
     monkeypatch.chdir(stages)
-    strips = figures.strips_of(plan(), "data", slice(3, 6))
-    assert [strip.label.splitlines()[0] for strip in strips] == [
+    found = strips.strips_of(plan(), "data", slice(3, 6))
+    assert [strip.label.splitlines()[0] for strip in found] == [
         "clean", "x0", "p_hat of stage 1", "x1", "x3"]
-    clean, x0, p_hat, x1, _ = strips
+    clean, x0, p_hat, x1, _ = found
     np.testing.assert_array_equal(clean.images, digits.images[3:6] / 255)
     np.testing.assert_allclose(x0.residual, x0.images - clean.images)
     # x1 = clip(x0 - p_hat), rounded: p_hat is saved as float16
@@ -214,11 +214,11 @@ def test_strips_and_both_scales(stages, monkeypatch, digits):
         accuracy = records.load(cell.record.out)["accuracy_last"]
         assert strip.label.endswith(f"\n{100 * accuracy:.1f} %")
 
-    gain, common = figures.common_scale(strips)
-    values = np.concatenate([strip.residual.ravel() for strip in strips[1:]])
+    gain, common = strips.common_scale(found)
+    values = np.concatenate([strip.residual.ravel() for strip in found[1:]])
     assert np.mean(np.abs(gain * values) > 0.5) == pytest.approx(0.02, abs=0.002)
-    gains, own = figures.own_scales(strips)
-    for strip, shared, alone, gain_of in zip(strips[1:], common, own, gains, strict=True):
+    gains, own = strips.own_scales(found)
+    for strip, shared, alone, gain_of in zip(found[1:], common, own, gains, strict=True):
         for i, residual in enumerate(strip.residual):
             np.testing.assert_allclose(shared[i], np.clip(0.5 + gain * residual, 0, 1))
             assert (alone[i].min(), alone[i].max()) == (0, pytest.approx(1))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from conftest import run_command, write_imageset
 
+from core import strips
 from scripts import figures
 
 
@@ -16,9 +17,9 @@ def test_sets_of_one_name_are_rows_of_their_own(few, tmp_path):
              for at, image in (("a", few.images), ("b", 255 - few.images))]
     found = figures.load_alike([str(path) for path in paths])
     assert [label for label, _ in found] == [str(path) for path in paths]
-    strips = figures.image_strips(few, found, slice(0, 3))
-    assert len(strips) == 1 + 2 * 2
-    assert (strips[3][1] != strips[1][1]).all()
+    found_strips = strips.image_strips(few, found, slice(0, 3))
+    assert len(found_strips) == 1 + 2 * 2
+    assert (found_strips[3][1] != found_strips[1][1]).all()
     assert grid(*paths).status == 0
     assert Path("grid.png").read_bytes().startswith(b"\x89PNG")
 
