@@ -111,13 +111,13 @@ class ImageSet:
         device: torch.device | str = "cpu",
         file: str = "images.npy",
         beside: Sequence[files.RowFile] = (),
-        slice_rows: int = SLICE_ROWS,
+        slice_rows: int | None = None,
     ) -> "ImageSet":
         """A new set whose rows are `function(images, rows)`, written as they come; resumable.
 
         `function` takes float32 (n, H, W, 3) in [0, 1] on `device` and the slice of row numbers,
         computes in exact float32, and returns the same shape; values outside [0, 1] are clipped. No
-        float copy of the whole set exists: it meets `slice_rows` at a time. `beside` are further
+        float copy of the whole set exists: it meets `slice_rows` (SLICE_ROWS) at a time. `beside` are further
         files that it writes by row. Raises UserError with the row if a result is not finite.
         """
 
@@ -141,12 +141,13 @@ class ImageSet:
         device: torch.device | str = "cpu",
         file: str = "images.npy",
         beside: Sequence[files.RowFile] = (),
-        slice_rows: int = SLICE_ROWS,
+        slice_rows: int | None = None,
     ) -> "ImageSet":
         """Like map_rows, uint8 to uint8, for methods that are defined on grey levels."""
         target = files.RowFile(run.work / file, self.images.shape, np.uint8)
         with contextlib.closing(target):
-            for start, stop in run.sweep(Path(file).stem, len(self), slice_rows, target, *beside):
+            for start, stop in run.sweep(Path(file).stem, len(self), slice_rows or SLICE_ROWS,
+                                         target, *beside):
                 slice_ = torch.from_numpy(np.array(self.images[start:stop])).to(device)
                 target.write(start, function(slice_, slice(start, stop)).cpu().numpy())
         meta = {**self.meta, "fingerprint": run.job.fingerprint,

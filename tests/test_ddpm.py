@@ -357,6 +357,7 @@ def test_processes_share_purification(trained, few_path, tmp_path):
     assert content(tmp_path / "shared") == content(alone)
 
 
+@pytest.mark.slow
 def test_processes_share_training(trained, few_path, tmp_path):
     """The same global batches: the same losses up to rounding."""
     both = process(ROOT / "train_ddpm.py", *TRAIN, f"data={few_path}", f"out={tmp_path / 'both'}",
