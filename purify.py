@@ -3,17 +3,21 @@
     python purify.py configs/purifiers/jpeg.yaml data=runs/poisons/NAME
     python purify.py configs/purifiers/dvae.yaml data=SET checkpoint=runs/checkpoints/NAME
 
-Trained purifiers take their seed and precision from the checkpoint unless told otherwise; with
---smoke too they need one, made by `train_vae.py --smoke` on the same data. Prints what changed to
-stderr, and the purified set's folder to stdout.
+Trained purifiers take their seed and (on the same kind of device) precision from the checkpoint
+unless told otherwise; with --smoke too they need one, made by `train_vae.py --smoke` on the same
+data or by `train_ddpm.py --smoke`. Under torchrun the processes share the images. Prints what
+changed to stderr, and the purified set's folder to stdout.
 """
 
 import dataclasses
 import sys
 
 from core import jobs
-from core.checkpoint import Checkpoint, describe
+from core.checkpoint import Checkpoint, describe, history
 from core.command import Request, command, list_methods, parse
+from core.datasets import share_images
+from core.device import kind_of
+from core.distributed import world
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.perturbation import measure
@@ -26,7 +30,8 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint, trained, device = find_checkpoint(request, poisoned), None, request.device
     if checkpoint is not None:
         trained = checkpoint.fingerprint, checkpoint.meta["seed"]
-        if device.precision == "auto":
+        same_kind = checkpoint.meta["device"]["name"].startswith(kind_of(device))
+        if device.precision == "auto" and same_kind:
             device = dataclasses.replace(device, precision=checkpoint.meta["precision"])
     run = request.open(jobs.purify(request, poisoned, trained), device)
     if request.plan(run, {"poisoned set": f"{poisoned.meta['name']}, {len(poisoned)} rows"}):
@@ -65,9 +70,10 @@ def find_checkpoint(request: Request, poisoned: ImageSet) -> Checkpoint | None:
     if hasattr(request.module, "train_stage"):          # learns from the poisoned set itself
         if saw["fingerprint"] != poisoned.fingerprint:
             note(f"{given} was trained on {describe(saw)}, another set than this one")
-    elif not saw["lineage"] and saw["root"] == poisoned.meta["root"]:
-        note(f"{given} was trained on the clean originals of these images ({describe(saw)}): fair "
-             "for AVATAR only")
+    elif any(not one["lineage"] and share_images(one["root"], poisoned.meta["root"])
+             for one in history(saw)):
+        note(f"{given} was trained on clean originals of these images ({describe(saw)}): fair for "
+             "AVATAR only")
     return checkpoint
 
 
@@ -79,7 +85,8 @@ def warn_if_clean(poisoned: ImageSet) -> None:
 
 
 def note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    if world().leads:
+        print(f"note: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":

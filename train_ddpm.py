@@ -28,8 +28,8 @@ def main(argv: list[str] | None = None) -> None:
     with run:
         if not run.done:
             run.say(f"training on {checkpoint.describe(checkpoint.trained_on(images))}")
-            source = method.train(images, config, run)
-            checkpoint.finish(run, images, **({"init_from": source} if source else {}))
+            before = method.train(images, config, run)
+            checkpoint.finish(run, images, before=before)
     checkpoint.Checkpoint.load(run.out)
     print(run.out)
 

@@ -5,6 +5,7 @@ import math
 import statistics
 
 from core import records, tables
+from core.errors import UserError
 from core.plots import BAD, GOOD, INK, MUTED, PLAIN, SERIES, axis_style, end_labels, pyplot
 from core.points import Point, curves, points
 
@@ -156,10 +157,15 @@ def draw_sweep(table: tables.Table, cells: list[tables.Cell], data: str, argumen
     lines = {key: line for key, line in lines.items() if line}
     rows = list(dict.fromkeys(row for row, _ in lines))
     families = list(dict.fromkeys(family for _, family in lines))
-    [name] = {name for column in table.columns for name in column.variables}
+    names = {name for column in table.columns for name in column.variables}
     values = sorted({point.strength for line in lines.values() for point in line})
-    log, place = values[-1] > 20 * min(v for v in values if v), {v: v for v in values}
-    if log and not values[0]:           # zero, on a log axis: a step left of the smallest
+    if len(names) != 1 or len(values) < 2:
+        raise UserError(f"{table.path}: this figure plots one variable of `over` that has several "
+                        f"values, not {', '.join(sorted(names)) or 'none'}")
+    [name] = names
+    place = {value: value for value in values}
+    log = values[0] >= 0 and values[-1] > 20 * values[1]
+    if log and values[0] == 0:          # on a log axis: a step left of the smallest
         place[0.0] = values[1] / 4
     figure, axes = pyplot().subplots(1, 3, figsize=(15, 4), gridspec_kw={"wspace": 0.5})
     panels = (("psnr_clean", "PSNR to the clean image (dB)"),

@@ -4,6 +4,7 @@ A folder of `<part>.safetensors` (one per stage, or model and EMA) beside the us
 log.jsonl and meta.json: no pickle.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,16 +59,20 @@ class Checkpoint:
         height, width = images.image_shape
         found, expected = [height, width], trained["shape"][1:3]
         if found != expected or (classes and images.num_classes != trained["num_classes"]):
+            of = (f" of {trained['num_classes']} classes", f" of {images.num_classes}")
             raise UserError(
-                f"{self.path} was trained on {expected[0]}x{expected[1]} images of "
-                f"{trained['num_classes']} classes, but the set has {height}x{width} images of "
-                f"{images.num_classes}")
+                f"{self.path} was trained on {expected[0]}x{expected[1]} images"
+                f"{of[0] if classes else ''}, but the set has {height}x{width} images"
+                f"{of[1] if classes else ''}")
 
 
 def save_weights(model: nn.Module, run: Run, part: str) -> None:
-    """Write `<part>.safetensors` into the run's folder, whole."""
+    """Write `<part>.safetensors` into the run's folder, whole; of several processes, which hold the
+    same, rank 0."""
     from safetensors.torch import save
 
+    if not run.world.leads:
+        return
     tensors = {name: tensor.detach().cpu().contiguous()
                for name, tensor in model.state_dict().items()}
     files.write_bytes(run.work / f"{part}.safetensors", save(tensors))
@@ -84,27 +89,40 @@ def load_weights(model: nn.Module, run: Run, part: str) -> nn.Module | None:
     return model
 
 
-def trained_on(images: ImageSet) -> dict:
-    """What a checkpoint, and every record after it, says of its training set."""
+def trained_on(images: ImageSet, before: dict | None = None) -> dict:
+    """What a checkpoint, and every record after it, says of its training set; `before` is that of
+    the checkpoint that it was fine-tuned from."""
     return {
         "name": images.meta["name"], "fingerprint": images.fingerprint,
         "shape": list(images.images.shape), "num_classes": images.num_classes,
         "root": images.meta["root"], "lineage": [step["method"] for step in images.meta["lineage"]],
+        **({"after": before} if before else {}),
     }
+
+
+def history(trained: dict) -> Iterator[dict]:
+    """A checkpoint's training sets, the last one first."""
+    while trained:
+        yield trained
+        trained = trained.get("after")
 
 
 def describe(trained: dict) -> str:
     """What `trained_on` says, for people."""
-    root = trained["root"]
-    split = f", split {root['split']}" if "split" in root else ""
-    made = "".join(f" + {method}" for method in trained["lineage"])
-    return f"{trained['shape'][0]} images of {root.get('data', trained['name'])}{split}{made}"
+    texts = []
+    for one in history(trained):
+        root = one["root"]
+        split = f", split {root['split']}" if "split" in root else ""
+        made = "".join(f" + {method}" for method in one["lineage"])
+        texts.append(f"{one['shape'][0]} images of {root.get('data', one['name'])}{split}{made}")
+    return ", after ".join(texts)
 
 
-def finish(run: Run, images: ImageSet, **meta) -> None:
-    """Finish a run with its checkpoint, trained on `images`."""
+def finish(run: Run, images: ImageSet, *, before: dict | None = None, **meta) -> None:
+    """Finish a run with its checkpoint, trained on `images` (and `before`, see `trained_on`)."""
     run.finish({
         "kind": "checkpoint", "method": run.job.method, "config": run.job.config,
-        "seed": run.seed, "precision": run.device.precision, "trained_on": trained_on(images),
+        "seed": run.seed, "precision": run.device.precision,
+        "trained_on": trained_on(images, before),
         "lineage": [*images.meta["lineage"], run.lineage_entry()], **meta,
     })

@@ -100,7 +100,8 @@ class Request:
 
     def load_data(self) -> ImageSet:
         """The input set, cut to --limit."""
-        images = load(self.data)
+        with distributed.world().leader_first():
+            images = load(self.data)
         return images if self.limit is None else images.first(self.limit)
 
     def open(self, job: Job, device: DeviceSettings | None = None, section: Any = None) -> Run:
@@ -319,5 +320,8 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
 
 
 def fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    """Say what went wrong; of several processes, which one it went wrong in."""
+    world = distributed.world()
+    where = "" if world.leads else f" (process {world.rank})"
+    print(f"error{where}: {message}", file=sys.stderr)
     return 1

@@ -296,6 +296,18 @@ def take(whole: ImageSet, split: str) -> ImageSet:
     return whole.subset(rows, split, root={**whole.meta["root"], "split": split})
 
 
+def share_images(one: dict, other: dict) -> bool:
+    """Whether two roots may hold an image in common: the same data, and splits that overlap."""
+    if any(one.get(key) != other.get(key) for key in ("data", "size")):
+        return False
+    a, b = sorted(root.get("split", "train") for root in (one, other))
+    if a == b:
+        return True
+    if a.startswith("after:") and b.startswith("first:"):
+        return int(a[6:]) < int(b[6:])
+    return "test" not in (a, b) and (a, b) != ("protected", "reference")
+
+
 def split_rows(split: str, total: int) -> np.ndarray:
     """Ascending row numbers of a split of `total` rows. Raises UserError if there are none."""
     if split in ("protected", "reference"):

@@ -95,8 +95,8 @@ def resolve(settings: DeviceSettings) -> Device:
     name = settings.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name == "cuda" and distributed.started():
-            name = f"cuda:{distributed.local_rank()}"
+    if name.startswith("cuda") and distributed.started():
+        name = f"cuda:{distributed.local_rank()}"       # to each process its own
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -124,6 +124,13 @@ def resolve(settings: DeviceSettings) -> Device:
         torch.use_deterministic_algorithms(True)
     compiled = settings.compile == "true" or (settings.compile == "auto" and device.type == "cuda")
     return Device(name, precision, compiled, torch.get_num_threads(), settings.deterministic)
+
+
+def kind_of(settings: DeviceSettings) -> str:
+    """'cpu' or 'cuda', before anything is resolved."""
+    if settings.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return settings.device.partition(":")[0]
 
 
 def keep_freed_memory(keep: bool = True) -> None:

@@ -90,7 +90,7 @@ def load_trunk(trunk: torch.nn.Module, net: Net, path: str | None) -> None:
     wanted = {name: "features." + name.partition(".")[2] for name in trunk.state_dict()}
     try:
         trunk.load_state_dict({name: found[source].float() for name, source in wanted.items()})
-    except (KeyError, RuntimeError, AttributeError):
+    except (KeyError, TypeError, RuntimeError, AttributeError):
         raise UserError(f"lpips_weights: {path} does not hold torchvision's {TRUNKS[net][0]} "
                         "weights") from None
 

@@ -117,8 +117,9 @@ class ImageSet:
 
         `function` takes float32 (n, H, W, 3) in [0, 1] on `device` and the slice of row numbers,
         computes in exact float32, and returns the same shape; values outside [0, 1] are clipped. No
-        float copy of the whole set exists: it meets `slice_rows` (SLICE_ROWS) at a time. `beside` are further
-        files that it writes by row. Raises UserError with the row if a result is not finite.
+        float copy of the whole set exists: it meets `slice_rows` (SLICE_ROWS) at a time. `beside`
+        are further files that it writes by row. Raises UserError with the row if a result is not
+        finite.
         """
 
         def pixels(images: torch.Tensor, rows: slice) -> torch.Tensor:

@@ -20,6 +20,8 @@ def fingerprint_at(path: str) -> str:
     none."""
     if Path(path).is_file():
         return files.sha256(Path(path))
+    if Path(path).suffix:
+        raise UserError(f"{path}: no such file")
     return read_any_meta(Path(path))["fingerprint"]
 
 
@@ -67,7 +69,10 @@ def make(request: Request, kind: str, images: ImageSet, inputs: dict[str, str], 
         if path == "":
             raise UserError(f"{request.method}.{key}: name a folder")
         if path:
-            inputs[key] = resolve(path)
+            try:
+                inputs[key] = resolve(path)
+            except UserError as error:
+                raise UserError(f"{request.method}.{key}: {error}") from None
     settings = {"smoke": True} if request.smoke else {}
     if request.limit is not None:
         settings["limit"] = request.limit

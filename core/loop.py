@@ -87,7 +87,7 @@ class Loop:
             if self.run.save_due():
                 self.seconds += time.perf_counter() - started
                 self._save()
-                self.run.stop_if_interrupted()
+                self._stop_if_interrupted()
                 started = time.perf_counter()
         self._wait()
         self.seconds += time.perf_counter() - started
@@ -129,7 +129,7 @@ class Loop:
         if self.save_epochs or self.run.save_due() or self.epoch == self.epochs:
             self._save()
             if self.epoch < self.epochs:
-                self.run.stop_if_interrupted()
+                self._stop_if_interrupted()
         return row
 
     def _wait(self) -> None:
@@ -144,6 +144,11 @@ class Loop:
             self._shown = time.monotonic()
             self._bar.set_postfix({k: f"{v.item() / self._weight:.4g}"
                                    for k, v in self._sums.items()}, refresh=False)
+
+    def _stop_if_interrupted(self) -> None:
+        """Rank 0 stops, with its state saved; the others end when they miss it."""
+        if self.run.world.leads:
+            self.run.stop_if_interrupted()
 
     def _save(self) -> None:
         if not self.run.world.leads:            # every process holds the same state

@@ -27,8 +27,8 @@ import torch
 
 from core import config, files, streams
 from core.device import DeviceSettings, resolve
-from core.distributed import local_rank, world
-from core.errors import UserError
+from core.distributed import world
+from core.errors import PeerLost, UserError
 
 SAVE_SECONDS = 60.0     # at most this much work is lost to a kill -9
 SCAFFOLD = ("lock", "run.json", "state")        # in OUT.partial/ only
@@ -119,10 +119,7 @@ class Run:
             raise SystemExit(1)
         self.done = opened["done"]
         if not self.done:
-            device = DeviceSettings(**opened["device"])
-            if device.device.startswith("cuda"):
-                device = dataclasses.replace(device, device=f"cuda:{local_rank()}")
-            self.device = resolve(device)
+            self.device = resolve(DeviceSettings(**opened["device"]))
             self._catch_signals()
 
     def _open(self) -> "Run":
@@ -145,7 +142,8 @@ class Run:
         self._restore_signals()
         if self._lock is None:
             return
-        if isinstance(error, UserError) and not any((self.work / "state").glob("*.pt")):
+        begun = any((self.work / "state").glob("*.pt"))
+        if isinstance(error, UserError) and not isinstance(error, PeerLost) and not begun:
             files.remove_tree(self.work)        # a mistake found before any work was done
         self._release()
 
@@ -368,7 +366,7 @@ class Run:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         self._sync_log()            # a state never knows more than the log
-        files.write_bytes(self._state_path(name), buffer.getvalue())
+        files.write_bytes(self._state_path(name), buffer.getbuffer())
         self._last_save = time.monotonic()
 
     def load_state(self, name: str) -> dict | None:

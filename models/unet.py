@@ -25,7 +25,7 @@ class UNet(nn.Module):
         super().__init__()
         channels, levels = [width * factor for factor in multipliers], len(multipliers)
         sides = [image_size >> level for level in range(levels)]
-        self.width, time = width, 4 * width
+        time = 4 * width
         self.temb = TimeEmbedding(width, time)
         self.conv_in = nn.Conv2d(3, width, 3, padding=1)
         skips = [width]                             # channels of what the way down leaves behind

@@ -8,11 +8,12 @@ hojonathanho/diffusion and ermongroup/ddim; Dolatabadi et al. 2023, code hmdolat
 notes, sections 1 and 2).
 
 Deviations: AVATAR's larger network is replaced by Ho et al.'s; x_0 is clamped, the last step draws
-no noise and pixels are rounded (released: `sampler: euler_maruyama`, `rounding: wrap`).
+no noise and pixels are rounded (released: `sampler: euler_maruyama`, `rounding: wrap`). Training
+drops an epoch's last short batch, which ddim keeps.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -56,7 +57,8 @@ class TrainConfig:
     flip: bool = True                   # not for digits: mirrored ones are none
     antithetic: bool = True             # half the steps t, half their mirrors; ddim
     ema_decay: float = 0.9999
-    ema_start: Literal["source", "warmup", "init"] = "warmup"   # see `ema_weight`
+    # see `ema_weight`; source: the EMA of init_from; init: the weights that training starts from
+    ema_start: Literal["source", "warmup", "init"] = "warmup"
     t_train_max: int = 1000             # only steps below are trained; purifying uses t_star
     init_from: str | None = None        # a checkpoint to fine-tune
     initialisation: Literal["ho", "pytorch"] = "ho"     # ddim: pytorch
@@ -70,8 +72,9 @@ class TrainConfig:
     sample_every: int = 5000            # steps between PNGs of samples; 0: none
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "blocks", "diffusion_steps"):
+        for key in ("steps", "batch_size", "blocks"):
             in_range(key, getattr(self, key), at_least=1)
+        in_range("diffusion_steps", self.diffusion_steps, at_least=2)
         in_range("learning_rate", self.learning_rate, above=0)
         in_range("clip_norm", self.clip_norm, above=0)
         in_range("dropout", self.dropout, at_least=0, below=1)
@@ -154,11 +157,13 @@ def train(images: ImageSet, config: TrainConfig, run: Run) -> dict | None:
     if config.init_from:
         source = Checkpoint.load(config.init_from)
         source.check_fits(images, run.job.method, classes=False)
+        check_alike(source, config)
         source.weights_into(model, "model")
         if config.ema_start == "source":
             ema = source.weights_into(copy.deepcopy(model), "ema")
     ema = (ema or copy.deepcopy(model)).requires_grad_(False).eval()
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate,
+                                 fused=run.device.kind == "cuda")
     batches = Batches(images, config.batch_size, run, "ddpm", last_step=config.steps,
                       augmentation=Augmentation(flip=config.flip))
     epochs = -(-config.steps // len(batches))
@@ -171,12 +176,22 @@ def train(images: ImageSet, config: TrainConfig, run: Run) -> dict | None:
             loss = step(x, number)
             update_ema(ema, model, ema_weight(number, config))
             loop.add(len(x), loss=loss)
-            if config.sample_every and (number + 1) % config.sample_every == 0 and not world.rank:
+            if config.sample_every and (number + 1) % config.sample_every == 0 and world.leads:
                 save_samples(ema, x, config, run, number + 1)
         loop.end_epoch()
     save_weights(model, run, "model")
     save_weights(ema, run, "ema")
     return source and source.meta["trained_on"]
+
+
+def check_alike(source: Checkpoint, config: TrainConfig) -> None:
+    """Raise UserError unless the checkpoint's network and schedule are those of the config."""
+    theirs = rebuild(TrainConfig, source.meta["config"], str(source.path))
+    for key in ("width", "multipliers", "attention", "blocks", "diffusion_steps", "beta_start",
+                "beta_end"):
+        if getattr(theirs, key) != getattr(config, key):
+            raise UserError(f"{source.path} has {key} {getattr(theirs, key)}, but this training "
+                            f"has {getattr(config, key)}")
 
 
 def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, run: Run
@@ -209,7 +224,7 @@ def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, config: Tr
             loss = loss * images[0].numel()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        world.average_gradients(model)
+        loss = world.average(model, loss)
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, (number + 1) / max(warmup, 1))
@@ -257,8 +272,8 @@ def build_model(config: TrainConfig, shape: tuple[int, int], run: Run) -> UNet:
 
 def save_samples(model: nn.Module, images: torch.Tensor, config: TrainConfig, run: Run, number: int
                  ) -> None:
-    """A PNG of 32 samples, in 50 reverse steps from images noised as far as the model was trained:
-    for all 1,000 steps that is as good as from noise."""
+    """A PNG of up to 32 samples, in 50 reverse steps from training images noised as far as the
+    model is trained: for all 1,000 steps that is as good as from noise."""
     from torchvision.utils import make_grid
 
     schedule, top = config.schedule, config.t_train_max
@@ -297,6 +312,10 @@ def walk(poisoned: ImageSet, config: Passes, run: Run,
         raise UserError(f"{run.job.method}.t_star: {max(config.t_star, config.start + 1)} steps, "
                         f"but {run.checkpoint.path} was trained on the first "
                         f"{trained.t_train_max} only")
+    if config.sampler == "euler_maruyama" and \
+            (trained.diffusion_steps, trained.beta_start, trained.beta_end) != (1000, 1e-4, 0.02):
+        raise UserError(f"{run.job.method}.sampler: euler_maruyama is for 1,000 steps with betas "
+                        f"from 1e-4 to 0.02, which {run.checkpoint.path} does not have")
     steps = diffusion.jumps(schedule, config.visited(), config.variance)
     guide = guide_of(schedule, steps)
     batch = config.batch_size or PURIFY_BATCH[run.device.kind]
@@ -350,6 +369,7 @@ def prior(trained: TrainConfig, config: Passes, run: Run, shape: tuple[int, int]
         missing = batch - len(x) if run.device.compile else 0
         if missing:                                     # one shape, compiled once
             x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+            x = x.contiguous(memory_format=torch.channels_last)
         return compiled(x, t)[: batch - missing if missing else None]
 
     return network
@@ -379,15 +399,13 @@ class Finite:
 
     def check(self) -> None:
         """Raise UserError with the first pass, step and row."""
-        for number, t, sums in self._bad():
-            row = self.rows.start + sums.isfinite().logical_not().nonzero()[0].item()
-            raise UserError(f"{self.run.out}: row {row} has non-finite pixels after step {t} of "
-                            f"pass {number + 1}; lower {self.run.job.method}.strength, or look at "
-                            "the checkpoint")
-
-    def _bad(self) -> Iterator[tuple[int, int, torch.Tensor]]:
-        if self.seen and not torch.stack([sums for *_, sums in self.seen]).isfinite().all():
-            yield from (entry for entry in self.seen if not entry[2].isfinite().all())
+        if not self.seen or torch.stack([sums for *_, sums in self.seen]).isfinite().all():
+            return
+        number, t, sums = next(entry for entry in self.seen if not entry[2].isfinite().all())
+        row = self.rows.start + sums.isfinite().logical_not().nonzero()[0].item()
+        guided = "lower jcdp.strength, or " if "strength" in self.run.job.config else ""
+        raise UserError(f"{self.run.out}: row {row} has non-finite pixels after step {t} of pass "
+                        f"{number + 1}; {guided}look at the checkpoint {self.run.checkpoint.path}")
 
 
 def wrapped(images: torch.Tensor) -> torch.Tensor:

@@ -104,13 +104,14 @@ def ddim(x: torch.Tensor, x0: torch.Tensor, jump: Jump, shift: torch.Tensor | No
 
 def euler_maruyama(x: torch.Tensor, network: Network, t_star: int,
                    draw: Callable[[int], torch.Tensor]) -> torch.Tensor:
-    """AVATAR's released sampler: the reverse variance-preserving SDE in t_star steps of 1e-3 down
-    to 1e-5, x_0 never clamped and noise added in the last step too (JCDP notes, section 2)."""
-    dt = 1e-3
+    """AVATAR's released sampler: the reverse variance-preserving SDE of the schedule above in
+    t_star steps of 1e-3, the last one down to 1e-5; x_0 is never clamped and the last step adds
+    noise too (JCDP notes, section 2)."""
     for i in range(t_star):
-        t = max(t_star * dt - i * dt, 1e-5)
+        t = (t_star - i) * 1e-3
+        dt = t - max(t - 1e-3, 1e-5)
         beta, spread = 0.1 + 19.9 * t, math.sqrt(1 - math.exp(-9.95 * t * t - 0.1 * t))
-        eps = network(x, torch.tensor([999 * t], device=x.device))
+        eps = network(x, x.new_full((1,), 999 * t))
         x = x + dt * beta * (x / 2 - eps / spread) + math.sqrt(beta * dt) * draw(i)
     return x
 

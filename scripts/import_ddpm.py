@@ -27,11 +27,14 @@ from core.run import Job, Run
 from models.unet import UNet
 from purifiers import ddpm
 
-# diffusers' settings that make the network of Ho et al.; its defaults differ
+# diffusers' settings that make the network of Ho et al.
 EXPECTED = {"in_channels": 3, "out_channels": 3, "downsample_padding": 0, "flip_sin_to_cos": False,
             "freq_shift": 1, "norm_eps": 1e-6, "norm_num_groups": 32, "attention_head_dim": None,
             "act_fn": "silu", "mid_block_scale_factor": 1, "center_input_sample": False,
             "time_embedding_type": "positional"}
+# and its own defaults, where they are another network's
+DEFAULTS = {"downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0, "norm_eps": 1e-5,
+            "attention_head_dim": 8}
 IMAGES = {("cifar10", "train"): 50_000, ("cifar10", "test"): 10_000, ("cifar100", "train"): 50_000,
           ("cifar100", "test"): 10_000, ("svhn", "train"): 73_257, ("svhn", "test"): 26_032}
 
@@ -44,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="what it was trained on, such as cifar10")
     parser.add_argument("--split", required=True, help="train, test, or what you know")
     parser.add_argument("--images", type=int, help="how many; known for cifar10, cifar100, svhn")
-    parser.add_argument("--size", type=int, default=32, help="side of its images")
+    parser.add_argument("--size", type=int, help="side of its images (32)")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args(argv)
 
@@ -53,11 +56,14 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--images: how many images of {arguments.data} {arguments.split}?")
     source = arguments.source
     if source.is_dir():
-        path, weights = from_diffusers(source)
+        path, weights, size = from_diffusers(source)
     else:
-        path, weights = source, from_ddim(source)
-    config = architecture(weights, arguments.size)
-    model = UNet(config.width, config.multipliers, config.blocks, config.attention, arguments.size)
+        path, weights, size = source, from_ddim(source), None
+    if size and arguments.size and size != arguments.size:
+        raise UserError(f"--size: {source}/config.json says {size}")
+    size = size or arguments.size or 32
+    config = architecture(weights, size)
+    model = UNet(config.width, config.multipliers, config.blocks, config.attention, size)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -78,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
                 "precision": "auto", "imported": origin, "lineage": [run.lineage_entry()],
                 "trained_on": {
                     "name": arguments.data, "fingerprint": digest, "num_classes": None,
-                    "shape": [images, arguments.size, arguments.size, 3], "root": root,
+                    "shape": [images, size, size, 3], "root": root,
                     "lineage": []}})
     print(run.out)
 
@@ -86,14 +92,14 @@ def main(argv: list[str] | None = None) -> None:
 # --- formats ---------------------------------------------------------------------------------
 
 
-def from_diffusers(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
-    """The weights file of a folder, and its weights under the plain names."""
+def from_diffusers(folder: Path) -> tuple[Path, dict[str, torch.Tensor], int | None]:
+    """The weights file of a folder, its weights under the plain names, the side of its images."""
     from safetensors.torch import load_file
 
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
     path = unet / "diffusion_pytorch_model.safetensors"
     try:
-        config = json.loads((unet / "config.json").read_text())
+        config = dict(json.loads((unet / "config.json").read_text()))
         weights = load_file(path)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename or path}: no such file; a diffusers folder holds "
@@ -101,12 +107,14 @@ def from_diffusers(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     except Exception:
         raise UserError(f"{unet}: config.json or {path.name} is damaged") from None
     for key, value in EXPECTED.items():
-        if key in config and config[key] != value:
-            raise UserError(f"{unet}/config.json: {key} is {config[key]}, but only the network of "
-                            f"Ho et al. is known here: {value}")
+        found = config.get(key, DEFAULTS.get(key, value))
+        if found != value:
+            raise UserError(f"{unet}/config.json: {key} is {found}, but only the network of Ho et "
+                            f"al. is known here, which has {value}")
     levels = len(config.get("block_out_channels", ()))
-    return path, {plain_name(name, levels): plain_shape(name, tensor)
-                  for name, tensor in weights.items()}
+    renamed = {plain_name(name, levels): plain_shape(name, tensor)
+               for name, tensor in weights.items()}
+    return path, renamed, config.get("sample_size")
 
 
 # pattern in diffusers' names -> in the plain ones (JCDP notes, section 9.1); up blocks count from

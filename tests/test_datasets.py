@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from core import datasets
-from core.datasets import DataSettings, load, load_test
+from core.datasets import DataSettings, load, load_test, share_images
 from core.errors import UserError
 
 # --- digits ----------------------------------------------------------------------------------
@@ -451,3 +451,34 @@ def test_digits_come_in_two_sizes(size):
 
 def test_describe():
     assert datasets.describe(load(DataSettings("digits"))) == "16x16 images of 10 classes"
+
+
+# --- photos ----------------------------------------------------------------------------------
+
+
+def test_photos_are_tiles_of_the_two_photographs():
+    from sklearn.datasets import load_sample_images
+
+    china, flower = load_sample_images().images
+    train = load(DataSettings("photos", size=32))
+    test = load(DataSettings("photos", size=32, split="test"))
+    assert (len(train), len(test)) == (416, 104)
+    np.testing.assert_array_equal(train.images[1], china[:32, 32:64])
+    np.testing.assert_array_equal(test.images[0], china[:32, 4 * 32 : 5 * 32])
+    np.testing.assert_array_equal(train.images[-1], flower[12 * 32 : 13 * 32, 18 * 32 : 19 * 32])
+    assert np.bincount(train.labels).tolist() == [208, 208]
+    small = load(DataSettings("photos"))
+    assert small.images.shape == (416, 16, 16, 3)
+    expected = china[:2, 32:34].reshape(-1, 3).astype(float).mean(0)
+    assert np.abs(small.images[1, 0, 0] - expected).max() <= 0.5
+
+
+@pytest.mark.parametrize(("one", "other", "shared"), [
+    ("train", "train", True), ("train", "test", False), ("test", "first:10", False),
+    ("reference", "protected", False), ("reference", "train", True), ("first:10", "after:10", False),
+    ("first:10", "after:9", True), ("first:10", "first:20", True), ("train", "after:5", True),
+    ("protected", "first:10", True)])
+def test_which_splits_share_images(one, other, shared):
+    roots = [{"data": "cifar10", "split": split} for split in (one, other)]
+    assert share_images(*roots) == share_images(*roots[::-1]) == shared
+    assert not share_images(roots[0], {"data": "cifar100", "split": other})

@@ -199,7 +199,8 @@ def test_a_checkpoint_of_another_size_or_damaged(prior, few_path, tmp_path):
     import shutil
 
     big = succeed(train_ddpm.main, *TRAIN, "data=digits", "size=32", "--limit", "64")
-    assert "was trained on 32x32 images" in refused(big, few_path)
+    assert refused(big, few_path) == (f"{big} was trained on 32x32 images, but the set has 16x16 "
+                                      "images")
     broken = shutil.copytree(prior, tmp_path / "broken")
     data = bytearray((broken / "ema.safetensors").read_bytes())
     data[-5] ^= 1

@@ -48,7 +48,8 @@ def test_equals_diffusers(width, size, levels, tmp_path):
     model = theirs(width, size, levels)
     save_file(model.state_dict(), tmp_path / "diffusion_pytorch_model.safetensors")
     model.save_config(tmp_path)
-    _, weights = import_ddpm.from_diffusers(tmp_path)
+    _, weights, side = import_ddpm.from_diffusers(tmp_path)
+    assert side == size
     config = import_ddpm.architecture(weights, size)
     assert (config.width, config.blocks) == (width, 2)
     assert config.attention == (16,)
