@@ -475,7 +475,8 @@ def test_photos_are_tiles_of_the_two_photographs():
 
 @pytest.mark.parametrize(("one", "other", "shared"), [
     ("train", "train", True), ("train", "test", False), ("test", "first:10", False),
-    ("reference", "protected", False), ("reference", "train", True), ("first:10", "after:10", False),
+    ("reference", "protected", False), ("reference", "train", True),
+    ("first:10", "after:10", False),
     ("first:10", "after:9", True), ("first:10", "first:20", True), ("train", "after:5", True),
     ("protected", "first:10", True)])
 def test_which_splits_share_images(one, other, shared):
