@@ -4,7 +4,7 @@ to stdout and returns a matplotlib figure."""
 import math
 import statistics
 
-from core import records, tables
+from core import planning, records, tables
 from core.errors import UserError
 from core.plots import BAD, GOOD, INK, MUTED, PLAIN, SERIES, axis_style, end_labels, pyplot
 from core.points import Point, curves, points
@@ -74,7 +74,7 @@ def accuracy_line(axis, line: list[Point], by: str, colour: str) -> None:
                   markersize=4, elinewidth=0.8)
 
 
-def draw_rate(table: tables.Table, cells: list[tables.Cell], data: str, arguments) -> object:
+def draw_rate(table: tables.Table, cells: list[planning.Cell], data: str, arguments) -> object:
     """PSNR and accuracy against the KL divergence that VAEs reached."""
     measured = points(table, cells)
     print_points(measured)
@@ -111,7 +111,7 @@ def draw_rate(table: tables.Table, cells: list[tables.Cell], data: str, argument
     return figure
 
 
-def draw_trade_off(table: tables.Table, cells: list[tables.Cell], data: str, arguments) -> object:
+def draw_trade_off(table: tables.Table, cells: list[planning.Cell], data: str, arguments) -> object:
     """Accuracy against PSNR: a line for each purifier with a strength."""
     measured, by = points(table, cells), f"psnr_{arguments.to}"
     print_points(measured)
@@ -147,7 +147,7 @@ def draw_trade_off(table: tables.Table, cells: list[tables.Cell], data: str, arg
     return figure
 
 
-def draw_sweep(table: tables.Table, cells: list[tables.Cell], data: str, arguments) -> object:
+def draw_sweep(table: tables.Table, cells: list[planning.Cell], data: str, arguments) -> object:
     """PSNR and LPIPS to the clean image, and accuracy, against what the columns vary."""
     measured = points(table, cells, perceptual=True)
     print_points(measured)
@@ -198,7 +198,7 @@ def draw_sweep(table: tables.Table, cells: list[tables.Cell], data: str, argumen
     return figure
 
 
-def draw_epochs(table: tables.Table, cells: list[tables.Cell], data: str, arguments) -> object:
+def draw_epochs(table: tables.Table, cells: list[planning.Cell], data: str, arguments) -> object:
     """Accuracy after every epoch of training, poisoned and purified."""
     found = curves(cells)
     rows = [row.name for row in table.rows if sum(key[0] == row.name for key in found) > 1]

@@ -293,6 +293,9 @@ def take(whole: ImageSet, split: str) -> ImageSet:
     if earlier != "train":      # root and one split must lead back to the clean rows
         raise UserError(f"split: {split} of a set that is already '{earlier}' of "
                         f"{whole.meta['root']['data']}; choose the split where that set is made")
+    if any("limit" in step.get("settings", {}) for step in whole.meta["lineage"]):
+        raise UserError(f"split: {split} of a set made with --limit; choose the split where that "
+                        "set is made")
     return whole.subset(rows, split, root={**whole.meta["root"], "split": split})
 
 

@@ -1,7 +1,7 @@
 """What a table's cells measured beside the accuracy: PSNR and LPIPS, the KLD that a VAE reached,
 curves.
 
-Figures draw these. The cells' records, sets and checkpoints must be there (`tables.wanted`).
+Figures draw these. The cells' records, sets and checkpoints must be there (`planning.wanted`).
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core import config, records, tables
+from core import config, planning, records, tables
 from core.datasets import DataSettings, load
 from core.distance import build_lpips
 from core.errors import UserError
@@ -29,7 +29,7 @@ def clean_of(poisoned: ImageSet, root: str) -> ImageSet:
     return load(DataSettings(**spec, root=root)).first(len(poisoned))
 
 
-def sets_of(record: tables.Artefact) -> list[tables.Artefact]:
+def sets_of(record: planning.Artefact) -> list[planning.Artefact]:
     """What a record's set was made through: the poison first, the set trained on last."""
     chain = []
     while (made := next((need for need in record.needs if need.job.kind in ("poisons", "purified")),
@@ -39,13 +39,13 @@ def sets_of(record: tables.Artefact) -> list[tables.Artefact]:
     return chain
 
 
-def records_of(cells: list[tables.Cell]
-               ) -> dict[tuple[str, str], list[tuple[tables.Cell, dict]]]:
+def records_of(cells: list[planning.Cell]
+               ) -> dict[tuple[str, str], list[tuple[planning.Cell, dict]]]:
     """(row, column) -> its cells, one a seed, each with its record."""
     committed = records.committed()
     grouped = {}
     for cell in cells:
-        record = records.load(tables.place_of(cell.record, committed))
+        record = records.load(planning.place_of(cell.record, committed))
         grouped.setdefault((cell.row.name, cell.column.name), []).append((cell, record))
     return grouped
 
@@ -76,12 +76,12 @@ class Point:
         return float(number)
 
 
-def points(table: tables.Table, cells: list[tables.Cell], *, perceptual: bool = False
+def points(table: tables.Table, cells: list[planning.Cell], *, perceptual: bool = False
            ) -> list[Point]:
     """Every cell's numbers, in the table's order; LPIPS where `perceptual`."""
     clean: dict[str, ImageSet] = {}         # by root
 
-    def distances(chain: list[tables.Artefact]) -> tuple[float | None, ...]:
+    def distances(chain: list[planning.Artefact]) -> tuple[float | None, ...]:
         """PSNR to the poisoned and to the clean set, LPIPS to the clean set."""
         if not chain:
             return None, None, None
@@ -135,7 +135,7 @@ def mean(values: Iterable[float | None]) -> float | None:
     return statistics.mean(known) if known else None
 
 
-def curves(cells: list[tables.Cell]) -> dict[tuple[str, str], np.ndarray]:
+def curves(cells: list[planning.Cell]) -> dict[tuple[str, str], np.ndarray]:
     """(row, column) -> (seeds, epochs, 2): epoch and accuracy in percent. Raises UserError for a
     record of the last epoch alone."""
     found = {}

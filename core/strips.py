@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core import tables
+from core import planning
 from core.imageset import ImageSet
 from core.plots import INK
 from core.points import clean_of, records_of, sets_of
@@ -58,7 +58,7 @@ class Strip:
     residual: np.ndarray | None     # to clean; None: it is the clean image
 
 
-def strips_of(cells: list[tables.Cell], root: str, rows: slice) -> list[Strip]:
+def strips_of(cells: list[planning.Cell], root: str, rows: slice) -> list[Strip]:
     """Of one poison: clean, then each column's set with its accuracy, and p_hat before the set of
     the column that saved it."""
     clean = None

@@ -108,9 +108,11 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
 
     tell(errors, config, run)
     final, _ = noise.files(len(errors))
-    return clean.map_rows(
+    poisoned = clean.map_rows(
         lambda images, rows: images.add_(kept(torch.from_numpy(final.read(rows)).float(), config)),
         run, rounding=config.rounding)
+    noise.close()
+    return poisoned
 
 
 # --- shared with em_classwise ----------------------------------------------------------------
@@ -193,6 +195,10 @@ class TwoFiles:
     def files(self, round_: int) -> tuple[RowFile, RowFile]:
         """What round `round_` reads (its noise so far) and writes."""
         return self._files[round_ % 2], self._files[1 - round_ % 2]
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
 
 
 def read(file: RowFile, rows: slice, run: Run) -> torch.Tensor:

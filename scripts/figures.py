@@ -32,7 +32,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core import records, tables
+from core import planning, records, tables
 from core.charts import draw_epochs, draw_rate, draw_sweep, draw_trade_off, title_of
 from core.command import command
 from core.errors import UserError
@@ -180,7 +180,7 @@ def draw_paper(arguments: argparse.Namespace, settings: list[str]) -> None:
     """Read the table, see that its cells are there, draw."""
     draw, sets = PAPER[arguments.figure]
     table = tables.read(arguments.table, quick=arguments.quick, overrides=tuple(settings))
-    cells = list(tables.Planner(table).cells())
+    cells = list(planning.Planner(table).cells())
     require(cells, arguments, settings, sets)
     data = Path(table.settings.get("data", table.dataset)).stem
     path = Path(arguments.out or f"results/figures/{arguments.figure}-{data}.png")
@@ -188,17 +188,17 @@ def draw_paper(arguments: argparse.Namespace, settings: list[str]) -> None:
     print(path, file=sys.stderr)
 
 
-def require(cells: list[tables.Cell], arguments: argparse.Namespace, settings: list[str],
+def require(cells: list[planning.Cell], arguments: argparse.Namespace, settings: list[str],
             sets: bool) -> None:
     """Raise UserError unless every cell has its record (and `sets`: its sets and checkpoint).
     With --quick, run_table.py makes them first."""
     committed = records.committed()
-    missing = tables.wanted(cells, committed, sets=sets)
+    missing = planning.wanted(cells, committed, sets=sets)
     if missing and arguments.quick:
         run_table(words_of(arguments, settings, sets))
-        missing = tables.wanted(cells, committed, sets=sets)
+        missing = planning.wanted(cells, committed, sets=sets)
     if missing:
-        broken = sum(bool(tables.wanted([cell], committed, sets=sets)) for cell in cells)
+        broken = sum(bool(planning.wanted([cell], committed, sets=sets)) for cell in cells)
         raise UserError(
             f"{arguments.figure}: {broken} of {len(cells)} cells of {arguments.table} lack their "
             f"record{', sets or checkpoint' if sets else ''} ({len(missing)} artefacts); "
@@ -226,7 +226,7 @@ def words_of(arguments: argparse.Namespace, settings: list[str], sets: bool) -> 
 # --- fig4 ------------------------------------------------------------------------------------
 
 
-def draw_stages(table: tables.Table, cells: list[tables.Cell], data: str, arguments) -> object:
+def draw_stages(table: tables.Table, cells: list[planning.Cell], data: str, arguments) -> object:
     """Images and residuals stage by stage."""
     rows = slice(arguments.first, arguments.first + arguments.images)
     groups = [[cell for cell in cells if cell.row is row and cell.seed == table.seeds[0]]

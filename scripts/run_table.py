@@ -20,7 +20,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core import files, records, tables
+from core import files, planning, records, tables
 from core.command import command
 from core.errors import UserError
 
@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         settings += (f"threads={max(1, os.cpu_count() // arguments.jobs)}",)
 
     table = tables.read(arguments.table, quick=arguments.quick, overrides=settings)
-    cells = list(tables.Planner(table).cells())
-    missing = tables.wanted(cells, records.committed(), sets=arguments.sets)
+    cells = list(planning.Planner(table).cells())
+    missing = planning.wanted(cells, records.committed(), sets=arguments.sets)
     say(f"{table.title}: {len(cells)} cells; {len(missing)} artefacts to make; {estimate(missing)}")
     if arguments.dry_run:
         for artefact in missing:
@@ -68,13 +68,13 @@ def main(argv: list[str] | None = None) -> None:
 class Scheduler:
     """Runs commands, at most `jobs` at a time, each when what it needs is there."""
 
-    def __init__(self, missing: list[tables.Artefact], jobs: int) -> None:
+    def __init__(self, missing: list[planning.Artefact], jobs: int) -> None:
         self.pending, self.jobs, self.total = list(missing), jobs, len(missing)
-        self.running: dict[tables.Artefact, tuple[subprocess.Popen, float, bool]] = {}
-        self.failed: dict[tables.Artefact, str] = {}
+        self.running: dict[planning.Artefact, tuple[subprocess.Popen, float, bool]] = {}
+        self.failed: dict[planning.Artefact, str] = {}
         self.finished = 0
 
-    def run(self) -> dict[tables.Artefact, str]:
+    def run(self) -> dict[planning.Artefact, str]:
         """Returns what failed, and why."""
         # Both by hand: a process started in the background begins with SIGINT ignored.
         before = {number: signal.signal(number, signal.default_int_handler)
@@ -107,7 +107,7 @@ class Scheduler:
                 self.pending.remove(artefact)
                 self._launch(artefact)
 
-    def _launch(self, artefact: tables.Artefact) -> None:
+    def _launch(self, artefact: planning.Artefact) -> None:
         files.mkdir(LOGS)
         fresh = not artefact.out.with_name(artefact.out.name + ".partial").exists()
         with open(log_of(artefact), "w") as log:
@@ -133,7 +133,7 @@ class Scheduler:
                 say(f"FAILED: {artefact.out}: {self.failed[artefact]}")
 
 
-def why(artefact: tables.Artefact, status: int) -> str:
+def why(artefact: planning.Artefact, status: int) -> str:
     """The error line of a command that failed."""
     lines = log_of(artefact).read_text(errors="replace").splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
@@ -143,24 +143,24 @@ def why(artefact: tables.Artefact, status: int) -> str:
     return f"{cause}; see {log_of(artefact)}"
 
 
-def log_of(artefact: tables.Artefact) -> Path:
+def log_of(artefact: planning.Artefact) -> Path:
     return LOGS / f"{artefact.job.kind}-{artefact.out.name}.log"
 
 
 # --- estimates -------------------------------------------------------------------------------
 
 
-def key_of(artefact: tables.Artefact) -> list:
+def key_of(artefact: planning.Artefact) -> list:
     """What seconds depend on: not on the seed."""
     return [artefact.step.command, artefact.job.method, artefact.job.config, artefact.rows]
 
 
-def note_seconds(artefact: tables.Artefact, seconds: float) -> None:
+def note_seconds(artefact: planning.Artefact, seconds: float) -> None:
     line = json.dumps({"key": key_of(artefact), "seconds": round(seconds, 1)})
     files.append(TIMINGS, line.encode() + b"\n")
 
 
-def seconds_of(artefact: tables.Artefact) -> float | None:
+def seconds_of(artefact: planning.Artefact) -> float | None:
     """The median of what such a step took here before; None if it never ran to its end."""
     if not TIMINGS.exists():
         return None
@@ -170,7 +170,7 @@ def seconds_of(artefact: tables.Artefact) -> float | None:
     return median(times) if times else None
 
 
-def estimate(missing: list[tables.Artefact]) -> str:
+def estimate(missing: list[planning.Artefact]) -> str:
     """One job's time for what has been timed here before, and how much has not."""
     times = [seconds_of(artefact) for artefact in missing]
     known = [seconds for seconds in times if seconds is not None]

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import yaml
 
-from core import records, tables
+from core import planning, records, tables
 from core.checkpoint import describe
 from core.command import command, list_methods
 
@@ -71,9 +71,9 @@ def collect(table: tables.Table) -> list[Entry]:
     """Every cell in the table's order, derived columns last in each row."""
     kept = records.committed()
     found: dict[tuple[str, str], list[dict]] = {}
-    for cell in tables.Planner(table).cells():
+    for cell in planning.Planner(table).cells():
         here = found.setdefault((cell.row.name, cell.column.name), [])
-        place = tables.place_of(cell.record, kept)
+        place = planning.place_of(cell.record, kept)
         if place is not None:
             here.append(records.load(place))
     published = yaml.safe_load(REPORTED.read_text())["published"]

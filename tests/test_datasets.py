@@ -483,3 +483,12 @@ def test_which_splits_share_images(one, other, shared):
     roots = [{"data": "cifar10", "split": split} for split in (one, other)]
     assert share_images(*roots) == share_images(*roots[::-1]) == shared
     assert not share_images(roots[0], {"data": "cifar100", "split": other})
+
+
+def test_no_split_of_a_limited_set(few, tmp_path):
+    """Its rows are not those of the whole set's split."""
+    path = write_imageset(tmp_path / "limited", few.images, few.labels,
+                          lineage=[{"method": "lsp", "settings": {"limit": 320}}])
+    with pytest.raises(UserError, match="split: protected of a set made with --limit"):
+        load(DataSettings(str(path), split="protected"))
+    assert len(load(DataSettings(str(path)))) == 320

@@ -16,7 +16,7 @@ import pytest
 import evaluate
 import purify
 import train_vae
-from core import charts, records, strips, tables
+from core import charts, planning, records, strips, tables
 from core.imageset import ImageSet
 from core.plots import end_labels, pyplot
 from core.points import clean_of, curves, kld_reached, points, sets_of
@@ -95,15 +95,15 @@ def made(folder: Path, text: str) -> Path:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        for artefact in tables.wanted(plan(), {}):
+        for artefact in planning.wanted(plan(), {}):
             succeed(MAINS[artefact.step.command], *artefact.arguments)
     finally:
         os.chdir(before)
     return folder
 
 
-def plan() -> list[tables.Cell]:
-    return list(tables.Planner(tables.read("table.yaml")).cells())
+def plan() -> list[planning.Cell]:
+    return list(planning.Planner(tables.read("table.yaml")).cells())
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_points_are_what_the_folders_hold(sweep, monkeypatch, digits):
     assert found["lsp", "vae", "0.5"].kld < found["lsp", "vae", "3"].kld
 
 
-def record_data(cell: tables.Cell) -> str:
+def record_data(cell: planning.Cell) -> str:
     """The set that a record's own line names."""
     return next(word for word in cell.record.arguments if word.startswith("data=")).split("=")[1]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import evaluate
-from core import tables
+from core import planning, tables
 from core.errors import UserError
 from poisons.__main__ import main as poison_main
 from scripts import run_table, table
@@ -81,8 +81,8 @@ def changed(path: Path, old: str, new: str) -> Path:
     return path
 
 
-def plan(path: Path, **options) -> list[tables.Cell]:
-    return list(tables.Planner(tables.read(str(path), **options)).cells())
+def plan(path: Path, **options) -> list[planning.Cell]:
+    return list(planning.Planner(tables.read(str(path), **options)).cells())
 
 
 def start(path: Path, *words: str, **options) -> subprocess.Popen:
@@ -103,7 +103,7 @@ def test_the_grid_and_its_artefacts(tiny):
     assert names == {("clean", "none"), ("lsp", "none"), ("lsp", "jpeg quality=10"),
                      ("lsp", "jpeg quality=50")}
     assert len(cells) == 8                              # two seeds
-    missing = tables.wanted(cells, {})
+    missing = planning.wanted(cells, {})
     kinds = [artefact.job.kind for artefact in missing]
     assert kinds.count("poisons") == 1                  # shared by six cells
     assert kinds.count("purified") == 2                 # by two seeds each
@@ -114,7 +114,7 @@ def test_the_grid_and_its_artefacts(tiny):
 
 
 def test_the_plan_knows_the_fingerprints_of_the_commands(tiny, few_path):
-    [poison] = [a for a in tables.wanted(plan(tiny), {}) if a.job.kind == "poisons"]
+    [poison] = [a for a in planning.wanted(plan(tiny), {}) if a.job.kind == "poisons"]
     out = Path("runs/check")
     succeed(poison_main, *poison.arguments, f"out={out}")
     assert json.loads((out / "meta.json").read_text())["fingerprint"] == poison.job.fingerprint
@@ -170,7 +170,7 @@ def test_every_table_can_be_planned_on_digits(here, path):
     if path.stem in ("quick", "reported"):
         pytest.skip("not a table")
     read = tables.read(f"configs/tables/{path.name}", quick=True)
-    cells = list(tables.Planner(read).cells())
+    cells = list(planning.Planner(read).cells())
     assert {cell.row.name for cell in cells} == {row.name for row in read.rows}
     assert {cell.column.name for cell in cells} == {column.name for column in read.columns}
 
@@ -200,7 +200,7 @@ def test_a_table_is_made_once(tiny):
     assert len(before) >= 11
     cells = plan(tiny)
     assert all(cell.record.done for cell in cells)
-    assert tables.wanted(cells, {}) == []
+    assert planning.wanted(cells, {}) == []
     assert json.loads((cells[0].record.out / "record.json").read_text())["device"]["threads"] == 1
 
     again = start(tiny, "--jobs", "2")
