@@ -1,0 +1,208 @@
+"""A table as a plan: every step of every cell an artefact that is addressed by its fingerprint."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from core import config, jobs, records
+from core.command import Request, parse
+from core.datasets import load_test
+from core.errors import UserError
+from core.imageset import ImageSet
+from core.run import Job
+from core.tables import COMMANDS, DATA_KEYS, DEVICE_KEYS, Line, Step, Table, named
+
+
+@dataclass(frozen=True, eq=False)
+class Artefact:
+    """A step whose work is known: the line that makes it, and what must be there before."""
+
+    step: Step
+    job: Job
+    arguments: tuple[str, ...]      # of the command, with out=
+    out: Path
+    needs: tuple["Artefact", ...]
+    rows: int                       # images that it reads, for estimates
+
+    @property
+    def line(self) -> list[str]:
+        """Words after `python`."""
+        return [*COMMANDS[self.step.command][1], *self.arguments, "--wait"]
+
+    @property
+    def done(self) -> bool:
+        """Whether it is there. An edited record is not: making it again will say so."""
+        try:
+            meta = json.loads((self.out / "meta.json").read_text())
+            if self.job.kind == "records":
+                records.load(self.out)
+            return meta["fingerprint"] == self.job.fingerprint
+        except (UserError, OSError, ValueError, KeyError, TypeError):
+            return False
+
+
+@dataclass(frozen=True)
+class Cell:
+    row: Line
+    column: Line
+    seed: int
+    record: Artefact
+
+
+@dataclass
+class Planner:
+    """Turns cells into artefacts. Equal work is one artefact, whichever cells ask for it."""
+
+    table: Table
+    artefacts: dict[Path, Artefact] = field(default_factory=dict)   # by folder
+    _loaded: dict[str, ImageSet] = field(default_factory=dict)
+
+    def cells(self) -> Iterator[Cell]:
+        """Every cell with its artefacts. Raises UserError for a mistake in the table."""
+        for row, column, seed in itertools.product(
+                self.table.rows, self.table.columns, self.table.seeds):
+            if not (named(column, row.only) and named(row, column.only)):
+                continue
+            state = State(seed)
+            for line in (row, column):
+                for step in line.steps:
+                    self._plan(step.fill(state.variables(line)), state)
+            record = self._plan(self.table.evaluate.fill(state.variables(column)), state)
+            yield Cell(row, column, seed, record)
+
+    def _plan(self, step: Step, state: "State") -> Artefact:
+        room, words = COMMANDS[step.command]
+        request = self._request(step, state, room, words)
+        reads = self._reads(request, step, state)
+        needs = [state.set_by] if reads is state.images else []
+
+        def resolve(path: str) -> str:
+            """The fingerprint of an artefact that a method names: perhaps still to be made."""
+            made = self.artefacts.get(Path(path))
+            if made is None:
+                return jobs.fingerprint_at(path)
+            needs.append(made)
+            return made.job.fingerprint
+
+        if step.command == "poison":
+            job = jobs.poison(request, reads, resolve)
+        elif step.command == "purify":
+            trained = None
+            if request.trained_as:
+                if state.checkpoint is None:
+                    raise UserError(f"{step.origin}: {request.method} is trained: a train step "
+                                    "must come before")
+                trained = state.checkpoint.job.fingerprint, state.checkpoint.job.seed
+                needs.append(state.checkpoint)
+            job = jobs.purify(request, reads, trained, resolve)
+        elif step.command == "evaluate":
+            job = jobs.record(request, reads, self._test(reads, request), resolve)
+        else:
+            if request.train_config is None:
+                raise UserError(f"{step.origin}: {request.method} is not trained")
+            job = jobs.train(request, reads, resolve)
+
+        artefact = self._artefact(step, job, request, reads, needs, state)
+        if step.command in ("poison", "purify"):
+            meta = {**reads.meta, "fingerprint": job.fingerprint,
+                    "lineage": [*reads.meta["lineage"], {"method": request.method}]}
+            state.images = dataclasses.replace(reads, meta=meta)
+            state.set_by = artefact
+        elif step.command != "evaluate":
+            state.checkpoint = artefact
+        return artefact
+
+    def _request(self, step: Step, state: "State", room: str, words: tuple[str, ...]) -> Request:
+        """The request that the step's line will be parsed to."""
+        settings = {key: value for key, value in self.table.settings.items() if key in DEVICE_KEYS}
+        clean = {key: value for key, value in self.table.settings.items() if key in DATA_KEYS}
+        if step.command in ("poison", "train_ddpm") or state.set_by is None:
+            settings |= clean
+        else:
+            settings |= {key: value for key, value in clean.items() if key in ("root", "test")}
+            settings["data"] = str(state.set_by.out)
+        if step.command not in ("poison", "purify"):
+            settings["seed"] = str(state.seed)
+        settings |= step.settings
+        state.arguments = (*step.yamls, *(f"{key}={value}" for key, value in settings.items()))
+        try:
+            return parse(list(state.arguments), "", room, " ".join(words))
+        except UserError as error:
+            raise UserError(f"{step.origin}: {error}") from None
+
+    def _reads(self, request: Request, step: Step, state: "State") -> ImageSet:
+        """The set that a step reads: the one before, or what its `data` names."""
+        if state.set_by is not None and request.data.data == str(state.set_by.out):
+            return state.images
+        key = json.dumps(config.plain(request.data))
+        if key not in self._loaded:
+            self._loaded[key] = request.load_data()
+        return self._loaded[key]
+
+    def _test(self, train: ImageSet, request: Request) -> ImageSet:
+        key = json.dumps([train.meta["test"], request.data.test, request.data.root])
+        if key not in self._loaded:
+            self._loaded[key] = load_test(train, request.data)
+        return self._loaded[key]
+
+    def _artefact(self, step: Step, job: Job, request: Request, reads: ImageSet,
+                  needs: list[Artefact], state: "State") -> Artefact:
+        out = Path(request.settings.out) if request.settings.out else job.default_out
+        if out not in self.artefacts:
+            arguments = list(state.arguments)
+            if step.command == "purify" and state.checkpoint in needs:
+                arguments.append(f"checkpoint={state.checkpoint.out}")
+            unique = tuple(dict.fromkeys(need for need in needs if need is not None))
+            self.artefacts[out] = Artefact(step, job, (*arguments, f"out={out}"), out, unique,
+                                           len(reads))
+        return self.artefacts[out]
+
+
+@dataclass
+class State:
+    """Where a cell stands after some of its steps."""
+
+    seed: int
+    images: ImageSet | None = None          # the current set; its pixels are the clean set's
+    set_by: Artefact | None = None          # what makes it; None: it is the clean set
+    checkpoint: Artefact | None = None
+    arguments: tuple[str, ...] = ()         # of the step being planned
+
+    def variables(self, line: Line) -> dict[str, str]:
+        """What a step of the line may write in braces."""
+        made = {"set": self.set_by, "checkpoint": self.checkpoint}
+        current = {name: str(artefact.out) for name, artefact in made.items() if artefact}
+        return {"seed": str(self.seed), **current, **line.variables}
+
+
+def wanted(cells: list[Cell], committed: dict[str, Path], *, sets: bool = False
+           ) -> list[Artefact]:
+    """Artefacts still to be made, each after what it needs: records that are neither here nor
+    committed, and whatever these stand on. With `sets`, also what the other records stand on."""
+    found: dict[Path, bool] = {}            # artefact -> whether it is there
+    order: list[Artefact] = []
+
+    def visit(artefact: Artefact) -> None:
+        if artefact.out in found:
+            return
+        there = artefact.job.fingerprint in committed or artefact.done
+        found[artefact.out] = there
+        if not there or sets:
+            for need in artefact.needs:
+                visit(need)
+        if not there:
+            order.append(artefact)
+
+    for cell in cells:
+        visit(cell.record)
+    return order
+
+
+def place_of(record: Artefact, committed: dict[str, Path]) -> Path | None:
+    """The folder of a finished record, committed or made here."""
+    if record.job.fingerprint in committed:
+        return committed[record.job.fingerprint]
+    return record.out if record.done else None
