@@ -3,7 +3,7 @@
     python scripts/figures.py grid SET [SET ...] [--out grid.png] [--images 8] [--first 0]
     python scripts/figures.py quickstart FOLDER
     python scripts/figures.py fig2a [--quick] [key=value ...] [--table TABLE.yaml] [--out PNG]
-                              (and fig2b, fig3, fig4, fig5, le_fig2, le_fig3, guidance)
+    (fig2a, fig2b, fig3, fig4, fig5, le_fig2, le_fig3, le_fig3_images, guidance)
 
 `grid` draws a row of clean images, then for each set its images and their residual to clean.
 `quickstart` prints the table of scripts/quickstart.sh and draws `quickstart.png` in its folder.
@@ -17,7 +17,8 @@ digits, small). key=value are run_table's (data=, root=, threads=). D-VAE's toy:
     fig4        D-VAE: images and residuals stage by stage
     fig5        D-VAE: accuracy against PSNR, VAEs and auto-encoders
     le_fig2     LE: images purified with a prior of like and of other data
-    le_fig3     LE: pass by pass, with and without the joint condition
+    le_fig3     LE: pass by pass, with and without the joint condition: PSNR, LPIPS, accuracy
+    le_fig3_images      and the images, of the same table
     guidance    PSNR, LPIPS and accuracy against JCDP's strength
 """
 
@@ -59,7 +60,8 @@ def main(argv: list[str] | None = None) -> None:
         paper = figures.add_parser(name, help=draw.__doc__.splitlines()[0])
         paper.add_argument("--quick", action="store_true",
                            help="digits, small; what is missing is made")
-        paper.add_argument("--table", default=f"configs/tables/{name}.yaml", metavar="TABLE.yaml")
+        table = name.removesuffix("_images")
+        paper.add_argument("--table", default=f"configs/tables/{table}.yaml", metavar="TABLE.yaml")
         paper.add_argument("--out", help="the PNG to write (results/figures/NAME-DATA.png)")
         if draw is draw_trade_off:
             paper.add_argument("--to", choices=("poisoned", "clean"), default="poisoned",
@@ -270,7 +272,7 @@ def draw_stages(table: tables.Table, cells: list[planning.Cell], data: str, argu
 PAPER = {"fig2a": (draw_rate, True), "fig2b": (draw_trade_off, True), "fig3": (draw_epochs, False),
          "fig4": (draw_stages, True), "fig5": (draw_trade_off, True),
          "le_fig2": (draw_stages, True), "le_fig3": (draw_sweep, True),
-         "guidance": (draw_sweep, True)}
+         "le_fig3_images": (draw_stages, True), "guidance": (draw_sweep, True)}
 
 
 if __name__ == "__main__":

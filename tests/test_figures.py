@@ -263,6 +263,23 @@ def test_fig4_is_drawn(stages, monkeypatch):
     assert "no such rows" in figure("fig4", "--first", 96).error
 
 
+def test_a_sweep_is_drawn(sweep, monkeypatch):
+    """PSNR and LPIPS to the clean set, of a table whose columns vary one thing."""
+    monkeypatch.chdir(sweep)
+    Path("one.yaml").write_text(TABLE[: TABLE.index("  vae:\n")])
+    outcome = figure("guidance", "--table", "one.yaml")
+    assert outcome.status == 0, outcome.stderr
+    assert is_png(Path("figure.png"))
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]]
+             for line in outcome.stdout.splitlines()]
+    assert lines[0] == ["poison", "purifier", "PSNR to poisoned (dB)", "PSNR to clean (dB)",
+                        "LPIPS to clean", "accuracy (%)"]
+    lpips = {line[1]: float(line[4]) for line in lines[2:] if line[0] == "lsp"}
+    assert 0 < lpips["jpeg 5"] < lpips["jpeg 50"] < lpips["none"]      # it takes the poison out
+    assert "plots one variable of `over` that has several values, not kld, quality" in \
+        figure("guidance").error
+
+
 def test_curves_of_the_last_epoch_alone_are_refused(stages, monkeypatch):
     monkeypatch.chdir(stages)
     assert "evaluate with standard.test_every: 1" in figure("fig3").error
@@ -344,7 +361,8 @@ def test_labels_do_not_cover_each_other():
 
 def test_the_figures_of_the_paper_have_their_tables():
     for name in figures.PAPER:
-        assert tables.read(str(CONFIGS / "tables" / f"{name}.yaml")).rows
+        table = f"{name.removesuffix('_images')}.yaml"
+        assert tables.read(str(CONFIGS / "tables" / table)).rows
 
 
 # --- toy -------------------------------------------------------------------------------------
