@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core import distributed, plots
+from core import plots
 from core.batches import Augmentation, Batches
 from core.checkpoint import Checkpoint, save_weights
 from core.config import ConfigError, in_range, rebuild
@@ -147,7 +147,7 @@ def train(images: ImageSet, config: TrainConfig, run: Run) -> dict | None:
     Writes `model.safetensors` and `ema.safetensors` into the run, and PNGs of samples. Returns what
     the checkpoint that it began from was trained on, if any.
     """
-    world = distributed.world()
+    world = run.world
     if config.batch_size % world.size:
         raise UserError(f"{run.job.method}.train.batch_size: {world.size} processes cannot share "
                         f"{config.batch_size} images equally")
@@ -200,7 +200,7 @@ def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, config: Tr
 
     Every process draws for the whole batch and keeps its own part.
     """
-    schedule, world = config.schedule, distributed.world()
+    schedule, world = config.schedule, run.world
     keep = schedule.abar.sqrt().float().to(run.device.torch)
     spread = (1 - schedule.abar).sqrt().float().to(run.device.torch)
     warmup = min(5000, config.steps // 10) if config.warmup_steps is None else config.warmup_steps

@@ -364,15 +364,14 @@ def test_processes_share_training(trained, few_path, tmp_path):
     """The same global batches: the same weights up to rounding. Four processes write one set."""
     both = process(ROOT / "train_ddpm.py", *TRAIN, f"data={few_path}", f"out={tmp_path / 'both'}",
                    "ddpm.train.dropout=0", ranks=4)
-    alone = succeed(train_ddpm.main, *TRAIN, f"data={few_path}", f"out={tmp_path / 'alone'}",
-                    "ddpm.train.dropout=0")
+    succeed(train_ddpm.main, *TRAIN, f"data={few_path}", f"out={tmp_path / 'alone'}",
+            "ddpm.train.dropout=0")
     _, stderr = both.communicate(timeout=180)
     assert both.returncode == 0, stderr
     for part in ("model", "ema"):
         one, two = (load_file(tmp_path / out / f"{part}.safetensors") for out in ("alone", "both"))
         for name in one:
             torch.testing.assert_close(one[name], two[name], atol=2e-4, rtol=1e-3)
-    assert alone == tmp_path / "alone"
 
 
 def test_other_commands_refuse_torchrun(monkeypatch):

@@ -74,7 +74,7 @@ def test_every_image_has_its_own_step():
     assert (both - model(x, torch.tensor([3])))[1].abs().max() > 1e-3
 
 
-def test_half_precision_keeps_the_time(monkeypatch):
+def test_half_precision_keeps_the_time():
     """Weights in bf16: the angle of step 999 must not be rounded, and the output is float32."""
     torch.manual_seed(0)
     model, x = UNet(32).eval(), torch.randn(4, 3, 32, 32)
