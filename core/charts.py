@@ -4,34 +4,16 @@ to stdout and returns a matplotlib figure."""
 import math
 import statistics
 
-from core import planning, records, tables
+from core import planning, tables
 from core.errors import UserError
 from core.plots import BAD, GOOD, INK, MUTED, PLAIN, SERIES, axis_style, end_labels, pyplot
-from core.points import Point, curves, points
+from core.points import Point, curves, points, print_points
 
 TITLES = {"em": "EM", "lsp": "LSP", "none": "not purified", "vae": "VAE", "ae": "AE",
           "jpeg": "JPEG", "dvae": "D-VAE", "jcdp": "JCDP"}
 STRENGTHS = {"kld": "KLD target", "d": "channels", "t_star": "t*",      # of `over`: no words
              "strength": "strength λ of the joint condition"}
 COLOURS = {"none": BAD, "vae": GOOD, "dvae": GOOD, "jpeg": "#b07a2e", "ae": "#7d5a94"}
-
-
-def print_points(found: list[Point]) -> None:
-    columns = {"KLD reached (nats)": "kld", "PSNR to poisoned (dB)": "psnr_poisoned",
-               "PSNR to clean (dB)": "psnr_clean", "LPIPS to clean": "lpips_clean"}
-    known = {name: key for name, key in columns.items()
-             if any(getattr(point, key) is not None for point in found)}
-    print("| poison | purifier | " + " | ".join([*known, "accuracy (%)"]) + " |\n"
-          + "|---" * (len(known) + 3) + "|")
-    for point in found:
-        numbers = [number(getattr(point, key), 4 if key == "lpips_clean" else 2)
-                   for key in known.values()]
-        print(f"| {point.row} | {point.family} {point.value} | {' | '.join(numbers)} | "
-              f"{records.spread(point.accuracies)} |")
-
-
-def number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
 
 
 def title_of(name: str) -> str:

@@ -101,7 +101,10 @@ class Request:
     def load_data(self) -> ImageSet:
         """The input set, cut to --limit."""
         with distributed.world().leader_first():
-            images = load(self.data)
+            return self.cut(load(self.data))
+
+    def cut(self, images: ImageSet) -> ImageSet:
+        """The rows that --limit leaves."""
         return images if self.limit is None else images.first(self.limit)
 
     def open(self, job: Job, device: DeviceSettings | None = None, section: Any = None) -> Run:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from core import config, jobs, records
 from core.command import Request, parse
-from core.datasets import load_test
+from core.datasets import load, load_test
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.run import Job
@@ -77,7 +77,7 @@ class Planner:
         room, words = COMMANDS[step.command]
         request = self._request(step, state, room, words)
         reads = self._reads(request, step, state)
-        needs = [state.set_by] if reads is state.images else []
+        needs = [state.set_by] if request.data.data == state.folder else []
 
         def resolve(path: str) -> str:
             """The fingerprint of an artefact that a method names: perhaps still to be made."""
@@ -119,11 +119,11 @@ class Planner:
         """The request that the step's line will be parsed to."""
         settings = {key: value for key, value in self.table.settings.items() if key in DEVICE_KEYS}
         clean = {key: value for key, value in self.table.settings.items() if key in DATA_KEYS}
-        if step.command in ("poison", "train_ddpm") or state.set_by is None:
+        if step.command in ("poison", "train_ddpm") or state.folder is None:
             settings |= clean
         else:
             settings |= {key: value for key, value in clean.items() if key in ("root", "test")}
-            settings["data"] = str(state.set_by.out)
+            settings["data"] = state.folder
         if step.command not in ("poison", "purify"):
             settings["seed"] = str(state.seed)
         settings |= step.settings
@@ -135,12 +135,12 @@ class Planner:
 
     def _reads(self, request: Request, step: Step, state: "State") -> ImageSet:
         """The set that a step reads: the one before, or what its `data` names."""
-        if state.set_by is not None and request.data.data == str(state.set_by.out):
-            return state.images
+        if request.data.data == state.folder:
+            return request.cut(state.images)
         key = json.dumps(config.plain(request.data))
         if key not in self._loaded:
-            self._loaded[key] = request.load_data()
-        return self._loaded[key]
+            self._loaded[key] = load(request.data)
+        return request.cut(self._loaded[key])
 
     def _test(self, train: ImageSet, request: Request) -> ImageSet:
         key = json.dumps([train.meta["test"], request.data.test, request.data.root])
@@ -170,6 +170,11 @@ class State:
     set_by: Artefact | None = None          # what makes it; None: it is the clean set
     checkpoint: Artefact | None = None
     arguments: tuple[str, ...] = ()         # of the step being planned
+
+    @property
+    def folder(self) -> str | None:
+        """Of the current set."""
+        return str(self.set_by.out) if self.set_by else None
 
     def variables(self, line: Line) -> dict[str, str]:
         """What a step of the line may write in braces."""

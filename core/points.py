@@ -79,18 +79,18 @@ class Point:
 def points(table: tables.Table, cells: list[planning.Cell], *, perceptual: bool = False
            ) -> list[Point]:
     """Every cell's numbers, in the table's order; LPIPS where `perceptual`."""
-    clean: dict[str, ImageSet] = {}         # by root
+    clean: dict[str, ImageSet] = {}         # by root and rows
 
     def distances(chain: list[planning.Artefact]) -> tuple[float | None, ...]:
         """PSNR to the poisoned and to the clean set, LPIPS to the clean set."""
         if not chain:
             return None, None, None
         final = ImageSet.load(chain[-1].out)
-        key = json.dumps(final.meta["root"])
+        key = json.dumps([final.meta["root"], len(final)])
         if key not in clean:
             clean[key] = clean_of(final, table.settings.get("root", "data"))
         poisons = [made for made in chain if made.job.kind == "poisons"]
-        given = ImageSet.load(poisons[-1].out) if poisons else clean[key]
+        given = ImageSet.load(poisons[-1].out).first(len(final)) if poisons else clean[key]
         return (measure(given, final).psnr if chain[-1] not in poisons else None,
                 measure(clean[key], final).psnr,
                 mean_lpips(clean[key], final) if perceptual else None)
@@ -107,6 +107,24 @@ def points(table: tables.Table, cells: list[planning.Cell], *, perceptual: bool 
             row.name, column.family, " ".join(column.variables.values()),
             [100 * record["accuracy_last"] for _, record in group], *to_given, mean(klds), lpips))
     return found
+
+
+def print_points(found: list[Point]) -> None:
+    columns = {"KLD reached (nats)": "kld", "PSNR to poisoned (dB)": "psnr_poisoned",
+               "PSNR to clean (dB)": "psnr_clean", "LPIPS to clean": "lpips_clean"}
+    known = {name: key for name, key in columns.items()
+             if any(getattr(point, key) is not None for point in found)}
+    print("| poison | purifier | " + " | ".join([*known, "accuracy (%)"]) + " |\n"
+          + "|---" * (len(known) + 3) + "|")
+    for point in found:
+        numbers = [number(getattr(point, key), 4 if key == "lpips_clean" else 2)
+                   for key in known.values()]
+        print(f"| {point.row} | {point.family} {point.value} | {' | '.join(numbers)} | "
+              f"{records.spread(point.accuracies)} |")
+
+
+def number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def mean_lpips(a: ImageSet, b: ImageSet) -> float:

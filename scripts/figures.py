@@ -3,7 +3,7 @@
     python scripts/figures.py grid SET [SET ...] [--out grid.png] [--images 8] [--first 0]
     python scripts/figures.py quickstart FOLDER
     python scripts/figures.py fig2a [--quick] [key=value ...] [--table TABLE.yaml] [--out PNG]
-    (fig2a, fig2b, fig3, fig4, fig5, le_fig2, le_fig3, le_fig3_images, guidance)
+    (fig2a, fig2b, fig3, fig4, fig5, le_fig2, le_fig3, le_fig3_images, guidance, t_star)
 
 `grid` draws a row of clean images, then for each set its images and their residual to clean.
 `quickstart` prints the table of scripts/quickstart.sh and draws `quickstart.png` in its folder.
@@ -20,6 +20,7 @@ digits, small). key=value are run_table's (data=, root=, threads=). D-VAE's toy:
     le_fig3     LE: pass by pass, with and without the joint condition: PSNR, LPIPS, accuracy
     le_fig3_images      and the images, of the same table
     guidance    PSNR, LPIPS and accuracy against JCDP's strength
+    t_star      and against its t*
 """
 
 import argparse
@@ -272,7 +273,8 @@ def draw_stages(table: tables.Table, cells: list[planning.Cell], data: str, argu
 PAPER = {"fig2a": (draw_rate, True), "fig2b": (draw_trade_off, True), "fig3": (draw_epochs, False),
          "fig4": (draw_stages, True), "fig5": (draw_trade_off, True),
          "le_fig2": (draw_stages, True), "le_fig3": (draw_sweep, True),
-         "le_fig3_images": (draw_stages, True), "guidance": (draw_sweep, True)}
+         "le_fig3_images": (draw_stages, True), "guidance": (draw_sweep, True),
+         "t_star": (draw_sweep, True)}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Print a table from the records that are there.
 
-    python scripts/table.py configs/tables/NAME.yaml [--quick] [--wide] [--format csv]
+    python scripts/table.py configs/tables/NAME.yaml [--quick] [--wide | --distances] [--format csv]
 
 One line a cell: clean test accuracy of the last epoch (mean ± sd over n seeds), the published
 number and others' re-runs, the gap to the published one, seconds of training, and what the purifier
 was trained on. `oracle` marks numbers chosen by test accuracy. --wide prints rows x columns.
+--distances prints PSNR and LPIPS to the clean images instead, of the sets that are here.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import yaml
 from core import planning, records, tables
 from core.checkpoint import describe
 from core.command import command, list_methods
+from core.points import points, print_points
 
 PURIFIERS = list_methods("purifiers")
 REPORTED = Path("configs/tables/reported.yaml")
@@ -55,12 +57,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("table", metavar="TABLE.yaml")
     parser.add_argument("settings", nargs="*", metavar="key=value")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--wide", action="store_true", help="rows x columns, accuracies only")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--wide", action="store_true", help="rows x columns, accuracies only")
+    form.add_argument("--distances", action="store_true",
+                      help="PSNR and LPIPS of the cells whose sets are here, as markdown")
     parser.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown")
     parser.add_argument("--jobs", help=argparse.SUPPRESS)       # so that run_table's words fit
     parser.add_argument("--sets", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args(argv)
     table = tables.read(arguments.table, quick=arguments.quick, overrides=tuple(arguments.settings))
+    if arguments.distances:
+        kept = records.committed()
+        print_points(points(table, [cell for cell in planning.Planner(table).cells()
+                                    if not planning.wanted([cell], kept, sets=True)],
+                            perceptual=True))
+        return
     entries = collect(table)
     head, lines = wide(table, entries) if arguments.wide else long(entries)
     writer = {"markdown": markdown, "csv": as_csv, "latex": latex}[arguments.format]

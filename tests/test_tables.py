@@ -1,6 +1,7 @@
 """Tables: reading, planning, making each artefact once, printing; by real commands."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -11,11 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import evaluate
+import purify
 from core import planning, tables
 from core.errors import UserError
+from core.imageset import ImageSet
 from poisons.__main__ import main as poison_main
 from scripts import run_table, table
 from tests.conftest import ROOT, run_command, succeed
@@ -121,6 +125,24 @@ def test_the_plan_knows_the_fingerprints_of_the_commands(tiny, few_path):
     record = plan(tiny)[0].record
     path = succeed(evaluate.main, *record.arguments, "out=runs/check-record")
     assert json.loads((path / "meta.json").read_text())["fingerprint"] == record.job.fingerprint
+
+
+def test_a_step_may_take_fewer_rows(tiny):
+    """`limit:` in a step: planned as the commands make it, and the set before it is made whole."""
+    changed(tiny, "      purify:", "      limit: 100\n      purify:")
+    cell = next(cell for cell in plan(tiny) if cell.column.family == "jpeg")
+    [purified] = cell.record.needs
+    [poison] = purified.needs
+    assert "limit=100" in purified.arguments
+    assert "limit=100" not in poison.arguments
+    for artefact, main, rows in ((poison, poison_main, 320), (purified, purify.main, 100)):
+        path = succeed(main, *artefact.arguments)
+        meta = json.loads((path / "meta.json").read_text())
+        assert meta["fingerprint"] == artefact.job.fingerprint
+        assert len(ImageSet.load(path)) == rows
+    path = succeed(evaluate.main, *cell.record.arguments)
+    assert json.loads((path / "meta.json").read_text())["fingerprint"] == \
+        cell.record.job.fingerprint
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [
@@ -325,6 +347,14 @@ def test_the_table_prints_what_the_records_say(tiny):
         text = run_command(table.main, tiny, *words).stdout
         assert f"{statistics.mean(accuracies['clean', 'none']):.1f}" in text
     assert text.splitlines()[1].count("---") == text.splitlines()[0].count("|") - 1
+
+    [purified] = next(c.record for c in plan(tiny) if c.column.name == best).needs
+    [poison] = purified.needs
+    errors = (ImageSet.load(purified.out).images / 255.0 - ImageSet.load(poison.out).images / 255.0)
+    psnr = np.mean([-10 * math.log10((error**2).mean()) for error in errors])
+    text = run_command(table.main, tiny, "--distances").stdout
+    [line] = [line for line in text.splitlines() if f"jpeg {best[-2:]} |" in line]
+    assert line.split(" | ")[2] == f"{psnr:.2f}"
 
 
 def test_published_numbers_are_kept_whole():
