@@ -1,0 +1,162 @@
+"""AR: autoregressive perturbations.
+
+Each class has an autoregressive process a channel: a 3x3 window in which the last value is a fixed
+combination of the other eight. Every image gets a signal of its class, grown from noise of its own.
+Source: Sandoval-Segura et al., NeurIPS 2022; code psandovalsegura/autoregressive-poisoning, whose
+coefficients for 10 and 100 classes are in ar_coefficients.csv (attack notes, section 5).
+
+Deviations: none that changes the law of a signal. Along a row the recurrence is a triangular
+system, solved for all images of a class at once.
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from core.config import in_range
+from core.errors import UserError
+from core.imageset import ImageSet, Rounding
+from core.run import Run
+from core.streams import BLOCK
+
+VERSION = 1
+SMOKE: dict = {}
+TABLE = Path(__file__).with_name("ar_coefficients.csv")
+TRIES = 20_000          # of the finder; half a minute
+
+
+@dataclass(frozen=True)
+class Config:
+    radius: float = 1.0             # in `norm`: L2 at 32x32 and below; STL-10: 3.0
+    norm: Literal["l2", "linf"] = "l2"
+    crop: int = 4                   # rows and columns of a signal that are dropped; 224x224: 2
+    coefficients: Literal["auto", "table", "find"] = "auto"     # auto: the table's, if it has them
+    rounding: Rounding = "round"
+
+    def __post_init__(self) -> None:
+        in_range("radius", self.radius, above=0)
+        in_range("crop", self.crop, at_least=0)
+
+
+def bound(config: Config) -> tuple[str, float]:
+    return config.norm, config.radius
+
+
+def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
+    """Row i of the result is row i of `clean` plus a signal of its class, of norm `radius`."""
+    processes = coefficients(clean.num_classes, config, run)
+    height, width = (side + config.crop for side in clean.image_shape)
+
+    def rows(images: torch.Tensor, rows: slice) -> torch.Tensor:
+        top, left = start_noise(rows, height, width, run)
+        labels = torch.from_numpy(np.array(clean.labels[rows]))
+        for label in labels.unique().tolist():
+            mine = (labels == label).nonzero()[:, 0]
+            grown = grow(processes[label], top[..., mine], left[..., mine])
+            signal = grown[:, config.crop :, config.crop :].permute(3, 1, 2, 0)
+            order = 2 if config.norm == "l2" else torch.inf
+            norms = signal.flatten(1).norm(order, dim=1)
+            images[mine] += (signal * (config.radius / norms)[:, None, None, None]).float()
+        return images
+
+    return clean.map_rows(rows, run, rounding=config.rounding)
+
+
+def start_noise(rows: slice, height: int, width: int, run: Run
+                ) -> tuple[torch.Tensor, torch.Tensor]:
+    """N(0, 1) for the first two rows (3, 2, W, n) and columns (3, H - 2, 2, n) of these images'
+    signals, drawn by block."""
+    top, left = [], []
+    for block in range(rows.start // BLOCK, -(-rows.stop // BLOCK)):
+        generator = run.stream("ar", block)
+        top.append(torch.randn(3, 2, width, BLOCK, generator=generator, dtype=torch.float64))
+        left.append(torch.randn(3, height - 2, 2, BLOCK, generator=generator, dtype=torch.float64))
+    first = rows.start % BLOCK
+    mine = slice(first, first + rows.stop - rows.start)
+    return torch.cat(top, 3)[..., mine], torch.cat(left, 3)[..., mine]
+
+
+def grow(window: torch.Tensor, top: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    """Signals (3, H, W, n) from their first two rows (3, 2, W, n) and columns (3, H - 2, 2, n):
+
+        s[i + 2, j + 2] = sum over u, v of window[u, v] * s[i + u, j + v],     window[2, 2] = 0
+
+    with one 3x3 window a channel (3, 3, 3). The terms of the two rows above are a sum of shifts;
+    those of the row itself, s[i + 2, j] and s[i + 2, j + 1], make it a triangular system.
+    """
+    _, _, width, count = top.shape
+    signal = top.new_empty(3, 2 + left.shape[1], width, count)
+    signal[:, :2], signal[:, 2:, :2] = top, left
+    system = torch.eye(width, dtype=top.dtype).repeat(3, 1, 1)
+    inner = torch.arange(2, width)
+    system[:, inner, inner - 2] = -window[:, 2, :1]
+    system[:, inner, inner - 1] = -window[:, 2, 1:2]
+    for i in range(2, signal.shape[1]):
+        above = sum(window[:, u, v, None, None] * signal[:, i - 2 + u, v : v + width - 2]
+                    for u in (0, 1) for v in (0, 1, 2))
+        signal[:, i, 2:] = above
+        signal[:, i] = torch.linalg.solve_triangular(system, signal[:, i], upper=False,
+                                                     unitriangular=True)
+    return signal
+
+
+# --- coefficients ----------------------------------------------------------------------------
+
+
+def coefficients(classes: int, config: Config, run: Run) -> torch.Tensor:
+    """One 3x3 window a class and channel: (classes, 3, 3, 3) float64, the last entry 0 and the sum
+    1. Raises UserError if there are none to be had."""
+    if config.coefficients != "find":
+        with open(TABLE, newline="") as file:
+            lines = [line[3:] for line in csv.reader(file) if line[0] == str(classes)]
+        if lines:
+            values = torch.tensor([[float(value) for value in line] for line in lines],
+                                  dtype=torch.float64)
+            return torch.nn.functional.pad(values, (0, 1)).view(classes, 3, 3, 3)
+        if config.coefficients == "table":
+            raise UserError(f"ar.coefficients: the table has 10 and 100 classes, not {classes}; "
+                            "write find")
+    return find(classes, run)
+
+
+def find(classes: int, run: Run) -> torch.Tensor:
+    """Random windows, kept if their signals stay small and no earlier class's filter mistakes one
+    for its own."""
+    least = 10.0 if classes <= 10 else 3.0      # response of a foreign filter
+    found, filters = [], []
+    generator = run.stream("ar/find")
+    for _ in range(TRIES):
+        if len(found) == classes:
+            return torch.stack(found)
+        window = torch.randn(3, 9, generator=generator, dtype=torch.float64)
+        window[:, 8] = 0
+        window = (window / window.sum(1, keepdim=True)).view(3, 3, 3)
+        top, left = (torch.randn(3, *shape, 3, generator=generator, dtype=torch.float64)
+                     for shape in ((2, 36), (34, 2)))
+        signal = grow(window, top, left)[:, 4:, 4:].permute(3, 0, 1, 2)
+        norms = signal.flatten(1).norm(dim=1)
+        if not (norms <= 50).all():             # NaN is not
+            continue
+        signal = signal / norms[:, None, None, None]
+        if any(response(signal, other).min() < least for other in filters):
+            continue
+        found.append(window)
+        filters.append(as_filter(window))
+    raise UserError(f"ar: {TRIES} random processes gave {len(found)} that differ enough, too few "
+                    f"for {classes} classes; try another seed=")
+
+
+def as_filter(window: torch.Tensor) -> torch.Tensor:
+    """Responds with 0 to the window's own signals: (1, 3, 3, 3)."""
+    matched = window.clone()
+    matched[:, 2, 2] = -1
+    return matched[None]
+
+
+def response(signals: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:
+    """Of signals (n, 3, H, W) to a filter: (n,)."""
+    return torch.nn.functional.conv2d(signals, matched).relu().sum((1, 2, 3))

@@ -1,0 +1,71 @@
+"""CUDA: a blur of its own for each class.
+
+A class has one small random filter, and its images are convolved with it. Not a small
+perturbation: about 19 dB on CIFAR-10. Source: Sadasivan et al., CVPR 2023 (attack notes, section
+7); written from the formula. Seed 0 draws the published filters.
+
+Deviations: padding of half the filter, so that larger ones keep the image's size; rounding to the
+nearest level (the release truncates: `floor`).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from core.config import ConfigError, in_range
+from core.imageset import ImageSet, Rounding
+from core.run import Run
+
+VERSION = 1
+SMOKE: dict = {}
+
+
+@dataclass(frozen=True)
+class Config:
+    kernel: int = 3                 # pixels a side; ImageNet-100: 9
+    blur: float = 0.3               # p_b, the largest weight beside the 1; ImageNet-100: 0.06
+    rounding: Rounding = "round"
+
+    def __post_init__(self) -> None:
+        in_range("kernel", self.kernel, at_least=1)
+        in_range("blur", self.blur, at_least=0, at_most=1)
+        if self.kernel % 2 == 0:
+            raise ConfigError("kernel", f"{self.kernel} has no middle; take an odd number")
+
+
+def bound(config: Config) -> None:
+    return None
+
+
+def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
+    """Row i of the result is row i of `clean` through the filter of its class, divided by its
+    maximum."""
+    filters = torch.from_numpy(draw_filters(clean.num_classes, config, run.seed)).float()
+    height, width = clean.image_shape
+
+    def rows(images: torch.Tensor, rows: slice) -> torch.Tensor:
+        weights = filters[torch.from_numpy(np.array(clean.labels[rows]))]
+        half = config.kernel // 2
+        padded = F.pad(images, (0, 0, half, half, half, half))
+        blurred = torch.zeros_like(images)
+        for u in range(config.kernel):
+            for v in range(config.kernel):
+                blurred.addcmul_(weights[:, u, v, None, None, None],
+                                 padded[:, u : u + height, v : v + width])
+        return blurred.div_(blurred.amax((1, 2, 3), keepdim=True).clamp_(min=1e-12))
+
+    return clean.map_rows(rows, run, rounding=config.rounding)
+
+
+def draw_filters(classes: int, config: Config, seed: int) -> np.ndarray:
+    """(classes, k, k): U(0, blur), and 1 in one place. The release draws a filter for each of three
+    channels and uses the first."""
+    random, size = np.random.RandomState(seed), config.kernel
+    filters = np.empty((classes, size, size))
+    for filter_ in filters:
+        filter_[:] = random.uniform(0, config.blur, (3, 1, size, size))[0, 0]
+        row, column = random.randint(size), random.randint(size)
+        filter_[row, column] = 1
+    return filters

@@ -1,0 +1,133 @@
+"""AR: the recurrence against a plain raster loop, and the facts of its coefficients."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_command, succeed, write_imageset
+
+from core.streams import generator
+from poisons import ar
+from poisons.__main__ import main as poison_main
+
+
+class OwnStreams:
+    """What `find` and `coefficients` need of a run."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def stream(self, name: str, step: int = 0):
+        return generator(self.seed, name, step)
+
+
+@pytest.fixture(params=(10, 100))
+def processes(request) -> np.ndarray:
+    return ar.coefficients(request.param, ar.Config(), OwnStreams(0)).numpy()
+
+
+def noise(count: int, height: int = 36, width: int = 36) -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(0)
+    return (torch.randn(3, 2, width, count, generator=random, dtype=torch.float64),
+            torch.randn(3, height - 2, 2, count, generator=random, dtype=torch.float64))
+
+
+def raster(window: np.ndarray, top: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """The recurrence as the notes write it, number by number: (3, H, W)."""
+    signal = np.zeros((3, 2 + left.shape[1], top.shape[2]))
+    signal[:, :2], signal[:, 2:, :2] = top, left
+    for c in range(3):
+        for i in range(signal.shape[1] - 2):
+            for j in range(signal.shape[2] - 2):
+                signal[c, i + 2, j + 2] = sum(
+                    window[c, u, v] * signal[c, i + u, j + v]
+                    for u in range(3) for v in range(3) if (u, v) != (2, 2))
+    return signal
+
+
+@pytest.mark.parametrize("shape", [(36, 36), (12, 20)])
+def test_signals_equal_a_plain_loop(processes, shape):
+    top, left = noise(3, *shape)
+    for window in processes[:3]:
+        grown = ar.grow(torch.from_numpy(window), top, left).numpy()
+        for n in range(3):
+            expected = raster(window, top[..., n].numpy(), left[..., n].numpy())
+            np.testing.assert_allclose(grown[..., n], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_coefficients(processes):
+    """Attack notes, sections 5 and 15; class 3's green row retyped from the table."""
+    np.testing.assert_allclose(processes.sum((2, 3)), 1, atol=2e-4)
+    assert (processes[:, :, 2, 2] == 0).all()
+    if len(processes) == 10:
+        np.testing.assert_array_equal(
+            processes[3, 1].reshape(-1),
+            [.1246, .3024, .2110, .0538, .1997, .3283, .0372, -.2570, 0])
+    with open(ROOT / "poisons" / "ar_coefficients.csv") as file:
+        assert sum(1 for _ in csv.reader(file)) == 1 + 3 * 110
+
+
+def test_a_matched_filter_tells_the_classes():
+    """Its own signals leave a class's filter at rest, the others' do not."""
+    processes = ar.coefficients(10, ar.Config(), OwnStreams(0))
+    responses = np.empty((10, 10))
+    for one in range(10):
+        signal = ar.grow(processes[one], *noise(5))[:, 4:, 4:].permute(3, 0, 1, 2)
+        signal = signal / signal.flatten(1).norm(dim=1)[:, None, None, None]
+        for other in range(10):
+            matched = processes[other].clone()
+            matched[:, 2, 2] = -1
+            values = torch.nn.functional.conv2d(signal, matched[None]).abs().amax((1, 2, 3))
+            responses[one, other] = values.max() if one == other else values.min()
+    assert responses.diagonal().max() < 1e-6
+    assert responses[~np.eye(10, dtype=bool)].min() > 1e-2
+
+
+def poisoned(tmp_path, images: np.ndarray, *words) -> np.ndarray:
+    labels = np.arange(len(images)) % 10
+    source = write_imageset(tmp_path / "grey", images, labels)
+    out = succeed(poison_main, "method=ar", f"data={source}", *words)
+    return np.load(out / "images.npy").astype(float) - images
+
+
+@pytest.mark.parametrize(("words", "measure"), [
+    ((), lambda delta: np.sqrt((delta**2).sum((1, 2, 3))) / 255),
+    (("ar.norm=linf", "ar.radius=8/255"), lambda delta: np.abs(delta).max((1, 2, 3)) / 8)])
+def test_the_norm_and_the_processes_reach_the_pixels(tmp_path, words, measure):
+    """On mid-grey images nothing clips, and rounding is all that comes between."""
+    images = np.full((300, 32, 32, 3), 128, np.uint8)
+    delta = poisoned(tmp_path, images, *words)
+    np.testing.assert_allclose(measure(delta), 1, atol=0.02)
+    assert not np.array_equal(delta[0], delta[10])          # same class, noise of its own
+    processes = ar.coefficients(10, ar.Config(), OwnStreams(0)).numpy()
+    guesses = []
+    for image in delta[::7].transpose(0, 3, 1, 2):
+        windows = np.lib.stride_tricks.sliding_window_view(image, (3, 3), (1, 2))
+        own = (np.einsum("cijuv,kcuv->kcij", windows, processes) - windows[None, ..., 2, 2])
+        guesses.append(np.square(own).mean((1, 2, 3)).argmin())
+    assert np.mean(np.array(guesses) == np.arange(300)[::7] % 10) > 0.9
+
+
+def test_the_finder_makes_processes_that_differ():
+    found = ar.find(4, OwnStreams(1))
+    assert found.shape == (4, 3, 3, 3)
+    np.testing.assert_allclose(found.sum((2, 3)), 1, atol=1e-9)
+    assert (found[..., 2, 2] == 0).all()
+    for i, window in enumerate(found):
+        signal = ar.grow(window, *noise(8))[:, 4:, 4:].permute(3, 0, 1, 2)
+        norms = signal.flatten(1).norm(dim=1)
+        assert norms.median() < 60
+        signal = signal / norms[:, None, None, None]
+        assert ar.response(signal, ar.as_filter(window)).max() < 1e-9
+        for earlier in found[:i]:           # the release looks in this direction only
+            assert ar.response(signal, ar.as_filter(earlier)).median() > 5
+
+
+def test_class_counts_without_coefficients(tmp_path):
+    images = np.full((60, 16, 16, 3), 128, np.uint8)
+    source = write_imageset(tmp_path / "few", images, np.arange(60) % 3, classes=3)
+    outcome = run_command(poison_main, "method=ar", f"data={source}", "ar.coefficients=table")
+    assert outcome.status == 1
+    assert "ar.coefficients: the table has 10 and 100 classes, not 3; write find" in outcome.stderr
+    succeed(poison_main, "method=ar", f"data={source}")
