@@ -36,7 +36,7 @@ SMOKE_ROWS = 320
 SMOKE_DATA = {"data": "digits", "size": "32", "split": "train", "test": "null"}
 # Keys of one command alone.
 OWN_KEYS = {"checkpoint": "purify.py", "fraction": "-m poisons", "craft_on": "-m poisons"}
-SHARED = ("purify.py", "train_ddpm.py")         # what several processes can do together
+SHARED = ("purify.py", "train_ddpm.py", "-m poisons")   # what several processes can do together
 SHOWN_IF_SET = (*OWN_KEYS, "limit", "smoke")
 
 

@@ -61,6 +61,22 @@ class World:
                 torch.distributed.broadcast_object_list(box, device=torch.device("cpu"))
         return box[0]
 
+    def gather(self, part: torch.Tensor) -> torch.Tensor:
+        """Every process's equal share of a batch, in order."""
+        if self.size == 1:
+            return part
+        parts = [torch.empty_like(part.contiguous()) for _ in range(self.size)]
+        with peers():
+            torch.distributed.all_gather(parts, part.contiguous())
+        return torch.cat(parts)
+
+    def share(self, model: nn.Module) -> None:
+        """Give every process rank 0's weights: equal work may round differently on two devices."""
+        if self.size > 1:
+            with peers():
+                for tensor in model.state_dict().values():
+                    torch.distributed.broadcast(tensor, 0)
+
     def average(self, model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
         """Make the gradients of equal shares of a batch those of the batch; returns its loss."""
         if self.size == 1:

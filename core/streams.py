@@ -9,12 +9,19 @@ per-image noise that depends on neither resume nor job count:
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
 BLOCK = 256     # rows per block of noise; part of every swept result: changing it changes bytes
+
+
+def by_block(rows: slice, draw: Callable[[int], torch.Tensor]) -> torch.Tensor:
+    """What `draw(block)` gives for the BLOCK rows of each block, cut to `rows`: (n, ...)."""
+    first, last = rows.start // BLOCK, -(-rows.stop // BLOCK)
+    drawn = torch.cat([draw(block) for block in range(first, last)])
+    return drawn[rows.start - first * BLOCK : rows.stop - first * BLOCK]
 
 
 def derive(seed: int, name: str, step: int = 0) -> int:

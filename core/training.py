@@ -1,7 +1,7 @@
 """The one SGD loop for classifiers: learners, surrogates and probes share it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,8 @@ from core.loop import Loop
 from core.run import Run
 
 TEST_BATCH = 500
+Transform = Callable[[torch.Tensor, int], torch.Tensor]
+Schedule = Literal["cosine", "multistep", "onecycle", "constant"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Protocol:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
-    schedule: Literal["cosine", "multistep", "onecycle", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     milestones: tuple[int, ...] = ()        # epochs, or steps if `steps` is set
     gamma: float = 0.1                      # factor at each milestone
     clip_norm: float | None = 5.0           # gradient norm; null: no clipping
@@ -95,9 +97,12 @@ class Normalised(nn.Module):
 
 def train_classifier(
     model: nn.Module, train: ImageSet, test: ImageSet | None, protocol: Protocol, run: Run,
-    name: str = "classifier",
+    name: str = "classifier", *, transform: Transform | None = None,
+    after_epoch: Callable[[int, nn.Module], None] | None = None,
 ) -> tuple[nn.Module, Result]:
-    """Train `model` (logits from images in [0, 1]) on `train`; resumable under `name`.
+    """Train `model` (logits from images in [0, 1]) on `train`; resumable under `name`. Batches pass
+    through `transform` (images, step), and `after_epoch` gets the number of each (from 0) and the
+    network, before that epoch is saved.
 
     Returns the trained model, on the run's device, and the clean test accuracies (NaN without a
     test set). Raises UserError if the loss stops being finite.
@@ -123,6 +128,8 @@ def train_classifier(
         for images, labels in loop.steps(batches):
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(epoch, loop.step)
+            if transform is not None:
+                images = transform(images, epoch * len(batches) + loop.step)
             with run.device.autocast():
                 logits = forward(images)
             loss = F.cross_entropy(logits.float(), labels)
@@ -139,6 +146,8 @@ def train_classifier(
                                  (epoch + 1) % protocol.test_every == 0)):
             tested = {"accuracy": accuracy(model, test, run)}
             curve.append([epoch + 1, tested["accuracy"]])
+        if after_epoch is not None:
+            after_epoch(epoch, model)
         loop.end_epoch(**tested, learning_rate=rate_at(epoch, loop.step - 1))
     return model, result_of(curve, loop)
 

@@ -5,13 +5,12 @@ rem40k, tap200 (defence notes, section 2).
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from core.config import in_range
 from core.imageset import ImageSet
 from core.run import Run
 from core.training import Protocol, Result, train_classifier
-from models import resnet
+from models.classifiers import Architecture, Stem, classifier
 
 VERSION = 1
 SMOKE = {"width": 8, "epochs": 2, "steps": None, "batch_size": 64}
@@ -19,9 +18,9 @@ SMOKE = {"width": 8, "epochs": 2, "steps": None, "batch_size": 64}
 
 @dataclass(frozen=True)
 class Config(Protocol):
-    architecture: Literal["resnet18"] = "resnet18"
-    width: int = 64                                 # channels of the first group
-    stem: Literal["auto", "cifar", "imagenet"] = "auto"
+    architecture: Architecture = "resnet18"
+    width: int = 64                                 # channels of resnet18's first group
+    stem: Stem = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,8 +35,6 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
 
 def build(train: ImageSet, config: Config, run: Run):
     """The freshly initialised network for such images."""
-    stem = config.stem
-    if stem == "auto":
-        stem = "imagenet" if min(train.image_shape) >= resnet.IMAGENET_STEM else "cifar"
     with run.initialisation("classifier"):
-        return getattr(resnet, config.architecture)(train.num_classes, config.width, stem)
+        return classifier(config.architecture, train.num_classes, train.image_shape, config.width,
+                          config.stem)

@@ -21,7 +21,7 @@ from core.config import in_range
 from core.errors import UserError
 from core.imageset import ImageSet, Rounding
 from core.run import Run
-from core.streams import BLOCK
+from core.streams import BLOCK, by_block
 
 VERSION = 1
 SMOKE: dict = {}
@@ -70,14 +70,12 @@ def start_noise(rows: slice, height: int, width: int, run: Run
                 ) -> tuple[torch.Tensor, torch.Tensor]:
     """N(0, 1) for the first two rows (3, 2, W, n) and columns (3, H - 2, 2, n) of these images'
     signals, drawn by block."""
-    top, left = [], []
-    for block in range(rows.start // BLOCK, -(-rows.stop // BLOCK)):
-        generator = run.stream("ar", block)
-        top.append(torch.randn(3, 2, width, BLOCK, generator=generator, dtype=torch.float64))
-        left.append(torch.randn(3, height - 2, 2, BLOCK, generator=generator, dtype=torch.float64))
-    first = rows.start % BLOCK
-    mine = slice(first, first + rows.stop - rows.start)
-    return torch.cat(top, 3)[..., mine], torch.cat(left, 3)[..., mine]
+    def normal(name: str, *shape: int) -> torch.Tensor:
+        drawn = by_block(rows, lambda block: torch.randn(
+            BLOCK, *shape, generator=run.stream(f"ar/{name}", block), dtype=torch.float64))
+        return drawn.permute(1, 2, 3, 0).contiguous()
+
+    return normal("top", 3, 2, width), normal("left", 3, height - 2, 2)
 
 
 def grow(window: torch.Tensor, top: torch.Tensor, left: torch.Tensor) -> torch.Tensor:

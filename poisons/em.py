@@ -11,7 +11,6 @@ truncates: `positive_only`, `rounding: floor`); noise kept in half precision bet
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,12 +22,12 @@ from core.files import RowFile
 from core.imageset import SLICE_ROWS, ImageSet, Rounding
 from core.loop import Loop
 from core.run import Run
-from models import resnet
+from models.classifiers import Architecture, classifier
+from poisons.crafting import batches, take
 from poisons.pgd import FrozenSurrogate, pgd
 
 VERSION = 1
 SMOKE = {"width": 8, "max_rounds": 2, "train_steps": 2, "steps": 2, "batch_size": 64}
-CRAFT_BATCH = {"cpu": 128, "cuda": SLICE_ROWS}      # rows a PGD pass: changes speed, not results
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ class Surrogate:
     clip_norm: float = 5.0          # gradient norm
     stop_error: float = 0.01        # of the surrogate on the noised images, in eval mode
     max_rounds: int = 100           # a cap; the released CIFAR-10 run took 10
-    architecture: Literal["resnet18"] = "resnet18"
-    width: int = 64
+    architecture: Architecture = "resnet18"
+    width: int = 64                 # of resnet18
     positive_only: bool = False     # True: drop negative noise, as the release does
     rounding: Rounding = "round"    # the release: floor
 
@@ -121,7 +120,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
 def build_surrogate(clean: ImageSet, config: Surrogate, run: Run
                     ) -> tuple[nn.Module, torch.optim.SGD]:
     with run.initialisation("surrogate"):
-        model = getattr(resnet, config.architecture)(clean.num_classes, config.width)
+        model = classifier(config.architecture, clean.num_classes, clean.image_shape, config.width)
     model = run.device.place(model)
     return model, torch.optim.SGD(model.parameters(), config.learning_rate, config.momentum,
                                   weight_decay=config.weight_decay)
@@ -165,20 +164,6 @@ def kept(delta: torch.Tensor, config: Surrogate) -> torch.Tensor:
         # x/255 - 8/255 can fall just below its level. Twice half's rounding error lifts both.
         delta.add_(config.epsilon * 2**-11)
     return delta
-
-
-def batches(start: int, stop: int, run: Run) -> Iterator[slice]:
-    """Slices of rows that fit one PGD pass."""
-    size = CRAFT_BATCH[run.device.kind]
-    for first in range(start, stop, size):
-        yield slice(first, min(first + size, stop))
-
-
-def take(clean: ImageSet, rows: slice | np.ndarray, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images float32 (B, 3, H, W) in [0, 1], channels-last, and labels, on the run's device."""
-    images = torch.from_numpy(np.array(clean.images[rows])).to(run.device.torch)
-    labels = torch.from_numpy(np.array(clean.labels[rows])).to(run.device.torch)
-    return images.permute(0, 3, 1, 2).float().div_(255), labels
 
 
 # --- noise on disk ---------------------------------------------------------------------------

@@ -20,13 +20,13 @@ from core.config import in_range
 from core.imageset import ImageSet
 from core.loop import Loop
 from core.run import Run
+from poisons.crafting import take
 from poisons.em import (
     Surrogate,
     bound,
     build_surrogate,
     kept,
     reached,
-    take,
     tell,
     train_step,
 )

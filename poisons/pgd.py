@@ -7,6 +7,7 @@ Source: Madry et al. 2018 for the step; attack notes, section 12 for what the at
 import copy
 import itertools
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ from core.device import Device
 
 # (images (B, 3, H, W) in [0, 1], step) -> gradient with respect to the images, same shape
 Gradient = Callable[[torch.Tensor, int], torch.Tensor]
+Loss = Callable[[torch.Tensor, int], torch.Tensor]      # the same to a number
+Norm = Literal["linf", "l2"]
 
 
 def pgd(
@@ -28,8 +31,10 @@ def pgd(
     step_size: float,
     steps: int,
     ascend: bool = False,
+    norm: Norm = "linf",
 ) -> torch.Tensor:
     """`steps` signed steps from `delta`, which stays within +-epsilon: (B, 3, H, W) like `images`.
+    With norm l2, steps along the gradient of length `step_size`, in the ball of that radius.
 
     Descends on the gradient's loss by default. The gradient is taken at images + delta clipped to
     [0, 1], and a step starts there, so delta leaves [0, 1] by at most one step (EM's release).
@@ -37,9 +42,32 @@ def pgd(
     signed_size = step_size if ascend else -step_size
     for step in range(steps):
         inside = (images + delta).clamp_(0, 1)
-        stepped = inside.add(gradient(inside, step).sign_(), alpha=signed_size)
-        delta = stepped.sub_(images).clamp_(-epsilon, epsilon)
+        found = gradient(inside, step)
+        direction = found.sign_() if norm == "linf" else found.div_(lengths(found))
+        stepped = inside.add(direction, alpha=signed_size).sub_(images)
+        if norm == "linf":
+            delta = stepped.clamp_(-epsilon, epsilon)
+        else:
+            delta = stepped.mul_((epsilon / lengths(stepped)).clamp_(max=1))
     return delta
+
+
+def lengths(vectors: torch.Tensor) -> torch.Tensor:
+    """L2 norm of each image, never 0: (B, 1, 1, 1)."""
+    return vectors.flatten(1).norm(dim=1).clamp_(min=1e-12)[:, None, None, None]
+
+
+def gradient_of(loss: Loss) -> Gradient:
+    """The gradient of a loss that is summed over images: what an image gets does not depend on its
+    batch."""
+
+    def gradient(images: torch.Tensor, step: int) -> torch.Tensor:
+        images = images.detach().requires_grad_()
+        with torch.enable_grad():
+            value = loss(images, step)
+        return torch.autograd.grad(value, images)[0]
+
+    return gradient
 
 
 class FrozenSurrogate(nn.Module):
@@ -82,17 +110,14 @@ class FrozenSurrogate(nn.Module):
         """Logits (B, K) of images (B, 3, H, W) in [0, 1]."""
         return self.logits(images)
 
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What the linear head sees (B, C)."""
+        return self.folded.features(images)
+
     def gradient(self, labels: torch.Tensor) -> Gradient:
-        """Of the cross-entropy to `labels`, summed over images: what an image gets does not depend
-        on its batch."""
-
-        def gradient(images: torch.Tensor, step: int) -> torch.Tensor:
-            images = images.detach().requires_grad_()
-            with torch.enable_grad():
-                loss = F.cross_entropy(self(images), labels, reduction="sum")
-            return torch.autograd.grad(loss, images)[0]
-
-        return gradient
+        """Of the cross-entropy to `labels`."""
+        return gradient_of(lambda images, _: F.cross_entropy(self(images), labels,
+                                                             reduction="sum"))
 
 
 def conv_norm_pairs(model: nn.Module) -> list[tuple[nn.Module, str, str]]:

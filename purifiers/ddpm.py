@@ -30,7 +30,7 @@ from core.errors import UserError
 from core.imageset import ImageSet
 from core.loop import Loop
 from core.run import Run
-from core.streams import BLOCK
+from core.streams import BLOCK, by_block
 from models.unet import UNet, initialise
 from purifiers import diffusion
 from purifiers.diffusion import Jump, Schedule
@@ -380,12 +380,12 @@ def draw_noise(like: torch.Tensor, rows: slice, run: Run, number: int, kind: str
     """N(0, 1) for these rows of the set at one step of one pass, drawn by block: whatever the batch
     and the process."""
     _, channels, height, width = like.shape
-    first, last = rows.start // BLOCK, -(-rows.stop // BLOCK)
-    blocks = [torch.randn(BLOCK, height, width, channels, device=like.device,
-                          generator=run.stream(f"pass{number}/{kind}{t}", block, like.device))
-              for block in range(first, last)]
-    mine = slice(rows.start - first * BLOCK, rows.stop - first * BLOCK)
-    return torch.cat(blocks)[mine].permute(0, 3, 1, 2)
+
+    def draw(block: int) -> torch.Tensor:
+        return torch.randn(BLOCK, height, width, channels, device=like.device,
+                           generator=run.stream(f"pass{number}/{kind}{t}", block, like.device))
+
+    return by_block(rows, draw).permute(0, 3, 1, 2)
 
 
 class Finite:

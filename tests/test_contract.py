@@ -29,7 +29,8 @@ from core.perturbation import check_bound, measure
 from core.training import Result
 from poisons.__main__ import main as poison_main
 
-RANDOM = re.compile(r"run\.(stream|rng|seed|initialisation)\b|train_classifier\(|ddpm\.walk\(")
+RANDOM = re.compile(r"run\.(stream|rng|seed|initialisation)\b|train_(classifier|surrogate)\(|"
+                    r"ddpm\.walk\(|rem\.poison\(")
 ROOMS = ("poisons", "purifiers", "learners")
 MODULES = [(room, name) for room in ROOMS for name in list_methods(room)]
 POISONS, PURIFIERS, LEARNERS = ([name for at, name in MODULES if at == room] for room in ROOMS)

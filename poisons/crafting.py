@@ -1,0 +1,93 @@
+"""What the optimised attacks share beside the engine: rows on the device, sweeps over the set, and
+random transforms that gradients pass through."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from core.files import RowFile
+from core.imageset import SLICE_ROWS, ImageSet, Rounding
+from core.run import Run
+
+CRAFT_BATCH = {"cpu": 128, "cuda": SLICE_ROWS}      # rows a PGD pass: changes speed, not results
+
+# (images (B, 3, H, W) in [0, 1], labels, their rows) -> noise like the images
+Craft = Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor]
+
+
+def batches(start: int, stop: int, run: Run) -> Iterator[slice]:
+    """Slices of rows that fit one PGD pass."""
+    size = CRAFT_BATCH[run.device.kind]
+    for first in range(start, stop, size):
+        yield slice(first, min(first + size, stop))
+
+
+def take(clean: ImageSet, rows: slice | np.ndarray, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images float32 (B, 3, H, W) in [0, 1], channels-last, and labels, on the run's device."""
+    images = torch.from_numpy(np.array(clean.images[rows])).to(run.device.torch)
+    labels = torch.from_numpy(np.array(clean.labels[rows])).to(run.device.torch)
+    return images.permute(0, 3, 1, 2).float().div_(255), labels
+
+
+def add_noise(clean: ImageSet, craft: Craft, run: Run, *, rounding: Rounding = "round",
+              file: str = "images.npy", beside: Sequence[RowFile] = ()) -> ImageSet:
+    """`clean` plus what `craft` makes of every image, batch by batch; resumable."""
+
+    def rows(images: torch.Tensor, rows: slice) -> torch.Tensor:
+        x = images.permute(0, 3, 1, 2)
+        labels = torch.from_numpy(np.array(clean.labels[rows])).to(x.device)
+        return (x + craft(x, labels, rows)).permute(0, 2, 3, 1)
+
+    return clean.map_rows(rows, run, rounding=rounding, device=run.device.torch, file=file,
+                          beside=beside, slice_rows=CRAFT_BATCH[run.device.kind])
+
+
+@torch.no_grad()
+def seen_as(poisoned: ImageSet, logits: Callable, labels: torch.Tensor, run: Run) -> float:
+    """Share of the images that a surrogate takes for `labels` (N,)."""
+    hits = 0
+    for rows in batches(0, len(poisoned), run):
+        images, _ = take(poisoned, rows, run)
+        hits += int((logits(images).argmax(1).cpu() == labels[rows]).sum())
+    return hits / len(poisoned)
+
+
+def tell(what: str, share: float, run: Run) -> None:
+    """Log and print what the surrogate makes of the poisoned images."""
+    run.note("surrogate", what=what, share=share)
+    run.say(f"on {share:.1%} of the poisoned images the surrogate {what}")
+
+
+# --- transforms ------------------------------------------------------------------------------
+
+
+def crop_and_flip(images: torch.Tensor, offsets: torch.Tensor, mirrored: torch.Tensor,
+                  padding: int) -> torch.Tensor:
+    """Each image (B, 3, H, W) cropped at its own `offsets` (B, 2) of its zero-padded frame, then
+    mirrored where `mirrored` (B,): one gather, channels-last. Differentiable."""
+    batch, channels, height, width = images.shape
+    device = images.device
+    rows = torch.arange(height, device=device) + offsets[:, :1]                     # (B, H)
+    columns = torch.arange(width, device=device).expand(batch, width)
+    columns = torch.where(mirrored[:, None], width - 1 - columns, columns) + offsets[:, 1:]
+    padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))
+    stride = width + 2 * padding
+    base = torch.arange(batch, device=device)[:, None] * (height + 2 * padding)
+    flat = ((base + rows) * stride)[:, :, None] + columns[:, None, :]               # (B, H, W)
+    chosen = padded.reshape(-1, channels)[flat.reshape(-1)]
+    return chosen.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def shift_and_flip(images: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor,
+                   fill: torch.Tensor) -> torch.Tensor:
+    """Each image (B, 3, H, W) moved by its own `shifts` (B, 2: x, y; in units of half the image),
+    bilinear, with `fill` (3, 1, 1) from outside, then mirrored. Differentiable. As TAP's affine
+    grid, align_corners."""
+    theta = torch.zeros(len(images), 2, 3, device=images.device)
+    theta[:, 0, 0] = 1 - 2.0 * mirrored
+    theta[:, 1, 1] = 1
+    theta[:, :, 2] = shifts
+    grid = F.affine_grid(theta, list(images.shape), align_corners=True)
+    return F.grid_sample(images - fill, grid, align_corners=True) + fill

@@ -1,0 +1,76 @@
+"""HYPO: hypocritical perturbations.
+
+A fully trained surrogate's loss on every image is made smaller still (P2, what benchmarks call
+HYPO): a mild poison. P1 moves the images to the next class instead, as TAP does without its
+transforms. Source: Tao et al., NeurIPS 2021; code TLMichael/Delusive-Adversary (attack notes,
+section 9).
+
+Deviations: L-inf 8/255 as in the benchmarks (the release: L2 0.5, which is `norm: l2`); the
+surrogate of the last epoch, not the best on held-out images; P3-P5, which are universal noises, are
+not here.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+
+from core.config import budget, in_range
+from core.imageset import ImageSet, Rounding
+from core.run import Run
+from core.training import Schedule
+from models.classifiers import Architecture
+from poisons.crafting import add_noise, seen_as, tell
+from poisons.pgd import FrozenSurrogate, Norm, pgd
+from poisons.surrogates import Training, train_surrogate
+
+VERSION = 1
+SMOKE = {"steps": 3, "surrogate.architecture": "resnet18", "surrogate.width": 8,
+         "surrogate.epochs": 1, "surrogate.batch_size": 64, "surrogate.milestones": []}
+
+
+@dataclass(frozen=True)
+class Surrogate(Training):
+    architecture: Architecture = "vgg16"
+    epochs: int = 150
+    schedule: Schedule = "multistep"
+    milestones: tuple[int, ...] = (100, 125)
+    clip_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    variant: Literal["p2", "p1"] = "p2"     # descend on the own label, or on the next
+    norm: Norm = "linf"
+    epsilon: float = 8 / 255        # in `norm`
+    steps: int = 100                # each of epsilon / 5
+    rounding: Rounding = "round"    # the release: floor
+    surrogate: Surrogate = field(default_factory=Surrogate)
+
+    def __post_init__(self) -> None:
+        if self.norm == "linf":
+            budget("epsilon", self.epsilon)
+        in_range("epsilon", self.epsilon, above=0)
+        in_range("steps", self.steps, at_least=1)
+
+
+def bound(config: Config) -> tuple[str, float]:
+    return config.norm, config.epsilon
+
+
+def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
+    """Row i of the result is row i of `clean` plus its own noise."""
+    frozen = FrozenSurrogate(train_surrogate(clean, config.surrogate, run), run.device)
+    shift = 0 if config.variant == "p2" else 1
+
+    def noise(images: torch.Tensor, labels: torch.Tensor, _: slice) -> torch.Tensor:
+        targets = (labels + shift) % clean.num_classes
+        return pgd(images, torch.zeros_like(images), frozen.gradient(targets), norm=config.norm,
+                   epsilon=config.epsilon, step_size=config.epsilon / 5, steps=config.steps)
+
+    poisoned = add_noise(clean, noise, run, rounding=config.rounding)
+    targets = (torch.from_numpy(np.array(clean.labels)) + shift) % clean.num_classes
+    tell("is right" if shift == 0 else "says the next class",
+         seen_as(poisoned, frozen, targets, run), run)
+    return poisoned

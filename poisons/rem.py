@@ -1,0 +1,238 @@
+"""REM: robust error-minimising noise.
+
+A surrogate is adversarially trained on the protected images, and at every step the noise of its
+batch is made anew: descended through random transforms, each with an adversary inside. At the end
+every image gets noise from the last surrogate. Source: Fu et al., ICLR 2022; code
+fshp971/robust-unlearnable-examples (attack notes, section 2).
+
+    min over delta_u of  E over t of  max over delta_a of  CE(f(t(x + delta_u) + delta_a), y)
+
+Deviations: the final pass covers every image (the release drops the last incomplete batch); at 96
+pixels and above the surrogate has the ImageNet stem, and crops are padded, not resized.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from core.config import budget, in_range
+from core.errors import UserError
+from core.imageset import ImageSet
+from core.loop import Loop
+from core.run import Run
+from core.streams import BLOCK
+from core.training import Normalised
+from models.classifiers import Architecture, classifier
+from poisons.crafting import CRAFT_BATCH, crop_and_flip, take
+from poisons.pgd import FrozenSurrogate, gradient_of, pgd
+
+VERSION = 1
+SMOKE = {"train_steps": 2, "steps": 2, "inner_steps": 2, "transforms": 2, "width": 8,
+         "batch_size": 64}
+
+# (name, images or nothing) -> uniform numbers in [0, 1): like the images, or three for each
+Draw = Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Config:
+    epsilon: float = 8 / 255        # rho_u, L-inf budget
+    step_size: float = 1.6 / 255    # rho_u / 5
+    steps: int = 10                 # of the noise
+    transforms: int = 5             # draws of crop and flip a step (EOT)
+    adversary: float = 4 / 255      # rho_a, L-inf radius inside
+    inner_steps: int = 10           # of the adversary
+    inner_step_size: float = 0.8 / 255      # rho_a / 5
+    train_steps: int = 5000         # of the surrogate
+    batch_size: int = 128
+    learning_rate: float = 0.1      # SGD, x0.1 every `decay_every` steps
+    decay_every: int = 2000
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    crop_padding: int = 4
+    flip: bool = True               # false for SVHN
+    architecture: Architecture = "resnet18"
+    width: int = 64                 # of resnet18
+
+    def __post_init__(self) -> None:
+        budget("epsilon", self.epsilon)
+        budget("step_size", self.step_size)
+        in_range("adversary", self.adversary, at_least=0, at_most=1)
+        in_range("inner_step_size", self.inner_step_size, above=0, at_most=1)
+        for key in ("steps", "transforms", "inner_steps", "train_steps", "decay_every", "width"):
+            in_range(key, getattr(self, key), at_least=1)
+        in_range("batch_size", self.batch_size, at_least=2)
+        in_range("learning_rate", self.learning_rate, above=0)
+        in_range("momentum", self.momentum, at_least=0, below=1)
+        in_range("weight_decay", self.weight_decay, at_least=0)
+        in_range("crop_padding", self.crop_padding, at_least=0)
+
+
+def bound(config: Config) -> tuple[str, float]:
+    return "linf", config.epsilon
+
+
+def poison(clean: ImageSet, config: Config, run: Run,
+           inside: Literal["pgd", "noise"] = "pgd") -> ImageSet:
+    """Row i of the result is row i of `clean` plus its own noise, in whole grey levels. `inside`:
+    the adversary in the noise's descent; noise is SEM's. Resumable."""
+    with run.initialisation("surrogate"):
+        model = Normalised(classifier(config.architecture, clean.num_classes, clean.image_shape,
+                                      config.width), (0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
+    model = run.device.place(model)
+    optimizer = torch.optim.SGD(model.parameters(), config.learning_rate, config.momentum,
+                                weight_decay=config.weight_decay)
+    frozen = FrozenSurrogate(model, run.device)
+    forward = run.device.maybe_compile(model)
+    stream = Shuffled(clean, config.batch_size, run, config.train_steps)
+    loop = Loop(run, run.job.method, -(-config.train_steps // len(stream)), model=model,
+                optimizer=optimizer)
+    for epoch in loop:
+        for rows in loop.steps(stream):
+            number = epoch * len(stream) + loop.step
+            run.world.share(model)
+            frozen.update(model)
+            images, labels = take(clean, rows, run)
+            draw = batch_draws(run, number, len(rows))
+            delta = defend_together(images, labels, frozen, config, draw, run, inside)
+            x = transformed((images + delta).clamp_(0, 1), draw("train"), config)
+            attacked = attack(x, labels, frozen, config, draw("train/start", x))
+
+            model.train()
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * 0.1 ** (number // config.decay_every)
+            logits = forward(attacked)
+            loss = F.cross_entropy(logits, labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            hits = (logits.detach().argmax(1) == labels).float().mean()
+            loop.add(len(rows), loss=loss, robust_accuracy=hits)
+        loop.end_epoch()
+    run.say(f"surrogate: {loop.means['robust_accuracy']:.1%} of the attacked, protected images "
+            f"right after {config.train_steps} steps (the cap; nothing stops it earlier)")
+    run.world.share(model)
+    frozen.update(model)
+
+    def rows(images: torch.Tensor, rows: slice) -> torch.Tensor:
+        x = images.permute(0, 3, 1, 2)
+        labels = torch.from_numpy(np.array(clean.labels[rows])).to(x.device)
+        delta = defend(x, labels, frozen, config, block_draws(run, rows), inside)
+        return (x + delta).permute(0, 2, 3, 1)
+
+    return clean.map_rows(rows, run, device=run.device.torch, slice_rows=BLOCK)
+
+
+# --- noise and adversary ---------------------------------------------------------------------
+
+
+def defend(images: torch.Tensor, labels: torch.Tensor, frozen: FrozenSurrogate, config: Config,
+           draw: Draw, inside: str = "pgd") -> torch.Tensor:
+    """The noise of these images, in whole grey levels: `steps` signed steps down the loss through
+    `transforms` random transforms, each with the adversary's offset as a constant."""
+    delta = (2 * draw("start", images) - 1) * config.epsilon
+    at_once = max(1, CRAFT_BATCH[images.device.type] // len(images))    # changes speed alone
+    for step in range(config.steps):
+        total = torch.zeros_like(images)
+        for first in range(0, config.transforms, at_once):
+            names = [f"{step}/{i}" for i in range(first, min(first + at_once, config.transforms))]
+            total += gradient_of(partial(expected_loss, images, labels, frozen, config, draw,
+                                         inside, names))(delta, step)
+        delta = (delta - config.step_size * total.sign_()).clamp_(-config.epsilon, config.epsilon)
+    return (delta * 255).round_().div_(255)
+
+
+def expected_loss(images: torch.Tensor, labels: torch.Tensor, frozen: FrozenSurrogate,
+                  config: Config, draw: Draw, inside: str, names: list[str], delta: torch.Tensor,
+                  _: int) -> torch.Tensor:
+    """CE(f(t(x + delta) + delta_a), y) summed over images and the transforms `names`; the
+    adversary's delta_a lets the gradient pass (straight-through)."""
+    count = len(names)
+    drawn = torch.cat([draw(name) for name in names])
+    x = transformed((images + delta).clamp(0, 1).repeat(count, 1, 1, 1), drawn, config)
+    noise = torch.cat([draw(f"{name}/inner", images) for name in names])
+    repeated, fixed = labels.repeat(count), x.detach()
+    if inside == "noise":
+        attacked = (fixed + (2 * noise - 1) * config.adversary).clamp_(0, 1)
+    else:
+        attacked = attack(fixed, repeated, frozen, config, noise)
+    return F.cross_entropy(frozen(x + (attacked - fixed)), repeated, reduction="sum")
+
+
+def attack(x: torch.Tensor, labels: torch.Tensor, frozen: FrozenSurrogate, config: Config,
+           noise: torch.Tensor) -> torch.Tensor:
+    """Images within rho_a of x that the surrogate gets wrong: PGD from uniform `noise` in [0, 1).
+    """
+    start = (2 * noise - 1) * config.adversary
+    delta = pgd(x, start, frozen.gradient(labels), epsilon=config.adversary,
+                step_size=config.inner_step_size, steps=config.inner_steps, ascend=True)
+    return (x + delta).clamp_(0, 1)
+
+
+def transformed(x: torch.Tensor, drawn: torch.Tensor, config: Config) -> torch.Tensor:
+    """Cropped and mirrored by `drawn` (B, 3) in [0, 1), each image its own way."""
+    offsets = (drawn[:, :2] * (2 * config.crop_padding + 1)).long()
+    mirrored = (drawn[:, 2] < 0.5) & config.flip
+    return crop_and_flip(x, offsets, mirrored, config.crop_padding)
+
+
+def defend_together(images: torch.Tensor, labels: torch.Tensor, frozen: FrozenSurrogate,
+                    config: Config, draw: Draw, run: Run, inside: str) -> torch.Tensor:
+    """`defend` for a batch that the processes share; each gets the whole noise."""
+    mine = run.world.part(len(images))
+    delta = defend(images[mine], labels[mine], frozen, config,
+                   lambda name, like=None: draw(name, like)[mine], inside)
+    return run.world.gather(delta)
+
+
+# --- minibatches and draws -------------------------------------------------------------------
+
+
+def uniform(rows: int, like: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:
+    """In [0, 1): (rows, 3), or of the shape of images `like`, channels-last."""
+    device = generator.device
+    if like is None:
+        return torch.rand(rows, 3, generator=generator, device=device)
+    _, channels, height, width = like.shape
+    drawn = torch.rand(rows, height, width, channels, generator=generator, device=device)
+    return drawn.permute(0, 3, 1, 2)
+
+
+def batch_draws(run: Run, number: int, rows: int) -> Draw:
+    """For the whole minibatch of one step, whatever share of it a process has."""
+    return lambda name, like=None: uniform(
+        rows, like, run.stream(f"rem/{name}", number, run.device.torch))
+
+
+def block_draws(run: Run, rows: slice) -> Draw:
+    """For one block of rows in index order, the final pass."""
+    return lambda name, like=None: uniform(
+        BLOCK, like, run.stream(f"rem/final/{name}", rows.start // BLOCK, run.device.torch)
+    )[: rows.stop - rows.start]
+
+
+class Shuffled:
+    """Row numbers of shuffled minibatches, the last incomplete one dropped."""
+
+    def __init__(self, clean: ImageSet, batch_size: int, run: Run, last_step: int) -> None:
+        self.rows, self.run, self.last_step = len(clean), run, last_step
+        self.batch_size = batch_size
+        if len(self) == 0:
+            raise UserError(f"the set has {len(clean)} rows, too few for a batch of {batch_size}: "
+                            "lower batch_size")
+        if batch_size % run.world.size:
+            raise UserError(f"{run.job.method}.batch_size: {run.world.size} processes cannot share "
+                            f"{batch_size} images equally")
+
+    def __len__(self) -> int:
+        return self.rows // self.batch_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
+        order = torch.randperm(self.rows, generator=self.run.stream("rem/batches", epoch)).numpy()
+        for step in range(start, min(len(self), self.last_step - epoch * len(self))):
+            yield order[step * self.batch_size : (step + 1) * self.batch_size]

@@ -1,0 +1,28 @@
+"""SEM: stable error-minimising noise.
+
+REM with one change that makes it nine times cheaper: inside the noise's descent a uniform draw
+takes the place of the adversary. The surrogate is still adversarially trained. Source: Liu et al.,
+AAAI 2024; code liuyixin-louis/Stable-Unlearnable-Example (attack notes, section 10).
+
+Deviations: as REM's.
+"""
+
+from dataclasses import dataclass
+
+from core.imageset import ImageSet
+from core.run import Run
+from poisons import rem
+
+VERSION = 1
+SMOKE = rem.SMOKE
+bound = rem.bound
+
+
+@dataclass(frozen=True)
+class Config(rem.Config):
+    """Keys under `sem`: REM's, with REM's constants."""
+
+
+def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
+    """Row i of the result is row i of `clean` plus its own noise, in whole grey levels."""
+    return rem.poison(clean, config, run, inside="noise")

@@ -1,0 +1,166 @@
+"""SEP: self-ensemble protection.
+
+Adversarial examples of many checkpoints of one training: the gradients of all of them are averaged.
+The target is the class half-way round. Source: Chen et al., ICLR 2023; code Sizhe-Chen/SEP (attack
+notes, section 8).
+
+    sep         cross-entropy to the target class
+    fa          feature alignment: squared distance to the target class's mean feature
+    fa_vr       the same with variance-reduced steps between the outer ones
+
+Deviations: checkpoints equally spaced over all epochs (the release stores those that improve);
+each checkpoint's own centroids in fa_vr, where the release takes the last one's for all.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from core import files
+from core.config import ConfigError, budget, in_range
+from core.imageset import ImageSet, Rounding
+from core.run import Run
+from core.training import Schedule
+from poisons.crafting import add_noise, batches, seen_as, take, tell
+from poisons.pgd import FrozenSurrogate, Gradient, gradient_of, pgd
+from poisons.surrogates import Training, train_surrogate
+
+VERSION = 1
+SMOKE = {"steps": 2, "inner_steps": 2, "checkpoints": 2, "surrogate.width": 8,
+         "surrogate.epochs": 2, "surrogate.batch_size": 64, "surrogate.milestones": []}
+
+
+@dataclass(frozen=True)
+class Surrogate(Training):
+    epochs: int = 120
+    schedule: Schedule = "multistep"
+    milestones: tuple[int, ...] = (75, 90)
+    clip_norm: float | None = None
+    mean: tuple[float, ...] | None = (0.4914, 0.4822, 0.4465)
+    std: tuple[float, ...] | None = (0.2470, 0.2435, 0.2616)
+
+
+@dataclass(frozen=True)
+class Config:
+    loss: Literal["sep", "fa", "fa_vr"] = "sep"
+    epsilon: float = 8 / 255        # L-inf budget; the release: 2/255
+    step_size: float = 1 / 255
+    steps: int = 30
+    inner_steps: int = 15           # of fa_vr
+    checkpoints: int = 30           # equally spaced, the last epoch included; fa_vr: 15
+    rounding: Rounding = "round"    # the release: floor
+    surrogate: Surrogate = field(default_factory=Surrogate)
+
+    def __post_init__(self) -> None:
+        budget("epsilon", self.epsilon)
+        budget("step_size", self.step_size)
+        in_range("steps", self.steps, at_least=1)
+        in_range("inner_steps", self.inner_steps, at_least=1)
+        in_range("checkpoints", self.checkpoints, at_least=1)
+        if self.checkpoints > self.surrogate.epochs:
+            raise ConfigError("checkpoints", f"{self.checkpoints} do not fit the surrogate's "
+                                             f"{self.surrogate.epochs} epochs")
+
+
+def bound(config: Config) -> tuple[str, float]:
+    return "linf", config.epsilon
+
+
+def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
+    """Row i of the result is row i of `clean` plus its own noise, for the class half-way round."""
+    ensemble = train_ensemble(clean, config, run)
+    classes = clean.num_classes
+    centroids = [class_features(frozen, clean, run) for frozen in ensemble] \
+        if config.loss != "sep" else []
+
+    def losses(labels: torch.Tensor) -> list[Gradient]:
+        """One gradient a checkpoint."""
+        targets = (labels + classes // 2) % classes
+
+        def by_class(frozen: FrozenSurrogate) -> Callable:
+            return lambda x, _: F.cross_entropy(frozen(x), targets, reduction="sum")
+
+        def by_feature(frozen: FrozenSurrogate, means: torch.Tensor) -> Callable:
+            return lambda x, _: (frozen.features(x) - means[targets]).square().mean(1).sum()
+
+        if config.loss == "sep":
+            return [gradient_of(by_class(frozen)) for frozen in ensemble]
+        return [gradient_of(by_feature(*pair)) for pair in zip(ensemble, centroids, strict=True)]
+
+    def noise(images: torch.Tensor, labels: torch.Tensor, _: slice) -> torch.Tensor:
+        gradients = losses(labels)
+
+        def average(x: torch.Tensor, step: int) -> torch.Tensor:
+            if config.loss == "fa_vr":
+                return variance_reduced(x, images, gradients, step, config, run)
+            return sum(gradient(x, step) for gradient in gradients)     # only its sign counts
+
+        return pgd(images, torch.zeros_like(images), average, epsilon=config.epsilon,
+                   step_size=config.step_size, steps=config.steps)
+
+    poisoned = add_noise(clean, noise, run, rounding=config.rounding)
+    targets = (torch.from_numpy(np.array(clean.labels)) + classes // 2) % classes
+    tell("says the class half-way round", seen_as(poisoned, ensemble[-1], targets, run), run)
+    return poisoned
+
+
+def variance_reduced(x: torch.Tensor, images: torch.Tensor, gradients: list[Gradient], step: int,
+                     config: Config, run: Run) -> torch.Tensor:
+    """The sum of the gradients along `inner_steps` steps from x, each of one random checkpoint and
+    corrected by how far that checkpoint is from the mean at x."""
+    at_x = [gradient(x, step) for gradient in gradients]
+    mean = sum(at_x) / len(at_x)
+    inside, total = x, torch.zeros_like(x)
+    chosen = torch.randint(len(gradients), (config.inner_steps,),
+                           generator=run.stream("sep/checkpoint", step))
+    for choice in chosen.tolist():
+        total = total + gradients[choice](inside, step) - (at_x[choice] - mean)
+        moved = inside - config.step_size * total.sign() - images
+        inside = (images + moved.clamp_(-config.epsilon, config.epsilon)).clamp_(0, 1)
+    return total
+
+
+# --- the ensemble ----------------------------------------------------------------------------
+
+
+def train_ensemble(clean: ImageSet, config: Config, run: Run) -> list[FrozenSurrogate]:
+    """The surrogate as it was after each of `checkpoints` epochs."""
+    every = config.surrogate.epochs / config.checkpoints
+    kept = [round(every * (i + 1)) - 1 for i in range(config.checkpoints)]      # from 0
+
+    def keep(epoch: int, model: nn.Module) -> None:
+        if epoch in kept and run.world.leads:
+            from safetensors.torch import save
+
+            tensors = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
+            files.write_bytes(place(epoch), save(tensors))
+
+    def place(epoch: int):
+        return run.work / "state" / f"surrogate{epoch}.safetensors"
+
+    model = train_surrogate(clean, config.surrogate, run, after_epoch=keep)
+    run.world.barrier()
+    from safetensors.torch import load_file
+
+    ensemble = []
+    for epoch in kept:
+        model.load_state_dict(load_file(place(epoch)))
+        ensemble.append(FrozenSurrogate(model, run.device))
+    return ensemble
+
+
+@torch.no_grad()
+def class_features(frozen: FrozenSurrogate, clean: ImageSet, run: Run) -> torch.Tensor:
+    """The mean feature of each class of clean images (K, C)."""
+    total, counts = 0.0, torch.zeros(clean.num_classes, 1, device=run.device.torch)
+    for rows in batches(0, len(clean), run):
+        images, labels = take(clean, rows, run)
+        of_class = F.one_hot(labels, clean.num_classes).float()
+        total = total + of_class.T @ frozen.features(images)
+        counts += of_class.sum(0)[:, None]
+    return total / counts.clamp(min=1)

@@ -1,0 +1,40 @@
+"""Surrogates that are trained before the crafting begins: TAP, HYPO, SEP and PIL craft on them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from core.config import in_range
+from core.imageset import ImageSet
+from core.run import Run
+from core.training import Protocol, Transform, train_classifier
+from models.classifiers import Architecture, Stem, classifier
+
+
+@dataclass(frozen=True)
+class Training(Protocol):
+    """Keys under `surrogate`: the network and how it is trained on the clean images."""
+
+    architecture: Architecture = "resnet18"
+    width: int = 64                 # of resnet18
+    stem: Stem = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range("width", self.width, at_least=1)
+
+
+def train_surrogate(clean: ImageSet, config: Training, run: Run, *,
+                    transform: Transform | None = None,
+                    after_epoch: Callable[[int, nn.Module], None] | None = None) -> nn.Module:
+    """The trained network, in eval mode and with equal weights in every process; resumable."""
+    with run.initialisation("surrogate"):
+        model = classifier(config.architecture, clean.num_classes, clean.image_shape, config.width,
+                           config.stem)
+    model, result = train_classifier(model, clean, None, config, run, "surrogate",
+                                     transform=transform, after_epoch=after_epoch)
+    run.say(f"surrogate: {result.train_accuracy:.1%} on its own training images after "
+            f"{result.epochs} epochs")
+    run.world.share(model)
+    return model.eval()

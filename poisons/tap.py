@@ -1,0 +1,160 @@
+"""TAP: targeted adversarial poisoning.
+
+Adversarial examples of a fully trained surrogate as training data: every image is moved towards
+the next class, under its own label, through random shifts and flips. Source: Fowl et al., NeurIPS
+2021; code lhfowl/adversarial_poisons (attack notes, section 4).
+
+Deviations: noise is kept in [0, 1] units, which is the same; a restart is judged by the loss of its
+noise as it ends, one step after the release does.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from core.config import budget, in_range
+from core.files import RowFile
+from core.imageset import ImageSet, Rounding
+from core.run import Run
+from core.streams import BLOCK, by_block
+from core.training import Schedule
+from poisons.crafting import add_noise, seen_as, shift_and_flip, tell
+from poisons.pgd import FrozenSurrogate, gradient_of, pgd
+from poisons.surrogates import Training, train_surrogate
+
+VERSION = 1
+SMOKE = {"steps": 3, "restarts": 2, "surrogate.width": 8, "surrogate.epochs": 1,
+         "surrogate.batch_size": 64, "surrogate.milestones": []}
+CIFAR_MEAN, CIFAR_STD = (0.49147, 0.48226, 0.44677), (0.24703, 0.24349, 0.26159)    # code
+
+
+@dataclass(frozen=True)
+class Surrogate(Training):
+    epochs: int = 40
+    nesterov: bool = True
+    schedule: Schedule = "multistep"
+    milestones: tuple[int, ...] = (14, 24, 35)
+    clip_norm: float | None = None
+    crop_padding: int = 0           # it is trained with the attack's own shifts
+    flip: bool = False
+    mean: tuple[float, ...] | None = CIFAR_MEAN
+    std: tuple[float, ...] | None = CIFAR_STD
+
+
+@dataclass(frozen=True)
+class Config:
+    epsilon: float = 8 / 255        # L-inf budget
+    step_size: float = 0.4 / 255    # 0.05 epsilon
+    steps: int = 250
+    restarts: int = 8               # the one with the lowest loss over the set is kept
+    targeted: bool = True           # towards the next class; false: away from the own
+    shift: float = 4.0              # pixels at most, in either direction; at 224x224: 28
+    flip: bool = True
+    rounding: Rounding = "round"
+    surrogate: Surrogate = field(default_factory=Surrogate)
+
+    def __post_init__(self) -> None:
+        budget("epsilon", self.epsilon)
+        budget("step_size", self.step_size)
+        in_range("steps", self.steps, at_least=1)
+        in_range("restarts", self.restarts, at_least=1)
+        in_range("shift", self.shift, at_least=0)
+
+
+def bound(config: Config) -> tuple[str, float]:
+    return "linf", config.epsilon
+
+
+def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
+    """Row i of the result is row i of `clean` plus the noise of the best restart."""
+    transform = Transform(clean.image_shape, config, run)
+    frozen = FrozenSurrogate(train_surrogate(
+        clean, config.surrogate, run,
+        transform=lambda images, step: transform(images, *transform.draw("train", step, images))),
+        run.device)
+    losses = []
+    for restart in range(config.restarts):
+        losses.append(craft(clean, frozen, transform, restart, config, run))
+        run.say(f"restart {restart + 1} of {config.restarts}: loss {losses[-1]:.4f}")
+    best = int(np.argmin(losses))
+    run.note("restarts", losses=losses, best=best)
+    crafted = np.load(run.work / "state" / f"restart{best}.npy", mmap_mode="r")
+    poisoned = clean.map_pixels(
+        lambda _, rows: torch.from_numpy(np.array(crafted[rows])), run)
+    share = seen_as(poisoned, frozen, targets_of(clean, config), run)
+    if config.targeted:
+        tell("says the next class", share, run)
+    else:
+        tell("is right", share, run)
+    return poisoned
+
+
+def craft(clean: ImageSet, frozen: FrozenSurrogate, transform: "Transform", restart: int,
+          config: Config, run: Run) -> float:
+    """One restart, as state/restart<n>.npy; returns its mean loss over the set."""
+    targets = targets_of(clean, config)
+    sign = 1 if config.targeted else -1
+    file = RowFile(run.work / "state" / f"loss{restart}.npy", (len(clean),), np.float32)
+
+    def noise(images: torch.Tensor, _: torch.Tensor, rows: slice) -> torch.Tensor:
+        labels = targets[rows].to(images.device)
+
+        def losses(images: torch.Tensor, step: int) -> torch.Tensor:
+            drawn = transform.draw_rows(f"{restart}/{step}", rows)
+            return sign * F.cross_entropy(frozen(transform(images, *drawn)), labels,
+                                          reduction="none")
+
+        start = by_block(rows, lambda block: torch.randn(
+            BLOCK, *images.shape[1:], generator=run.stream(f"tap/start{restart}", block)))
+        delta = start.to(images).mul_(config.epsilon).clamp_(-config.epsilon, config.epsilon)
+        delta = pgd(images, delta, gradient_of(lambda x, step: losses(x, step).sum()),
+                    epsilon=config.epsilon, step_size=config.step_size, steps=config.steps)
+        with torch.no_grad():
+            final = losses((images + delta).clamp_(0, 1), config.steps)
+        file.write(rows.start, final.cpu().numpy())
+        return delta
+
+    add_noise(clean, noise, run, rounding=config.rounding, file=f"state/restart{restart}.npy",
+              beside=(file,))
+    mean = float(file.read(slice(0, len(clean))).astype(np.float64).mean())
+    file.close()
+    return mean
+
+
+def targets_of(clean: ImageSet, config: Config) -> torch.Tensor:
+    """The labels that the noise descends to (or ascends from, untargeted)."""
+    labels = torch.from_numpy(np.array(clean.labels))
+    return (labels + 1) % clean.num_classes if config.targeted else labels
+
+
+class Transform:
+    """TAP's differentiable augmentation: a bilinear shift and a flip, one draw an image."""
+
+    def __init__(self, shape: tuple[int, int], config: Config, run: Run) -> None:
+        self.config, self.run = config, run
+        height, width = shape
+        # align_corners: moving by s of the half-width moves by s (W - 1) / 2 pixels
+        self.most = torch.tensor([2 * config.shift / (width - 1), 2 * config.shift / (height - 1)])
+        mean = config.surrogate.mean or (0.0, 0.0, 0.0)     # outside is 0 after normalisation
+        self.fill = torch.tensor(mean, device=run.device.torch).view(3, 1, 1)
+
+    def draw(self, name: str, step: int, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """For a shuffled minibatch."""
+        drawn = torch.rand(len(images), 3, generator=self.run.stream(f"tap/{name}", step))
+        return self._scaled(drawn)
+
+    def draw_rows(self, name: str, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """For rows of the set, by block."""
+        return self._scaled(by_block(rows, lambda block: torch.rand(
+            BLOCK, 3, generator=self.run.stream(f"tap/shift{name}", block))))
+
+    def _scaled(self, drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        shifts = (2 * drawn[:, :2] - 1) * self.most
+        mirrored = (drawn[:, 2] < 0.5) & self.config.flip
+        return shifts.to(self.fill.device), mirrored.to(self.fill.device)
+
+    def __call__(self, images: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor
+                 ) -> torch.Tensor:
+        return shift_and_flip(images, shifts, mirrored, self.fill)

@@ -1,0 +1,180 @@
+"""REM and SEM: the defence step against a plain loop over single images, and what they store."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import new_run, run_command, succeed
+
+from core.imageset import ImageSet
+from models.resnet import resnet18
+from poisons import rem, sem
+from poisons.__main__ import main as poison_main
+from poisons.crafting import crop_and_flip
+from poisons.pgd import FrozenSurrogate
+
+CONFIG = rem.Config(steps=2, transforms=3, inner_steps=3, width=8)
+
+
+class Draws:
+    """The same numbers for whoever asks by name, one row an image."""
+
+    def __init__(self, rows: int, only: int | None = None) -> None:
+        self.rows, self.only = rows, only
+
+    def __call__(self, name: str, like=None) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(sum(map(ord, name)) * 7919 + len(name))
+        drawn = rem.uniform(self.rows, like, generator)
+        return drawn if self.only is None else drawn[self.only : self.only + 1]
+
+
+@pytest.fixture
+def digits32(few):
+    images = torch.from_numpy(np.array(few.images[:32])).permute(0, 3, 1, 2) / 255
+    return images, torch.from_numpy(np.array(few.labels[:32]))
+
+
+@pytest.fixture
+def surrogate(tmp_path, digits32):
+    """Trained for a few steps, in eval mode."""
+    torch.manual_seed(0)
+    model = resnet18(10, 8).train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(model(digits32[0]), digits32[1]).backward()
+        optimizer.step()
+    with new_run(tmp_path / "run") as run:
+        yield model.eval(), FrozenSurrogate(model, run.device)
+
+
+def plain_defence(model, image, label, config, draw, inside):
+    """The notes' pseudo-code for one image (3, H, W), one transform after the other, with the
+    plain eval-mode network and autograd."""
+    def crop(x, drawn):
+        p = config.crop_padding
+        dy, dx = (int(v * (2 * p + 1)) for v in drawn[:2].tolist())
+        framed = F.pad(x, (p, p, p, p))[:, dy : dy + x.shape[1], dx : dx + x.shape[2]]
+        return framed.flip(2) if drawn[2] < 0.5 else framed
+
+    def loss_of(x):
+        return F.cross_entropy(model(x[None]), label[None])
+
+    delta = (2 * draw("start", image[None])[0] - 1) * config.epsilon
+    for step in range(config.steps):
+        total = torch.zeros_like(delta)
+        for e in range(config.transforms):
+            delta = delta.detach().requires_grad_()
+            u = crop((image + delta).clamp(0, 1), draw(f"{step}/{e}")[0])
+            offset = (2 * draw(f"{step}/{e}/inner", image[None])[0] - 1) * config.adversary
+            a = (u.detach() + offset).clamp(0, 1)
+            for _ in range(config.inner_steps if inside == "pgd" else 0):
+                a = a.detach().requires_grad_()
+                g = torch.autograd.grad(loss_of(a), a)[0]
+                moved = a.detach() + config.inner_step_size * g.sign() - u.detach()
+                a = (u.detach() + moved.clamp(-config.adversary, config.adversary)).clamp(0, 1)
+            total += torch.autograd.grad(loss_of(u + (a - u).detach()), delta)[0]
+        delta = delta.detach() - config.step_size * total.sign()
+        delta = delta.clamp(-config.epsilon, config.epsilon)
+    return (delta * 255).round() / 255
+
+
+@pytest.mark.parametrize("inside", ["pgd", "noise"])
+def test_the_defence_is_that_of_a_plain_loop(surrogate, inside):
+    """Straight-through EOT gradients, on images with black and white pixels."""
+    model, frozen = surrogate
+    torch.manual_seed(1)
+    images = (torch.rand(4, 3, 16, 16) * 1.4 - 0.2).clamp(0, 1)
+    labels = torch.arange(4)
+    found = rem.defend(images, labels, frozen, CONFIG, Draws(4), inside)
+    for i in range(4):
+        expected = plain_defence(model, images[i], labels[i], CONFIG, Draws(4, i), inside)
+        same = (found[i] - expected).abs() < 1e-6
+        assert same.float().mean() > 0.97       # a sign of a gradient near 0 may differ
+    levels = found * 255
+    torch.testing.assert_close(levels, levels.round(), atol=1e-4, rtol=0)
+    assert levels.abs().max() <= 8.0001
+
+
+def test_grouped_transforms_change_speed_alone(surrogate, monkeypatch):
+    _, frozen = surrogate
+    torch.manual_seed(1)
+    images, labels = torch.rand(4, 3, 16, 16), torch.arange(4)
+    together = rem.defend(images, labels, frozen, CONFIG, Draws(4))
+    monkeypatch.setattr(rem, "CRAFT_BATCH", {"cpu": 4})
+    one_by_one = rem.defend(images, labels, frozen, CONFIG, Draws(4))
+    assert (together == one_by_one).float().mean() > 0.999
+
+
+def test_crop_and_flip_equals_slices():
+    """And its gradient is autograd's through pad, slice and flip."""
+    torch.manual_seed(0)
+    images = torch.rand(6, 3, 10, 12, requires_grad=True)
+    offsets = torch.randint(0, 9, (6, 2))
+    mirrored = torch.tensor([True, False] * 3)
+    expected = []
+    for image, (dy, dx), mirror in zip(images, offsets.tolist(), mirrored, strict=True):
+        part = F.pad(image, (4, 4, 4, 4))[:, dy : dy + 10, dx : dx + 12]
+        expected.append(part.flip(2) if mirror else part)
+    expected = torch.stack(expected)
+    found = crop_and_flip(images, offsets, mirrored, 4)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+    weights = torch.rand_like(expected)
+    gradients = [torch.autograd.grad((x * weights).sum(), images, retain_graph=True)[0]
+                 for x in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_noise_lowers_the_attacked_loss(surrogate, digits32):
+    """What REM is for: after the defence, an attacked image is recognised more easily."""
+    _, frozen = surrogate
+    torch.manual_seed(2)
+    images, labels = digits32
+    config = dataclasses.replace(CONFIG, steps=8)
+    delta = rem.defend(images, labels, frozen, config, Draws(32))
+    losses = []
+    for x in (images, (images + delta).clamp(0, 1)):
+        attacked = rem.attack(x, labels, frozen, config, torch.rand(x.shape))
+        losses.append(F.cross_entropy(frozen(attacked), labels).item())
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_the_adversary_raises_the_loss_within_its_radius(surrogate, digits32):
+    _, frozen = surrogate
+    torch.manual_seed(3)
+    images, labels = digits32
+    attacked = rem.attack(images, labels, frozen, CONFIG, torch.rand(images.shape))
+    assert (attacked - images).abs().max() <= CONFIG.adversary + 1e-6
+    assert attacked.min() >= 0
+    assert attacked.max() <= 1
+    assert F.cross_entropy(frozen(attacked), labels) > F.cross_entropy(frozen(images), labels)
+
+
+@pytest.mark.parametrize("name", ["rem", "sem"])
+def test_every_row_has_noise_in_whole_levels(name, few_path, few):
+    """Also those that fall out of the last minibatch: 320 = 5 x 60 + 20."""
+    out = succeed(poison_main, f"method={name}", f"data={few_path}", f"{name}.train_steps=6",
+                  f"{name}.steps=2", f"{name}.transforms=1", f"{name}.inner_steps=1",
+                  f"{name}.width=4", f"{name}.batch_size=60")
+    delta = np.load(out / "images.npy").astype(int) - few.images
+    assert np.abs(delta).max() == 8
+    assert (delta != 0).any((1, 2, 3)).all()
+    steps = [line for line in (out / "log.jsonl").read_text().splitlines() if '"loop"' in line]
+    assert any("robust_accuracy" in line for line in steps)
+
+
+def test_presets_say_what_they_are(few_path):
+    out = succeed(poison_main, "/".join([str(rem.__file__).rsplit("/", 2)[0],
+                                         "configs/poisons/rem_lite.yaml"]), f"data={few_path}",
+                  "--smoke")
+    [step] = ImageSet.load(out).meta["lineage"]
+    assert step["preset"] == "rem_lite"
+    assert sem.Config() == sem.Config(**dataclasses.asdict(rem.Config()))
+
+
+def test_a_set_smaller_than_a_batch_is_named(few_path):
+    outcome = run_command(poison_main, "method=rem", f"data={few_path}", "rem.batch_size=500")
+    assert outcome.status == 1
+    assert "the set has 320 rows, too few for a batch of 500" in outcome.stderr
