@@ -94,6 +94,9 @@ class Normalised(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.network((images - self.mean) / self.std)
 
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network.features((images - self.mean) / self.std)
+
 
 def train_classifier(
     model: nn.Module, train: ImageSet, test: ImageSet | None, protocol: Protocol, run: Run,

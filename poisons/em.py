@@ -92,6 +92,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
         for images, labels, rows in loop.steps(stream):
             loss = train_step(model, optimizer, images + read(delta, rows, run), labels, config)
             loop.add(len(images), loss=loss)        # x + delta is not clipped to [0, 1] here
+        run.world.share(model)
         frozen.update(model)
         for start, stop in run.sweep(f"round{round_ + 1}", len(clean), SLICE_ROWS, new_delta):
             for rows in batches(start, stop, run):

@@ -72,6 +72,8 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
         for images, labels in loop.steps(batches):
             loss = train_step(model, optimizer, images + noise.delta[labels], labels, config)
             loop.add(len(images), loss=loss)
+        run.world.share(model)
+        run.world.share(noise)
         frozen.update(model)
         for start in range(0, len(part), config.batch_size):
             images, labels = take(clean, part[start : start + config.batch_size], run)

@@ -34,6 +34,7 @@ from poisons.pgd import FrozenSurrogate, gradient_of, pgd
 VERSION = 1
 SMOKE = {"train_steps": 2, "steps": 2, "inner_steps": 2, "transforms": 2, "width": 8,
          "batch_size": 64}
+PARTS = 4
 
 # (name, images or nothing) -> uniform numbers in [0, 1): like the images, or three for each
 Draw = Callable[..., torch.Tensor]
@@ -183,11 +184,17 @@ def transformed(x: torch.Tensor, drawn: torch.Tensor, config: Config) -> torch.T
 
 def defend_together(images: torch.Tensor, labels: torch.Tensor, frozen: FrozenSurrogate,
                     config: Config, draw: Draw, run: Run, inside: str) -> torch.Tensor:
-    """`defend` for a batch that the processes share; each gets the whole noise."""
-    mine = run.world.part(len(images))
-    delta = defend(images[mine], labels[mine], frozen, config,
-                   lambda name, like=None: draw(name, like)[mine], inside)
-    return run.world.gather(delta)
+    """`defend` for a batch that the processes share; each gets the whole noise. On a CPU a batch is
+    always crafted in PARTS, so that 1, 2 and 4 processes round alike."""
+    mine, size = run.world.part(len(images)), len(images) // run.world.size
+    if images.device.type == "cpu" and len(images) % PARTS == 0 and PARTS % run.world.size == 0:
+        size = len(images) // PARTS
+    deltas = []
+    for start in range(mine.start, mine.stop, size):
+        part = slice(start, start + size)
+        deltas.append(defend(images[part], labels[part], frozen, config,
+                             lambda name, like=None, part=part: draw(name, like)[part], inside))
+    return run.world.gather(torch.cat(deltas))
 
 
 # --- minibatches and draws -------------------------------------------------------------------

@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +70,17 @@ def content(folder: Path) -> dict[str, str]:
     """Digest of every array or weight file of an artefact: what two equal runs share."""
     return {path.name: digest(path) for path in sorted(folder.iterdir())
             if path.suffix in (".npy", ".safetensors")}
+
+
+def process(*words: object, ranks: int = 0, **environment: str) -> subprocess.Popen:
+    """A command of its own, perhaps under torchrun. One thread: the same sums."""
+    start = [sys.executable]
+    if ranks:
+        start += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port",
+                  "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    return subprocess.Popen(
+        [*start, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment})
 
 
 def write_imageset(folder: Path, images: np.ndarray, labels: np.ndarray, classes: int = 10,

@@ -2,17 +2,14 @@
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, content, new_run, run_command, succeed
+from conftest import ROOT, content, new_run, process, run_command, succeed
 from safetensors.torch import load_file
 
 import purify
@@ -32,17 +29,6 @@ APPLY = ["method=ddpm", "ddpm.t_star=5", "threads=1"]
 def trained(few_path, tmp_path_factory):
     return succeed(train_ddpm.main, *TRAIN, f"data={few_path}",
                    f"out={tmp_path_factory.mktemp('ddpm') / 'trained'}")
-
-
-def process(*words: object, ranks: int = 0, **environment: str) -> subprocess.Popen:
-    """A command of its own, perhaps under torchrun. One thread: the same sums."""
-    start = [sys.executable]
-    if ranks:
-        start += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port",
-                  "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    return subprocess.Popen(
-        [*start, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment})
 
 
 # --- training --------------------------------------------------------------------------------
