@@ -26,8 +26,12 @@ def seeds_of(table: tables.Table) -> str:
 
 def swept(measured: list[Point], row: str, family: str, by: str) -> list[Point]:
     """The points of one line, in the order of `by`, as far as they have it."""
-    line = [point for point in measured if (point.row, point.family) == (row, family)
-            and point.value and math.isfinite(getattr(point, by) or math.inf)]
+    def known(point: Point) -> bool:
+        value = getattr(point, by)
+        return value is not None and math.isfinite(value)       # 0 is a value too
+
+    line = [point for point in measured
+            if (point.row, point.family) == (row, family) and point.value and known(point)]
     return sorted(line, key=lambda point: getattr(point, by))
 
 

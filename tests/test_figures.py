@@ -19,7 +19,7 @@ import train_vae
 from core import charts, planning, records, strips, tables
 from core.imageset import ImageSet
 from core.plots import end_labels, pyplot
-from core.points import clean_of, curves, kld_reached, points, sets_of
+from core.points import Point, clean_of, curves, kld_reached, points, sets_of
 from poisons.__main__ import main as poison_main
 from scripts import figures, toy
 from tests.conftest import CONFIGS, ROOT, run_command, succeed
@@ -278,6 +278,15 @@ def test_a_sweep_is_drawn(sweep, monkeypatch):
     assert 0 < lpips["jpeg 5"] < lpips["jpeg 50"] < lpips["none"]      # it takes the poison out
     assert "plots one variable of `over` that has several values, not kld, quality" in \
         figure("guidance").error
+
+
+def test_a_sweep_starts_at_nought():
+    """Unguided purification, strength 0, is a point of the line; what is unknown is none."""
+    points = [Point("em", "jcdp", value, [90.0], 20.0, 20.0, None) for value in ("0.3", "0", "1")]
+    line = charts.swept([*points, Point("em", "none", "", [10.0], None, 20.0, None)], "em", "jcdp",
+                        "strength")
+    assert [point.strength for point in line] == [0.0, 0.3, 1.0]
+    assert charts.swept(points, "em", "jcdp", "kld") == []
 
 
 def test_curves_of_the_last_epoch_alone_are_refused(stages, monkeypatch):
