@@ -80,7 +80,7 @@ def find_checkpoint(request: Request, poisoned: ImageSet) -> Checkpoint | None:
 def warn_if_clean(poisoned: ImageSet) -> None:
     """Purifying a set that nobody poisoned is mostly a mistake in a path."""
     steps = [step["method"] for step in poisoned.meta["lineage"]]
-    if not set(steps) & set(list_methods("poisons")):
+    if not set(steps) - set(list_methods("purifiers")):
         note(f"{poisoned.meta['name']} is not poisoned (lineage: {' + '.join(steps) or 'none'})")
 
 

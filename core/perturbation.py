@@ -67,19 +67,26 @@ def difference(original: ImageSet, perturbed: ImageSet, rows: slice | np.ndarray
 
 def check_bound(bound: Bound, found: Perturbation, image_size: int, rounding: str) -> None:
     """Raise RuntimeError if a poison broke its own budget (a fault of the attack, not the user's).
-
-    Rounding may move a pixel by half a grey level (`floor`: one); `image_size` = 3HW.
     """
     if bound is None:
         return
+    value, limit = limit_of(bound, found, image_size, rounding)
+    if value > limit:
+        raise RuntimeError(f"the poison's {bound[0]} is {value:.5g}, above its budget of "
+                           f"{bound[1]:.5g}")
+
+
+def limit_of(bound: tuple[str, float], found: Perturbation, image_size: int, rounding: str
+             ) -> tuple[float, float]:
+    """The norm that was found, and the most it may be: rounding may move a pixel by half a grey
+    level (`floor`: one). `image_size` = 3HW."""
     norm, radius = bound
     slack = (1.0 if rounding == "floor" else 0.5) / 255
     limits = {"linf": (found.linf, radius + slack),
               "l2": (found.l2_max, radius + slack * math.sqrt(image_size)),
               "l0": (found.l0, radius)}
     value, limit = limits[norm]
-    if value > limit * (1 + 1e-6):
-        raise RuntimeError(f"the poison's {norm} is {value:.5g}, above its budget of {radius:.5g}")
+    return value, limit * (1 + 1e-6)
 
 
 def linear_probe(original: ImageSet, perturbed: ImageSet, rng: np.random.Generator) -> float | None:
@@ -93,15 +100,37 @@ def linear_probe(original: ImageSet, perturbed: ImageSet, rng: np.random.Generat
     Half of PROBE_ROWS random rows train the probe and the other half test it. Source: the LSP
     paper's probe, made held-out because 3,072 dimensions fit any labels.
     """
+    split = halves(original, perturbed, rng)
+    if split is None:
+        return None
     from sklearn.linear_model import LogisticRegression
 
+    train, held_out = split
+    probe = LogisticRegression(max_iter=50, tol=1e-2).fit(*train)
+    return float(probe.score(*held_out))
+
+
+def nearest_mean(original: ImageSet, perturbed: ImageSet, rng: np.random.Generator
+                 ) -> float | None:
+    """Held-out accuracy of the nearest class mean of the perturbation, over the probe's rows."""
+    split = halves(original, perturbed, rng)
+    if split is None:
+        return None
+    (delta, labels), (unseen, expected) = split
+    classes = np.unique(labels)
+    means = np.stack([delta[labels == label].mean(0) for label in classes])
+    distances = (means**2).sum(1) - 2 * unseen @ means.T
+    return float((classes[distances.argmin(1)] == expected).mean())
+
+
+def halves(original: ImageSet, perturbed: ImageSet, rng: np.random.Generator):
+    """PROBE_ROWS random perturbations scaled to [-1, 1], and labels: two halves of (n, 3HW) and
+    (n,). None if there are too few to tell."""
     chosen = np.sort(rng.permutation(len(original))[:PROBE_ROWS])
     delta = difference(original, perturbed, chosen).reshape(len(chosen), -1).astype(np.float32)
-    scale = np.abs(delta).max()
-    labels = original.labels[chosen]
+    scale, labels = np.abs(delta).max(), original.labels[chosen]
     order = rng.permutation(len(chosen))
     train, held_out = np.array_split(order, 2)
     if scale == 0 or len(np.unique(labels[train])) < 2:
         return None
-    probe = LogisticRegression(max_iter=50, tol=1e-2).fit(delta[train] / scale, labels[train])
-    return float(probe.score(delta[held_out] / scale, labels[held_out]))
+    return (delta[train] / scale, labels[train]), (delta[held_out] / scale, labels[held_out])

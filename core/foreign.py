@@ -1,0 +1,503 @@
+"""Poisons in other people's files: recognise the form, bring it to rows of the base set, verify.
+
+    .pt, .pth       a tensor of noise or images; (images, labels); {data, labels}
+    .pkl            int8 noise; [(bytes, label), ...]; CIFAR's batches
+    .npy, .npz      noise or images, labels beside them or inside
+    a folder        <index>.png; <class>/<name>.png; CIFAR's data_batch_*; *.npy parts
+
+(attack notes, section 13, and defence notes, section 5). Noise is (N, ...), one row an image,
+(K, ...), one a class, or (1, ...); in units of [0, 1] or of grey levels. Nothing here runs a
+pickle.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from core import pickles
+from core.errors import UserError
+from core.imageset import SLICE_ROWS, ImageSet
+
+Units = Literal["auto", "noise", "noise255", "images", "images255", "wrapped"]
+UNITS = ("auto", "noise", "noise255", "images", "images255", "wrapped")
+LABEL_FILES = ("{stem}_labels.npy", "{stem}_label.npy", "{stem}_target.npy", "{stem}_targets.npy")
+LABEL_NAMES = {"data": ("target", "targets", "label", "labels")}    # x_data.npy -> x_target.npy
+IMAGE_KEYS, LABEL_KEYS = ("data", "images", "x"), ("targets", "labels", "fine_labels", "y")
+MOST_NOISE = 0.3            # of [0, 1]: the largest published L-inf budget is 32/255
+STRANGE = 0.01              # share of images that may look more like another than like their own
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What a file holds, as it is there."""
+
+    form: str                           # for people
+    values: np.ndarray                  # noise or images, (n, ...)
+    labels: np.ndarray | None = None
+    rows: np.ndarray | None = None      # row of the base set of each; None: in order
+    by_label: bool = False              # a pool: row i of label c goes to the i-th image of c
+
+
+def read(path: Path) -> Foreign:
+    """Recognise and read a file or folder. Raises UserError for what is none of these."""
+    if path.is_dir():
+        return read_folder(path)
+    readers = {".pt": read_torch, ".pth": read_torch, ".pkl": read_pickle, ".pickle": read_pickle,
+               ".npy": read_npy, ".npz": read_npz}
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    if path.suffix not in readers:
+        raise UserError(f"{path}: a poison comes as .pt, .pkl, .npy, .npz or a folder of images")
+    return readers[path.suffix](path)
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def read_torch(path: Path) -> Foreign:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        raise UserError(f"{path} is not a torch file of plain tensors; nothing else is read, for "
+                        "it would have to be run") from None
+    return of_object(found, path, "torch")
+
+
+def read_pickle(path: Path) -> Foreign:
+    return of_object(pickles.read(path), path, "pickle")
+
+
+def read_npz(path: Path) -> Foreign:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = {name: archive[name] for name in archive.files}
+    except Exception:
+        raise UserError(f"{path} is not a readable .npz of plain arrays") from None
+    return of_object(found, path, ".npz")
+
+
+def read_npy(path: Path) -> Foreign:
+    """With the labels of a file beside it, where that has a name people give it."""
+    values = load_npy(path)
+    names = [name.format(stem=path.stem) for name in LABEL_FILES]
+    for word, others in LABEL_NAMES.items():
+        if path.stem.endswith(word):
+            names += [path.stem.removesuffix(word) + other + ".npy" for other in others]
+    if path.stem.startswith("x_"):
+        names += [f"y_{path.stem[2:]}.npy", re.sub(r"^(x_\w+?_\w+?)_.*", r"\1", path.stem)
+                  .replace("x_", "y_", 1) + ".npy"]
+    labels = next((as_labels(load_npy(path.with_name(name))) for name in names
+                   if path.with_name(name).exists()), None)
+    found = Foreign(".npy", values, labels)
+    pool = labels is not None and values.dtype.kind == "f" and values.size and values.min() < 0
+    return replace(found, form="a pool of noise by label", by_label=True) if pool else found
+
+
+def load_npy(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except Exception:
+        raise UserError(f"{path} is not a readable .npy of plain numbers (arrays of objects would "
+                        "have to be run)") from None
+
+
+def of_object(found: Any, path: Path, source: str) -> Foreign:
+    """What a deserialised object holds."""
+    if isinstance(found, torch.Tensor):
+        found = found.detach().float().numpy() if found.is_floating_point() else found.numpy()
+    if isinstance(found, np.ndarray):
+        return Foreign(f"{source}, one array", found)
+    if isinstance(found, dict):
+        found = {key.decode() if isinstance(key, bytes) else key: value
+                 for key, value in found.items()}
+        values = next((found[key] for key in IMAGE_KEYS if key in found), None)
+        labels = next((found[key] for key in LABEL_KEYS if key in found), None)
+        if values is not None:
+            return Foreign(f"{source}, arrays by name", as_array(values, path), as_labels(labels))
+    if isinstance(found, (list, tuple)) and len(found) == 2 and len(as_rows(found[0])) > 2:
+        return Foreign(f"{source}, images and labels", as_array(found[0], path),
+                       as_labels(found[1]))
+    if isinstance(found, list) and found and all(
+            isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in found):
+        rows = [np.frombuffer(pair[0], np.uint8) if isinstance(pair[0], bytes)
+                else np.asarray(pair[0]) for pair in found]
+        if len({row.size for row in rows}) == 1:
+            return Foreign(f"{source}, a list of images and labels", np.stack(rows),
+                           as_labels([pair[1] for pair in found]))
+    if isinstance(found, list) and found and all(isinstance(t, torch.Tensor) for t in found):
+        return Foreign(f"{source}, a list of tensors", torch.stack(found).float().numpy())
+    raise UserError(f"{path}: holds {describe(found)}, which is no poison that is known here")
+
+
+def describe(found: Any) -> str:
+    if isinstance(found, dict):
+        return "a dict of " + ", ".join(map(str, list(found)[:5]))
+    return f"a {type(found).__name__}"
+
+
+def as_rows(value: Any) -> Any:
+    return value if isinstance(value, (np.ndarray, torch.Tensor, list)) else ()
+
+
+def as_array(value: Any, path: Path) -> np.ndarray:
+    try:
+        found = value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    except ValueError:
+        found = np.empty(0, object)
+    if found.dtype.kind not in "iuf":
+        raise UserError(f"{path}: its images are no array of numbers")
+    return found
+
+
+def as_labels(value: Any) -> np.ndarray | None:
+    """int64 (N,), also from one-hot rows."""
+    if value is None:
+        return None
+    found = value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    if found.ndim == 2 and found.shape[1] > 1:
+        found = found.argmax(1)
+    return found.reshape(-1).astype(np.int64)
+
+
+# --- folders ---------------------------------------------------------------------------------
+
+
+def read_folder(path: Path) -> Foreign:
+    batches = sorted(path.glob("data_batch_*"), key=natural)
+    if batches:
+        return joined([read_pickle(batch) for batch in batches], "CIFAR's batches")
+    parts = sorted(path.glob("*.npy"), key=natural)
+    if parts:
+        return joined([read_npy(part) for part in parts], "parts as .npy")
+    inside = path / "data" if (path / "data").is_dir() else path
+    pictures = [file for file in inside.iterdir() if file.suffix.lower() in PICTURES]
+    if pictures:
+        return indexed_pictures(pictures, inside)
+    classes = sorted((folder for folder in path.iterdir() if folder.is_dir()), key=natural)
+    files = [(label, file) for label, folder in enumerate(classes)
+             for file in sorted(folder.iterdir(), key=natural) if file.suffix.lower() in PICTURES]
+    if not files:
+        raise UserError(f"{path}: neither <index>.png, nor a folder a class, nor data_batch_1 is "
+                        "here")
+    return class_pictures(files, path)
+
+
+def natural(path: Path) -> list:
+    """'2' before '10'."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part)
+            for part in re.split(r"(\d+)", path.name) if part]
+
+
+def joined(parts: list[Foreign], form: str) -> Foreign:
+    shapes = {part.values.shape[1:] for part in parts}
+    if len(shapes) > 1:
+        raise UserError(f"{form}: parts of different shapes, {sorted(map(str, shapes))}")
+    labels = [part.labels for part in parts]
+    return Foreign(form, np.concatenate([part.values for part in parts]),
+                   None if any(found is None for found in labels) else np.concatenate(labels))
+
+
+def indexed_pictures(files: list[Path], folder: Path) -> Foreign:
+    """The number in a name is the row, whatever the order of the listing."""
+    numbers = {}
+    for file in files:
+        if not file.stem.isdecimal():
+            raise UserError(f"{file}: the name should be the image's number in the base set")
+        if int(file.stem) in numbers:
+            raise UserError(f"{file} and {numbers[int(file.stem)].name} have one number")
+        numbers[int(file.stem)] = file
+    rows = np.array(sorted(numbers))
+    return Foreign(f"pictures by index in {folder.name}/",
+                   decoded([numbers[row] for row in rows]), rows=rows)
+
+
+def class_pictures(files: list[tuple[int, Path]], path: Path) -> Foreign:
+    """A folder a class: rows by the numbers in the names where all have one of their own."""
+    labels = np.array([label for label, _ in files])
+    stems = [file.stem for _, file in files]
+    values = decoded([file for _, file in files])
+    if all(stem.isdecimal() for stem in stems) and len(set(map(int, stems))) == len(stems):
+        order = np.argsort([int(stem) for stem in stems])
+        rows = np.array([int(stems[i]) for i in order])
+        return Foreign(f"pictures by class and index in {path.name}/", values[order],
+                       labels[order], rows)
+    return Foreign(f"pictures by class in {path.name}/", values, labels,
+                   rows=np.full(len(files), -1))       # to be found by their nearest image
+
+
+def decoded(files: list[Path]) -> np.ndarray:
+    from PIL import Image
+
+    with named(files[0], Image), Image.open(files[0]) as first:
+        width, height = first.size
+    images = np.empty((len(files), height, width, 3), np.uint8)
+    for i, file in enumerate(files):
+        with named(file, Image), Image.open(file) as picture:
+            if picture.size != (width, height):     # before decoding: it may be huge
+                raise UserError(f"{file} is {picture.size[0]}x{picture.size[1]}, but "
+                                f"{files[0].name} is {width}x{height}")
+            images[i] = np.asarray(picture.convert("RGB"))
+    return images
+
+
+class named:
+    """Turns Pillow's errors into one that names the file."""
+
+    def __init__(self, file: Path, library: Any) -> None:
+        self.file, self.errors = file, (OSError, ValueError, SyntaxError,
+                                        library.DecompressionBombError)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, self.errors) and not isinstance(error, UserError):
+            raise UserError(f"{self.file}: not a readable image") from None
+
+
+# --- to rows of the base set -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to read what the file itself does not say."""
+
+    units: Units = "auto"
+    rounding: Literal["round", "floor"] = "round"
+    positive_only: bool = False         # drop negative noise, as EM's released loaders do
+    candidate: int = 0                  # of several noises an image (5-D tensors)
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A poison on its base: `images` (N, H, W, 3) uint8, and what was done, for people."""
+
+    images: np.ndarray
+    how: str
+    rows: np.ndarray                    # of the base
+
+
+def align(found: Foreign, base: ImageSet, options: Options, where: str) -> Aligned:
+    """The poisoned images of the base's rows. Raises UserError where they do not fit."""
+    values = layout(found.values, base, options, where)
+    units = recognise(values, where) if options.units == "auto" else options.units
+    if units == "wrapped":
+        values, units = values.astype(np.uint8).view(np.int8).astype(np.float32), "noise255"
+    if units.startswith("noise"):
+        scale = 255.0 if units == "noise255" else 1.0
+        noise, kind = noise_of_rows(found, values, base, where)
+        images = add(noise, scale, base, options)
+        return Aligned(images, f"{found.form}: {kind} in units of "
+                       + ("grey levels" if scale > 1 else "[0, 1]"), np.arange(len(base)))
+    images = pixels(values, units, options)
+    return place_images(found, images, base, where)
+
+
+def layout(values: np.ndarray, base: ImageSet, options: Options, where: str) -> np.ndarray:
+    """(n, h, w, 3), whatever the axes were; NaN is refused."""
+    height, width = base.image_shape
+    if values.ndim == 5:
+        if options.candidate >= len(values):
+            raise UserError(f"{where}: {len(values)} noises an image, there is no number "
+                            f"{options.candidate}")
+        values = values[options.candidate]
+    if values.ndim == 2 and values.shape[1] == 3 * height * width:
+        planes = "data_batch" in where or "batches" in where
+        values = values.reshape(-1, 3, height, width) if planes else \
+            values.reshape(-1, height, width, 3)
+    if values.ndim == 3:
+        values = values[None]
+    if values.ndim != 4 or 3 not in (values.shape[1], values.shape[3]):
+        raise UserError(f"{where}: an array of shape {values.shape}; expected (n, 3, height, width)"
+                        " or (n, height, width, 3)")
+    if values.shape[3] != 3:
+        values = values.transpose(0, 2, 3, 1)
+    if values.dtype.kind == "f":
+        finite = np.isfinite(values).reshape(len(values), -1).all(1)
+        if not finite.all():
+            raise UserError(f"{where}: row {np.flatnonzero(~finite)[0]} is not finite")
+    if values.dtype.kind not in "iuf":
+        raise UserError(f"{where}: {values.dtype} is no dtype of images or noise")
+    return values
+
+
+def recognise(values: np.ndarray, where: str) -> Units:
+    """Units by dtype and range (attack notes, section 13). Raises UserError where they are
+    ambiguous."""
+    low, high = float(values.min()), float(values.max())
+    if values.dtype == np.uint8:
+        middle = ((values > 64) & (values < 192)).mean()
+        if middle < 1e-3 and low < 64 and high >= 192:
+            raise UserError(f"{where}: uint8 close to 0 and 255 alone: noise that wrapped? Then "
+                            "write --units wrapped, else --units images255")
+        return "images255"
+    if values.dtype.kind in "iu":
+        if low < 0 and max(-low, high) <= 64:
+            return "noise255"
+        if low >= 0 and 64 < high <= 255:
+            return "images255"
+    elif low < 0 and max(-low, high) <= MOST_NOISE:
+        return "noise"
+    elif low < 0 and 1 < max(-low, high) <= 64:
+        return "noise255"
+    elif low >= 0 and 1.5 < high <= 255 and values.mean() > 16:
+        return "images255"
+    elif low >= 0 and high <= 1 and values.mean() > MOST_NOISE / 3:
+        return "images"
+    elif low >= 0 and high <= MOST_NOISE:
+        return "noise"
+    raise UserError(f"{where}: values from {low:.4g} to {high:.4g} could be several things; say "
+                    f"which with --units ({', '.join(UNITS[1:])})")
+
+
+def noise_of_rows(found: Foreign, values: np.ndarray, base: ImageSet, where: str):
+    """(function from rows to noise, how), for noise an image, a class or for all."""
+    labels, count = base.labels, len(base)
+    if found.by_label:
+        order = np.empty(count, np.int64)
+        for label in np.unique(labels):
+            pool, mine = np.flatnonzero(found.labels == label), np.flatnonzero(labels == label)
+            if len(pool) < len(mine):
+                raise UserError(f"{where}: {len(pool)} noises of label {label} for {len(mine)} "
+                                "images")
+            order[mine] = pool[: len(mine)]
+        return (lambda rows: values[order[rows]]), "noise by label, in order"
+    if len(values) == count:
+        return (lambda rows: values[rows]), "noise an image"
+    if len(values) == base.num_classes:
+        return (lambda rows: values[labels[rows]]), "noise a class"
+    if len(values) == 1:
+        return (lambda rows: np.repeat(values, rows.stop - rows.start, 0)), "one noise for all"
+    raise UserError(f"{where}: noise for {len(values)} images, but the base set has {count} images "
+                    f"of {base.num_classes} classes; name the base it was made for")
+
+
+def add(noise, scale: float, base: ImageSet, options: Options) -> np.ndarray:
+    """Base plus noise, centred where it is smaller, as uint8."""
+    images = np.empty(base.images.shape, np.uint8)
+    height, width = base.image_shape
+    for start in range(0, len(base), SLICE_ROWS):
+        rows = slice(start, min(start + SLICE_ROWS, len(base)))
+        delta = noise(rows).astype(np.float64) * (255 / scale)
+        if options.positive_only:
+            delta = np.maximum(delta, 0)
+        top, left = (height - delta.shape[1]) // 2, (width - delta.shape[2]) // 2
+        levels = base.images[rows].astype(np.float64)
+        levels[:, top : top + delta.shape[1], left : left + delta.shape[2]] += delta
+        images[rows] = whole(levels, options)
+    return images
+
+
+def pixels(values: np.ndarray, units: str, options: Options) -> np.ndarray:
+    """Images as uint8."""
+    if values.dtype == np.uint8:
+        return values
+    images = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), SLICE_ROWS):
+        part = values[start : start + SLICE_ROWS].astype(np.float64)
+        images[start : start + SLICE_ROWS] = whole(part * (255 if units == "images" else 1),
+                                                   options)
+    return images
+
+
+def whole(levels: np.ndarray, options: Options) -> np.ndarray:
+    """Clipped to grey levels and rounded. Float32 files hold 8/255 a hair below 8."""
+    levels = np.clip(levels, 0, 255)
+    return (np.floor(levels + 1e-4) if options.rounding == "floor" else np.rint(levels)
+            ).astype(np.uint8)
+
+
+def place_images(found: Foreign, images: np.ndarray, base: ImageSet, where: str) -> Aligned:
+    """Whole images to their rows: by number, in order, or by the nearest image of the base."""
+    if images.shape[1:] != base.images.shape[1:]:
+        raise UserError(f"{where}: images of {images.shape[1]}x{images.shape[2]}, but those of the "
+                        f"base set are {base.image_shape[0]}x{base.image_shape[1]}")
+    if len(images) > len(base):
+        raise UserError(f"{where}: {len(images)} images, but the base set has {len(base)}")
+    if found.rows is not None and found.rows[0] >= 0:
+        check_numbers(found.rows, len(base), where)
+        how = "by number"
+    elif found.rows is None and len(images) == len(base):
+        how = "in order"
+    else:
+        return match(found, images, base, where)
+    rows = np.arange(len(base))
+    nearest = nearest_rows(images, base, rows)[0]
+    strange = np.flatnonzero(nearest != rows)
+    if len(strange) > STRANGE * len(images):
+        raise UserError(f"{where}: the order is not the base set's: image {strange[0]} is nearer "
+                        f"to row {nearest[strange[0]]} than to its own, and so {len(strange)} of "
+                        f"{len(images)}")
+    check_labels(found.labels, base.labels, rows, where)
+    return Aligned(images, f"{found.form}, {how}", rows)
+
+
+def match(found: Foreign, images: np.ndarray, base: ImageSet, where: str) -> Aligned:
+    """Each image to the row of its nearest image: NTGA's own order, pictures without a number."""
+    nearest, likeness = nearest_rows(images, base)
+    if (likeness < 0.5).mean() > STRANGE or len(np.unique(nearest)) < len(nearest):
+        raise UserError(f"{where}: {len(images)} images that do not match images of the base set "
+                        "one to one")
+    order = np.argsort(nearest)
+    rows = nearest[order]
+    labels = found.labels[order] if found.labels is not None else None
+    check_labels(labels, base.labels[rows], rows, where)
+    return Aligned(images[order], f"{found.form}, each to its nearest image", rows)
+
+
+def check_numbers(rows: np.ndarray, count: int, where: str) -> None:
+    if rows[-1] >= count:
+        raise UserError(f"{where}: number {rows[-1]}, but the base set has {count} images")
+    missing = np.setdiff1d(np.arange(count), rows)
+    if len(missing):
+        raise UserError(f"{where}: {len(missing)} of {count} images are missing, the first is "
+                        f"{missing[0]}")
+
+
+def check_labels(labels: np.ndarray | None, own: np.ndarray, rows: np.ndarray, where: str) -> None:
+    if labels is None:
+        return
+    if len(labels) != len(own):
+        raise UserError(f"{where}: {len(labels)} labels for {len(own)} images")
+    wrong = np.flatnonzero(labels != own)
+    if len(wrong):
+        raise UserError(f"{where}: {len(wrong)} labels disagree with the base set; row "
+                        f"{rows[wrong[0]]} has {labels[wrong[0]]} here and {own[wrong[0]]} there")
+
+
+def nearest_rows(images: np.ndarray, base: ImageSet, rows: np.ndarray | None = None
+                 ) -> tuple[np.ndarray, np.ndarray]:
+    """Row of the base whose image is most like each, and how like (1: the same up to brightness and
+    contrast). Where its own of `rows` is as like as the best, it is that one."""
+    ours, theirs = outlines(images), outlines(base.images)
+    nearest, likeness = np.empty(len(images), np.int64), np.empty(len(images), np.float32)
+    for start in range(0, len(ours), SLICE_ROWS):
+        part = slice(start, min(start + SLICE_ROWS, len(ours)))
+        alike = ours[part] @ theirs.T
+        at = np.arange(len(alike))
+        nearest[part] = alike.argmax(1)
+        likeness[part] = alike[at, nearest[part]]
+        if rows is not None:
+            own = alike[at, rows[part]]
+            nearest[part] = np.where(own >= likeness[part] - 1e-3, rows[part], nearest[part])
+    return nearest, likeness
+
+
+def outlines(images: np.ndarray) -> np.ndarray:
+    """Each image as means of blocks of 4x4 (small ones: its pixels), less their mean, of length 1:
+    float32 (n, features)."""
+    n, height, width, _ = images.shape
+    size = 4 if min(height, width) >= 32 else 1
+    found = np.empty((n, height // size, width // size, 3), np.float32)
+    for start in range(0, n, SLICE_ROWS):
+        part = images[start : start + SLICE_ROWS, : height // size * size, : width // size * size]
+        found[start : start + SLICE_ROWS] = part.astype(np.float32).reshape(
+            len(part), height // size, size, width // size, size, 3).mean((2, 4))
+    flat = found.reshape(n, -1)
+    flat -= flat.mean(1, keepdims=True)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)

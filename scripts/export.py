@@ -1,0 +1,92 @@
+"""Write an image set in a form that other people's code reads.
+
+    python scripts/export.py SET --as png --out DIR         DIR/<index>.png and DIR/labels.csv
+    python scripts/export.py SET --as npy --out FILE.npy    uint8 (N, H, W, 3), FILE_labels.npy
+    python scripts/export.py SET --as npz --out FILE.npz    arrays `data` and `targets`
+    python scripts/export.py SET --as pt --out FILE.pt      poison less clean, float32 (N, 3, H, W)
+                                                            in units of [0, 1], as EM's release
+
+Each is whole or absent, and scripts/import_poison.py reads it back to the same images.
+"""
+
+import argparse
+import io
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+
+from core import files
+from core.command import command
+from core.errors import UserError
+from core.imageset import ImageSet
+from core.points import clean_of
+
+SUFFIX = {"npy": ".npy", "npz": ".npz", "pt": ".pt", "png": ""}
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python scripts/export.py", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", metavar="SET", help="an image set's folder")
+    parser.add_argument("--as", dest="form", choices=tuple(SUFFIX), required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--root", default="data", help="where torchvision's data sets are")
+    arguments = parser.parse_args(argv)
+    out, images = arguments.out, ImageSet.load(arguments.set)
+    if out.suffix != SUFFIX[arguments.form]:
+        raise UserError(f"--out: {out}: a name for --as {arguments.form} ends in "
+                        f"'{SUFFIX[arguments.form]}'")
+    if out.exists():
+        raise UserError(f"--out: {out} exists; remove it or choose another name")
+    files.mkdir(out.parent)
+    if arguments.form == "png":
+        write_png(images, out)
+    elif arguments.form == "npy":
+        labels = out.with_name(f"{out.stem}_labels.npy")
+        files.write_bytes(labels, bytes_of(np.save, np.asarray(images.labels)))
+        files.write_bytes(out, bytes_of(np.save, np.asarray(images.images)))
+    elif arguments.form == "npz":
+        files.write_bytes(out, bytes_of(np.savez, data=np.asarray(images.images),
+                                        targets=np.asarray(images.labels)))
+    else:
+        files.write_bytes(out, perturbation(images, clean_of(images, arguments.root)))
+    print(out)
+
+
+def bytes_of(save, *arrays: np.ndarray, **named: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, *arrays, **named)
+    return buffer.getvalue()
+
+
+def write_png(images: ImageSet, out: Path) -> None:
+    from PIL import Image
+    from tqdm import tqdm
+
+    work = out.with_name(out.name + ".partial")
+    files.remove_tree(work)
+    files.mkdir(work)
+    for row in tqdm(range(len(images)), desc="png", disable=None, leave=False):
+        Image.fromarray(np.asarray(images.images[row])).save(work / f"{row}.png")
+    lines = ["index,label", *(f"{row},{label}" for row, label in enumerate(images.labels))]
+    files.write_bytes(work / "labels.csv", ("\n".join(lines) + "\n").encode())
+    os.sync()
+    files.rename(work, out)
+
+
+def perturbation(images: ImageSet, clean: ImageSet) -> bytes:
+    """torch.save of (poison - clean) / 255."""
+    delta = np.asarray(images.images).astype(np.float32) - np.asarray(clean.images)
+    buffer = io.BytesIO()
+    torch.save(torch.from_numpy(delta / 255).permute(0, 3, 1, 2).contiguous(), buffer)
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Turn somebody else's poison into an image set.
+
+    python scripts/import_poison.py FILE --base cifar10 [--out DIR] [--name em]
+    python scripts/import_poison.py noise.pkl --base cifar10 --norm linf --radius 8/255
+
+FILE is a perturbation (.pt, int8 .pkl, .npy), poisoned images (.npy, .npz, .pt, .pkl, CIFAR's
+batches) or a folder of pictures (<index>.png, or a folder a class); which, it says itself, and
+--units settles what is ambiguous. Rows and labels are the base set's: both are checked. Pickles are
+read without being run. The lineage names the file and its SHA-256.
+"""
+
+import argparse
+import hashlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from core import config, files, foreign
+from core.command import command
+from core.datasets import DataSettings, load, place
+from core.errors import UserError
+from core.imageset import ImageSet
+from core.perturbation import limit_of, measure
+from core.run import Job, Run
+
+VERSION = 1
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python scripts/import_poison.py", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, metavar="FILE")
+    parser.add_argument("--base", required=True, help="the clean set, as data= takes it")
+    parser.add_argument("--split", default="train", help="of the base, such as first:40000")
+    parser.add_argument("--size", type=int, help="of the base: folders and digits")
+    parser.add_argument("--test", help="the clean test set, where the base has none of its own")
+    parser.add_argument("--root", default="data", help="where torchvision's data sets are")
+    parser.add_argument("--out", type=Path, help="the folder to make (runs/poisons/...)")
+    parser.add_argument("--name", help="of the attack (the file's)")
+    parser.add_argument("--units", choices=foreign.UNITS, default="auto")
+    parser.add_argument("--rounding", choices=("round", "floor"), default="round",
+                        help="of noise and floats; most released loaders floor")
+    parser.add_argument("--positive-only", action="store_true",
+                        help="drop negative noise, as EM's released loaders do")
+    parser.add_argument("--candidate", type=int, default=0, metavar="R",
+                        help="which of several noises an image")
+    parser.add_argument("--norm", choices=("linf", "l2", "l0"), help="check the noise's norm")
+    parser.add_argument("--radius", help="that it may have, such as 8/255")
+    arguments = parser.parse_args(argv)
+    bound = bound_of(arguments)
+
+    base = load(DataSettings(arguments.base, arguments.split, arguments.size, arguments.test,
+                             arguments.root), "--base")
+    source = arguments.source
+    options = foreign.Options(arguments.units, arguments.rounding, arguments.positive_only,
+                              arguments.candidate)
+    aligned = foreign.align(foreign.read(source), base, options, str(source))
+    clean = base if len(aligned.rows) == len(base) else part_of(base, aligned.rows)
+    found = measure(clean, replace(clean, images=aligned.images))
+    check(bound, found, clean, arguments, str(source))
+
+    origin = {"source": place(source), "sha256": digest_of(source), "how": aligned.how}
+    shown = {**config.plain(options), "name": arguments.name or source.stem}
+    job = Job("poisons", f"{base.meta['name']}-{shown['name']}", "import", VERSION,
+              {**shown, "how": origin["how"]}, 0,
+              {"data": clean.fingerprint, "source": origin["sha256"]}, shown["name"])
+    with Run(job, out=arguments.out, settings={"method": "import", **origin, **shown}) as run:
+        if not run.done:
+            poisoned = clean.map_pixels(
+                lambda _, rows: torch.from_numpy(aligned.images[rows]), run)
+            run.note("perturbation", **{**vars(found), "psnr": min(found.psnr, 999.0)}, **origin)
+            run.say(aligned.how)
+            run.say(found.line())
+            poisoned.meta["lineage"][-1]["imported"] = origin
+            poisoned.save(run)
+    ImageSet.load(run.out)
+    print(run.out)
+
+
+def bound_of(arguments: argparse.Namespace) -> tuple[str, float] | None:
+    if (arguments.norm is None) != (arguments.radius is None):
+        raise UserError("--norm and --radius go together")
+    if arguments.norm is None:
+        return None
+    radius = config.read_number(arguments.radius)
+    if radius is None or radius <= 0:
+        raise UserError(f"--radius: '{arguments.radius}' is no positive number")
+    return arguments.norm, float(radius)
+
+
+def part_of(base: ImageSet, rows) -> ImageSet:
+    """The base's rows that the file has; no split leads back to them."""
+    label = f"rows:{hashlib.sha256(rows.tobytes()).hexdigest()[:16]}"
+    return base.subset(rows, label, root={**base.meta["root"], "split": label})
+
+
+def check(bound, found, clean: ImageSet, arguments: argparse.Namespace, where: str) -> None:
+    if found.changed_rows == 0:
+        raise UserError(f"{where}: these are the base set's images, unchanged")
+    if bound is None:
+        return
+    value, limit = limit_of(bound, found, clean.images[0].size, arguments.rounding)
+    if value > limit:
+        raise UserError(f"{where}: its {bound[0]} is {value:.5g}, above the {bound[1]:.5g} of "
+                        f"--radius ({found.line()})")
+
+
+def digest_of(source: Path) -> str:
+    """SHA-256 of a file, or of a folder's names and files."""
+    if source.is_file():
+        return files.sha256(source)
+    digest = hashlib.sha256()
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(source)} {files.sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,447 @@
+"""Importing other people's poisons: each format made as its origin makes it, and what is wrong with
+a file named. Exports come back the same."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import digest, run_command, write_imageset
+from PIL import Image
+
+from core import pickles
+from core.errors import UserError
+from core.imageset import ImageSet
+from scripts import export, import_poison, inspect_poison
+
+ROWS, K = 60, 10
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """60 structured images of 32x32, by ten labels in no order."""
+    random = np.random.default_rng(0)
+    coarse = random.integers(20, 236, (ROWS, 8, 8, 3))
+    images = coarse.repeat(4, 1).repeat(4, 2) + random.integers(-12, 13, (ROWS, 32, 32, 3))
+    labels = random.permutation(np.arange(ROWS) % K)
+    return write_imageset(tmp_path_factory.mktemp("base") / "base", images.astype(np.uint8), labels)
+
+
+@pytest.fixture(scope="module")
+def clean(base) -> ImageSet:
+    return ImageSet.load(base)
+
+
+@pytest.fixture(scope="module")
+def noise() -> np.ndarray:
+    """Grey levels from -8 to 8, int64 (60, 32, 32, 3)."""
+    return np.random.default_rng(1).integers(-8, 9, (ROWS, 32, 32, 3))
+
+
+@pytest.fixture(scope="module")
+def poisoned(clean, noise) -> np.ndarray:
+    return np.clip(clean.images.astype(int) + noise, 0, 255).astype(np.uint8)
+
+
+def run_import(path: object, base: Path, *words: object):
+    return run_command(import_poison.main, path, "--base", base, *words)
+
+
+def imported(path: object, base: Path, *words: object) -> np.ndarray:
+    outcome = run_import(path, base, *words)
+    assert outcome.status == 0, outcome.stderr
+    found = ImageSet.load(outcome.path)
+    np.testing.assert_array_equal(found.labels, ImageSet.load(base).labels[: len(found)])
+    return np.array(found.images)
+
+
+def nchw(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+
+
+# --- every format ----------------------------------------------------------------------------
+
+
+def make_em(path: Path, noise: np.ndarray, *_) -> None:                # EM, TUE, LE, D-VAE
+    torch.save(torch.from_numpy(nchw(noise)).float() / 255, path)
+
+
+def make_dvae_imagenet(path: Path, noise: np.ndarray, *_) -> None:     # pixel units
+    torch.save(torch.from_numpy(nchw(noise)).float(), path)
+
+
+def make_rem(path: Path, noise: np.ndarray, *_) -> None:               # REM, SEM
+    path.write_bytes(pickle.dumps(nchw(noise).astype(np.int8), protocol=2))
+
+
+def make_pngs(path: Path, _, images: np.ndarray, labels: np.ndarray) -> None:  # TAP, AR
+    (path / "data").mkdir(parents=True)
+    for row in reversed(range(len(images))):
+        Image.fromarray(images[row]).save(path / "data" / f"{row}.png")
+
+
+def make_tap_numpy(path: Path, _, images: np.ndarray, labels: np.ndarray) -> None:
+    np.save(path, images.astype(np.float64))
+    np.save(path.with_name(f"{path.stem}_labels.npy"), labels)
+
+
+def make_sep(path: Path, _, images: np.ndarray, labels: np.ndarray) -> None:
+    path.mkdir()
+    for start in range(0, ROWS, 5):             # 5-10 sorts after 10-15 as text
+        np.save(path / f"eps8-1_iter30_sp{start}-{start + 5}_ts5.npy",
+                nchw(images[start : start + 5]).astype(np.float32) / 255)
+
+
+def make_hypo(path: Path, _, images: np.ndarray, labels: np.ndarray) -> None:
+    torch.save((torch.from_numpy(nchw(images)).float() / 255, torch.from_numpy(labels)), path)
+
+
+def make_pil(path: Path, _, images: np.ndarray, labels: np.ndarray) -> None:
+    torch.save({"data": torch.from_numpy(nchw(images)).float() / 255,
+                "labels": torch.from_numpy(labels)}, path)
+
+
+def make_avatar(path: Path, _, images: np.ndarray, labels: np.ndarray) -> None:
+    np.savez(path, data=images, targets=labels)
+
+
+def make_eclipse(path: Path, _, images: np.ndarray, labels: np.ndarray) -> None:
+    path.write_bytes(pickle.dumps([(image.tobytes(), int(label))
+                                   for image, label in zip(images, labels, strict=True)]))
+
+
+def make_batches(path: Path, _, images: np.ndarray, labels: np.ndarray) -> None:
+    path.mkdir()
+    for i, rows in enumerate(np.array_split(np.arange(ROWS), 5), 1):
+        planes = nchw(images[rows]).reshape(len(rows), -1)
+        (path / f"data_batch_{i}").write_bytes(pickle.dumps(
+            {b"data": planes, b"labels": labels[rows].tolist(), b"batch_label": b"x"}, protocol=2))
+
+
+def make_dvae_purified(path: Path, _, images: np.ndarray, labels: np.ndarray) -> None:
+    np.save(path, images)
+    np.save(path.with_name(path.name.replace("data", "target")), labels)
+
+
+def make_classes(path: Path, _, images: np.ndarray, labels: np.ndarray) -> None:
+    for row, label in enumerate(labels):
+        (path / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[row]).save(path / str(label) / f"{row}.png")
+
+
+def make_aue_list(path: Path, noise: np.ndarray, *_) -> None:
+    torch.save([torch.from_numpy(part).float() / 255 for part in nchw(noise)], path)
+
+
+FORMATS = [("perturbation.pt", make_em), ("imagenet.pt", make_dvae_imagenet),
+           ("rem-fin-def-noise.pkl", make_rem), ("tap", make_pngs),
+           ("poisoned.npy", make_tap_numpy),
+           ("samples", make_sep), ("linf.pt", make_hypo), ("unlearnable.pt", make_pil),
+           ("avatar.npz", make_avatar), ("EM.pkl", make_eclipse), ("batches", make_batches),
+           ("cifar10_data.npy", make_dvae_purified), ("classes", make_classes),
+           ("list.pt", make_aue_list)]
+
+
+@pytest.mark.parametrize(("name", "make"), FORMATS, ids=[name for name, _ in FORMATS])
+def test_every_format_comes_to_the_same_rows(tmp_path, base, clean, noise, poisoned, name, make):
+    make(tmp_path / name, noise, poisoned, np.array(clean.labels))
+    found = imported(tmp_path / name, base, "--norm", "linf", "--radius", "8/255")
+    np.testing.assert_array_equal(found, poisoned)
+
+
+def test_the_lineage_names_the_file(tmp_path, base, noise):
+    make_em(tmp_path / "em8.pt", noise)
+    outcome = run_import(tmp_path / "em8.pt", base, "--name", "em")
+    meta = json.loads((outcome.path / "meta.json").read_text())
+    [step] = meta["lineage"]
+    assert (step["method"], step["preset"]) == ("import", "em")
+    assert step["imported"]["sha256"] == digest(tmp_path / "em8.pt")
+    assert step["imported"]["source"].endswith("em8.pt")
+    assert step["inputs"]["data"] == ImageSet.load(base).fingerprint
+    assert meta["test"] == ImageSet.load(base).meta["test"]
+    assert "noise an image in units of [0, 1]" in outcome.stderr
+    assert "Linf 8/255" in outcome.stderr
+    again = run_import(tmp_path / "em8.pt", base, "--name", "em")
+    assert "already done" in again.stderr
+
+
+def test_class_wise_universal_and_candidate_noise(tmp_path, base, clean):
+    random = np.random.default_rng(2)
+    labels = clean.labels
+    by_class = random.integers(-8, 9, (K, 32, 32, 3))
+    for values, rows in ((by_class, labels), (by_class[:1], np.zeros(ROWS, int))):
+        path = tmp_path / f"noise{len(values)}.pt"
+        torch.save(torch.from_numpy(nchw(values)).float() / 255, path)
+        expected = np.clip(clean.images.astype(int) + values[rows], 0, 255)
+        np.testing.assert_array_equal(imported(path, base), expected)
+    several = random.integers(-8, 9, (3, ROWS, 3, 32, 32))
+    torch.save(torch.from_numpy(several).float() / 255, tmp_path / "several.pt")
+    expected = np.clip(clean.images.astype(int) + several[2].transpose(0, 2, 3, 1), 0, 255)
+    np.testing.assert_array_equal(imported(tmp_path / "several.pt", base, "--candidate", 2),
+                                  expected)
+    assert "there is no number 3" in run_import(tmp_path / "several.pt", base, "--candidate",
+                                                3).error
+
+
+def test_a_pool_by_label(tmp_path, base, clean):
+    """LSP's simple_data.npy: the i-th image of class c gets the i-th row of label c."""
+    random = np.random.default_rng(3)
+    pool_labels = random.permutation(np.arange(3 * ROWS) % K)
+    pool = random.uniform(-0.05, 0.05, (3 * ROWS, 32, 32, 3)).astype(np.float32)
+    np.save(tmp_path / "simple_data.npy", pool)
+    np.save(tmp_path / "simple_label.npy", pool_labels)
+    expected, used = np.empty((ROWS, 32, 32, 3)), {}
+    for row, label in enumerate(clean.labels):
+        nth = used.get(label, 0)
+        used[label] = nth + 1
+        expected[row] = pool[np.flatnonzero(pool_labels == label)[nth]]
+    expected = np.rint(np.clip(clean.images + 255 * expected.astype(np.float64), 0, 255))
+    np.testing.assert_array_equal(imported(tmp_path / "simple_data.npy", base), expected)
+
+
+def test_ntgas_own_order(tmp_path, base, clean, poisoned):
+    """Shuffled, fewer than the base, floats with one-hot labels: matched to the nearest image."""
+    order = np.random.default_rng(4).permutation(ROWS)[:48]
+    np.save(tmp_path / "x_train_cifar10_ntga_cnn_best.npy", poisoned[order] / np.float32(255))
+    np.save(tmp_path / "y_train_cifar10.npy", np.eye(K)[clean.labels[order]])
+    outcome = run_import(tmp_path / "x_train_cifar10_ntga_cnn_best.npy", base)
+    assert outcome.status == 0, outcome.stderr
+    found = ImageSet.load(outcome.path)
+    rows = np.sort(order)
+    np.testing.assert_array_equal(found.images, poisoned[rows])
+    np.testing.assert_array_equal(found.labels, clean.labels[rows])
+    assert found.meta["root"]["split"].startswith("rows:")
+
+
+def test_smaller_noise_is_centred(tmp_path, base, clean):
+    values = np.full((ROWS, 3, 24, 24), 8 / 255, np.float32)
+    torch.save(torch.from_numpy(values), tmp_path / "patch.pt")
+    found = imported(tmp_path / "patch.pt", base, "--units", "noise").astype(int) - clean.images
+    assert (found[:, 4:28, 4:28] == np.minimum(8, 255 - clean.images[:, 4:28, 4:28])).all()
+    found[:, 4:28, 4:28] = 0
+    assert (found == 0).all()
+
+
+def test_rounding_and_positive_noise(tmp_path, base, clean):
+    values = np.random.default_rng(5).uniform(-8 / 255, 8 / 255, (ROWS, 3, 32, 32))
+    torch.save(torch.from_numpy(values.astype(np.float32)), tmp_path / "noise.pt")
+    delta = values.astype(np.float32).astype(np.float64).transpose(0, 2, 3, 1) * 255
+    levels = np.clip(clean.images + np.maximum(delta, 0), 0, 255)
+    found = imported(tmp_path / "noise.pt", base, "--rounding", "floor", "--positive-only")
+    np.testing.assert_array_equal(found, np.floor(levels + 1e-4))
+
+
+# --- what is wrong ---------------------------------------------------------------------------
+
+
+def wrong(path: object, base: Path, *words: object) -> str:
+    outcome = run_import(path, base, *words)
+    assert outcome.status == 1, outcome.stdout
+    assert not list(Path().glob("runs/poisons/*"))
+    return outcome.error
+
+
+def test_another_number_of_images(tmp_path, base, noise):
+    make_em(tmp_path / "em.pt", noise[:45])
+    assert "noise for 45 images, but the base set has 60 images of 10 classes" in \
+        wrong(tmp_path / "em.pt", base)
+    np.savez(tmp_path / "x.npz", data=np.zeros((61, 32, 32, 3), np.uint8))
+    assert "61 images, but the base set has 60" in wrong(tmp_path / "x.npz", base)
+
+
+def test_missing_shuffled_and_doubled_pictures(tmp_path, base, clean, poisoned):
+    labels = np.array(clean.labels)
+    make_pngs(tmp_path / "whole", None, poisoned, labels)
+    (tmp_path / "whole" / "data" / "7.png").unlink()
+    assert "1 of 60 images are missing, the first is 7" in wrong(tmp_path / "whole", base)
+    order = np.random.default_rng(6).permutation(ROWS)
+    make_pngs(tmp_path / "shuffled", None, poisoned[order], labels)
+    bad = int(np.flatnonzero(order != np.arange(ROWS))[0])
+    assert f"the order is not the base set's: image {bad} is nearer to row {order[bad]} than" in \
+        wrong(tmp_path / "shuffled", base)
+    os.rename(tmp_path / "shuffled" / "data" / "3.png", tmp_path / "shuffled" / "data" / "x3.png")
+    assert "x3.png: the name should be the image's number" in wrong(tmp_path / "shuffled", base)
+
+
+def test_labels_that_disagree(tmp_path, base, clean, poisoned):
+    labels = np.array(clean.labels)
+    labels[17] = (labels[17] + 1) % K
+    make_avatar(tmp_path / "x.npz", None, poisoned, labels)
+    assert f"1 labels disagree with the base set; row 17 has {labels[17]} here and " \
+        f"{clean.labels[17]} there" in wrong(tmp_path / "x.npz", base)
+    make_avatar(tmp_path / "y.npz", None, poisoned, labels[:10])
+    assert "10 labels for 60 images" in wrong(tmp_path / "y.npz", base)
+
+
+def test_units_that_are_ambiguous(tmp_path, base, clean, noise):
+    torch.save(torch.from_numpy(nchw(noise)).float() / 8, tmp_path / "cp.pt")   # CP: [-1, 1]
+    assert "values from -1 to 1 could be several things; say which with --units" in \
+        wrong(tmp_path / "cp.pt", base)
+    np.save(tmp_path / "wrapped.npy", noise.astype(np.uint8))
+    assert "noise that wrapped? Then write --units wrapped" in wrong(tmp_path / "wrapped.npy", base)
+    found = imported(tmp_path / "wrapped.npy", base, "--units", "wrapped")
+    np.testing.assert_array_equal(found, np.clip(clean.images.astype(int) + noise, 0, 255))
+
+
+def test_values_and_shapes_that_are_no_images(tmp_path, base, noise):
+    values = nchw(noise).astype(np.float32) / 255
+    values[23, 1, 2, 3] = np.nan
+    torch.save(torch.from_numpy(values), tmp_path / "nan.pt")
+    assert "nan.pt: row 23 is not finite" in wrong(tmp_path / "nan.pt", base)
+    np.save(tmp_path / "flat.npy", np.zeros((60, 7)))
+    assert "an array of shape (60, 7); expected" in wrong(tmp_path / "flat.npy", base)
+    np.savez(tmp_path / "small.npz", data=np.zeros((60, 16, 16, 3), np.uint8))
+    assert "images of 16x16, but those of the base set are 32x32" in \
+        wrong(tmp_path / "small.npz", base)
+    np.savez(tmp_path / "same.npz", data=ImageSet.load(base).images)
+    assert "these are the base set's images, unchanged" in wrong(tmp_path / "same.npz", base)
+
+
+def test_a_norm_that_it_does_not_keep(tmp_path, base, noise):
+    make_em(tmp_path / "em.pt", noise)
+    assert "its l2 is" in wrong(tmp_path / "em.pt", base, "--norm", "l2", "--radius", "0.5")
+    assert "its linf is 0.031373, above the 0.015686 of --radius" in \
+        wrong(tmp_path / "em.pt", base, "--norm", "linf", "--radius", "4/255")
+    assert "--norm and --radius go together" in wrong(tmp_path / "em.pt", base, "--norm", "l2")
+
+
+def test_files_that_are_none(tmp_path, base):
+    assert "no such file or folder" in wrong(tmp_path / "none.pt", base)
+    (tmp_path / "poison.zip").write_bytes(b"x")
+    assert "a poison comes as .pt, .pkl, .npy, .npz or a folder" in wrong(tmp_path / "poison.zip",
+                                                                         base)
+    (tmp_path / "torn.pkl").write_bytes(pickle.dumps(np.zeros(9))[:40])
+    assert "not a whole pickle of plain data" in wrong(tmp_path / "torn.pkl", base)
+    (tmp_path / "empty").mkdir()
+    assert "neither <index>.png, nor a folder a class" in wrong(tmp_path / "empty", base)
+
+
+# --- pickles ---------------------------------------------------------------------------------
+
+
+class Reduce:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+class SetState:
+    def __setstate__(self, state):
+        Path("ran").touch()
+
+    def __getstate__(self):
+        return {"x": 1}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("value", [Reduce(), SetState(), [Reduce()], {"data": SetState()},
+                                   np.array([Reduce()], dtype=object)])
+def test_nothing_in_a_pickle_runs(tmp_path, base, value, protocol):
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(value, protocol=protocol))
+    assert "refused, for it asks for" in wrong(tmp_path / "evil.pkl", base)
+    assert not Path("ran").exists()
+
+
+def test_arrays_of_objects_are_refused(tmp_path, base):
+    np.save(tmp_path / "evil.npy", np.array([Reduce()], dtype=object), allow_pickle=True)
+    assert "not a readable .npy of plain numbers" in wrong(tmp_path / "evil.npy", base)
+    np.savez(tmp_path / "evil.npz", data=np.array([Reduce()], dtype=object))
+    assert "not a readable .npz of plain arrays" in wrong(tmp_path / "evil.npz", base)
+    torch.save(Reduce(), tmp_path / "evil.pt")
+    assert "not a torch file of plain tensors" in wrong(tmp_path / "evil.pt", base)
+    assert not Path("ran").exists()
+
+
+def test_a_bomb_of_references_stays_small(tmp_path):
+    """Each list holds the one before it twice: 2^60 leaves, if one unfolded them."""
+    bomb: list = [0]
+    for _ in range(60):
+        bomb = [bomb, bomb]
+    (tmp_path / "bomb.pkl").write_bytes(pickle.dumps(bomb))
+    with pytest.raises(UserError, match="containers more than 4 deep"):
+        pickles.read(tmp_path / "bomb.pkl")
+    wide = [[0] * 100] * 100
+    (tmp_path / "wide.pkl").write_bytes(pickle.dumps(wide))
+    found = pickles.read(tmp_path / "wide.pkl")
+    assert found == wide
+    assert found[0] is found[99]
+    claimed = pickle.dumps(np.zeros(4, np.uint8), protocol=2).replace(b"K\x04", b"K\xff")
+    (tmp_path / "claimed.pkl").write_bytes(claimed)
+    with pytest.raises(UserError, match="not a whole pickle"):
+        pickles.read(tmp_path / "claimed.pkl")
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("value", [
+    np.arange(24, dtype=np.int8).reshape(2, 3, 4), np.arange(6.0).reshape(2, 3).T,
+    np.arange(5, dtype=">i4"), {"a": [1, -2, 2**40], b"b": (1.5, None, True)}, [(b"xyz", 3)],
+    np.float64(2.5), "text"])
+def test_plain_data_come_through(tmp_path, value, protocol):
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(value, protocol=protocol))
+    found = pickles.read(tmp_path / "plain.pkl")
+    if isinstance(value, np.ndarray):
+        np.testing.assert_array_equal(found, value)
+        assert found.dtype == value.dtype
+    else:
+        assert found == value
+
+
+# --- export and inspection -------------------------------------------------------------------
+
+
+@pytest.fixture
+def poison_set(tmp_path, few_path):
+    from poisons.__main__ import main as poison_main
+
+    outcome = run_command(poison_main, "method=lsp", f"data={few_path}", "lsp.patch=4",
+                          f"out={tmp_path / 'poison'}")
+    assert outcome.status == 0, outcome.stderr
+    return outcome.path
+
+
+@pytest.mark.parametrize(("form", "name"), [("png", "tree"), ("npy", "x.npy"), ("npz", "x.npz"),
+                                            ("pt", "delta.pt")])
+def test_exports_come_back_the_same(tmp_path, monkeypatch, form, name, digits):
+    """Of a poison on the first digits, whose clean set the export of a perturbation needs."""
+    from poisons.__main__ import main as poison_main
+
+    poison = run_command(poison_main, "method=lsp", "data=digits", "split=first:80",
+                         "lsp.patch=4").path
+    outcome = run_command(export.main, poison, "--as", form, "--out", tmp_path / name)
+    assert outcome.status == 0, outcome.stderr
+    assert outcome.stdout.split() == [str(tmp_path / name)]
+    found = run_command(import_poison.main, tmp_path / name, "--base", "digits", "--split",
+                        "first:80")
+    assert found.status == 0, found.stderr
+    one, two = ImageSet.load(poison), ImageSet.load(found.path)
+    np.testing.assert_array_equal(one.images, two.images)
+    np.testing.assert_array_equal(one.labels, two.labels)
+    again = run_command(export.main, poison, "--as", form, "--out", tmp_path / name)
+    assert "exists; remove it or choose another name" in again.error
+    assert f"ends in '{export.SUFFIX[form]}'" in run_command(
+        export.main, poison, "--as", form, "--out", tmp_path / "x.odd").error
+
+
+def test_an_inspection_prints_and_draws(tmp_path):
+    from poisons.__main__ import main as poison_main
+
+    poison = run_command(poison_main, "method=ops", "data=digits").path
+    outcome = run_command(inspect_poison.main, poison, "--out", tmp_path / "ops.png")
+    assert outcome.status == 0, outcome.stderr
+    assert (tmp_path / "ops.png").read_bytes()[:4] == b"\x89PNG"
+    lines = {line[:22].strip(): line[22:].strip() for line in outcome.stdout.splitlines()[1:]}
+    assert lines["L0 (most)"] == "1 pixels"
+    assert float(lines["nearest class mean"].split("%")[0]) > 95
+    same = run_command(inspect_poison.main, poison, poison)
+    assert "does not differ from the set it is compared with" in same.error
+
+
+def test_the_spectrum_of_a_wave():
+    """A cosine of 4 periods in 16 pixels has all its power at a quarter cycle a pixel."""
+    wave = np.cos(2 * np.pi * 4 * np.arange(16) / 16)
+    images = np.broadcast_to(wave[None, None, :, None], (3, 16, 16, 3))
+    radius, power = inspect_poison.radial(images)
+    assert radius[power.argmax()] == 0.25
+    assert power.max() == pytest.approx(1)
