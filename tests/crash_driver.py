@@ -2,7 +2,7 @@
 
     python tests/crash_driver.py COMMAND WORK [--every N] [--kills N]
 
-COMMAND is poison, train_vae, purify, evaluate, train_ddpm or jcdp. The process dies by `os._exit`
+COMMAND is poison, tap, rem, sep, train_vae, purify, evaluate, train_ddpm or jcdp. The process dies by `os._exit`
 at core.files' k-th operation, k = 1, 1 + N, 1 + 2N, ... until a run survives; then by SIGKILL and
 by Ctrl-C at random moments. Each time the same line must end with the bytes of an uninterrupted
 run, timings aside. Children are forked from this process, which has torch loaded and has computed
@@ -37,6 +37,8 @@ def lines(work: Path) -> dict[str, tuple[str, list[str]]]:
     """Command -> (module, arguments); later ones stand on earlier ones' output."""
     return {
         "poison": ("poisons.__main__", ["configs/poisons/lsp_digits.yaml", "data=digits"]),
+        **{name: ("poisons.__main__", [f"configs/poisons/{name}_digits.yaml", "data=digits"])
+           for name in ("tap", "rem", "sep")},
         "train_vae": ("train_vae", ["configs/purifiers/dvae.yaml", f"data={work}/poison"]),
         "purify": ("purify", ["configs/purifiers/dvae.yaml", f"data={work}/poison",
                               f"checkpoint={work}/train_vae", "dvae.save_perturbation=true"]),

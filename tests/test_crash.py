@@ -21,7 +21,7 @@ def test_poison_survives_a_sample_of_deaths(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["poison", "train_vae", "purify", "evaluate", "train_ddpm",
-                                     "jcdp"])
+@pytest.mark.parametrize("command", ["poison", "tap", "rem", "sep", "train_vae", "purify",
+                                     "evaluate", "train_ddpm", "jcdp"])
 def test_every_command_survives_every_death(command, tmp_path):
     assert "same bytes each time" in drive(command, tmp_path)
