@@ -39,7 +39,7 @@ from core.run import Job, Run
 from models.dvae import DVAE, InstanceNormReLU
 from models.resnet import resnet18
 from models.unet import UNet
-from poisons import lsp, pgd
+from poisons import ar, cuda, lsp, ops, pgd, rem
 from purifiers import ddpm, dvae, jcdp
 from purifiers.diffusion import Schedule, jumps
 
@@ -282,6 +282,33 @@ def pgd_step(bench: Bench):
                   work / mine / bench.peak, bench.memory(), "ratio to the plain step")
 
 
+def rem_step(bench: Bench):
+    """One step of REM's defence beside as many PGD steps as it has passes, and its transform."""
+    width, batch = (8, 32) if bench.smoke else (64, 128)
+    config = rem.Config(steps=1) if not bench.smoke else rem.Config(steps=1, transforms=2,
+                                                                    inner_steps=2)
+    x, y = bench.images(batch)
+    frozen = pgd.FrozenSurrogate(bench.device.place(resnet18(width=width)), bench.device)
+    gradient, passes = frozen.gradient(y), config.transforms * (config.inner_steps + 1)
+    draw = rem.batch_draws(bench.run, 0, batch)
+    drawn = draw("0")
+
+    def step():
+        pgd.pgd(x, torch.zeros_like(x), gradient, epsilon=8 / 255, step_size=1.6 / 255, steps=1)
+
+    def defend():
+        rem.defend(x, y, frozen, config, draw)
+
+    def transform():
+        rem.transformed(x, drawn, config)
+
+    one, whole, crop = bench.seconds(step, defend, transform)
+    yield Row(f"REM defence step of {passes} passes, width {width}, batch {batch}", batch / whole,
+              passes * one / whole, note="ratio: its passes as PGD steps, over its own time")
+    yield Row(f"crop and flip of {batch} images", batch / crop, one / crop,
+              note=f"{crop / one:.1%} of a PGD step")
+
+
 # --- D-VAE -----------------------------------------------------------------------------------
 
 
@@ -440,17 +467,19 @@ def purifying(network, bench: Bench, options: dict) -> Callable:
 # --- data ------------------------------------------------------------------------------------
 
 
-def poison(bench: Bench):
-    """LSP on 50,000 images, from the clean set to the verified file."""
+def free(bench: Bench):
+    """The attacks in closed form on 50,000 images, from the clean set to the written file."""
     rows = 2000 if bench.smoke else 50_000
     data = random_set(rows)
+    for module in (lsp, ar, ops, cuda):
+        name = module.__name__.rsplit(".", 1)[1]
 
-    def make():
-        with scratch_run(bench.run) as run:
-            lsp.poison(data, lsp.Config(), run)
+        def make(module=module, name=name):
+            with scratch_run(bench.run, name) as run:
+                module.poison(data, module.Config(), run)
 
-    (seconds,) = bench.seconds(make)
-    yield Row(f"LSP, {rows:,} images", rows / seconds, note=f"{seconds:.1f} s")
+        (seconds,) = bench.seconds(make)
+        yield Row(f"{name.upper()}, {rows:,} images", rows / seconds, note=f"{seconds:.1f} s")
 
 
 def loader(bench: Bench):
@@ -480,15 +509,16 @@ def random_set(rows: int) -> ImageSet:
                                 classes=[str(i) for i in range(10)])
 
 
-def scratch_run(like: Run) -> Run:
+def scratch_run(like: Run, method: str = "bench") -> Run:
     """A run in a temporary folder that is never finished."""
     folder = Path(tempfile.mkdtemp(prefix="bench-")) / "run"
-    return Run(Job("bench", "bench", "lsp", 1, {}, 0, {}), out=folder,
+    return Run(Job("bench", "bench", method, 1, {}, 0, {}), out=folder,
                device=like.device.as_settings())
 
 
 BENCHES = {"resnet": resnet, "evaluate": evaluate, "pgd": pgd_step, "dvae": vae, "unet": unet,
-           "lsp": poison, "batches": loader}
+           "rem": rem_step,
+           "free": free, "batches": loader}
 
 
 @command

@@ -2,11 +2,10 @@
 
     python tests/crash_driver.py COMMAND WORK [--every N] [--kills N]
 
-COMMAND is poison, tap, rem, sep, train_vae, purify, evaluate, train_ddpm or jcdp. The process dies by `os._exit`
-at core.files' k-th operation, k = 1, 1 + N, 1 + 2N, ... until a run survives; then by SIGKILL and
-by Ctrl-C at random moments. Each time the same line must end with the bytes of an uninterrupted
-run, timings aside. Children are forked from this process, which has torch loaded and has computed
-nothing yet.
+COMMAND is one of `lines`. The process dies by `os._exit` at core.files' k-th operation, k = 1,
+1 + N, 1 + 2N, ... until a run survives; then by SIGKILL and by Ctrl-C at random moments. Each time
+the same line must end with the bytes of an uninterrupted run, timings aside. Children are forked
+from this process, which has torch loaded and has computed nothing yet.
 """
 
 import argparse
