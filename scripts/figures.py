@@ -1,6 +1,6 @@
 """Pictures of sets and records.
 
-    python scripts/figures.py grid SET [SET ...] [--out grid.png] [--images 8] [--first 0]
+    python scripts/figures.py grid [NAME=]SET [...] [--out grid.png] [--images 8] [--first 0]
     python scripts/figures.py quickstart FOLDER
     python scripts/figures.py fig2a [--quick] [key=value ...] [--table TABLE.yaml] [--out PNG]
     (fig2a, fig2b, fig3, fig4, fig5, le_fig2, le_fig3, le_fig3_images, guidance, t_star)
@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     figures = parser.add_subparsers(dest="figure", required=True)
     grid = figures.add_parser("grid", help="rows of images with residuals")
-    grid.add_argument("sets", nargs="+", metavar="SET", help="ImageSet folders")
+    grid.add_argument("sets", nargs="+", metavar="[NAME=]SET", help="ImageSet folders, perhaps "
+                      "named; else a row is called after the set's methods")
     grid.add_argument("--out", default="grid.png", help="the PNG to write")
     grid.add_argument("--images", type=int, default=8, help="images a row")
     grid.add_argument("--first", type=int, default=0, help="row number of the first image")
@@ -99,12 +100,13 @@ def draw_grid(arguments: argparse.Namespace) -> None:
     print(arguments.out)
 
 
-def load_alike(paths: list[str]) -> list[tuple[str, ImageSet]]:
-    """(label, set) for each path: the methods behind it, or the path where two share them. Raises
-    UserError unless all come from the same clean images."""
+def load_alike(words: list[str]) -> list[tuple[str, ImageSet]]:
+    """(label, set) for each [NAME=]PATH: its name, or the methods behind it, or the path where two
+    share them. Raises UserError unless all come from the same clean images."""
+    given, paths = zip(*(word.rpartition("=")[::2] for word in words), strict=True)
     sets = [ImageSet.load(path) for path in paths]
-    names = [" > ".join(step["method"] for step in other.meta["lineage"]) or Path(path).name
-             for path, other in zip(paths, sets, strict=True)]
+    names = [name or " > ".join(step["method"] for step in other.meta["lineage"])
+             or Path(path).name for name, path, other in zip(given, paths, sets, strict=True)]
     for path, other in zip(paths, sets, strict=True):
         for what, ours, first in (("images", other.images.shape, sets[0].images.shape),
                                   ("root", other.meta["root"], sets[0].meta["root"])):

@@ -20,6 +20,8 @@ def test_sets_of_one_name_are_rows_of_their_own(few, tmp_path):
     found_strips = strips.image_strips(few, found, slice(0, 3))
     assert len(found_strips) == 1 + 2 * 2
     assert (found_strips[3][1] != found_strips[1][1]).all()
+    named = figures.load_alike([f"a=b={paths[0]}", str(paths[1])])
+    assert [label for label, _ in named] == ["a=b", "lsp"]      # its folder: it has no method
     assert grid(*paths).status == 0
     assert Path("grid.png").read_bytes().startswith(b"\x89PNG")
 
