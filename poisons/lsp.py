@@ -20,7 +20,7 @@ from core.imageset import ImageSet, Rounding
 from core.run import Run
 
 VERSION = 2     # 1: norms in float32, off by 2e-6
-SMOKE: dict = {}
+SMOKE = {"patch": 8}
 
 
 @dataclass(frozen=True)

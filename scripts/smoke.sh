@@ -4,9 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-$(mktemp -d)}
 
-for poison in $(ls configs/poisons | grep -v reuse); do
-  python -m poisons configs/poisons/$poison --smoke data=digits size=32 out="$out/${poison%.yaml}"
-done
+(cd configs/poisons; ls | grep -v reuse) | sed 's/.yaml$//' | xargs -P 2 -I NAME \
+  python -m poisons configs/poisons/NAME.yaml --smoke data=digits size=32 threads=1 out="$out/NAME"
 python train_vae.py configs/purifiers/dvae.yaml --smoke data="$out/lsp" out="$out/checkpoint"
 for purifier in identity gray jpeg bdr; do
   python purify.py configs/purifiers/$purifier.yaml --smoke data="$out/lsp" out="$out/$purifier"

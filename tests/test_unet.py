@@ -96,3 +96,12 @@ def test_ho_initialisation_starts_near_nothing():
     assert model.down[0].block[0].conv2.weight.abs().max() <= 1e-5 * limit
     assert not any(p.any() for name, p in model.named_parameters()
                    if name.endswith("bias") and "norm" not in name)
+
+
+def test_compiling_finds_one_graph():
+    """No graph break: every break would be a trip through Python at each step."""
+    model = UNet(32, image_size=16, multipliers=(1, 2), attention=(8,)).eval()
+    found = torch._dynamo.explain(model)(torch.randn(2, 3, 16, 16), torch.tensor([3]))
+    torch._dynamo.reset()
+    assert found.graph_break_count == 0
+    assert found.graph_count == 1
