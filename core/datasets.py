@@ -286,6 +286,9 @@ def take(whole: ImageSet, split: str) -> ImageSet:
     """The rows of a split, in order."""
     if split in ("train", "test"):
         return whole
+    if split.startswith("rows:"):
+        raise UserError("split: the set is an imported part, whose rows of the clean set are not "
+                        "kept; name the clean set itself where a command takes one")
     rows = split_rows(split, len(whole))
     if len(rows) == len(whole):
         return whole

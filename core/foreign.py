@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from core import pickles
+from core.datasets import to_rgb
 from core.errors import UserError
 from core.imageset import SLICE_ROWS, ImageSet
 
@@ -28,7 +29,8 @@ LABEL_FILES = ("{stem}_labels.npy", "{stem}_label.npy", "{stem}_target.npy", "{s
 LABEL_NAMES = {"data": ("target", "targets", "label", "labels")}    # x_data.npy -> x_target.npy
 IMAGE_KEYS, LABEL_KEYS = ("data", "images", "x"), ("targets", "labels", "fine_labels", "y")
 MOST_NOISE = 0.3            # of [0, 1]: the largest published L-inf budget is 32/255
-STRANGE = 0.01              # share of images that may look more like another than like their own
+LIKE = 0.5                  # outlines of an image and its poison are at least so alike ...
+STRANGE = 0.01              # ... and for this share another's may be more alike (blurs, one colour)
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
@@ -41,19 +43,24 @@ class Foreign:
     labels: np.ndarray | None = None
     rows: np.ndarray | None = None      # row of the base set of each; None: in order
     by_label: bool = False              # a pool: row i of label c goes to the i-th image of c
+    planes: bool = False                # flat rows are three planes, as CIFAR's; else pixels
 
 
 def read(path: Path) -> Foreign:
     """Recognise and read a file or folder. Raises UserError for what is none of these."""
     if path.is_dir():
         return read_folder(path)
-    readers = {".pt": read_torch, ".pth": read_torch, ".pkl": read_pickle, ".pickle": read_pickle,
-               ".npy": read_npy, ".npz": read_npz}
+    readers = {".pt": read_torch, ".pth": read_torch, ".p2": read_torch, ".pkl": read_pickle,
+               ".pickle": read_pickle, ".npy": read_npy, ".npz": read_npz}
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    if path.suffix not in readers:
+    cifars = path.name == "train" or path.name.startswith("data_batch_")
+    if path.suffix not in readers and not cifars:
         raise UserError(f"{path}: a poison comes as .pt, .pkl, .npy, .npz or a folder of images")
-    return readers[path.suffix](path)
+    found = readers.get(path.suffix, read_pickle)(path)
+    if found.values.size == 0:
+        raise UserError(f"{path}: an empty array")
+    return found
 
 
 # --- files -----------------------------------------------------------------------------------
@@ -91,10 +98,10 @@ def read_npy(path: Path) -> Foreign:
     if path.stem.startswith("x_"):
         names += [f"y_{path.stem[2:]}.npy", re.sub(r"^(x_\w+?_\w+?)_.*", r"\1", path.stem)
                   .replace("x_", "y_", 1) + ".npy"]
-    labels = next((as_labels(load_npy(path.with_name(name))) for name in names
+    labels = next((as_labels(load_npy(path.with_name(name)), path) for name in names
                    if path.with_name(name).exists()), None)
     found = Foreign(".npy", values, labels)
-    pool = labels is not None and values.dtype.kind == "f" and values.size and values.min() < 0
+    pool = labels is not None and path.stem == "simple_data"    # LSP's; others are in order
     return replace(found, form="a pool of noise by label", by_label=True) if pool else found
 
 
@@ -109,7 +116,7 @@ def load_npy(path: Path) -> np.ndarray:
 def of_object(found: Any, path: Path, source: str) -> Foreign:
     """What a deserialised object holds."""
     if isinstance(found, torch.Tensor):
-        found = found.detach().float().numpy() if found.is_floating_point() else found.numpy()
+        found = as_array(found, path)
     if isinstance(found, np.ndarray):
         return Foreign(f"{source}, one array", found)
     if isinstance(found, dict):
@@ -118,19 +125,21 @@ def of_object(found: Any, path: Path, source: str) -> Foreign:
         values = next((found[key] for key in IMAGE_KEYS if key in found), None)
         labels = next((found[key] for key in LABEL_KEYS if key in found), None)
         if values is not None:
-            return Foreign(f"{source}, arrays by name", as_array(values, path), as_labels(labels))
-    if isinstance(found, (list, tuple)) and len(found) == 2 and len(as_rows(found[0])) > 2:
+            return Foreign(f"{source}, arrays by name", as_array(values, path),
+                           as_labels(labels, path), planes=True)
+    if isinstance(found, (list, tuple)) and len(found) == 2 and are_labels(*found):
         return Foreign(f"{source}, images and labels", as_array(found[0], path),
-                       as_labels(found[1]))
+                       as_labels(found[1], path))
     if isinstance(found, list) and found and all(
             isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in found):
         rows = [np.frombuffer(pair[0], np.uint8) if isinstance(pair[0], bytes)
                 else np.asarray(pair[0]) for pair in found]
         if len({row.size for row in rows}) == 1:
             return Foreign(f"{source}, a list of images and labels", np.stack(rows),
-                           as_labels([pair[1] for pair in found]))
-    if isinstance(found, list) and found and all(isinstance(t, torch.Tensor) for t in found):
-        return Foreign(f"{source}, a list of tensors", torch.stack(found).float().numpy())
+                           as_labels([pair[1] for pair in found], path))
+    if isinstance(found, list) and found and all(isinstance(t, torch.Tensor) for t in found) \
+            and len({t.shape for t in found}) == 1:
+        return Foreign(f"{source}, a list of tensors", as_array(torch.stack(found), path))
     raise UserError(f"{path}: holds {describe(found)}, which is no poison that is known here")
 
 
@@ -140,28 +149,36 @@ def describe(found: Any) -> str:
     return f"a {type(found).__name__}"
 
 
-def as_rows(value: Any) -> Any:
-    return value if isinstance(value, (np.ndarray, torch.Tensor, list)) else ()
+def are_labels(images: Any, labels: Any) -> bool:
+    """Whether the second of a pair is labels of the first: a number or a one-hot row for each."""
+    if not isinstance(images, (np.ndarray, torch.Tensor)) or images.ndim != 4:
+        return False
+    shape = np.shape(labels)
+    return len(shape) in (1, 2) and shape[0] == len(images)
 
 
 def as_array(value: Any, path: Path) -> np.ndarray:
-    try:
-        found = value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-    except ValueError:
-        found = np.empty(0, object)
-    if found.dtype.kind not in "iuf":
+    if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided:
+            raise UserError(f"{path}: a sparse tensor is no poison")
+        value = value.detach()
+        return (value.float() if value.is_floating_point() else value).numpy()
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
         raise UserError(f"{path}: its images are no array of numbers")
-    return found
+    return value
 
 
-def as_labels(value: Any) -> np.ndarray | None:
+def as_labels(value: Any, path: Path) -> np.ndarray | None:
     """int64 (N,), also from one-hot rows."""
     if value is None:
         return None
-    found = value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-    if found.ndim == 2 and found.shape[1] > 1:
-        found = found.argmax(1)
-    return found.reshape(-1).astype(np.int64)
+    try:
+        found = value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+        if found.ndim == 2 and found.shape[1] > 1:
+            found = found.argmax(1)
+        return found.reshape(-1).astype(np.int64)
+    except (TypeError, ValueError):
+        raise UserError(f"{path}: its labels are no numbers") from None
 
 
 # --- folders ---------------------------------------------------------------------------------
@@ -199,7 +216,8 @@ def joined(parts: list[Foreign], form: str) -> Foreign:
         raise UserError(f"{form}: parts of different shapes, {sorted(map(str, shapes))}")
     labels = [part.labels for part in parts]
     return Foreign(form, np.concatenate([part.values for part in parts]),
-                   None if any(found is None for found in labels) else np.concatenate(labels))
+                   None if any(found is None for found in labels) else np.concatenate(labels),
+                   planes=parts[0].planes)
 
 
 def indexed_pictures(files: list[Path], folder: Path) -> Foreign:
@@ -241,7 +259,7 @@ def decoded(files: list[Path]) -> np.ndarray:
             if picture.size != (width, height):     # before decoding: it may be huge
                 raise UserError(f"{file} is {picture.size[0]}x{picture.size[1]}, but "
                                 f"{files[0].name} is {width}x{height}")
-            images[i] = np.asarray(picture.convert("RGB"))
+            images[i] = np.asarray(to_rgb(picture))
     return images
 
 
@@ -284,32 +302,40 @@ class Aligned:
 
 def align(found: Foreign, base: ImageSet, options: Options, where: str) -> Aligned:
     """The poisoned images of the base's rows. Raises UserError where they do not fit."""
-    values = layout(found.values, base, options, where)
+    values = layout(found, base, options, where)
     units = recognise(values, where) if options.units == "auto" else options.units
     if units == "wrapped":
         values, units = values.astype(np.uint8).view(np.int8).astype(np.float32), "noise255"
     if units.startswith("noise"):
         scale = 255.0 if units == "noise255" else 1.0
         noise, kind = noise_of_rows(found, values, base, where)
-        images = add(noise, scale, base, options)
-        return Aligned(images, f"{found.form}: {kind} in units of "
-                       + ("grey levels" if scale > 1 else "[0, 1]"), np.arange(len(base)))
+        height, width = base.image_shape
+        if values.shape[1] > height or values.shape[2] > width:
+            raise UserError(f"{where}: noise of {values.shape[1]}x{values.shape[2]}, larger than "
+                            f"the base set's images of {height}x{width}")
+        how = f"{found.form}: {kind} in units of " + ("grey levels" if scale > 1 else "[0, 1]")
+        if values.shape[1:3] != (height, width):
+            how += f", {values.shape[1]}x{values.shape[2]} in the middle"
+        if found.values.ndim == 5:
+            how += f", number {options.candidate} of {len(found.values)}"
+        return Aligned(add(noise, scale, base, options), how, np.arange(len(base)))
     images = pixels(values, units, options)
     return place_images(found, images, base, where)
 
 
-def layout(values: np.ndarray, base: ImageSet, options: Options, where: str) -> np.ndarray:
+def layout(found: Foreign, base: ImageSet, options: Options, where: str) -> np.ndarray:
     """(n, h, w, 3), whatever the axes were; NaN is refused."""
-    height, width = base.image_shape
+    values, (height, width) = found.values, base.image_shape
     if values.ndim == 5:
-        if options.candidate >= len(values):
+        if not 0 <= options.candidate < len(values):
             raise UserError(f"{where}: {len(values)} noises an image, there is no number "
                             f"{options.candidate}")
         values = values[options.candidate]
-    if values.ndim == 2 and values.shape[1] == 3 * height * width:
-        planes = "data_batch" in where or "batches" in where
-        values = values.reshape(-1, 3, height, width) if planes else \
-            values.reshape(-1, height, width, 3)
+    elif options.candidate:
+        raise UserError(f"{where}: one noise an image, there is no number {options.candidate}")
+    if values.ndim == 2 and values.shape[1] == 3 * height * width and values.dtype == np.uint8:
+        flat = (3, height, width) if found.planes else (height, width, 3)
+        values = values.reshape(-1, *flat)
     if values.ndim == 3:
         values = values[None]
     if values.ndim != 4 or 3 not in (values.shape[1], values.shape[3]):
@@ -361,13 +387,15 @@ def noise_of_rows(found: Foreign, values: np.ndarray, base: ImageSet, where: str
     if found.by_label:
         order = np.empty(count, np.int64)
         for label in np.unique(labels):
-            pool, mine = np.flatnonzero(found.labels == label), np.flatnonzero(labels == label)
+            pool = np.flatnonzero(found.labels[: len(values)] == label)
+            mine = np.flatnonzero(labels == label)
             if len(pool) < len(mine):
                 raise UserError(f"{where}: {len(pool)} noises of label {label} for {len(mine)} "
                                 "images")
             order[mine] = pool[: len(mine)]
         return (lambda rows: values[order[rows]]), "noise by label, in order"
     if len(values) == count:
+        check_labels(found.labels, labels, np.arange(count), where)
         return (lambda rows: values[rows]), "noise an image"
     if len(values) == base.num_classes:
         return (lambda rows: values[labels[rows]]), "noise a class"
@@ -419,7 +447,9 @@ def place_images(found: Foreign, images: np.ndarray, base: ImageSet, where: str)
                         f"base set are {base.image_shape[0]}x{base.image_shape[1]}")
     if len(images) > len(base):
         raise UserError(f"{where}: {len(images)} images, but the base set has {len(base)}")
-    if found.rows is not None and found.rows[0] >= 0:
+    numbered = found.rows is not None and found.rows[0] >= 0
+    whole_set = numbered and np.array_equal(found.rows, np.arange(len(base)))
+    if whole_set or (numbered and found.labels is None):
         check_numbers(found.rows, len(base), where)
         how = "by number"
     elif found.rows is None and len(images) == len(base):
@@ -427,9 +457,13 @@ def place_images(found: Foreign, images: np.ndarray, base: ImageSet, where: str)
     else:
         return match(found, images, base, where)
     rows = np.arange(len(base))
-    nearest = nearest_rows(images, base, rows)[0]
-    strange = np.flatnonzero(nearest != rows)
-    if len(strange) > STRANGE * len(images):
+    nearest, _, own = nearest_rows(images, base, rows)
+    strange = np.flatnonzero((nearest != rows) & (own < LIKE))
+    if len(strange) == 0 and (nearest != rows).mean() > STRANGE:
+        strange = np.flatnonzero(nearest != rows)
+    if len(strange) and found.labels is not None and not numbered:
+        return match(found, images, base, where)        # ECLIPSE's are shuffled
+    if len(strange):
         raise UserError(f"{where}: the order is not the base set's: image {strange[0]} is nearer "
                         f"to row {nearest[strange[0]]} than to its own, and so {len(strange)} of "
                         f"{len(images)}")
@@ -439,8 +473,8 @@ def place_images(found: Foreign, images: np.ndarray, base: ImageSet, where: str)
 
 def match(found: Foreign, images: np.ndarray, base: ImageSet, where: str) -> Aligned:
     """Each image to the row of its nearest image: NTGA's own order, pictures without a number."""
-    nearest, likeness = nearest_rows(images, base)
-    if (likeness < 0.5).mean() > STRANGE or len(np.unique(nearest)) < len(nearest):
+    nearest, likeness, _ = nearest_rows(images, base)
+    if (likeness < LIKE).mean() > STRANGE or len(np.unique(nearest)) < len(nearest):
         raise UserError(f"{where}: {len(images)} images that do not match images of the base set "
                         "one to one")
     order = np.argsort(nearest)
@@ -471,11 +505,13 @@ def check_labels(labels: np.ndarray | None, own: np.ndarray, rows: np.ndarray, w
 
 
 def nearest_rows(images: np.ndarray, base: ImageSet, rows: np.ndarray | None = None
-                 ) -> tuple[np.ndarray, np.ndarray]:
-    """Row of the base whose image is most like each, and how like (1: the same up to brightness and
-    contrast). Where its own of `rows` is as like as the best, it is that one."""
+                 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row of the base whose image is most like each, how like (1: the same up to brightness and
+    contrast), and how like its own of `rows` is. Where that is as like as the best, it is that one.
+    """
     ours, theirs = outlines(images), outlines(base.images)
-    nearest, likeness = np.empty(len(images), np.int64), np.empty(len(images), np.float32)
+    nearest = np.empty(len(images), np.int64)
+    likeness, owns = np.empty((2, len(images)), np.float32)
     for start in range(0, len(ours), SLICE_ROWS):
         part = slice(start, min(start + SLICE_ROWS, len(ours)))
         alike = ours[part] @ theirs.T
@@ -483,16 +519,16 @@ def nearest_rows(images: np.ndarray, base: ImageSet, rows: np.ndarray | None = N
         nearest[part] = alike.argmax(1)
         likeness[part] = alike[at, nearest[part]]
         if rows is not None:
-            own = alike[at, rows[part]]
+            own = owns[part] = alike[at, rows[part]]
             nearest[part] = np.where(own >= likeness[part] - 1e-3, rows[part], nearest[part])
-    return nearest, likeness
+    return nearest, likeness, owns
 
 
 def outlines(images: np.ndarray) -> np.ndarray:
-    """Each image as means of blocks of 4x4 (small ones: its pixels), less their mean, of length 1:
-    float32 (n, features)."""
+    """Each image as means over a grid of about 8x8 blocks (small ones: its pixels), less their
+    mean, of length 1: float32 (n, features)."""
     n, height, width, _ = images.shape
-    size = 4 if min(height, width) >= 32 else 1
+    size = min(height, width) // 8 if min(height, width) >= 32 else 1
     found = np.empty((n, height // size, width // size, 3), np.float32)
     for start in range(0, n, SLICE_ROWS):
         part = images[start : start + SLICE_ROWS, : height // size * size, : width // size * size]

@@ -112,18 +112,19 @@ class ImageSet:
         file: str = "images.npy",
         beside: Sequence[files.RowFile] = (),
         slice_rows: int | None = None,
+        exact: bool = True,
     ) -> "ImageSet":
         """A new set whose rows are `function(images, rows)`, written as they come; resumable.
 
         `function` takes float32 (n, H, W, 3) in [0, 1] on `device` and the slice of row numbers,
-        computes in exact float32, and returns the same shape; values outside [0, 1] are clipped. No
-        float copy of the whole set exists: it meets `slice_rows` (SLICE_ROWS) at a time. `beside`
-        are further files that it writes by row. Raises UserError with the row if a result is not
-        finite.
+        computes in exact float32 (with `exact`; else in the run's precision), and returns the same
+        shape; values outside [0, 1] are clipped. No float copy of the whole set exists: it meets
+        `slice_rows` (SLICE_ROWS) at a time. `beside` are further files that it writes by row.
+        Raises UserError with the row if a result is not finite.
         """
 
         def pixels(images: torch.Tensor, rows: slice) -> torch.Tensor:
-            with run.device.exact():
+            with run.device.exact() if exact else contextlib.nullcontext():
                 floats = function(images.float().div_(255), rows)
             if not torch.isfinite(floats.sum()):
                 bad = torch.isfinite(floats).flatten(1).all(1).logical_not().nonzero()[0].item()

@@ -16,6 +16,7 @@ import numpy as np
 from core.errors import UserError
 
 MOST_DEPTH = 4          # of containers: a list of pairs, a dict of lists
+MOST_GROWTH = 8         # bytes of values made, for each byte of the file
 MARK = object()
 
 
@@ -48,6 +49,8 @@ def read(path: Path) -> Any:
         return resolve(interpret(path.read_bytes()))
     except OSError as error:
         raise UserError(f"{path}: {(error.strerror or 'unreadable').lower()}") from None
+    except MemoryError:
+        raise
     except Unsafe as error:
         raise UserError(f"{path}: refused, for it asks for {error}; only arrays, dicts, lists, "
                         "tuples, strings, bytes and numbers are read") from None
@@ -58,13 +61,24 @@ def read(path: Path) -> Any:
 def interpret(data: bytes) -> Any:
     """The object that a pickle describes, arrays still `Pending`."""
     stack: list[Any] = []
+    marks: list[int] = []
     memo: dict[int, Any] = {}
+    left = 1000 + MOST_GROWTH * len(data)
 
     def since_mark() -> list[Any]:
-        at = max(i for i, item in enumerate(stack) if item is MARK)
+        at = marks.pop()
         items = stack[at + 1 :]
         del stack[at:]
         return items
+
+    def made(value: Any) -> Any:
+        """Bytes and arrays count against the file's size: one shared string makes many."""
+        nonlocal left
+        left -= getattr(value, "nbytes", None) or (
+            len(value) if isinstance(value, (bytes, bytearray)) else 0)
+        if left < 0:
+            raise Unsafe("more bytes than it could hold")
+        return value
 
     for opcode, argument, _ in pickletools.genops(data):
         name = opcode.name
@@ -79,6 +93,7 @@ def interpret(data: bytes) -> Any:
         elif name in EMPTY:
             stack.append(EMPTY[name]())
         elif name == "MARK":
+            marks.append(len(stack))
             stack.append(MARK)
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
             memo[int(argument)] = stack[-1]
@@ -111,22 +126,24 @@ def interpret(data: bytes) -> Any:
         elif name == "GLOBAL":
             stack.append(known(argument.replace(" ", ".")))
         elif name == "STACK_GLOBAL":
-            attribute, module = stack.pop(), stack.pop()
+            attribute, module = own(stack.pop(), str), own(stack.pop(), str)
             stack.append(known(f"{module}.{attribute}"))
         elif name == "REDUCE":
             arguments, function = stack.pop(), own(stack.pop(), Global)
-            stack.append(CALLS[function](*arguments))
+            stack.append(made(CALLS[function](*arguments)))
         elif name == "BUILD":
             state = stack.pop()
             own(stack[-1], Pending).build(state)
+            made(stack[-1].value)
         else:
             raise Unsafe(f"the opcode {name}")
     raise ValueError("no end")
 
 
 def own(value: Any, kind: type) -> Any:
+    """`value`, which must be just of this kind."""
     if type(value) is not kind:
-        raise Unsafe(f"a change to a {type(value).__name__}")
+        raise Unsafe(f"a {type(value).__name__} in the place of a {kind.__name__}")
     return value
 
 
@@ -138,8 +155,7 @@ def known(name: str) -> Global:
 
 
 def resolve(value: Any, depth: int = 0, done: dict[int, Any] | None = None) -> Any:
-    """Without `Pending`s, as deep as data are. What is shared stays shared: a file of few bytes
-    cannot unfold to many."""
+    """Without `Pending`s, as deep as data are. What is shared stays shared."""
     done = {} if done is None else done
     if isinstance(value, Pending):
         if value.value is None:
@@ -177,7 +193,8 @@ def array_of(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
     if not isinstance(dtype, np.dtype) or not isinstance(data, (bytes, bytearray)):
         raise Unsafe("an array of objects")
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != len(data):
+    if len(shape) > 32 or not all(isinstance(n, int) and 0 <= n <= len(data) for n in shape) \
+            or math.prod(shape) * dtype.itemsize != len(data):
         raise ValueError("an array of another size than its bytes")
     return np.frombuffer(bytes(data), dtype).reshape(shape, order=order)
 

@@ -44,17 +44,20 @@ def classifier(name: Architecture, num_classes: int, shape: tuple[int, int], wid
     if name == "linear":
         pixels = 3 * shape[0] * shape[1]
         return Headed(nn.Flatten(), pixels, num_classes)
-    body, channels = torchvision_body(name, small=stem == "cifar")
+    body, channels = torchvision_body(name, min(shape), small=stem == "cifar")
     return Headed(body, channels, num_classes)
 
 
-def torchvision_body(name: str, *, small: bool) -> tuple[nn.Module, int]:
+def torchvision_body(name: str, side: int, *, small: bool) -> tuple[nn.Module, int]:
     """torchvision's network without its head, and the channels that it gives."""
     from torchvision import models
 
     if name.startswith("vgg"):
         body = getattr(models, f"{name}_bn")()
         body.avgpool, body.classifier = nn.AdaptiveAvgPool2d(1), nn.Identity()
+        pools = [i for i, layer in enumerate(body.features) if isinstance(layer, nn.MaxPool2d)]
+        for i in pools[side.bit_length() - 1 :]:        # below 32 pixels there is nothing left
+            body.features[i] = nn.Identity()
         return body, 512
     if name == "resnet50":
         body = models.resnet50()

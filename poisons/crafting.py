@@ -11,15 +11,23 @@ from core.files import RowFile
 from core.imageset import SLICE_ROWS, ImageSet, Rounding
 from core.run import Run
 
-CRAFT_BATCH = {"cpu": 128, "cuda": SLICE_ROWS}      # rows a PGD pass: changes speed, not results
+# Rows of 32x32 a PGD pass; fewer of larger images. It changes speed, and results by rounding alone.
+CRAFT_BATCH = {"cpu": 128, "cuda": SLICE_ROWS}
 
 # (images (B, 3, H, W) in [0, 1], labels, their rows) -> noise like the images
 Craft = Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor]
 
 
-def batches(start: int, stop: int, run: Run) -> Iterator[slice]:
+def craft_rows(clean: ImageSet, run: Run) -> int:
+    """Rows of this set that fit one PGD pass."""
+    height, width = clean.image_shape
+    rows = CRAFT_BATCH[run.device.kind]
+    return min(rows, max(8, rows * 32 * 32 // (height * width)))
+
+
+def batches(start: int, stop: int, clean: ImageSet, run: Run) -> Iterator[slice]:
     """Slices of rows that fit one PGD pass."""
-    size = CRAFT_BATCH[run.device.kind]
+    size = craft_rows(clean, run)
     for first in range(start, stop, size):
         yield slice(first, min(first + size, stop))
 
@@ -41,14 +49,14 @@ def add_noise(clean: ImageSet, craft: Craft, run: Run, *, rounding: Rounding = "
         return (x + craft(x, labels, rows)).permute(0, 2, 3, 1)
 
     return clean.map_rows(rows, run, rounding=rounding, device=run.device.torch, file=file,
-                          beside=beside, slice_rows=CRAFT_BATCH[run.device.kind])
+                          beside=beside, slice_rows=craft_rows(clean, run), exact=False)
 
 
 @torch.no_grad()
 def seen_as(poisoned: ImageSet, logits: Callable, labels: torch.Tensor, run: Run) -> float:
     """Share of the images that a surrogate takes for `labels` (N,)."""
     hits = 0
-    for rows in batches(0, len(poisoned), run):
+    for rows in batches(0, len(poisoned), poisoned, run):
         images, _ = take(poisoned, rows, run)
         hits += int((logits(images).argmax(1).cpu() == labels[rows]).sum())
     return hits / len(poisoned)
@@ -82,12 +90,18 @@ def crop_and_flip(images: torch.Tensor, offsets: torch.Tensor, mirrored: torch.T
 
 def shift_and_flip(images: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor,
                    fill: torch.Tensor) -> torch.Tensor:
-    """Each image (B, 3, H, W) moved by its own `shifts` (B, 2: x, y; in units of half the image),
-    bilinear, with `fill` (3, 1, 1) from outside, then mirrored. Differentiable. As TAP's affine
-    grid, align_corners."""
-    theta = torch.zeros(len(images), 2, 3, device=images.device)
-    theta[:, 0, 0] = 1 - 2.0 * mirrored
-    theta[:, 1, 1] = 1
-    theta[:, :, 2] = shifts
-    grid = F.affine_grid(theta, list(images.shape), align_corners=True)
-    return F.grid_sample(images - fill, grid, align_corners=True) + fill
+    """Each image (B, 3, H, W) moved by its own `shifts` (B, 2: columns, rows; in pixels), bilinear,
+    with `fill` (3, 1, 1) from outside, then mirrored. Two matrix products an image, so that its
+    gradient is deterministic on every device."""
+    _, _, height, width = images.shape
+    rows = interpolation(height, shifts[:, 1], torch.zeros_like(mirrored))
+    columns = interpolation(width, shifts[:, 0], mirrored)
+    moved = rows[:, None] @ (images - fill) @ columns[:, None].mT + fill
+    return moved.contiguous(memory_format=torch.channels_last)
+
+
+def interpolation(size: int, shifts: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+    """(B, size, size): weights of each source position for each output position."""
+    source = torch.arange(size, device=shifts.device)
+    output = torch.where(mirrored[:, None], size - 1 - source, source) + shifts[:, None]
+    return (1 - (output[:, :, None] - source).abs()).clamp_(min=0)

@@ -95,7 +95,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
         run.world.share(model)
         frozen.update(model)
         for start, stop in run.sweep(f"round{round_ + 1}", len(clean), SLICE_ROWS, new_delta):
-            for rows in batches(start, stop, run):
+            for rows in batches(start, stop, clean, run):
                 images, labels = take(clean, rows, run)
                 crafted = pgd(images, read(delta, rows, run), frozen.gradient(labels),
                               epsilon=config.epsilon, step_size=config.step_size,
@@ -220,7 +220,7 @@ class IndexOrder:
 def error_rate(frozen: FrozenSurrogate, clean: ImageSet, noise: RowFile, run: Run) -> float:
     """Share of noised images that the surrogate, in eval mode, gets wrong."""
     wrong = torch.zeros((), dtype=torch.int64, device=run.device.torch)
-    for rows in batches(0, len(clean), run):
+    for rows in batches(0, len(clean), clean, run):
         images, labels = take(clean, rows, run)
         wrong += (frozen(images + read(noise, rows, run)).argmax(1) != labels).sum()
     return wrong.item() / len(clean)

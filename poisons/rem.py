@@ -34,7 +34,7 @@ from poisons.pgd import FrozenSurrogate, gradient_of, pgd
 VERSION = 1
 SMOKE = {"train_steps": 2, "steps": 2, "inner_steps": 2, "transforms": 2, "width": 8,
          "batch_size": 64}
-PARTS = 4
+PARTS = 4               # that a CPU crafts a batch in, whatever the number of processes
 
 # (name, images or nothing) -> uniform numbers in [0, 1): like the images, or three for each
 Draw = Callable[..., torch.Tensor]
@@ -126,7 +126,7 @@ def poison(clean: ImageSet, config: Config, run: Run,
         delta = defend(x, labels, frozen, config, block_draws(run, rows), inside)
         return (x + delta).permute(0, 2, 3, 1)
 
-    return clean.map_rows(rows, run, device=run.device.torch, slice_rows=BLOCK)
+    return clean.map_rows(rows, run, device=run.device.torch, slice_rows=BLOCK, exact=False)
 
 
 # --- noise and adversary ---------------------------------------------------------------------

@@ -13,7 +13,7 @@ from core.imageset import ImageSet
 from core.run import Run
 from poisons import rem
 
-VERSION = 1
+VERSION = rem.VERSION           # its code is REM's
 SMOKE = rem.SMOKE
 bound = rem.bound
 

@@ -9,7 +9,8 @@ notes, section 8).
     fa_vr       the same with variance-reduced steps between the outer ones
 
 Deviations: checkpoints equally spaced over all epochs (the release stores those that improve);
-each checkpoint's own centroids in fa_vr, where the release takes the last one's for all.
+each checkpoint's own centroids in fa_vr, where the release takes the last one's for all; no first
+epoch of warm-up; CIFAR-10's mean and std on every data set.
 """
 
 from collections.abc import Callable
@@ -62,6 +63,8 @@ class Config:
         in_range("steps", self.steps, at_least=1)
         in_range("inner_steps", self.inner_steps, at_least=1)
         in_range("checkpoints", self.checkpoints, at_least=1)
+        if self.surrogate.steps is not None:
+            raise ConfigError("surrogate.steps", "checkpoints are of epochs: set epochs instead")
         if self.checkpoints > self.surrogate.epochs:
             raise ConfigError("checkpoints", f"{self.checkpoints} do not fit the surrogate's "
                                              f"{self.surrogate.epochs} epochs")
@@ -158,9 +161,10 @@ def train_ensemble(clean: ImageSet, config: Config, run: Run) -> list[FrozenSurr
 def class_features(frozen: FrozenSurrogate, clean: ImageSet, run: Run) -> torch.Tensor:
     """The mean feature of each class of clean images (K, C)."""
     total, counts = 0.0, torch.zeros(clean.num_classes, 1, device=run.device.torch)
-    for rows in batches(0, len(clean), run):
-        images, labels = take(clean, rows, run)
-        of_class = F.one_hot(labels, clean.num_classes).float()
-        total = total + of_class.T @ frozen.features(images)
-        counts += of_class.sum(0)[:, None]
+    with run.device.exact():                # they are computed again after a kill
+        for rows in batches(0, len(clean), clean, run):
+            images, labels = take(clean, rows, run)
+            of_class = F.one_hot(labels, clean.num_classes).float()
+            total = total + of_class.T @ frozen.features(images)
+            counts += of_class.sum(0)[:, None]
     return total / counts.clamp(min=1)

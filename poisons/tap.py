@@ -5,7 +5,7 @@ the next class, under its own label, through random shifts and flips. Source: Fo
 2021; code lhfowl/adversarial_poisons (attack notes, section 4).
 
 Deviations: noise is kept in [0, 1] units, which is the same; a restart is judged by the loss of its
-noise as it ends, one step after the release does.
+noise as it ends, one step after the release does; CIFAR-10's mean and std on every data set.
 """
 
 from dataclasses import dataclass, field
@@ -69,7 +69,7 @@ def bound(config: Config) -> tuple[str, float]:
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus the noise of the best restart."""
-    transform = Transform(clean.image_shape, config, run)
+    transform = Transform(config, run)
     frozen = FrozenSurrogate(train_surrogate(
         clean, config.surrogate, run,
         transform=lambda images, step: transform(images, *transform.draw("train", step, images))),
@@ -132,11 +132,8 @@ def targets_of(clean: ImageSet, config: Config) -> torch.Tensor:
 class Transform:
     """TAP's differentiable augmentation: a bilinear shift and a flip, one draw an image."""
 
-    def __init__(self, shape: tuple[int, int], config: Config, run: Run) -> None:
+    def __init__(self, config: Config, run: Run) -> None:
         self.config, self.run = config, run
-        height, width = shape
-        # align_corners: moving by s of the half-width moves by s (W - 1) / 2 pixels
-        self.most = torch.tensor([2 * config.shift / (width - 1), 2 * config.shift / (height - 1)])
         mean = config.surrogate.mean or (0.0, 0.0, 0.0)     # outside is 0 after normalisation
         self.fill = torch.tensor(mean, device=run.device.torch).view(3, 1, 1)
 
@@ -151,7 +148,7 @@ class Transform:
             BLOCK, 3, generator=self.run.stream(f"tap/shift{name}", block))))
 
     def _scaled(self, drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        shifts = (2 * drawn[:, :2] - 1) * self.most
+        shifts = (2 * drawn[:, :2] - 1) * self.config.shift
         mirrored = (drawn[:, 2] < 0.5) & self.config.flip
         return shifts.to(self.fill.device), mirrored.to(self.fill.device)
 

@@ -6,7 +6,8 @@
     python scripts/export.py SET --as pt --out FILE.pt      poison less clean, float32 (N, 3, H, W)
                                                             in units of [0, 1], as EM's release
 
-Each is whole or absent, and scripts/import_poison.py reads it back to the same images.
+Each is whole or absent, and scripts/import_poison.py reads it back to the same images (a `.pt` of
+large changes, such as OPS's and CUDA's, with --units noise).
 """
 
 import argparse
@@ -42,13 +43,14 @@ def main(argv: list[str] | None = None) -> None:
     if out.suffix != SUFFIX[arguments.form]:
         raise UserError(f"--out: {out}: a name for --as {arguments.form} ends in "
                         f"'{SUFFIX[arguments.form]}'")
-    if out.exists():
-        raise UserError(f"--out: {out} exists; remove it or choose another name")
+    labels = out.with_name(f"{out.stem}_labels.npy")
+    for path in (out, labels) if arguments.form == "npy" else (out,):
+        if path.exists():
+            raise UserError(f"--out: {path} exists; remove it or choose another name")
     files.mkdir(out.parent)
     if arguments.form == "png":
         write_png(images, out)
     elif arguments.form == "npy":
-        labels = out.with_name(f"{out.stem}_labels.npy")
         files.write_bytes(labels, bytes_of(np.save, np.asarray(images.labels)))
         files.write_bytes(out, bytes_of(np.save, np.asarray(images.images)))
     elif arguments.form == "npz":

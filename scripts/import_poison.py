@@ -5,8 +5,10 @@
 
 FILE is a perturbation (.pt, int8 .pkl, .npy), poisoned images (.npy, .npz, .pt, .pkl, CIFAR's
 batches) or a folder of pictures (<index>.png, or a folder a class); which, it says itself, and
---units settles what is ambiguous. Rows and labels are the base set's: both are checked. Pickles are
-read without being run. The lineage names the file and its SHA-256.
+--units settles what is ambiguous. Rows and labels are the base set's: whole images are checked
+against its images, labels against its labels; of noise alone only the number of rows can be, so
+look at what the line after says of its classes. Pickles are read without being run. The lineage
+names the file and its SHA-256.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from core.command import command
 from core.datasets import DataSettings, load, place
 from core.errors import UserError
 from core.imageset import ImageSet
-from core.perturbation import limit_of, measure
+from core.perturbation import limit_of, measure, nearest_mean
 from core.run import Job, Run
 
 VERSION = 1
@@ -76,6 +78,11 @@ def main(argv: list[str] | None = None) -> None:
             run.note("perturbation", **{**vars(found), "psnr": min(found.psnr, 999.0)}, **origin)
             run.say(aligned.how)
             run.say(found.line())
+            share = nearest_mean(clean, poisoned, run.rng("probe"))
+            if share is not None:
+                run.say(f"nearest class mean of the perturbation: {share:.1%} held out (chance "
+                        f"{1 / clean.num_classes:.1%}: the poison of another order, or none by "
+                        "class)")
             poisoned.meta["lineage"][-1]["imported"] = origin
             poisoned.save(run)
     ImageSet.load(run.out)

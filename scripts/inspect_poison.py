@@ -201,8 +201,10 @@ def show_spectrum(axis, spectra: Spectra, name: str) -> None:
 
 
 def show_histogram(axis, clean: ImageSet, poison: ImageSet) -> None:
-    """How often each value of the perturbation occurs, a channel a line."""
-    delta = difference(clean, poison, slice(0, SPECTRUM_ROWS))
+    """How often each value of the perturbation occurs in images that have one, a channel a line."""
+    changed = np.flatnonzero([(clean.images[row] != poison.images[row]).any()
+                              for row in range(len(clean))])
+    delta = difference(clean, poison, changed[:SPECTRUM_ROWS])
     reach = int(np.quantile(np.abs(delta[delta != 0]), 0.9995)) + 1
     step = -(-reach // 40)
     edges = np.arange(-(reach // step) * step, reach + step + 1, step) - step / 2

@@ -445,3 +445,76 @@ def test_the_spectrum_of_a_wave():
     radius, power = inspect_poison.radial(images)
     assert radius[power.argmax()] == 0.25
     assert power.max() == pytest.approx(1)
+
+
+# --- what a reader once misread --------------------------------------------------------------
+
+
+def test_labels_beside_noise_are_checked(tmp_path, base, clean, noise):
+    labels = np.array(clean.labels)
+    np.savez(tmp_path / "x.npz", data=noise.astype(np.int8), labels=labels[::-1])
+    assert "labels disagree with the base set" in wrong(tmp_path / "x.npz", base)
+    np.savez(tmp_path / "y.npz", data=noise.astype(np.int8), labels=labels)
+    imported(tmp_path / "y.npz", base)
+
+
+def test_a_few_rows_out_of_order_are_seen(tmp_path, base, poisoned, clean):
+    """Two of sixty: more than noise could do to an outline."""
+    order = np.arange(ROWS)
+    order[[4, 9]] = [9, 4]
+    make_pngs(tmp_path / "swapped", None, poisoned[order], np.array(clean.labels))
+    assert "image 4 is nearer to row 9 than to its own, and so 2 of 60" in \
+        wrong(tmp_path / "swapped", base)
+
+
+def test_a_shuffled_list_with_labels_is_matched(tmp_path, base, clean, poisoned):
+    order = np.random.default_rng(8).permutation(ROWS)
+    make_eclipse(tmp_path / "EM.pkl", None, poisoned[order], np.array(clean.labels)[order])
+    np.testing.assert_array_equal(imported(tmp_path / "EM.pkl", base), poisoned)
+
+
+def test_two_tensors_are_no_pair_of_images_and_labels(tmp_path, base, noise):
+    one = torch.from_numpy(nchw(noise)).float() / 255
+    torch.save([one, one], tmp_path / "two.pt")
+    np.testing.assert_array_equal(
+        imported(tmp_path / "two.pt", base),
+        np.clip(ImageSet.load(base).images.astype(int) + noise, 0, 255))    # candidate 0
+
+
+def test_what_cannot_be_added_is_named(tmp_path, base, noise):
+    torch.save(torch.zeros(K, 3, 48, 48) - 0.01, tmp_path / "large.pt")
+    assert "noise of 48x48, larger than the base set's images of 32x32" in \
+        wrong(tmp_path / "large.pt", base)
+    np.save(tmp_path / "flat.npy", nchw(noise).reshape(ROWS, -1) / 255)
+    assert "an array of shape (60, 3072)" in wrong(tmp_path / "flat.npy", base)
+    make_em(tmp_path / "em.pt", noise)
+    assert "one noise an image, there is no number 2" in wrong(tmp_path / "em.pt", base,
+                                                             "--candidate", 2)
+    np.savez(tmp_path / "words.npz", data=noise.astype(np.int8), labels=np.array(["cat"] * ROWS))
+    assert "its labels are no numbers" in wrong(tmp_path / "words.npz", base)
+    np.save(tmp_path / "empty.npy", np.empty((0, 32, 32, 3), np.uint8))
+    assert "an empty array" in wrong(tmp_path / "empty.npy", base)
+
+
+def test_pickles_that_would_take_long_or_much(tmp_path):
+    """Shared text asked for as a module's name, many marks, one string decoded again and again."""
+    shared = [b"(" + b"I1\n" * 3 + b"tp0\n"]
+    shared += [f"(g{i}\ng{i}\ng{i}\ng{i}\ng{i}\ng{i}\ntp{i + 1}\n".encode() for i in range(12)]
+    (tmp_path / "repr.pkl").write_bytes(b"\x80\x04" + b"".join(shared) + b"\x8c\x01a\x93.")
+    marks = b"\x80\x02" + b"(" * 20_000 + b"t" * 20_000 + b"."
+    (tmp_path / "marks.pkl").write_bytes(marks)
+    text = b"X" + (100_000).to_bytes(4, "little") + b"a" * 100_000 + b"q\x00"
+    call = b"c_codecs\nencode\nh\x00\x85R"
+    (tmp_path / "many.pkl").write_bytes(b"\x80\x02]" + text + b"a" + (call + b"a") * 5000 + b".")
+    for name, words in (("repr", "a tuple in the place of a str"), ("marks", "4 deep"),
+                        ("many", "more bytes than it could hold")):
+        with pytest.raises(UserError, match=words):
+            pickles.read(tmp_path / f"{name}.pkl")
+
+
+def test_an_imported_part_says_what_it_lacks(tmp_path, base, clean, poisoned):
+    np.savez(tmp_path / "part.npz", data=poisoned[5:40], labels=np.array(clean.labels)[5:40])
+    part = run_import(tmp_path / "part.npz", base)
+    assert part.status == 0, part.stderr
+    outcome = run_command(inspect_poison.main, part.path)
+    assert "name the clean set itself" in outcome.error

@@ -97,7 +97,7 @@ def test_the_targets_noise(images):
     for choice, noise in (("fresh", draw("target", 15)), ("shared", draw("forward")), ("none", 0)):
         spread = math.sqrt(1 - abar) if choice != "none" else 0
         target = math.sqrt(abar) * y + spread * noise
-        found = guide_of(jcdp.Config(target_noise=choice))(x, y, jump, draw)
+        found = guide_of(jcdp.Config(target_noise=choice, strength=1))(x, y, jump, draw)
         torch.testing.assert_close(found, -k * (x - target))
 
 

@@ -61,8 +61,7 @@ def test_the_shift_is_bilinear_and_fills_with_the_mean():
     """Half a pixel to the left is the mean of neighbours; outside is the mean colour."""
     torch.manual_seed(0)
     images, fill = torch.rand(2, 3, 5, 6), torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
-    by = 0.5 * 2 / 5                        # of the half-width, align_corners
-    moved = shift_and_flip(images, torch.tensor([[by, 0.0], [0.0, 2 * 2 / 4]]),
+    moved = shift_and_flip(images, torch.tensor([[0.5, 0.0], [0.0, 2.0]]),
                            torch.tensor([False, False]), fill)
     padded = torch.cat([images[0], fill.expand(3, 5, 1)], 2)
     torch.testing.assert_close(moved[0], (padded[..., :-1] + padded[..., 1:]) / 2)
@@ -71,6 +70,21 @@ def test_the_shift_is_bilinear_and_fills_with_the_mean():
     mirrored = shift_and_flip(images, torch.zeros(2, 2), torch.tensor([True, False]), fill)
     torch.testing.assert_close(mirrored[0], images[0].flip(2))
     torch.testing.assert_close(mirrored[1], images[1])
+
+
+def test_the_shift_is_torchs_affine_grid():
+    """As the release does it, in units of half the image, align_corners."""
+    torch.manual_seed(0)
+    images, fill = torch.rand(8, 3, 9, 12), torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+    shifts, mirrored = torch.rand(8, 2) * 6 - 3, torch.arange(8) % 2 == 0
+    theta = torch.zeros(8, 2, 3)
+    theta[:, 0, 0] = torch.where(mirrored, -1.0, 1.0)
+    theta[:, 1, 1] = 1
+    theta[:, :, 2] = shifts * 2 / torch.tensor([11, 8])
+    grid = F.affine_grid(theta, list(images.shape), align_corners=True)
+    expected = F.grid_sample(images - fill, grid, align_corners=True) + fill
+    torch.testing.assert_close(shift_and_flip(images, shifts, mirrored, fill), expected,
+                               atol=1e-5, rtol=1e-5)
 
 
 def test_taps_constants():
