@@ -10,6 +10,7 @@ system, solved for all images of a class at once.
 """
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,7 @@ from core.streams import BLOCK, by_block
 VERSION = 1
 SMOKE: dict = {}
 TABLE = Path(__file__).with_name("ar_coefficients.csv")
-TRIES = 20_000          # of the finder; half a minute
+TRIES, AT_ONCE = 40_000, 256    # random processes that the finder looks at; grown together
 
 
 @dataclass(frozen=True)
@@ -79,17 +80,17 @@ def start_noise(rows: slice, height: int, width: int, run: Run
 
 
 def grow(window: torch.Tensor, top: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-    """Signals (3, H, W, n) from their first two rows (3, 2, W, n) and columns (3, H - 2, 2, n):
+    """Signals (C, H, W, n) from their first two rows (C, 2, W, n) and columns (C, H - 2, 2, n):
 
         s[i + 2, j + 2] = sum over u, v of window[u, v] * s[i + u, j + v],     window[2, 2] = 0
 
-    with one 3x3 window a channel (3, 3, 3). The terms of the two rows above are a sum of shifts;
+    with one 3x3 window a channel (C, 3, 3). The terms of the two rows above are a sum of shifts;
     those of the row itself, s[i + 2, j] and s[i + 2, j + 1], make it a triangular system.
     """
-    _, _, width, count = top.shape
-    signal = top.new_empty(3, 2 + left.shape[1], width, count)
+    channels, _, width, count = top.shape
+    signal = top.new_empty(channels, 2 + left.shape[1], width, count)
     signal[:, :2], signal[:, 2:, :2] = top, left
-    system = torch.eye(width, dtype=top.dtype).repeat(3, 1, 1)
+    system = torch.eye(width, dtype=top.dtype).repeat(channels, 1, 1)
     inner = torch.arange(2, width)
     system[:, inner, inner - 2] = -window[:, 2, :1]
     system[:, inner, inner - 1] = -window[:, 2, 1:2]
@@ -126,26 +127,29 @@ def find(classes: int, run: Run) -> torch.Tensor:
     for its own."""
     least = 10.0 if classes <= 10 else 3.0      # response of a foreign filter
     found, filters = [], []
-    generator = run.stream("ar/find")
-    for _ in range(TRIES):
-        if len(found) == classes:
-            return torch.stack(found)
-        window = torch.randn(3, 9, generator=generator, dtype=torch.float64)
-        window[:, 8] = 0
-        window = (window / window.sum(1, keepdim=True)).view(3, 3, 3)
-        top, left = (torch.randn(3, *shape, 3, generator=generator, dtype=torch.float64)
-                     for shape in ((2, 36), (34, 2)))
-        signal = grow(window, top, left)[:, 4:, 4:].permute(3, 0, 1, 2)
-        norms = signal.flatten(1).norm(dim=1)
-        if not (norms <= 50).all():             # NaN is not
-            continue
-        signal = signal / norms[:, None, None, None]
-        if any(response(signal, other).min() < least for other in filters):
-            continue
-        found.append(window)
-        filters.append(as_filter(window))
+    for tried in range(0, TRIES, AT_ONCE):
+        for window, signal in small_processes(run.stream("ar/find", tried)):
+            if all(response(signal, other).min() >= least for other in filters):
+                found.append(window)
+                filters.append(as_filter(window))
+            if len(found) == classes:
+                return torch.stack(found)
     raise UserError(f"ar: {TRIES} random processes gave {len(found)} that differ enough, too few "
                     f"for {classes} classes; try another seed=")
+
+
+def small_processes(generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Of AT_ONCE random windows (3, 3, 3) those whose signals stay small, each with three of them,
+    of norm 1 (3, 3, 32, 32)."""
+    windows = torch.randn(AT_ONCE * 3, 9, generator=generator, dtype=torch.float64)
+    windows[:, 8] = 0
+    windows = (windows / windows.sum(1, keepdim=True)).view(-1, 3, 3)
+    top, left = (torch.randn(AT_ONCE * 3, *shape, 3, generator=generator, dtype=torch.float64)
+                 for shape in ((2, 36), (34, 2)))
+    grown = grow(windows, top, left)[:, 4:, 4:].unflatten(0, (AT_ONCE, 3)).movedim(-1, 1)
+    norms = grown.flatten(2).norm(dim=2)
+    for i in (norms <= 50).all(1).nonzero()[:, 0].tolist():         # NaN is not
+        yield windows[3 * i : 3 * i + 3], grown[i] / norms[i][:, None, None, None]
 
 
 def as_filter(window: torch.Tensor) -> torch.Tensor:

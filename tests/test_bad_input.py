@@ -105,7 +105,7 @@ def test_without_a_method_the_choices_are_named(main):
     ("radius=1", ["unknown key 'radius'", "did you mean 'lsp.radius'"]),
     ("sede=1", ["unknown key 'sede'", "did you mean 'seed'"]),
     ("lps.radius=1", ["unknown key 'lps'", "did you mean 'lsp'"]),
-    ("method=lps", ["there is no poisons/lps.py", "did you mean 'lsp'"]),
+    ("method=lspp", ["there is no poisons/lspp.py", "did you mean 'lsp'"]),
     ("method=dvae", ["there is no poisons/dvae.py"]),
     ("zzzzzz=1", ["unknown key 'zzzzzz'; known keys: method,", "lsp.radius"]),
     ("lsp.zzzzzz=1", ["unknown key 'lsp.zzzzzz'; known keys: lsp.radius, lsp.patch"]),
