@@ -9,7 +9,7 @@ ruff check .
 
 # Two halves at once: most tests keep one core busy.
 export OMP_NUM_THREADS=1
-half=(tests/test_{bad_input,crash,figures,run,tables}.py)
+half=(tests/test_{bad_input,crash,figures,run,surrogate_attacks,tables}.py)
 log=$(mktemp)
 python -m pytest -q "${half[@]}" > "$log" 2>&1 &
 status=0
