@@ -105,7 +105,7 @@ def augment(
     *,
     padding: int = 0,
 ) -> torch.Tensor:
-    """Crop (B, H, W, 3) uint8 at `offsets` (B, 2) of its zero-padded frame, then mirror.
+    """Crop (B, H, W, 3) of any dtype at `offsets` (B, 2) of its zero-padded frame, then mirror.
 
     One gather: output (i, j) reads padded (i + dy, j + dx), columns counted from the right where
     `mirrored`.
@@ -120,4 +120,4 @@ def augment(
     stride = width + 2 * padding
     base = torch.arange(batch, device=images.device)[:, None] * (height + 2 * padding)
     flat = ((base + rows) * stride)[:, :, None] + columns[:, None, :]                # (B, H, W)
-    return padded.view(-1, 3)[flat.view(-1)].view(images.shape)
+    return padded.reshape(-1, 3)[flat.view(-1)].view(images.shape)

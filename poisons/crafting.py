@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from core.batches import augment
 from core.files import RowFile
 from core.imageset import SLICE_ROWS, ImageSet, Rounding
 from core.run import Run
@@ -75,17 +75,8 @@ def crop_and_flip(images: torch.Tensor, offsets: torch.Tensor, mirrored: torch.T
                   padding: int) -> torch.Tensor:
     """Each image (B, 3, H, W) cropped at its own `offsets` (B, 2) of its zero-padded frame, then
     mirrored where `mirrored` (B,): one gather, channels-last. Differentiable."""
-    batch, channels, height, width = images.shape
-    device = images.device
-    rows = torch.arange(height, device=device) + offsets[:, :1]                     # (B, H)
-    columns = torch.arange(width, device=device).expand(batch, width)
-    columns = torch.where(mirrored[:, None], width - 1 - columns, columns) + offsets[:, 1:]
-    padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))
-    stride = width + 2 * padding
-    base = torch.arange(batch, device=device)[:, None] * (height + 2 * padding)
-    flat = ((base + rows) * stride)[:, :, None] + columns[:, None, :]               # (B, H, W)
-    chosen = padded.reshape(-1, channels)[flat.reshape(-1)]
-    return chosen.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    rows = augment(images.permute(0, 2, 3, 1), offsets, mirrored, padding=padding)
+    return rows.permute(0, 3, 1, 2)
 
 
 def shift_and_flip(images: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor,
