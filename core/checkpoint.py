@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from core import files
+from core.datasets import short
 from core.errors import UserError
 from core.imageset import ImageSet, read_meta, verify
 from core.run import Run
@@ -112,7 +113,7 @@ def describe(trained: dict) -> str:
     texts = []
     for one in history(trained):
         root = one["root"]
-        split = f", split {root['split']}" if "split" in root else ""
+        split = f", split {short(root['split'])}" if "split" in root else ""
         made = "".join(f" + {method}" for method in one["lineage"])
         texts.append(f"{one['shape'][0]} images of {root.get('data', one['name'])}{split}{made}")
     return ", after ".join(texts)

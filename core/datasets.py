@@ -9,12 +9,14 @@
     PATH                        an ImageSet folder
 
 Splits: `train`, `test`; `protected` and `reference` (seeded 80/20 parts of train); `first:N` and
-`after:N` (BridgePure protects first:40000 and keeps the rest). Folders, .npz files and ImageSets
-have no test set of their own: `test=` names one.
+`after:N` (BridgePure protects first:40000 and keeps the rest); `rows:CODE`, any (`rows_split`).
+Folders, .npz files and ImageSets have no test set of their own: `test=` names one.
 """
 
+import base64
 import contextlib
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -286,19 +288,16 @@ def take(whole: ImageSet, split: str) -> ImageSet:
     """The rows of a split, in order."""
     if split in ("train", "test"):
         return whole
-    if split.startswith("rows:"):
-        raise UserError("split: the set is an imported part, whose rows of the clean set are not "
-                        "kept; name the clean set itself where a command takes one")
     rows = split_rows(split, len(whole))
     if len(rows) == len(whole):
         return whole
     earlier = whole.meta["root"].get("split", "train")
     if earlier != "train":      # root and one split must lead back to the clean rows
-        raise UserError(f"split: {split} of a set that is already '{earlier}' of "
+        raise UserError(f"split: {short(split)} of a set that is already '{short(earlier)}' of "
                         f"{whole.meta['root']['data']}; choose the split where that set is made")
     if any("limit" in step.get("settings", {}) for step in whole.meta["lineage"]):
-        raise UserError(f"split: {split} of a set made with --limit; choose the split where that "
-                        "set is made")
+        raise UserError(f"split: {short(split)} of a set made with --limit; choose the split where "
+                        "that set is made")
     return whole.subset(rows, split, root={**whole.meta["root"], "split": split})
 
 
@@ -321,11 +320,36 @@ def split_rows(split: str, total: int) -> np.ndarray:
         reference = round(total * REFERENCE_SHARE)
         return np.sort(order[:reference] if split == "reference" else order[reference:])
     word, _, number = split.partition(":")
-    if word not in ("first", "after") or not number.isdecimal():
-        raise UserError(f"split: '{split}' is not train, test, protected, reference, first:N "
-                        "or after:N")
-    rows = np.arange(total)
-    rows = rows[:int(number)] if word == "first" else rows[int(number):]
+    if word == "rows":
+        rows = read_rows(number, total)
+    elif word in ("first", "after") and number.isdecimal():
+        rows = np.arange(total)
+        rows = rows[:int(number)] if word == "first" else rows[int(number):]
+    else:
+        raise UserError(f"split: '{split}' is not train, test, protected, reference, first:N, "
+                        "after:N or rows:CODE")
     if not len(rows):
-        raise UserError(f"split: '{split}' leaves none of the {total} rows")
+        raise UserError(f"split: '{short(split)}' leaves none of the {total} rows")
     return rows
+
+
+def rows_split(rows: np.ndarray, total: int) -> str:
+    """The split that is these rows (ascending) of `total`: `rows:` and a bit a row, compressed."""
+    chosen = np.zeros(total, bool)
+    chosen[rows] = True
+    return "rows:" + base64.urlsafe_b64encode(zlib.compress(np.packbits(chosen))).decode()
+
+
+def read_rows(code: str, total: int) -> np.ndarray:
+    try:
+        bits = zlib.decompressobj().decompress(base64.urlsafe_b64decode(code), -(-total // 8) + 1)
+    except (ValueError, zlib.error):
+        bits = b""
+    if len(bits) != -(-total // 8):
+        raise UserError(f"split: '{short('rows:' + code)}' is no choice of rows from {total}")
+    return np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8), count=total))
+
+
+def short(split: str) -> str:
+    """For people: the code of chosen rows may be long."""
+    return split if len(split) <= 24 else split[:21] + "..."

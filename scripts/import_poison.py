@@ -19,11 +19,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import torch
 
-from core import config, files, foreign
+from core import aligning, config, files, foreign
 from core.command import command
-from core.datasets import DataSettings, load, place
+from core.datasets import DataSettings, load, place, rows_split, take
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.perturbation import limit_of, measure, nearest_mean
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--root", default="data", help="where torchvision's data sets are")
     parser.add_argument("--out", type=Path, help="the folder to make (runs/poisons/...)")
     parser.add_argument("--name", help="of the attack (the file's)")
-    parser.add_argument("--units", choices=foreign.UNITS, default="auto")
+    parser.add_argument("--units", choices=aligning.UNITS, default="auto")
     parser.add_argument("--rounding", choices=("round", "floor"), default="round",
                         help="of noise and floats; most released loaders floor")
     parser.add_argument("--positive-only", action="store_true",
@@ -59,10 +60,10 @@ def main(argv: list[str] | None = None) -> None:
     base = load(DataSettings(arguments.base, arguments.split, arguments.size, arguments.test,
                              arguments.root), "--base")
     source = arguments.source
-    options = foreign.Options(arguments.units, arguments.rounding, arguments.positive_only,
-                              arguments.candidate)
-    aligned = foreign.align(foreign.read(source), base, options, str(source))
-    clean = base if len(aligned.rows) == len(base) else part_of(base, aligned.rows)
+    options = aligning.Options(arguments.units, arguments.rounding, arguments.positive_only,
+                               arguments.candidate)
+    aligned = aligning.align(foreign.read(source), base, options, str(source))
+    clean = part_of(base, aligned.rows, str(source))
     found = measure(clean, replace(clean, images=aligned.images))
     check(bound, found, clean, arguments, str(source))
 
@@ -100,10 +101,15 @@ def bound_of(arguments: argparse.Namespace) -> tuple[str, float] | None:
     return arguments.norm, float(radius)
 
 
-def part_of(base: ImageSet, rows) -> ImageSet:
-    """The base's rows that the file has; no split leads back to them."""
-    label = f"rows:{hashlib.sha256(rows.tobytes()).hexdigest()[:16]}"
-    return base.subset(rows, label, root={**base.meta["root"], "split": label})
+def part_of(base: ImageSet, rows: np.ndarray, where: str) -> ImageSet:
+    """The base's rows that the file has."""
+    whole = base.meta["root"]
+    if len(rows) == len(base):
+        return base
+    if whole.get("split", "train") != "train":      # one split must lead back to the clean rows
+        raise UserError(f"{where}: {len(rows)} images, a part of the {len(base)} of --split "
+                        f"{whole['split']}; leave --split out, the rows are found")
+    return take(base, rows_split(rows, len(base)))
 
 
 def check(bound, found, clean: ImageSet, arguments: argparse.Namespace, where: str) -> None:

@@ -13,6 +13,7 @@ from conftest import digest, run_command, write_imageset
 from PIL import Image
 
 from core import pickles
+from core.datasets import DataSettings, load, rows_split, split_rows
 from core.errors import UserError
 from core.imageset import ImageSet
 from scripts import export, import_poison, inspect_poison
@@ -512,9 +513,24 @@ def test_pickles_that_would_take_long_or_much(tmp_path):
             pickles.read(tmp_path / f"{name}.pkl")
 
 
-def test_an_imported_part_says_what_it_lacks(tmp_path, base, clean, poisoned):
-    np.savez(tmp_path / "part.npz", data=poisoned[5:40], labels=np.array(clean.labels)[5:40])
+def test_an_imported_part_knows_its_rows(tmp_path, clean, poisoned):
+    base = tmp_path / "base.npz"
+    np.savez(base, images=clean.images, labels=clean.labels)
+    rows = np.array([3, 5, 6, 7, 20, 21, 40, 59])
+    labels = np.array(clean.labels)[rows]
+    np.savez(tmp_path / "part.npz", data=poisoned[rows], labels=labels)
     part = run_import(tmp_path / "part.npz", base)
     assert part.status == 0, part.stderr
-    outcome = run_command(inspect_poison.main, part.path)
-    assert "name the clean set itself" in outcome.error
+    again = load(DataSettings(**ImageSet.load(part.path).meta["root"]))
+    np.testing.assert_array_equal(again.images, clean.images[rows])
+    np.testing.assert_array_equal(again.labels, labels)
+    outcome = run_command(inspect_poison.main, part.path, "--out", tmp_path / "part.png")
+    assert outcome.status == 0, outcome.stderr
+    assert "8/255" in outcome.stdout
+    assert (tmp_path / "part.png").exists()
+    halved = run_import(tmp_path / "part.npz", base, "--split", "after:2")
+    assert "leave --split out" in halved.error
+    with pytest.raises(UserError, match="no choice of rows from 60"):
+        load(DataSettings(str(base), split="rows:AAAA"))
+    with pytest.raises(UserError, match="no choice of rows from 30"):
+        split_rows(rows_split(rows, 60), 30)
