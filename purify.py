@@ -70,10 +70,12 @@ def find_checkpoint(request: Request, poisoned: ImageSet) -> Checkpoint | None:
     if hasattr(request.module, "train_stage"):          # learns from the poisoned set itself
         if saw["fingerprint"] != poisoned.fingerprint:
             note(f"{given} was trained on {describe(saw)}, another set than this one")
-    elif any(not one["lineage"] and share_images(one["root"], poisoned.meta["root"])
-             for one in history(saw)):
-        note(f"{given} was trained on clean originals of these images ({describe(saw)}): fair for "
-             "AVATAR only")
+        return checkpoint
+    for one in history(saw):
+        if share_images(one["root"], poisoned.meta["root"]):
+            note(f"{given} was trained on {describe(saw)}: " + (
+                "if those are poisoned, it learned the poison too" if one["lineage"] else
+                "clean originals of these images, which is fair for AVATAR only"))
     return checkpoint
 
 

@@ -292,11 +292,9 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
-        quiet = contextlib.nullcontext()
-        if distributed.started() and not distributed.world().leads:
-            quiet = contextlib.redirect_stdout(None)        # rank 0 prints the artefact's path
         try:
-            with quiet:
+            leads = distributed.world().leads           # rank 0 prints the artefact's path
+            with contextlib.nullcontext() if leads else contextlib.redirect_stdout(None):
                 main(argv)
         except UserError as error:
             return fail(str(error))
@@ -324,7 +322,7 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
 
 def fail(message: str) -> int:
     """Say what went wrong; of several processes, which one it went wrong in."""
-    world = distributed.world()
-    where = "" if world.leads else f" (process {world.rank})"
+    rank = distributed.rank()
+    where = f" (process {rank})" if rank else ""
     print(f"error{where}: {message}", file=sys.stderr)
     return 1

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -122,7 +124,7 @@ def resolve(settings: DeviceSettings) -> Device:
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    compiled = settings.compile == "true" or (settings.compile == "auto" and device.type == "cuda")
+    compiled = settings.compile == "true" or (settings.compile == "auto" and can_compile(device))
     return Device(name, precision, compiled, torch.get_num_threads(), settings.deterministic)
 
 
@@ -151,12 +153,23 @@ def keep_freed_memory(keep: bool = True) -> None:
 
 
 def auto_precision(device: torch.device) -> str:
-    """bf16 on CUDA; on a CPU only with AMX tiles: without the instructions bf16 is 7-10 times
-    slower than fp32."""
+    """bf16 where the hardware has it (GPUs from Ampere on, CPUs with AMX tiles): without the
+    instructions it is 7-10 times slower than fp32."""
     if device.type == "cuda":
-        return "bf16"
+        with torch.cuda.device(device):
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if has_bf16 else "fp32"
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     return "bf16" if has_amx else "fp32"
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile is worth it here and works: on GPUs that Triton knows (from Volta on),
+    with Triton and a C compiler."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0):
+        return False
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
+    return bool(compiler) and importlib.util.find_spec("triton") is not None
 
 
 def cpu_name() -> str:

@@ -16,10 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.errors import PeerLost
+from core.errors import UserError
 
-# Waiting for a slow process is no failure: one that died is noticed by its closed socket.
+# Waiting for a slow process is no failure: over gloo a closed socket tells that one died. NCCL has
+# none: there another's compiling or saving may take ten minutes, and no longer.
 TIMEOUT = timedelta(days=7)
+GPU_TIMEOUT = timedelta(minutes=10)
+LOST = ("closed by peer", "reset by peer", "timed out", "broken pipe")      # what gloo says then
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class World:
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def barrier(self) -> None:
-        """Wait for the others. Raises PeerLost, as all of these, if one of them ended."""
+        """Wait for the others. Raises UserError, as all of these, if one of them ended."""
         if self.size > 1:
             with peers():
                 torch.distributed.all_reduce(torch.zeros(1))        # on the CPU: gloo
@@ -67,7 +70,7 @@ class World:
             return part
         parts = [torch.empty_like(part.contiguous()) for _ in range(self.size)]
         with peers():
-            torch.distributed.all_gather(parts, part.contiguous())
+            torch.distributed.all_gather(parts, part.contiguous(), group=group_of(part))
         return torch.cat(parts)
 
     def share(self, model: nn.Module) -> None:
@@ -75,7 +78,7 @@ class World:
         if self.size > 1:
             with peers():
                 for tensor in model.state_dict().values():
-                    torch.distributed.broadcast(tensor, 0)
+                    torch.distributed.broadcast(tensor, 0, group=group_of(tensor))
 
     def average(self, model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
         """Make the gradients of equal shares of a batch those of the batch; returns its loss."""
@@ -85,10 +88,10 @@ class World:
         parts.append(loss.detach().to(parts[0]).reshape(1))
         flat = torch.cat([part.flatten() for part in parts])
         with peers():
-            torch.distributed.all_reduce(flat)
+            torch.distributed.all_reduce(flat, group=group_of(flat))
         means = flat.div_(self.size).split([part.numel() for part in parts])
-        for part, mean in zip(parts, means, strict=True):
-            part.copy_(mean.view_as(part))
+        torch._foreach_copy_(parts, [mean.view_as(part)
+                                     for mean, part in zip(means, parts, strict=True)])
         return parts[-1].squeeze(0)
 
 
@@ -98,13 +101,22 @@ def peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise PeerLost("another process of this run ended, and its own message says why; the same "
-                       f"line resumes ({str(error).splitlines()[0][:80]})") from None
+        text = str(error).strip()
+        if any(words in text.lower() for words in LOST):
+            raise UserError("another process of this run ended, and its own message says why; the "
+                           f"same line resumes ({text.splitlines()[0][:80]})") from None
+        raise UserError("the processes of this run do not reach each other; the same line resumes "
+                       f"({'; '.join(text.splitlines()[-2:])[:300]})") from None
 
 
 def started() -> bool:
     """Whether torchrun started several processes."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 and {"RANK", "MASTER_ADDR"} <= os.environ.keys()
+
+
+def rank() -> int:
+    """Which of them this is, also where they do not reach each other."""
+    return int(os.environ["RANK"]) if started() else 0
 
 
 def local_rank() -> int:
@@ -114,13 +126,26 @@ def local_rank() -> int:
 
 @functools.cache
 def world() -> World:
-    """Joins the others at the first call."""
+    """Joins the others at the first call. Raises UserError if they cannot be reached."""
     if not started():
         return World()
-    backend = "gloo"
-    if torch.cuda.is_available():
-        backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(local_rank())
-    torch.distributed.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise UserError("the processes that torchrun started do not find each other "
+                        f"({str(error).splitlines()[0][:200]})") from None
     atexit.register(torch.distributed.destroy_process_group)
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+def group_of(tensor: torch.Tensor) -> torch.distributed.ProcessGroup | None:
+    """Who carries a tensor: NCCL between GPUs, gloo (the default group) between CPUs."""
+    return between_gpus(tensor.device) if tensor.is_cuda else None
+
+
+@functools.cache
+def between_gpus(device: torch.device) -> torch.distributed.ProcessGroup:
+    """The group of NCCL, made when the first tensor on a GPU travels: then each process knows its
+    device."""
+    torch.cuda.set_device(device)
+    return torch.distributed.new_group(backend="nccl", timeout=GPU_TIMEOUT)

@@ -11,7 +11,3 @@ class ConfigError(UserError):
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
         self.key = key
-
-
-class PeerLost(UserError):
-    """Another process of the same run ended."""

@@ -28,7 +28,7 @@ import torch
 from core import config, files, streams
 from core.device import DeviceSettings, resolve
 from core.distributed import world
-from core.errors import PeerLost, UserError
+from core.errors import UserError
 
 SAVE_SECONDS = 60.0     # at most this much work is lost to a kill -9
 SCAFFOLD = ("lock", "run.json", "state")        # in OUT.partial/ only
@@ -93,7 +93,7 @@ class Run:
         self._device_settings = device or DeviceSettings()
         self._force, self._wait = force, wait
         self._lock: int | None = None
-        self._last_save = time.monotonic()
+        self._last_save, self._save_took = time.monotonic(), 0.0
         self._last_line = 0.0
 
     # --- life cycle --------------------------------------------------------------------------
@@ -143,7 +143,8 @@ class Run:
         if self._lock is None:
             return
         begun = any((self.work / "state").glob("*.pt"))
-        if isinstance(error, UserError) and not isinstance(error, PeerLost) and not begun:
+        shared = self.world.size > 1            # others may be writing there
+        if isinstance(error, UserError) and not (begun or shared):
             files.remove_tree(self.work)        # a mistake found before any work was done
         self._release()
 
@@ -301,7 +302,8 @@ class Run:
         files.fsync(self.work)
         files.write_json(self.work / "meta.json", {
             "format": 1, "fingerprint": self.job.fingerprint, **meta,
-            "device": self.device.describe(), "versions": versions(), "digests": digests,
+            "device": {**self.device.describe(), "processes": self.world.size},
+            "versions": versions(), "digests": digests,
         })
         self._tidy()
 
@@ -356,18 +358,21 @@ class Run:
     # --- state, sweeps and log ---------------------------------------------------------------
 
     def save_due(self) -> bool:
-        """Whether to save now: SAVE_SECONDS have passed since the last time, or Ctrl-C came."""
-        return self.interrupted or time.monotonic() - self._last_save >= SAVE_SECONDS
+        """Whether to save now: SAVE_SECONDS have passed since the last time (so many minutes, if
+        saving takes so many seconds), or Ctrl-C came."""
+        pause = SAVE_SECONDS * max(1.0, self._save_took)
+        return self.interrupted or time.monotonic() - self._last_save >= pause
 
     def save_state(self, name: str, state: dict) -> None:
         """Write a loop's resume state whole. Tensors, numbers, strings, dicts and lists only."""
         import io
 
-        buffer = io.BytesIO()
+        started, buffer = time.monotonic(), io.BytesIO()
         torch.save(state, buffer)
         self._sync_log()            # a state never knows more than the log
         files.write_bytes(self._state_path(name), buffer.getbuffer())
         self._last_save = time.monotonic()
+        self._save_took = self._last_save - started
 
     def load_state(self, name: str) -> dict | None:
         """What save_state wrote, on the CPU; None if nothing. Raises UserError if it is damaged."""
@@ -404,6 +409,9 @@ class Run:
                 start, stop = number * step, min((number + 1) * step, rows)
                 yield start, stop
                 bar.update((stop - start) * self.world.size)
+                left_seconds = (time.perf_counter() - started) / at * (len(left) - at)
+                self.say_sometimes(f"{name}: {at}/{len(left)} slices of {step} rows, about "
+                                   f"{left_seconds:.0f} s left")
                 mine["slices"].append(number)
                 mine["seconds"] = before + time.perf_counter() - started
                 if self.save_due() or at == len(left):

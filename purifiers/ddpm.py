@@ -40,7 +40,7 @@ PATHS = ("init_from",)
 SMOKE = {"train.width": 32, "train.multipliers": [1, 1], "train.blocks": 1, "train.attention": [],
          "train.steps": 4, "train.batch_size": 16, "train.sample_every": 4, "t_star": 2,
          "evaluations": 2}
-PURIFY_BATCH = {"cpu": BLOCK, "cuda": 4 * BLOCK}    # rows a network pass
+PURIFY_BATCH = {"cpu": BLOCK, "cuda": 4 * BLOCK}    # rows a network pass, up to 32x32
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,7 @@ def train(images: ImageSet, config: TrainConfig, run: Run) -> dict | None:
         if config.ema_start == "source":
             ema = source.weights_into(copy.deepcopy(model), "ema")
     ema = (ema or copy.deepcopy(model)).requires_grad_(False).eval()
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate,
-                                 fused=run.device.kind == "cuda")
+    optimizer = make_optimizer(model, config, run)
     batches = Batches(images, config.batch_size, run, "ddpm", last_step=config.steps,
                       augmentation=Augmentation(flip=config.flip))
     epochs = -(-config.steps // len(batches))
@@ -176,7 +175,8 @@ def train(images: ImageSet, config: TrainConfig, run: Run) -> dict | None:
             loss = step(x, number)
             update_ema(ema, model, ema_weight(number, config))
             loop.add(len(x), loss=loss)
-            if config.sample_every and (number + 1) % config.sample_every == 0 and world.leads:
+            done, every = number + 1, config.sample_every
+            if every and (done % every == 0 or done == config.steps) and world.leads:
                 save_samples(ema, x, config, run, number + 1)
         loop.end_epoch()
     save_weights(model, run, "model")
@@ -192,6 +192,11 @@ def check_alike(source: Checkpoint, config: TrainConfig) -> None:
         if getattr(theirs, key) != getattr(config, key):
             raise UserError(f"{source.path} has {key} {getattr(theirs, key)}, but this training "
                             f"has {getattr(config, key)}")
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig, run: Run) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=config.learning_rate,
+                            fused=run.device.kind == "cuda")
 
 
 def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, run: Run
@@ -258,10 +263,14 @@ def update_ema(ema: nn.Module, model: nn.Module, weight: float) -> None:
 def build_model(config: TrainConfig, shape: tuple[int, int], run: Run) -> UNet:
     """A fresh network for images of this (height, width), on the run's device."""
     height, width = shape
-    if height != width or height % 2 ** (len(config.multipliers) - 1):
-        raise UserError(f"a DDPM of {len(config.multipliers)} levels takes square images whose side"
-                        f" is a multiple of {2 ** (len(config.multipliers) - 1)}, not "
-                        f"{height}x{width}")
+    levels = len(config.multipliers)
+    if height != width or height % 2 ** (levels - 1):
+        raise UserError(f"a DDPM of {levels} levels takes square images whose side is a multiple of"
+                        f" {2 ** (levels - 1)}, not {height}x{width}")
+    sides = [height >> level for level in range(levels)]
+    if unknown := sorted(set(config.attention) - set(sides)):
+        raise UserError(f"attention: no level of the network has sides of {unknown}; of images of "
+                        f"{height}x{width} they have {sides}")
     with run.initialisation("ddpm"):
         model = UNet(config.width, config.multipliers, config.blocks, config.attention, height,
                      config.dropout)
@@ -318,11 +327,22 @@ def walk(poisoned: ImageSet, config: Passes, run: Run,
                         f"from 1e-4 to 0.02, which {run.checkpoint.path} does not have")
     steps = diffusion.jumps(schedule, config.visited(), config.variance)
     guide = guide_of(schedule, steps)
-    batch = config.batch_size or PURIFY_BATCH[run.device.kind]
+    batch = batch_of(poisoned, config, run)
     network = prior(trained, config, run, poisoned.image_shape, batch)
+    guided = f", guided by strength {config.strength:g}" if guide else ""
+    run.say(f"{run.job.method}: {config.passes} x {len(steps)} network evaluations an image "
+            f"({config.sampler}, from step {config.t_star}{guided})")
     return poisoned.map_rows(
         walker(network, schedule, steps, guide, config, run), run, slice_rows=batch,
-        rounding="floor" if config.rounding == "floor" else "round", device=run.device.torch)
+        rounding="floor" if config.rounding == "floor" else "round", device=run.device.torch,
+        exact=run.device.precision != "tf32")
+
+
+def batch_of(images: ImageSet, config: Passes, run: Run) -> int:
+    """Rows a network pass: fewer of images larger than CIFAR's, and no more than there are."""
+    height, width = images.image_shape
+    larger = max(1, height * width // (32 * 32))
+    return min(config.batch_size or max(1, PURIFY_BATCH[run.device.kind] // larger), len(images))
 
 
 def walker(network: diffusion.Network, schedule: Schedule, steps: list[Jump], guide: Guide | None,
@@ -366,11 +386,11 @@ def prior(trained: TrainConfig, config: Passes, run: Run, shape: tuple[int, int]
     compiled = run.device.maybe_compile(model)
 
     def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        missing = batch - len(x) if run.device.compile else 0
-        if missing:                                     # one shape, compiled once
-            x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+        rows = len(x)
+        if run.device.compile and rows < batch:         # one shape, compiled once
+            x = torch.cat([x, x.new_zeros(batch - rows, *x.shape[1:])])
             x = x.contiguous(memory_format=torch.channels_last)
-        return compiled(x, t)[: batch - missing if missing else None]
+        return compiled(x, t)[:rows]
 
     return network
 

@@ -10,6 +10,8 @@ run is bf16). Run it with nothing else running.
 """
 
 import argparse
+import contextlib
+import copy
 import functools
 import itertools
 import resource
@@ -34,6 +36,7 @@ from core.batches import Augmentation, Batches
 from core.command import command
 from core.device import DeviceSettings, resolve
 from core.distance import build_lpips
+from core.errors import UserError
 from core.imageset import ImageSet
 from core.run import Job, Run
 from models.dvae import DVAE, InstanceNormReLU
@@ -135,11 +138,18 @@ class Plain:
             target=serve_plain, daemon=True,
             args=(theirs, bench.device.name, bench.device.threads, loop, arguments))
         self.process.start()
-        self.flop = self.pipe.recv()
+        theirs.close()                      # so that its end is the end of the pipe
+        self.flop = self.receive()
+
+    def receive(self) -> float | None:
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            raise UserError("the plain loop died; it says above why") from None
 
     def take(self, steps: int) -> None:
         self.pipe.send(steps)
-        self.pipe.recv()
+        self.receive()
 
     def close(self) -> None:
         self.pipe.send(0)
@@ -377,6 +387,12 @@ def exactly(bench: Bench, purify: Callable, floats: torch.Tensor) -> None:
         purify(floats, slice(0, len(floats)))
 
 
+def as_walked(bench: Bench, walk: Callable, floats: torch.Tensor) -> None:
+    """The same for ddpm.walk, which keeps the run's precision where that is tf32."""
+    with contextlib.nullcontext() if bench.device.precision == "tf32" else bench.device.exact():
+        walk(floats, slice(0, len(floats)))
+
+
 # --- diffusion -------------------------------------------------------------------------------
 
 
@@ -385,7 +401,7 @@ def plain_unet(device: torch.device, width: int, batch: int, train: bool):
     model = UNet(width).to(device).train(train)
     x = torch.randn(batch, 3, 32, 32, device=device)
     t = torch.randint(1000, (batch,), device=device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
+    optimizer, ema = torch.optim.Adam(model.parameters(), lr=2e-4), copy.deepcopy(model)
     betas = torch.linspace(1e-4, 0.02, 1000, device=device)
     abar = (1 - betas).cumprod(0)
 
@@ -400,6 +416,9 @@ def plain_unet(device: torch.device, width: int, batch: int, train: bool):
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        with torch.no_grad():
+            for kept, new in zip(ema.parameters(), model.parameters(), strict=True):
+                kept.mul_(0.9999).add_(new, alpha=1e-4)
 
     return step if train else forward
 
@@ -415,10 +434,11 @@ def unet(bench: Bench):
     x, _ = bench.images(batch)
     t = torch.zeros(1, dtype=torch.long, device=bench.device.torch)
 
-    def forward():
-        with torch.no_grad(), bench.device.exact():
-            network(x, t)
+    @torch.no_grad()
+    def forward(images: torch.Tensor, _: slice) -> None:
+        network(images, t)
 
+    forward = functools.partial(as_walked, bench, forward, x)
     plain = Plain(bench, plain_unet, width, batch, False)
     mine, theirs = bench.seconds(forward, plain)
     plain.close()
@@ -431,11 +451,11 @@ def unet(bench: Bench):
         "unguided": {**short, "mode": "none"}, "guided": short,
         "20": {"passes": 1, "mode": "none"},
         "5": {"passes": 1, "mode": "none", "sampler": "subsampled"}}.items()}
-    free, guided = bench.seconds(*(functools.partial(exactly, bench, walks[name], floats)
+    free, guided = bench.seconds(*(functools.partial(as_walked, bench, walks[name], floats)
                                    for name in ("unguided", "guided")))
     yield Row(f"JCDP, {len(floats)} images, 4 steps", len(floats) / guided, guided / free,
               note="seconds guided / unguided")
-    long, few = bench.seconds(*(functools.partial(exactly, bench, walks[name], floats)
+    long, few = bench.seconds(*(functools.partial(as_walked, bench, walks[name], floats)
                                 for name in ("20", "5")))
     yield Row("JCDP, a pass of 5 evaluations", len(floats) / few, few / long,
               note="seconds / those of 20")
@@ -443,11 +463,17 @@ def unet(bench: Bench):
     size = 8 if bench.smoke else 128 if bench.cuda else 16
     config = ddpm.TrainConfig(width=width, batch_size=size)
     model = ddpm.build_model(config, (32, 32), bench.run).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
-    step, numbers = ddpm.training_step(model, optimizer, config, bench.run), itertools.count()
+    ema, numbers = copy.deepcopy(model).requires_grad_(False), itertools.count()
+    one_step = ddpm.training_step(model, ddpm.make_optimizer(model, config, bench.run), config,
+                                  bench.run)
     images, _ = bench.images(size)
+
+    def step():
+        one_step(images, next(numbers))
+        ddpm.update_ema(ema, model, 1e-4)
+
     plain = Plain(bench, plain_unet, width, size, True)
-    mine, theirs = bench.seconds(lambda: step(images, next(numbers)), plain, steps=bench.steps)
+    mine, theirs = bench.seconds(step, plain, steps=bench.steps)
     plain.close()
     yield Row(f"DDPM width {width} training, batch {size}", size / mine, theirs / mine,
               plain.flop / mine / bench.peak, bench.memory(), "ratio to the plain loop")

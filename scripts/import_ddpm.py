@@ -12,6 +12,7 @@ import argparse
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -35,6 +36,11 @@ EXPECTED = {"in_channels": 3, "out_channels": 3, "downsample_padding": 0, "flip_
 # and its own defaults, where they are another network's
 DEFAULTS = {"downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0, "norm_eps": 1e-5,
             "attention_head_dim": 8}
+# and its scheduler's that make Ho et al.'s; its defaults are these
+SCHEDULE = {"beta_schedule": "linear", "prediction_type": "epsilon", "trained_betas": None,
+            "rescale_betas_zero_snr": False}
+NUMBERS = {"num_train_timesteps": "diffusion_steps", "beta_start": "beta_start",
+           "beta_end": "beta_end"}
 IMAGES = {("cifar10", "train"): 50_000, ("cifar10", "test"): 10_000, ("cifar100", "train"): 50_000,
           ("cifar100", "test"): 10_000, ("svhn", "train"): 73_257, ("svhn", "test"): 26_032}
 
@@ -57,12 +63,13 @@ def main(argv: list[str] | None = None) -> None:
     source = arguments.source
     if source.is_dir():
         path, weights, size = from_diffusers(source)
+        schedule = schedule_of(source)
     else:
-        path, weights, size = source, from_ddim(source), None
+        path, weights, size, schedule = source, from_ddim(source), None, {}
     if size and arguments.size and size != arguments.size:
         raise UserError(f"--size: {source}/config.json says {size}")
     size = size or arguments.size or 32
-    config = architecture(weights, size)
+    config = replace(architecture(weights, size), **schedule)
     model = UNet(config.width, config.multipliers, config.blocks, config.attention, size)
     try:
         model.load_state_dict(weights)
@@ -115,6 +122,23 @@ def from_diffusers(folder: Path) -> tuple[Path, dict[str, torch.Tensor], int | N
     renamed = {plain_name(name, levels): plain_shape(name, tensor)
                for name, tensor in weights.items()}
     return path, renamed, config.get("sample_size")
+
+
+def schedule_of(folder: Path) -> dict[str, float]:
+    """The keys of TrainConfig that scheduler_config.json holds; without one, Ho et al.'s."""
+    places = (folder / "scheduler_config.json", folder / "scheduler" / "scheduler_config.json")
+    path = next((path for path in places if path.exists()), None)
+    if path is None:
+        return {}
+    try:
+        config = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged") from None
+    for key, value in SCHEDULE.items():
+        if config.get(key, value) != value:
+            raise UserError(f"{path}: {key} is {config[key]}, but only {value} is known here")
+    found = {ours: config[theirs] for theirs, ours in NUMBERS.items() if theirs in config}
+    return {**found, "t_train_max": found.get("diffusion_steps", ddpm.TrainConfig.t_train_max)}
 
 
 # pattern in diffusers' names -> in the plain ones (JCDP notes, section 9.1); up blocks count from

@@ -25,6 +25,12 @@ CONFIGS = ROOT / "configs"
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The suite is of the CPU, where equal runs give equal bytes; `-m cuda` is of the GPU."""
+    if "cuda" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a command ended. `error` is its one `error: ...` line without the word, or None."""

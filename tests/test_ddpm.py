@@ -17,6 +17,7 @@ import train_ddpm
 from core import distributed
 from core.imageset import ImageSet
 from models.unet import UNet
+from poisons import __main__ as poisons
 from purifiers import ddpm
 
 TRAIN = ["method=ddpm", "ddpm.train.width=32", "ddpm.train.batch_size=16", "ddpm.train.steps=8",
@@ -170,9 +171,12 @@ def test_training_survives_kill_9(few_path, tmp_path):
                           "train_ddpm.main()", *keys[1:], f"out={tmp_path / 'killed'}")
         time.sleep(rng.uniform(4, 9))
         running.send_signal(signal.SIGKILL)
-        running.wait()
+        assert running.wait() == -signal.SIGKILL, running.stderr.read()
+    assert list((tmp_path / "killed.partial" / "state").glob("*.pt"))
     last = process(*keys, f"out={tmp_path / 'killed'}")
-    assert last.wait() == 0, last.stderr.read()
+    said = last.communicate()[1]
+    assert last.returncode == 0, said
+    assert "resuming" in said
     assert content(tmp_path / "killed") == content(tmp_path / "straight")
 
 
@@ -204,6 +208,7 @@ def test_training_resumes_bit_for_bit(trained, few_path, tmp_path, monkeypatch):
     (["ddpm.train.t_train_max=1001"], "at most 1000"),
     (["ddpm.train.multipliers=[1, 2, 2, 2, 2, 2]"], "multiple of 32, not 16x16"),
     (["ddpm.train.batch_size=500"], "too few for a batch of 500"),
+    (["ddpm.train.attention=[8, 4]"], "no level of the network has sides of [4]"),
 ])
 def test_bad_training_keys(few_path, steps, message):
     outcome = run_command(train_ddpm.main, *TRAIN, f"data={few_path}", *steps)
@@ -257,6 +262,22 @@ def test_the_batch_changes_next_to_nothing(trained, few_path, tmp_path):
     for other in sets[1:]:
         assert np.abs(sets[0] - other).max() <= 1
         assert (sets[0] != other).mean() < 1e-3
+
+
+def test_one_graph_for_every_slice(trained, few_path, tmp_path, monkeypatch):
+    """Of 320 rows by 200 the last slice is padded: compiled once, whole, with the same result."""
+    from torch._dynamo.testing import CompileCounter
+
+    counter, original = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: original(
+        function, dynamic=dynamic, fullgraph=True, backend=counter))
+    keys = [*APPLY, f"data={few_path}", f"checkpoint={trained}", "ddpm.batch_size=200"]
+    compiled, plain = (np.load(succeed(purify.main, *keys, f"out={tmp_path / name}",
+                                       f"compile={name}") / "images.npy").astype(int)
+                       for name in ("true", "false"))
+    assert counter.frame_count == 1
+    assert np.abs(compiled - plain).max() <= 1
+    assert (compiled != plain).mean() < 1e-3
 
 
 @pytest.mark.parametrize("sampler", ["subsampled", "ddim", "euler_maruyama"])
@@ -317,7 +338,16 @@ def test_a_clean_set_is_noted(trained, few_path):
     outcome = run_command(purify.main, *APPLY, f"data={few_path}", f"checkpoint={trained}",
                           "--limit", "8")
     assert "note: few is not poisoned (lineage: none)" in outcome.stderr
-    assert f"note: {trained} was trained on clean originals of these images" in outcome.stderr
+    assert (f"note: {trained} was trained on 320 images of digits: clean originals of these images"
+            in outcome.stderr)
+
+
+def test_a_prior_of_poisoned_images_is_noted(few_path, tmp_path):
+    poisoned = succeed(poisons.main, "method=random_signs", f"data={few_path}")
+    learned = succeed(train_ddpm.main, *TRAIN, f"data={poisoned}", "ddpm.train.sample_every=0")
+    outcome = run_command(purify.main, *APPLY, f"data={poisoned}", f"checkpoint={learned}",
+                          "--limit", "8")
+    assert "+ random_signs: if those are poisoned, it learned the poison too" in outcome.stderr
 
 
 # --- several processes -----------------------------------------------------------------------

@@ -45,6 +45,20 @@ def test_a_diffusers_folder_purifies(folder, few_path):
     assert (np.load(purified / "images.npy") != np.load(few_path / "images.npy")[:8]).any()
 
 
+def test_the_scheduler_is_read(folder):
+    from diffusers import DDPMScheduler
+
+    DDPMScheduler(num_train_timesteps=500, beta_end=0.03).save_config(folder / "scheduler")
+    out = succeed(import_ddpm.main, folder, *SAYS, "--out", "imported")
+    config = json.loads((out / "meta.json").read_text())["config"]
+    assert config["diffusion_steps"] == 500
+    assert (config["beta_start"], config["beta_end"]) == (1e-4, 0.03)
+    DDPMScheduler(beta_schedule="squaredcos_cap_v2").save_config(folder / "scheduler")
+    assert "beta_schedule is squaredcos_cap_v2, but only linear" in refused(folder)
+    DDPMScheduler(prediction_type="v_prediction").save_config(folder / "scheduler")
+    assert "prediction_type is v_prediction, but only epsilon" in refused(folder)
+
+
 def test_a_ddim_list_gives_its_ema(tmp_path):
     """[model with `module.`, optimiser, epoch, step, EMA]; a list without an EMA its model; a bare
     state dict itself."""
