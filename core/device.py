@@ -25,6 +25,8 @@ class DeviceSettings:
     compile: Literal["auto", "true", "false"] = "auto"  # torch.compile; auto: on CUDA only
     threads: int | None = None                          # CPU threads; null: torch's default
     deterministic: bool = False                         # CUDA: repeatable kernels, slower
+    # signed gradient steps; auto: float32, by `precision` in TF32 or not
+    craft_precision: Literal["auto", "bf16"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Device:
     compile: bool
     threads: int
     deterministic: bool
+    craft_precision: str
 
     @property
     def torch(self) -> torch.device:
@@ -50,6 +53,12 @@ class Device:
     def autocast(self) -> contextlib.AbstractContextManager:
         """Convolutions and matrix products in bf16 where asked; losses stay the caller's fp32."""
         if self.precision != "bf16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.kind, torch.bfloat16)
+
+    def crafting(self) -> contextlib.AbstractContextManager:
+        """The same for the network of signed gradient steps; the steps stay float32."""
+        if self.craft_precision != "bf16":
             return contextlib.nullcontext()
         return torch.autocast(self.kind, torch.bfloat16)
 
@@ -86,7 +95,7 @@ class Device:
     def as_settings(self) -> DeviceSettings:
         """Settings that resolve to this device again: a resumed run replays them."""
         return DeviceSettings(self.name, self.precision, str(self.compile).lower(),
-                              self.threads, self.deterministic)
+                              self.threads, self.deterministic, self.craft_precision)
 
 
 def resolve(settings: DeviceSettings) -> Device:
@@ -125,7 +134,8 @@ def resolve(settings: DeviceSettings) -> Device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     compiled = settings.compile == "true" or (settings.compile == "auto" and can_compile(device))
-    return Device(name, precision, compiled, torch.get_num_threads(), settings.deterministic)
+    return Device(name, precision, compiled, torch.get_num_threads(), settings.deterministic,
+                  settings.craft_precision)
 
 
 def kind_of(settings: DeviceSettings) -> str:

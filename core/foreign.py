@@ -85,6 +85,14 @@ def read_npz(path: Path) -> Foreign:
 def read_npy(path: Path) -> Foreign:
     """With the labels of a file beside it, where that has a name people give it."""
     values = load_npy(path)
+    labels = next((as_labels(load_npy(file), path) for file in labels_beside(path)), None)
+    found = Foreign(".npy", values, labels)
+    pool = labels is not None and path.stem == "simple_data"    # LSP's; others are in order
+    return replace(found, form="a pool of noise by label", by_label=True) if pool else found
+
+
+def labels_beside(path: Path) -> list[Path]:
+    """Files of labels that exist for this .npy, under the names that people give them."""
     names = [name.format(stem=path.stem) for name in LABEL_FILES]
     for word, others in LABEL_NAMES.items():
         if path.stem.endswith(word):
@@ -92,11 +100,7 @@ def read_npy(path: Path) -> Foreign:
     if path.stem.startswith("x_"):
         names += [f"y_{path.stem[2:]}.npy", re.sub(r"^(x_\w+?_\w+?)_.*", r"\1", path.stem)
                   .replace("x_", "y_", 1) + ".npy"]
-    labels = next((as_labels(load_npy(path.with_name(name)), path) for name in names
-                   if path.with_name(name).exists()), None)
-    found = Foreign(".npy", values, labels)
-    pool = labels is not None and path.stem == "simple_data"    # LSP's; others are in order
-    return replace(found, form="a pool of noise by label", by_label=True) if pool else found
+    return [path.with_name(name) for name in names if path.with_name(name).exists()]
 
 
 def load_npy(path: Path) -> np.ndarray:
@@ -114,7 +118,7 @@ def of_object(found: Any, path: Path, source: str) -> Foreign:
     if isinstance(found, np.ndarray):
         return Foreign(f"{source}, one array", found)
     if isinstance(found, dict):
-        found = {key.decode() if isinstance(key, bytes) else key: value
+        found = {key.decode(errors="replace") if isinstance(key, bytes) else key: value
                  for key, value in found.items()}
         values = next((found[key] for key in IMAGE_KEYS if key in found), None)
         labels = next((found[key] for key in LABEL_KEYS if key in found), None)
@@ -126,9 +130,8 @@ def of_object(found: Any, path: Path, source: str) -> Foreign:
                        as_labels(found[1], path))
     if isinstance(found, list) and found and all(
             isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in found):
-        rows = [np.frombuffer(pair[0], np.uint8) if isinstance(pair[0], bytes)
-                else np.asarray(pair[0]) for pair in found]
-        if len({row.size for row in rows}) == 1:
+        rows = [as_row(pair[0], path) for pair in found]
+        if len({row.shape for row in rows}) == 1:
             return Foreign(f"{source}, a list of images and labels", np.stack(rows),
                            as_labels([pair[1] for pair in found], path))
     if isinstance(found, list) and found and all(isinstance(t, torch.Tensor) for t in found) \
@@ -151,10 +154,19 @@ def are_labels(images: Any, labels: Any) -> bool:
     return len(shape) in (1, 2) and shape[0] == len(images)
 
 
+def as_row(value: Any, path: Path) -> np.ndarray:
+    if isinstance(value, bytes):
+        return np.frombuffer(value, np.uint8)
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{path}: its images are no arrays of numbers") from None
+
+
 def as_array(value: Any, path: Path) -> np.ndarray:
     if isinstance(value, torch.Tensor):
-        if value.layout != torch.strided:
-            raise UserError(f"{path}: a sparse tensor is no poison")
+        if value.layout != torch.strided or value.is_quantized:
+            raise UserError(f"{path}: a sparse or quantised tensor is no poison")
         value = value.detach()
         return (value.float() if value.is_floating_point() else value).numpy()
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
@@ -182,9 +194,13 @@ def read_folder(path: Path) -> Foreign:
     batches = sorted(path.glob("data_batch_*"), key=natural)
     if batches:
         return joined([read_pickle(batch) for batch in batches], "CIFAR's batches")
+    if (path / "meta.json").exists() and (path / "images.npy").exists():
+        raise UserError(f"{path} is an image set of this project already: use it as it is")
     parts = sorted(path.glob("*.npy"), key=natural)
     if parts:
-        return joined([read_npy(part) for part in parts], "parts as .npy")
+        beside = {found for part in parts for found in labels_beside(part)}
+        return joined([read_npy(part) for part in parts if part not in beside],
+                      f"{path.name}/, parts as .npy")
     inside = path / "data" if (path / "data").is_dir() else path
     pictures = [file for file in inside.iterdir() if file.suffix.lower() in PICTURES]
     if pictures:

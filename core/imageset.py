@@ -24,6 +24,11 @@ SLICE_ROWS = 4 * streams.BLOCK      # rows in memory as floats at a time
 Rounding = Literal["round", "floor"]
 
 
+def title(step: dict) -> str:
+    """What people call a step of a lineage."""
+    return step.get("preset") or step["method"]
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Images uint8 (N, H, W, 3) and labels int64 (N,), perhaps memory-mapped and read-only.
@@ -51,6 +56,11 @@ class ImageSet:
         return self.images.shape[1:3]
 
     @property
+    def made_by(self) -> list[str]:
+        """Presets of the methods behind it, oldest first: 'rem_lite', where the method is rem."""
+        return [title(step) for step in self.meta["lineage"]]
+
+    @property
     def fingerprint(self) -> str:
         """Hex: of the content for a set from outside, of the job that made it for the others."""
         return self.meta["fingerprint"]
@@ -58,6 +68,10 @@ class ImageSet:
     def without_labels(self) -> "ImageSet":
         """For methods that must not see them."""
         return dataclasses.replace(self, labels=None)
+
+    def labels_at(self, rows: slice | np.ndarray = slice(None)) -> torch.Tensor:
+        """A copy of these rows' labels, int64 (n,)."""
+        return torch.from_numpy(np.array(self.labels[rows]))
 
     def first(self, rows: int) -> "ImageSet":
         """The first rows only (--limit)."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from core import files
 from core.errors import UserError
-from core.imageset import ImageSet, read_meta, verify
+from core.imageset import ImageSet, read_meta, title, verify
 from core.run import Run, versions
 from core.training import Result
 
@@ -65,7 +65,7 @@ def committed() -> dict[str, Path]:
 def lineage_text(record: dict) -> str:
     """'digits > lsp > dvae'"""
     return " > ".join([record["train"]["root"]["data"].rsplit("/", 1)[-1],
-                       *(step["method"] for step in record["train"]["lineage"])])
+                       *(title(step) for step in record["train"]["lineage"])])
 
 
 def spread(values: list[float]) -> str:

@@ -270,8 +270,8 @@ class Run:
         self._drop_torn_line()
         self.say(f"resuming {self.work}")
         for key, value in config.plain(self._device_settings).items():
-            if value not in (begun[key], getattr(DeviceSettings, key)):
-                self.say(f"{key}={value} is ignored: this was begun with {key}={begun[key]}")
+            if value not in (begun.get(key), getattr(DeviceSettings, key)):
+                self.say(f"{key}={value} is ignored: this was begun with {key}={begun.get(key)}")
 
     def lineage_entry(self) -> dict:
         """What this run adds to the lineage of its output."""

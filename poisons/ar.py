@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
-from core.config import in_range
+from core.config import ConfigError, in_range
 from core.errors import UserError
 from core.imageset import ImageSet, Rounding
 from core.run import Run
@@ -40,6 +39,8 @@ class Config:
 
     def __post_init__(self) -> None:
         in_range("radius", self.radius, above=0)
+        if self.norm == "linf" and self.radius > 0.5:
+            raise ConfigError("radius", f"{self.radius:g} is no linf radius; write 8/255")
         in_range("crop", self.crop, at_least=0)
 
 
@@ -54,7 +55,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
 
     def rows(images: torch.Tensor, rows: slice) -> torch.Tensor:
         top, left = start_noise(rows, height, width, run)
-        labels = torch.from_numpy(np.array(clean.labels[rows]))
+        labels = clean.labels_at(rows)
         for label in labels.unique().tolist():
             mine = (labels == label).nonzero()[:, 0]
             grown = grow(processes[label], top[..., mine], left[..., mine])

@@ -11,23 +11,23 @@ from core.files import RowFile
 from core.imageset import SLICE_ROWS, ImageSet, Rounding
 from core.run import Run
 
-# Rows of 32x32 a PGD pass; fewer of larger images. It changes speed, and results by rounding alone.
-CRAFT_BATCH = {"cpu": 128, "cuda": SLICE_ROWS}
+# Rows of 32x32 a PGD pass, and the fewest of larger images. They change speed, and results by
+# rounding alone.
+CRAFT_BATCH = {"cpu": (128, 8), "cuda": (SLICE_ROWS, 128)}
 
 # (images (B, 3, H, W) in [0, 1], labels, their rows) -> noise like the images
 Craft = Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor]
 
 
-def craft_rows(clean: ImageSet, run: Run) -> int:
-    """Rows of this set that fit one PGD pass."""
-    height, width = clean.image_shape
-    rows = CRAFT_BATCH[run.device.kind]
-    return min(rows, max(8, rows * 32 * 32 // (height * width)))
+def craft_rows(shape: tuple[int, int], kind: str) -> int:
+    """Rows of images of this (height, width) that fit one PGD pass of a 'cpu' or 'cuda'."""
+    rows, fewest = CRAFT_BATCH[kind]
+    return min(rows, max(fewest, rows * 32 * 32 // (shape[0] * shape[1])))
 
 
 def batches(start: int, stop: int, clean: ImageSet, run: Run) -> Iterator[slice]:
     """Slices of rows that fit one PGD pass."""
-    size = craft_rows(clean, run)
+    size = craft_rows(clean.image_shape, run.device.kind)
     for first in range(start, stop, size):
         yield slice(first, min(first + size, stop))
 
@@ -35,21 +35,23 @@ def batches(start: int, stop: int, clean: ImageSet, run: Run) -> Iterator[slice]
 def take(clean: ImageSet, rows: slice | np.ndarray, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
     """Images float32 (B, 3, H, W) in [0, 1], channels-last, and labels, on the run's device."""
     images = torch.from_numpy(np.array(clean.images[rows])).to(run.device.torch)
-    labels = torch.from_numpy(np.array(clean.labels[rows])).to(run.device.torch)
-    return images.permute(0, 3, 1, 2).float().div_(255), labels
+    return images.permute(0, 3, 1, 2).float().div_(255), clean.labels_at(rows).to(run.device.torch)
 
 
 def add_noise(clean: ImageSet, craft: Craft, run: Run, *, rounding: Rounding = "round",
-              file: str = "images.npy", beside: Sequence[RowFile] = ()) -> ImageSet:
-    """`clean` plus what `craft` makes of every image, batch by batch; resumable."""
+              file: str = "images.npy", beside: Sequence[RowFile] = (),
+              slice_rows: int | None = None) -> ImageSet:
+    """`clean` plus what `craft` makes of every image, batch by batch (of `slice_rows`); resumable.
+    """
+    slice_rows = slice_rows or craft_rows(clean.image_shape, run.device.kind)
 
     def rows(images: torch.Tensor, rows: slice) -> torch.Tensor:
         x = images.permute(0, 3, 1, 2)
-        labels = torch.from_numpy(np.array(clean.labels[rows])).to(x.device)
+        labels = clean.labels_at(rows).to(x.device)
         return (x + craft(x, labels, rows)).permute(0, 2, 3, 1)
 
     return clean.map_rows(rows, run, rounding=rounding, device=run.device.torch, file=file,
-                          beside=beside, slice_rows=craft_rows(clean, run), exact=False)
+                          beside=beside, slice_rows=slice_rows, exact=False)
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     height, width = clean.image_shape
 
     def rows(images: torch.Tensor, rows: slice) -> torch.Tensor:
-        weights = filters[torch.from_numpy(np.array(clean.labels[rows]))]
+        weights = filters[clean.labels_at(rows)]
         half = config.kernel // 2
         padded = F.pad(images, (0, 0, half, half, half, half))
         blurred = torch.zeros_like(images)

@@ -31,7 +31,7 @@ SMOKE = {"width": 8, "max_rounds": 2, "train_steps": 2, "steps": 2, "batch_size"
 
 
 @dataclass(frozen=True)
-class Surrogate:
+class Shared:
     """Keys that EM's two forms share."""
 
     epsilon: float = 8 / 255        # L-inf budget
@@ -64,7 +64,7 @@ class Surrogate:
 
 
 @dataclass(frozen=True)
-class Config(Surrogate):
+class Config(Shared):
     steps: int = 20                 # of PGD a round, from the noise of the round before
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class Config(Surrogate):
         in_range("steps", self.steps, at_least=1)
 
 
-def bound(config: Surrogate) -> tuple[str, float]:
+def bound(config: Shared) -> tuple[str, float]:
     return "linf", config.epsilon
 
 
@@ -101,7 +101,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
                               epsilon=config.epsilon, step_size=config.step_size,
                               steps=config.steps)
                 new_delta.write(rows.start, to_rows(crafted))
-        errors.append(error_rate(frozen, clean, new_delta, run))
+        errors.append(run.world.from_leader(error_rate(frozen, clean, new_delta, run)))
         loop.end_epoch(error=errors[-1])
         if reached(errors, config):
             break
@@ -118,7 +118,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
 # --- shared with em_classwise ----------------------------------------------------------------
 
 
-def build_surrogate(clean: ImageSet, config: Surrogate, run: Run
+def build_surrogate(clean: ImageSet, config: Shared, run: Run
                     ) -> tuple[nn.Module, torch.optim.SGD]:
     with run.initialisation("surrogate"):
         model = classifier(config.architecture, clean.num_classes, clean.image_shape, config.width)
@@ -128,7 +128,7 @@ def build_surrogate(clean: ImageSet, config: Surrogate, run: Run
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.SGD, images: torch.Tensor,
-               labels: torch.Tensor, config: Surrogate) -> torch.Tensor:
+               labels: torch.Tensor, config: Shared) -> torch.Tensor:
     """One step on noised images; returns the loss."""
     loss = F.cross_entropy(model(images), labels)
     optimizer.zero_grad(set_to_none=True)
@@ -138,11 +138,11 @@ def train_step(model: nn.Module, optimizer: torch.optim.SGD, images: torch.Tenso
     return loss
 
 
-def reached(errors: list[float], config: Surrogate) -> bool:
+def reached(errors: list[float], config: Shared) -> bool:
     return bool(errors) and errors[-1] <= config.stop_error
 
 
-def tell(errors: list[float], config: Surrogate, run: Run) -> None:
+def tell(errors: list[float], config: Shared, run: Run) -> None:
     """Print and log the trajectory and why the rounds ended."""
     run.say("surrogate's accuracy after each round (%): "
             + " ".join(f"{100 * (1 - error):.2f}" for error in errors))
@@ -156,7 +156,7 @@ def tell(errors: list[float], config: Surrogate, run: Run) -> None:
     run.note("stop", reached=reached(errors, config), rounds=len(errors), errors=errors)
 
 
-def kept(delta: torch.Tensor, config: Surrogate) -> torch.Tensor:
+def kept(delta: torch.Tensor, config: Shared) -> torch.Tensor:
     """The noise as it meets the pixels. Overwrites `delta`."""
     if config.positive_only:
         delta.clamp_(min=0)

@@ -22,7 +22,7 @@ from core.loop import Loop
 from core.run import Run
 from poisons.crafting import take
 from poisons.em import (
-    Surrogate,
+    Shared,
     bound,
     build_surrogate,
     kept,
@@ -39,7 +39,7 @@ SMOKE = {"width": 8, "max_rounds": 3, "train_steps": 2, "batch_size": 64}
 
 
 @dataclass(frozen=True)
-class Config(Surrogate):
+class Config(Shared):
     max_rounds: int = 300           # a cap; a round is a fiftieth of a sample-wise one
     share: float = 0.2              # of each class, that the noise is made from
 
@@ -80,7 +80,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
             stepped = pgd(images, noise.delta[labels], frozen.gradient(labels),
                           epsilon=config.epsilon, step_size=config.step_size, steps=1)
             update_means(noise.delta, stepped, labels, config.epsilon)
-        errors.append(error_rate(frozen, clean, part, noise, config, run))
+        errors.append(run.world.from_leader(error_rate(frozen, clean, part, noise, config, run)))
         loop.save_epochs = reached(errors, config)      # the last state: the loop ends here
         loop.end_epoch(error=errors[-1])
         if reached(errors, config):
@@ -88,7 +88,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
 
     tell(errors, config, run)
     delta = kept(noise.delta, config).permute(0, 2, 3, 1).cpu()
-    labels = torch.from_numpy(np.array(clean.labels))
+    labels = clean.labels_at()
     return clean.map_rows(lambda images, rows: images.add_(delta[labels[rows]]), run,
                           rounding=config.rounding)
 

@@ -13,10 +13,9 @@ not here.
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
 import torch
 
-from core.config import budget, in_range
+from core.config import ConfigError, budget, in_range
 from core.imageset import ImageSet, Rounding
 from core.run import Run
 from core.training import Schedule
@@ -51,7 +50,9 @@ class Config:
     def __post_init__(self) -> None:
         if self.norm == "linf":
             budget("epsilon", self.epsilon)
-        in_range("epsilon", self.epsilon, above=0)
+        elif self.epsilon < 0.1:
+            raise ConfigError("epsilon", f"an l2 radius of {self.epsilon:.4g} is lost in rounding; "
+                                         "the release has 0.5")
         in_range("steps", self.steps, at_least=1)
 
 
@@ -63,14 +64,14 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus its own noise."""
     frozen = FrozenSurrogate(train_surrogate(clean, config.surrogate, run), run.device)
     shift = 0 if config.variant == "p2" else 1
+    targets = (clean.labels_at() + shift) % clean.num_classes
 
-    def noise(images: torch.Tensor, labels: torch.Tensor, _: slice) -> torch.Tensor:
-        targets = (labels + shift) % clean.num_classes
-        return pgd(images, torch.zeros_like(images), frozen.gradient(targets), norm=config.norm,
+    def noise(images: torch.Tensor, _: torch.Tensor, rows: slice) -> torch.Tensor:
+        gradient = frozen.gradient(targets[rows].to(images.device))
+        return pgd(images, torch.zeros_like(images), gradient, norm=config.norm,
                    epsilon=config.epsilon, step_size=config.epsilon / 5, steps=config.steps)
 
     poisoned = add_noise(clean, noise, run, rounding=config.rounding)
-    targets = (torch.from_numpy(np.array(clean.labels)) + shift) % clean.num_classes
     tell("is right" if shift == 0 else "says the next class",
          seen_as(poisoned, frozen, targets, run), run)
     return poisoned

@@ -42,7 +42,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     places = search(clean, config)
 
     def pixels(images: torch.Tensor, rows: slice) -> torch.Tensor:
-        labels = torch.from_numpy(np.array(clean.labels[rows]))
+        labels = clean.labels_at(rows)
         for label in labels.unique().tolist():
             mine = (labels == label).nonzero()[:, 0]
             for row, column, colour in places[label]:

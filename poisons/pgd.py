@@ -16,6 +16,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from core.device import Device
 
+WHOLE = 64              # a batch of a multiple of this is no remainder
+
 # (images (B, 3, H, W) in [0, 1], step) -> gradient with respect to the images, same shape
 Gradient = Callable[[torch.Tensor, int], torch.Tensor]
 Loss = Callable[[torch.Tensor, int], torch.Tensor]      # the same to a number
@@ -89,7 +91,10 @@ class FrozenSurrogate(nn.Module):
             self.convolutions.append(conv)
         device.place(self)
         self.update(model)
-        self.logits = device.maybe_compile(self.folded)
+        self.device = device
+        self.plain = {"logits": self.folded, "features": getattr(self.folded, "features", None)}
+        self.compiled = {what: part and device.maybe_compile(part)
+                         for what, part in self.plain.items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -107,12 +112,19 @@ class FrozenSurrogate(nn.Module):
             own.bias.copy_(bias)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K) of images (B, 3, H, W) in [0, 1]."""
-        return self.logits(images)
+        """Logits (B, K) of images (B, 3, H, W) in [0, 1], in their precision."""
+        return self._seen("logits", images)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """What the linear head sees (B, C)."""
-        return self.folded.features(images)
+        """What the linear head sees (B, C), likewise."""
+        return self._seen("features", images)
+
+    def _seen(self, what: str, images: torch.Tensor) -> torch.Tensor:
+        """Compiled for whole batches with gradients; the odd last batch and scoring are not worth
+        a graph of their own."""
+        whole = torch.is_grad_enabled() and len(images) % WHOLE == 0
+        with self.device.crafting():
+            return (self.compiled if whole else self.plain)[what](images).to(images)
 
     def gradient(self, labels: torch.Tensor) -> Gradient:
         """Of the cross-entropy to `labels`."""

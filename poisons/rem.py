@@ -28,7 +28,7 @@ from core.run import Run
 from core.streams import BLOCK
 from core.training import Normalised
 from models.classifiers import Architecture, classifier
-from poisons.crafting import CRAFT_BATCH, crop_and_flip, take
+from poisons.crafting import add_noise, craft_rows, crop_and_flip, take
 from poisons.pgd import FrozenSurrogate, gradient_of, pgd
 
 VERSION = 1
@@ -120,13 +120,10 @@ def poison(clean: ImageSet, config: Config, run: Run,
     run.world.share(model)
     frozen.update(model)
 
-    def rows(images: torch.Tensor, rows: slice) -> torch.Tensor:
-        x = images.permute(0, 3, 1, 2)
-        labels = torch.from_numpy(np.array(clean.labels[rows])).to(x.device)
-        delta = defend(x, labels, frozen, config, block_draws(run, rows), inside)
-        return (x + delta).permute(0, 2, 3, 1)
+    def noise(images: torch.Tensor, labels: torch.Tensor, rows: slice) -> torch.Tensor:
+        return defend(images, labels, frozen, config, block_draws(run, rows), inside)
 
-    return clean.map_rows(rows, run, device=run.device.torch, slice_rows=BLOCK, exact=False)
+    return add_noise(clean, noise, run, slice_rows=BLOCK)
 
 
 # --- noise and adversary ---------------------------------------------------------------------
@@ -137,7 +134,7 @@ def defend(images: torch.Tensor, labels: torch.Tensor, frozen: FrozenSurrogate, 
     """The noise of these images, in whole grey levels: `steps` signed steps down the loss through
     `transforms` random transforms, each with the adversary's offset as a constant."""
     delta = (2 * draw("start", images) - 1) * config.epsilon
-    at_once = max(1, CRAFT_BATCH[images.device.type] // len(images))    # changes speed alone
+    at_once = max(1, craft_rows(images.shape[2:], images.device.type) // len(images))
     for step in range(config.steps):
         total = torch.zeros_like(images)
         for first in range(0, config.transforms, at_once):
@@ -185,7 +182,8 @@ def transformed(x: torch.Tensor, drawn: torch.Tensor, config: Config) -> torch.T
 def defend_together(images: torch.Tensor, labels: torch.Tensor, frozen: FrozenSurrogate,
                     config: Config, draw: Draw, run: Run, inside: str) -> torch.Tensor:
     """`defend` for a batch that the processes share; each gets the whole noise. On a CPU a batch is
-    always crafted in PARTS, so that 1, 2 and 4 processes round alike."""
+    always crafted in PARTS, so that 1, 2 and 4 processes give the same bytes; else their number
+    changes the rounding of sums, and with it the sign of gradients near 0."""
     mine, size = run.world.part(len(images)), len(images) // run.world.size
     if images.device.type == "cpu" and len(images) % PARTS == 0 and PARTS % run.world.size == 0:
         size = len(images) // PARTS

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -77,13 +76,12 @@ def bound(config: Config) -> tuple[str, float]:
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus its own noise, for the class half-way round."""
     ensemble = train_ensemble(clean, config, run)
-    classes = clean.num_classes
+    targets = (clean.labels_at() + clean.num_classes // 2) % clean.num_classes
     centroids = [class_features(frozen, clean, run) for frozen in ensemble] \
         if config.loss != "sep" else []
 
-    def losses(labels: torch.Tensor) -> list[Gradient]:
+    def losses(targets: torch.Tensor) -> list[Gradient]:
         """One gradient a checkpoint."""
-        targets = (labels + classes // 2) % classes
 
         def by_class(frozen: FrozenSurrogate) -> Callable:
             return lambda x, _: F.cross_entropy(frozen(x), targets, reduction="sum")
@@ -95,8 +93,8 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
             return [gradient_of(by_class(frozen)) for frozen in ensemble]
         return [gradient_of(by_feature(*pair)) for pair in zip(ensemble, centroids, strict=True)]
 
-    def noise(images: torch.Tensor, labels: torch.Tensor, _: slice) -> torch.Tensor:
-        gradients = losses(labels)
+    def noise(images: torch.Tensor, _: torch.Tensor, rows: slice) -> torch.Tensor:
+        gradients = losses(targets[rows].to(images.device))
 
         def average(x: torch.Tensor, step: int) -> torch.Tensor:
             if config.loss == "fa_vr":
@@ -107,7 +105,6 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
                    step_size=config.step_size, steps=config.steps)
 
     poisoned = add_noise(clean, noise, run, rounding=config.rounding)
-    targets = (torch.from_numpy(np.array(clean.labels)) + classes // 2) % classes
     tell("says the class half-way round", seen_as(poisoned, ensemble[-1], targets, run), run)
     return poisoned
 
@@ -133,8 +130,7 @@ def variance_reduced(x: torch.Tensor, images: torch.Tensor, gradients: list[Grad
 
 def train_ensemble(clean: ImageSet, config: Config, run: Run) -> list[FrozenSurrogate]:
     """The surrogate as it was after each of `checkpoints` epochs."""
-    every = config.surrogate.epochs / config.checkpoints
-    kept = [round(every * (i + 1)) - 1 for i in range(config.checkpoints)]      # from 0
+    kept = spaced(config.surrogate.epochs, config.checkpoints)
 
     def keep(epoch: int, model: nn.Module) -> None:
         if epoch in kept and run.world.leads:
@@ -155,6 +151,11 @@ def train_ensemble(clean: ImageSet, config: Config, run: Run) -> list[FrozenSurr
         model.load_state_dict(load_file(place(epoch)))
         ensemble.append(FrozenSurrogate(model, run.device))
     return ensemble
+
+
+def spaced(epochs: int, checkpoints: int) -> list[int]:
+    """Equally spaced epochs, from 0, the last one included."""
+    return [round(epochs / checkpoints * (i + 1)) - 1 for i in range(checkpoints)]
 
 
 @torch.no_grad()

@@ -100,11 +100,11 @@ def craft(clean: ImageSet, frozen: FrozenSurrogate, transform: "Transform", rest
 
     def noise(images: torch.Tensor, _: torch.Tensor, rows: slice) -> torch.Tensor:
         labels = targets[rows].to(images.device)
+        shifts, mirrored = transform.draw_rows(f"{restart}", config.steps + 1, rows)
 
         def losses(images: torch.Tensor, step: int) -> torch.Tensor:
-            drawn = transform.draw_rows(f"{restart}/{step}", rows)
-            return sign * F.cross_entropy(frozen(transform(images, *drawn)), labels,
-                                          reduction="none")
+            seen = frozen(transform(images, shifts[step], mirrored[step]))
+            return sign * F.cross_entropy(seen, labels, reduction="none")
 
         start = by_block(rows, lambda block: torch.randn(
             BLOCK, *images.shape[1:], generator=run.stream(f"tap/start{restart}", block)))
@@ -125,7 +125,7 @@ def craft(clean: ImageSet, frozen: FrozenSurrogate, transform: "Transform", rest
 
 def targets_of(clean: ImageSet, config: Config) -> torch.Tensor:
     """The labels that the noise descends to (or ascends from, untargeted)."""
-    labels = torch.from_numpy(np.array(clean.labels))
+    labels = clean.labels_at()
     return (labels + 1) % clean.num_classes if config.targeted else labels
 
 
@@ -142,14 +142,15 @@ class Transform:
         drawn = torch.rand(len(images), 3, generator=self.run.stream(f"tap/{name}", step))
         return self._scaled(drawn)
 
-    def draw_rows(self, name: str, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """For rows of the set, by block."""
-        return self._scaled(by_block(rows, lambda block: torch.rand(
-            BLOCK, 3, generator=self.run.stream(f"tap/shift{name}", block))))
+    def draw_rows(self, name: str, steps: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """For rows of the set, by block, and every step: (steps, n, 2) and (steps, n)."""
+        return self._scaled(torch.stack([by_block(rows, lambda block, step=step: torch.rand(
+            BLOCK, 3, generator=self.run.stream(f"tap/shift{name}/{step}", block)))
+            for step in range(steps)]))
 
     def _scaled(self, drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        shifts = (2 * drawn[:, :2] - 1) * self.config.shift
-        mirrored = (drawn[:, 2] < 0.5) & self.config.flip
+        shifts = (2 * drawn[..., :2] - 1) * self.config.shift
+        mirrored = (drawn[..., 2] < 0.5) & self.config.flip
         return shifts.to(self.fill.device), mirrored.to(self.fill.device)
 
     def __call__(self, images: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor

@@ -1,4 +1,4 @@
-"""Grayscale: luma copied to three channels. Half of ISS (Liu et al., ICML 2023).
+"""Grayscale: luma copied to three channels. Half of ISS. Source: Liu et al., ICML 2023.
 
 Pillow's integer BT.601 luma, on the stored image (defence notes, section 4).
 """

@@ -1,4 +1,4 @@
-"""JPEG compression and decoding. Half of ISS (Liu et al., ICML 2023).
+"""JPEG compression and decoding. Half of ISS. Source: Liu et al., ICML 2023.
 
 Pillow's encoder on the stored image, with its default 4:2:0 chroma (defence notes, section 4).
 """

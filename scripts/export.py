@@ -40,9 +40,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--root", default="data", help="where torchvision's data sets are")
     arguments = parser.parse_args(argv)
     out, images = arguments.out, ImageSet.load(arguments.set)
-    if out.suffix != SUFFIX[arguments.form]:
-        raise UserError(f"--out: {out}: a name for --as {arguments.form} ends in "
-                        f"'{SUFFIX[arguments.form]}'")
+    suffix = SUFFIX[arguments.form]
+    if not out.name or (suffix and out.suffix != suffix):
+        raise UserError(f"--out: '{out}' is no name for --as {arguments.form}"
+                        + (f", which ends in '{suffix}'" if suffix else ""))
     labels = out.with_name(f"{out.stem}_labels.npy")
     for path in (out, labels) if arguments.form == "npy" else (out,):
         if path.exists():
@@ -71,7 +72,7 @@ def write_png(images: ImageSet, out: Path) -> None:
     from PIL import Image
     from tqdm import tqdm
 
-    work = out.with_name(out.name + ".partial")
+    work = out.with_name(out.name + ".export")          # .partial is an unfinished run's
     files.remove_tree(work)
     files.mkdir(work)
     for row in tqdm(range(len(images)), desc="png", disable=None, leave=False):

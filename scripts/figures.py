@@ -105,8 +105,8 @@ def load_alike(words: list[str]) -> list[tuple[str, ImageSet]]:
     share them. Raises UserError unless all come from the same clean images."""
     given, paths = zip(*(word.rpartition("=")[::2] for word in words), strict=True)
     sets = [ImageSet.load(path) for path in paths]
-    names = [name or " > ".join(step["method"] for step in other.meta["lineage"])
-             or Path(path).name for name, path, other in zip(given, paths, sets, strict=True)]
+    names = [name or " > ".join(other.made_by) or Path(path).name
+             for name, path, other in zip(given, paths, sets, strict=True)]
     for path, other in zip(paths, sets, strict=True):
         for what, ours, first in (("images", other.images.shape, sets[0].images.shape),
                                   ("root", other.meta["root"], sets[0].meta["root"])):

@@ -59,7 +59,9 @@ def main(argv: list[str] | None = None) -> None:
 
     base = load(DataSettings(arguments.base, arguments.split, arguments.size, arguments.test,
                              arguments.root), "--base")
-    source = arguments.source
+    source, name = arguments.source, arguments.name or arguments.source.stem
+    if name != Path(name).name:
+        raise UserError(f"--name: '{name}' is no plain name")
     options = aligning.Options(arguments.units, arguments.rounding, arguments.positive_only,
                                arguments.candidate)
     aligned = aligning.align(foreign.read(source), base, options, str(source))
@@ -68,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     check(bound, found, clean, arguments, str(source))
 
     origin = {"source": place(source), "sha256": digest_of(source), "how": aligned.how}
-    shown = {**config.plain(options), "name": arguments.name or source.stem}
+    shown = {**config.plain(options), "name": name}
     job = Job("poisons", f"{base.meta['name']}-{shown['name']}", "import", VERSION,
               {**shown, "how": origin["how"]}, 0,
               {"data": clean.fingerprint, "source": origin["sha256"]}, shown["name"])
@@ -98,6 +100,8 @@ def bound_of(arguments: argparse.Namespace) -> tuple[str, float] | None:
     radius = config.read_number(arguments.radius)
     if radius is None or radius <= 0:
         raise UserError(f"--radius: '{arguments.radius}' is no positive number")
+    if arguments.norm == "linf" and radius > 0.5:
+        raise UserError(f"--radius: {arguments.radius} is no linf radius in [0, 1]; write 8/255")
     return arguments.norm, float(radius)
 
 

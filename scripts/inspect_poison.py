@@ -109,7 +109,7 @@ def print_summary(path: str, poison: ImageSet, clean: ImageSet, found, spectra: 
     probe = linear_probe(clean, poison, streams.rng(0, "probe"))
     nearest = nearest_mean(clean, poison, streams.rng(0, "probe"))
     shared = np.square(means).mean() / max(mean_square(clean, poison), 1e-12)
-    steps = " > ".join(step["method"] for step in poison.meta["lineage"]) or "clean"
+    steps = " > ".join(poison.made_by) or "clean"
     print(f"{path}: {steps}; {len(poison)} images of {clean.num_classes} classes")
     for name, text in (
         ("Linf", f"{found.linf * 255:.0f}/255"),
@@ -142,7 +142,7 @@ def mean_square(clean: ImageSet, poison: ImageSet) -> float:
 
 def draw(poison: ImageSet, clean: ImageSet, spectra: Spectra, means: np.ndarray):
     """Sixteen images with their residuals; class means, spectrum and histogram beside them."""
-    name = poison.meta["lineage"][-1]["method"] if poison.meta["lineage"] else poison.meta["name"]
+    name = (poison.made_by or [poison.meta["name"]])[-1]
     chosen = np.sort(streams.rng(0, "shown").permutation(len(clean))[:16])
     strips = [strip for rows in (chosen[:8], chosen[8:]) if len(rows)
               for strip in image_strips(pick(clean, rows), [(name, pick(poison, rows))],

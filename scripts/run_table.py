@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -54,7 +55,8 @@ def main(argv: list[str] | None = None) -> None:
         for artefact in missing:
             print(f"{about(seconds_of(artefact)):>12}  python {' '.join(artefact.line)}")
         return
-    failed = Scheduler(missing, arguments.jobs).run()
+    typed = any(word.startswith("device=") for word in settings)
+    failed = Scheduler(missing, arguments.jobs, [] if typed else visible_gpus()).run()
     if failed:
         for cell in cells:
             if cell.record in failed:
@@ -65,12 +67,33 @@ def main(argv: list[str] | None = None) -> None:
                         "the same line")
 
 
-class Scheduler:
-    """Runs commands, at most `jobs` at a time, each when what it needs is there."""
+@dataclass(frozen=True)
+class Running:
+    """A command that was launched: whether it began from nothing, and on which GPU of several."""
 
-    def __init__(self, missing: list[planning.Artefact], jobs: int) -> None:
+    process: subprocess.Popen
+    started: float
+    fresh: bool
+    gpu: str | None
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name, where there are several; else nothing to choose."""
+    import torch
+
+    count = torch.cuda.device_count()
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    return names[:count] if count > 1 else []
+
+
+class Scheduler:
+    """Runs commands, at most `jobs` at a time, each when what it needs is there; on several GPUs,
+    each on the least busy one."""
+
+    def __init__(self, missing: list[planning.Artefact], jobs: int, gpus: list[str]) -> None:
         self.pending, self.jobs, self.total = list(missing), jobs, len(missing)
-        self.running: dict[planning.Artefact, tuple[subprocess.Popen, float, bool]] = {}
+        self.running: dict[planning.Artefact, Running] = {}
+        self.gpus = gpus
         self.failed: dict[planning.Artefact, str] = {}
         self.finished = 0
 
@@ -85,10 +108,10 @@ class Scheduler:
                 time.sleep(0.05)
                 self._collect()
         except BaseException:                           # Ctrl-C, or our own log on a full disk
-            for process, _, _ in self.running.values():
-                process.send_signal(signal.SIGINT)      # each saves its state
-            for process, _, _ in self.running.values():
-                process.wait()
+            for running in self.running.values():
+                running.process.send_signal(signal.SIGINT)      # each saves its state
+            for running in self.running.values():
+                running.process.wait()
             raise
         finally:
             for number, handler in before.items():
@@ -110,26 +133,31 @@ class Scheduler:
     def _launch(self, artefact: planning.Artefact) -> None:
         files.mkdir(LOGS)
         fresh = not artefact.out.with_name(artefact.out.name + ".partial").exists()
+        busy = [running.gpu for running in self.running.values()]
+        gpu = min(self.gpus, key=busy.count, default=None)
+        environment = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         with open(log_of(artefact), "w") as log:
             process = subprocess.Popen(
                 [sys.executable, *artefact.line], stdout=subprocess.DEVNULL, stderr=log,
+                env={**os.environ, **environment},
                 start_new_session=True)         # Ctrl-C reaches it through us, once
-        self.running[artefact] = process, time.monotonic(), fresh
+        self.running[artefact] = Running(process, time.monotonic(), fresh, gpu)
         say(f"[{self.finished + len(self.running)}/{self.total}] {artefact.out}")
 
     def _collect(self) -> None:
-        for artefact, (process, started, fresh) in list(self.running.items()):
-            if process.poll() is None:
+        for artefact, running in list(self.running.items()):
+            status = running.process.poll()
+            if status is None:
                 continue
             del self.running[artefact]
             self.finished += 1
-            seconds = time.monotonic() - started
-            if process.returncode == 0:
+            seconds = time.monotonic() - running.started
+            if status == 0:
                 say(f"done in {about(seconds)}: {artefact.out}")
-                if fresh:
+                if running.fresh:
                     note_seconds(artefact, seconds)
             else:
-                self.failed[artefact] = why(artefact, process.returncode)
+                self.failed[artefact] = why(artefact, status)
                 say(f"FAILED: {artefact.out}: {self.failed[artefact]}")
 
 

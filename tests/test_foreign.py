@@ -421,8 +421,45 @@ def test_exports_come_back_the_same(tmp_path, monkeypatch, form, name, digits):
     np.testing.assert_array_equal(one.labels, two.labels)
     again = run_command(export.main, poison, "--as", form, "--out", tmp_path / name)
     assert "exists; remove it or choose another name" in again.error
-    assert f"ends in '{export.SUFFIX[form]}'" in run_command(
-        export.main, poison, "--as", form, "--out", tmp_path / "x.odd").error
+    suffix = export.SUFFIX[form]
+    odd = run_command(export.main, poison, "--as", form, "--out", tmp_path / "x.odd")
+    assert odd.status == bool(suffix)       # a folder may have any name
+    assert not suffix or f"which ends in '{suffix}'" in odd.error
+
+
+def test_an_export_leaves_an_unfinished_run_alone(tmp_path, base):
+    (tmp_path / "tree.partial").mkdir()
+    (tmp_path / "tree.partial" / "run.json").write_text("{}")
+    assert run_command(export.main, base, "--as", "png", "--out", tmp_path / "tree").status == 0
+    assert (tmp_path / "tree.partial" / "run.json").exists()
+
+
+@pytest.mark.parametrize(("name", "found", "message"), [
+    ("text.pkl", {b"\xff": 1}, "holds a dict of"),
+    ("ragged.pkl", [(np.zeros((2, 3)), 0), (np.zeros((3, 2)), 1)], "holds a list"),
+    ("nested.pkl", [([[1], [2, 3]], 0), ([[1], [2, 3]], 1)], "no arrays of numbers"),
+])
+def test_odd_objects_get_a_sentence(tmp_path, base, name, found, message):
+    (tmp_path / name).write_bytes(pickle.dumps(found))
+    outcome = run_import(tmp_path / name, base)
+    assert outcome.status == 1
+    assert message in outcome.error
+
+
+def test_mistakes_of_the_import_line(tmp_path, base, poisoned):
+    np.save(tmp_path / "x.npy", poisoned)
+    for words, message in ((["--norm", "linf", "--radius", "8"], "write 8/255"),
+                           (["--name", "../x"], "no plain name")):
+        assert message in run_import(tmp_path / "x.npy", base, *words).error
+    assert "is an image set of this project already" in run_import(base, base).error
+
+
+def test_a_folder_of_parts_may_hold_their_labels(tmp_path, base, clean, poisoned):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    np.save(folder / "x.npy", poisoned)
+    np.save(folder / "x_labels.npy", np.array(clean.labels))
+    np.testing.assert_array_equal(imported(folder, base), poisoned)
 
 
 def test_an_inspection_prints_and_draws(tmp_path):

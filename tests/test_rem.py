@@ -103,7 +103,7 @@ def test_grouped_transforms_change_speed_alone(surrogate, monkeypatch):
     torch.manual_seed(1)
     images, labels = torch.rand(4, 3, 16, 16), torch.arange(4)
     together = rem.defend(images, labels, frozen, CONFIG, Draws(4))
-    monkeypatch.setattr(rem, "CRAFT_BATCH", {"cpu": 4})
+    monkeypatch.setattr(rem, "craft_rows", lambda shape, kind: 4)
     one_by_one = rem.defend(images, labels, frozen, CONFIG, Draws(4))
     assert (together == one_by_one).float().mean() > 0.999
 
