@@ -73,7 +73,7 @@ def strips_of(cells: list[planning.Cell], root: str, rows: slice) -> list[Strip]
         if saved.exists():
             p_hat = np.load(saved, mmap_mode="r")[rows].astype(np.float64)
             strips.append(Strip("p_hat of stage 1", None, p_hat))
-        name = "x0" if len(chain) == 1 else cell.column.name
+        name = "poisoned" if len(chain) == 1 else cell.column.name
         images = final.images[rows] / 255.0
         strips.append(Strip(f"{name}\n{100 * record['accuracy_last']:.1f} %", images,
                             images - clean))

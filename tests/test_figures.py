@@ -204,7 +204,7 @@ def test_strips_and_both_scales(stages, monkeypatch, digits):
     monkeypatch.chdir(stages)
     found = strips.strips_of(plan(), "data", slice(3, 6))
     assert [strip.label.splitlines()[0] for strip in found] == [
-        "clean", "x0", "p_hat of stage 1", "x1", "x3"]
+        "clean", "poisoned", "p_hat of stage 1", "x1", "x3"]
     clean, x0, p_hat, x1, _ = found
     np.testing.assert_array_equal(clean.images, digits.images[3:6] / 255)
     np.testing.assert_allclose(x0.residual, x0.images - clean.images)

@@ -266,3 +266,36 @@ def test_only_a_norm_right_after_its_convolution_is_folded():
             torch.testing.assert_close(frozen(images), model.eval()(images))
             model.train()(uniform(5, 3, 8, 8, high=3, seed=1))      # moves the running statistics
         frozen.update(model)
+
+
+def test_only_whole_batches_with_gradients_are_compiled(monkeypatch):
+    """One graph for crafting and one for its features, whatever the last batch and the scoring."""
+    from torch._dynamo.testing import CompileCounter
+
+    counter, original = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: original(
+        function, dynamic=dynamic, fullgraph=True, backend=counter))
+    compiling = resolve(DeviceSettings(device="cpu", compile="true"))
+    frozen = FrozenSurrogate(resnet18(4, 4), compiling)
+    for rows in (64, 64, 23, 128 + 7):
+        gradient = frozen.gradient(torch.arange(rows) % 4)
+        assert gradient(torch.rand(rows, 3, 16, 16), 0).shape == (rows, 3, 16, 16)
+    with torch.no_grad():
+        frozen(torch.rand(64, 3, 16, 16))
+    assert counter.frame_count == 1
+    frozen.features(torch.rand(64, 3, 16, 16).requires_grad_())
+    assert counter.frame_count == 2
+
+
+def test_crafting_in_bf16_if_asked():
+    """Logits come back in float32, rounded; signs of all but the smallest gradients agree."""
+    asked = resolve(DeviceSettings(device="cpu", craft_precision="bf16"))
+    model, images = randomise(resnet18(4, 8)).eval(), torch.rand(8, 3, 16, 16)
+    exact, rounded = (FrozenSurrogate(model, device) for device in (CPU, asked))
+    one, two = exact(images), rounded(images)
+    assert two.dtype == torch.float32
+    assert 0 < (one - two).abs().max() < 0.05 * one.abs().max()
+    labels = torch.arange(8) % 4
+    one, two = (frozen.gradient(labels)(images, 0) for frozen in (exact, rounded))
+    large = one.abs() > one.abs().median()
+    assert (one.sign() == two.sign())[large].float().mean() > 0.95

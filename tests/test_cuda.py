@@ -1,0 +1,101 @@
+"""What only a CUDA device shows: `bash scripts/test.sh -m cuda`. The other tests never see one."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, content, process, run_command, succeed
+
+import evaluate
+import purify
+import train_ddpm
+import train_vae
+from core.command import list_methods
+from core.device import DeviceSettings, resolve
+from models.resnet import resnet18
+from poisons.__main__ import main as poison_main
+from poisons.pgd import FrozenSurrogate
+
+DEVICE = "cuda"
+pytestmark = [pytest.mark.cuda,
+              pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
+PRIOR = ["method=ddpm", f"device={DEVICE}", "ddpm.train.width=32", "ddpm.train.batch_size=32",
+         "ddpm.train.steps=60", "ddpm.train.multipliers=[1, 1]", "ddpm.train.attention=[8]",
+         "ddpm.train.warmup_steps=5", "ddpm.train.learning_rate=1e-3", "ddpm.train.flip=false",
+         "ddpm.train.sample_every=0"]
+JCDP = ["method=jcdp", f"device={DEVICE}", "jcdp.sampler=subsampled", "jcdp.lpips_net=squeeze",
+        "jcdp.lpips_resize=32", "jcdp.batch_size=200"]
+
+
+@pytest.fixture(scope="module")
+def prior(few_path, tmp_path_factory):
+    return succeed(train_ddpm.main, *PRIOR, f"data={few_path}",
+                   f"out={tmp_path_factory.mktemp('cuda') / 'prior'}")
+
+
+def levels(folder) -> np.ndarray:
+    return np.load(folder / "images.npy").astype(int)
+
+
+@pytest.mark.parametrize("name", [name for name in list_methods("poisons") if name != "reuse"])
+def test_every_attack(few_path, name):
+    """As by default: TF32, compiled."""
+    outcome = run_command(poison_main, f"method={name}", f"data={few_path}", "--smoke",
+                          f"device={DEVICE}")
+    assert outcome.status == 0, outcome.stderr
+
+
+@pytest.mark.parametrize("name", ["em", "tap", "rem"])
+def test_deterministic_runs_repeat(few_path, tmp_path, name):
+    one, two = (succeed(poison_main, f"method={name}", f"data={few_path}", "--smoke",
+                        f"device={DEVICE}", "deterministic=true", f"out={tmp_path / out}")
+                for out in ("one", "two"))
+    assert content(one) == content(two)
+
+
+def test_gradients_are_the_cpus():
+    """In float32 all but the smallest have one sign."""
+    torch.manual_seed(0)
+    model, images = resnet18(10, 8).eval(), torch.rand(64, 3, 32, 32)
+    labels = torch.arange(64) % 10
+    found = []
+    for device in ("cpu", DEVICE):
+        resolved = resolve(DeviceSettings(device, precision="fp32", compile="false"))
+        frozen = FrozenSurrogate(model, resolved)
+        found.append(frozen.gradient(labels.to(device))(images.to(device), 0).cpu())
+    large = found[0].abs() > found[0].abs().median()
+    assert (found[0].sign() == found[1].sign())[large].float().mean() > 0.999
+
+
+def test_bf16_purifies_as_fp32_does(prior, few_path, tmp_path):
+    """Below half a grey level of difference (root mean square), for the same noise."""
+    sets = [levels(succeed(purify.main, *JCDP, f"data={few_path}", f"checkpoint={prior}",
+                           f"precision={precision}", f"out={tmp_path / precision}"))
+            for precision in ("bf16", "fp32")]
+    assert np.sqrt(np.square(sets[0] - sets[1]).mean()) < 0.5
+
+
+def test_compiling_changes_next_to_nothing(prior, few_path, tmp_path):
+    """The last slice of 320 rows by 200 is padded."""
+    sets = [levels(succeed(purify.main, *JCDP, f"data={few_path}", f"checkpoint={prior}",
+                           "precision=fp32", f"compile={compiled}", f"out={tmp_path / compiled}"))
+            for compiled in ("true", "false")]
+    assert np.abs(sets[0] - sets[1]).max() <= 2
+    assert (sets[0] != sets[1]).mean() < 1e-2
+
+
+def test_training_and_scoring(few_path, tmp_path):
+    trained = succeed(train_vae.main, "method=dvae", f"data={few_path}", "--smoke",
+                      f"device={DEVICE}", f"out={tmp_path / 'dvae'}")
+    purified = succeed(purify.main, "method=dvae", f"data={few_path}", f"checkpoint={trained}",
+                       "--smoke", f"device={DEVICE}", f"out={tmp_path / 'purified'}")
+    succeed(evaluate.main, "method=standard", f"data={purified}", "--smoke", f"device={DEVICE}",
+            f"out={tmp_path / 'record'}")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA devices")
+def test_two_devices_train_on_the_batch_of_one(few_path, tmp_path, prior):
+    both = process(ROOT / "train_ddpm.py", *PRIOR, f"data={few_path}", f"out={tmp_path / 'both'}",
+                   ranks=2)
+    _, stderr = both.communicate(timeout=600)
+    assert both.returncode == 0, stderr
+    assert content(tmp_path / "both").keys() == content(prior).keys()
