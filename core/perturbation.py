@@ -8,6 +8,7 @@ import numpy as np
 from core.errors import UserError
 from core.imageset import SLICE_ROWS, ImageSet
 
+PROBE_SIDE = 32
 PROBE_ROWS = 3000       # enough for a linear probe in 3,072 dimensions; seconds on a CPU
 Bound = tuple[str, float] | None
 
@@ -124,13 +125,23 @@ def nearest_mean(original: ImageSet, perturbed: ImageSet, rng: np.random.Generat
 
 
 def halves(original: ImageSet, perturbed: ImageSet, rng: np.random.Generator):
-    """PROBE_ROWS random perturbations scaled to [-1, 1], and labels: two halves of (n, 3HW) and
-    (n,). None if there are too few to tell."""
+    """PROBE_ROWS random perturbations scaled to [-1, 1], and labels: two halves of (n, features)
+    and (n,). The features are pixels, of large images the means of blocks. None if there are too
+    few to tell."""
     chosen = np.sort(rng.permutation(len(original))[:PROBE_ROWS])
-    delta = difference(original, perturbed, chosen).reshape(len(chosen), -1).astype(np.float32)
+    delta = blocks(difference(original, perturbed, chosen)).reshape(len(chosen), -1)
     scale, labels = np.abs(delta).max(), original.labels[chosen]
     order = rng.permutation(len(chosen))
     train, held_out = np.array_split(order, 2)
     if scale == 0 or len(np.unique(labels[train])) < 2:
         return None
     return (delta[train] / scale, labels[train]), (delta[held_out] / scale, labels[held_out])
+
+
+def blocks(delta: np.ndarray) -> np.ndarray:
+    """(n, H, W, 3) as float32 means of the blocks that leave about PROBE_SIDE of them a side."""
+    n, height, width, _ = delta.shape
+    size = max(1, min(height, width) // PROBE_SIDE)
+    rows, columns = height // size, width // size
+    whole = delta[:, : rows * size, : columns * size].astype(np.float32)
+    return whole.reshape(n, rows, size, columns, size, 3).mean((2, 4))

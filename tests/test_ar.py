@@ -131,3 +131,8 @@ def test_class_counts_without_coefficients(tmp_path):
     assert outcome.status == 1
     assert "ar.coefficients: the table has 10 and 100 classes, not 3; write find" in outcome.stderr
     succeed(poison_main, "method=ar", f"data={source}")
+
+
+def test_linf_needs_a_radius_of_its_own(few_path):
+    outcome = run_command(poison_main, "method=ar", f"data={few_path}", "ar.norm=linf")
+    assert "ar.radius: 1 is no linf radius; write 8/255" in outcome.error

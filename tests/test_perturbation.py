@@ -148,3 +148,16 @@ def test_the_probe_says_nothing_where_it_cannot(images, labels):
     one_class = as_set(images), as_set(images ^ np.uint8(1))
     assert linear_probe(*one_class, rng) is None
     assert linear_probe(as_set(images[:1]), as_set(images[:1] ^ np.uint8(1)), rng) is None
+
+
+def test_the_probe_of_large_images_is_of_their_blocks():
+    """64x64 come down to 32x32: a block's own checkerboard is gone, its mean is seen."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(100) % 4
+    clean = np.full((100, 64, 64, 3), 128, np.uint8)
+    checks = (np.add.outer(np.arange(64), np.arange(64)) % 2)[None, :, :, None]
+    signs = np.array([[1, 1, 1], [1, -1, 1], [-1, 1, 1], [1, 1, -1]])[labels][:, None, None]
+    fine = (clean + 8 * signs * (2 * checks - 1)).astype(np.uint8)
+    flat = (clean + 8 * signs * np.ones_like(checks)).astype(np.uint8)
+    assert linear_probe(as_set(clean, labels), as_set(fine, labels), rng) is None
+    assert linear_probe(as_set(clean, labels), as_set(flat, labels), rng) == 1.0

@@ -133,6 +133,11 @@ def test_hypo_helps_the_surrogate(few_path, few, norm, tmp_path):
         assert lengths.max() > 0.5
 
 
+def test_hypos_l2_needs_a_radius_of_its_own(few_path):
+    outcome = run_command(poison_main, "method=hypo", f"data={few_path}", "hypo.norm=l2")
+    assert "hypo.epsilon: an l2 radius of 0.03137 is lost in rounding" in outcome.error
+
+
 def test_hypos_first_variant_goes_to_the_next_class(few_path):
     _, log = make("hypo", few_path, "surrogate.architecture=resnet18", *LEARNT, "steps=20",
                   "variant=p1", "epsilon=128/255")
