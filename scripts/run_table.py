@@ -11,6 +11,7 @@ is in runs/logs/. Then: python scripts/table.py with the same words prints the t
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     say(f"{table.title}: {len(cells)} cells; {len(missing)} artefacts to make; {estimate(missing)}")
     if arguments.dry_run:
         for artefact in missing:
-            print(f"{about(seconds_of(artefact)):>12}  python {' '.join(artefact.line)}")
+            print(f"{about(seconds_of(artefact)):>12}  python {shlex.join(artefact.line)}")
         return
     typed = any(word.startswith("device=") for word in settings)
     failed = Scheduler(missing, arguments.jobs, [] if typed else visible_gpus()).run()
