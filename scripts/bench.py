@@ -479,6 +479,32 @@ def unet(bench: Bench):
               plain.flop / mine / bench.peak, bench.memory(), "ratio to the plain loop")
 
 
+def levers(bench: Bench):
+    """The UNet's forward with one lever after the other; ratio to the plain loop's images/s."""
+    width, batch = (32, 8) if bench.smoke else (128, 1024 if bench.cuda else 32)
+    others = (4,) if bench.smoke else (64, 256, 2048) if bench.cuda else (1, 8, 128)
+    config = ddpm.TrainConfig(width=width, batch_size=batch)
+    model = ddpm.build_model(config, (32, 32), bench.run).eval().requires_grad_(False)
+    flat = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    compiled = [torch.compile(network, dynamic=False) for network in (model, half)]
+    t = torch.zeros(1, dtype=torch.long, device=bench.device.torch)
+    plain = Plain(bench, plain_unet, width, batch, False)
+    for name, network, rows in (
+        ("NCHW, freed memory kept", flat, batch), ("channels-last", model, batch),
+        *((f"channels-last, batch {rows}", model, rows) for rows in others),
+        ("compiled", compiled[0], batch), ("bf16", half, batch),
+        ("bf16, compiled", compiled[1], batch),
+    ):
+        x, _ = bench.images(rows)
+        x = x.contiguous() if network is flat else x
+        forward = torch.no_grad()(functools.partial(network, x, t))
+        mine, theirs = bench.seconds(forward, plain, steps=bench.steps)
+        yield Row(f"UNet width {width}: {name}", rows / mine, rows / mine * theirs / batch,
+                  plain.flop / batch * rows / mine / bench.peak, bench.memory())
+    plain.close()
+
+
 def purifying(network, bench: Bench, options: dict) -> Callable:
     """What JCDP with these keys gives to map_rows."""
     config, schedule = jcdp.Config(**options), Schedule()
@@ -543,8 +569,7 @@ def scratch_run(like: Run, method: str = "bench") -> Run:
 
 
 BENCHES = {"resnet": resnet, "evaluate": evaluate, "pgd": pgd_step, "dvae": vae, "unet": unet,
-           "rem": rem_step,
-           "free": free, "batches": loader}
+           "rem": rem_step, "free": free, "batches": loader, "levers": levers}
 
 
 @command
@@ -552,12 +577,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python scripts/bench.py",
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME | key=value",
-                        help=f"some of {', '.join(BENCHES)}; all by default")
+                        help=f"some of {', '.join(BENCHES)}; all but levers by default")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds after the warm-up")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument("--smoke", action="store_true", help="tiny models, one round")
     arguments = parser.parse_intermixed_args(argv)
-    names = [word for word in arguments.names if "=" not in word] or list(BENCHES)
+    names = [word for word in arguments.names if "=" not in word]
+    names = names or [name for name in BENCHES if name != "levers"]
     for name in names:
         if name not in BENCHES:
             parser.error(f"unknown bench '{name}'{config.suggest(name, list(BENCHES))}")
@@ -577,7 +603,8 @@ def main(argv: list[str] | None = None) -> None:
         for name in names:
             for row in BENCHES[name](bench):
                 rows.append(row)
-                print(f"| {row.name} | {row.rate:,.0f} | {cell(row.ratio, '.2f')} | "
+                rate = f"{row.rate:,.0f}" if row.rate >= 100 else f"{row.rate:.1f}"
+                print(f"| {row.name} | {rate} | {cell(row.ratio, '.2f')} | "
                       f"{cell(row.share, '.0%')} | {cell(row.memory_gb, '.1f')} | {row.note} |",
                       flush=True)
     if arguments.json:
