@@ -122,10 +122,15 @@ def euler_maruyama(x: torch.Tensor, network: Network, t_star: int,
 SCALE = 70_000 * 3 * 255 / 16
 
 
+def pull(jump: Jump, strength: float) -> float:
+    """Sigma s_t times the strength: what a step multiplies a distance's gradient by."""
+    return strength * jump.variance * SCALE * jump.ratio
+
+
 def kappa(jump: Jump, strength: float, elements: int) -> float:
     """How far one step pulls x towards its target by squared error: shift = -kappa (x - y), the
     gradient of -s_t MSE over an image's `elements` numbers, times Sigma."""
-    return strength * jump.variance * SCALE * jump.ratio * 2 / elements
+    return pull(jump, strength) * 2 / elements
 
 
 def mse_shift(x: torch.Tensor, target: torch.Tensor, jump: Jump, strength: float) -> torch.Tensor:
@@ -139,4 +144,4 @@ def distance_shift(x: torch.Tensor, target: torch.Tensor, jump: Jump, strength: 
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         gradient = torch.autograd.grad(distance(x, target).sum(), x)[0]
-    return -strength * jump.variance * SCALE * jump.ratio * gradient
+    return -pull(jump, strength) * gradient

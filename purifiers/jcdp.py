@@ -26,6 +26,7 @@ from purifiers.diffusion import Jump, Schedule
 
 VERSION = 1
 CHECKPOINT = "ddpm"             # whose checkpoints it applies
+PERCEPTUAL_PULL = 50            # 4 x 20 at strength 1 has 47 at most
 PATHS = ("lpips_weights",)
 SMOKE = {"t_star": 2, "passes": 1, "evaluations": 2, "threshold": 1, "lpips_net": "squeeze",
          "lpips_resize": 32}
@@ -69,7 +70,7 @@ def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
     def guide_of(schedule: Schedule, steps: list[Jump]) -> ddpm.Guide | None:
         if config.mode == "none" or config.strength == 0:
             return None
-        check_strength(steps, poisoned, config)
+        check_strength(steps, poisoned, config, run)
         perceptual = None
         if any(config.terms(jump.t)[1] for jump in steps):
             perceptual = build_lpips(config.lpips_net, config.lpips_weights, config.lpips_resize,
@@ -103,8 +104,9 @@ def make_guide(schedule: Schedule, config: Config,
     return guide
 
 
-def check_strength(steps: list[Jump], images: ImageSet, config: Config) -> None:
-    """Raise UserError where a step would overshoot its target: kappa >= 1."""
+def check_strength(steps: list[Jump], images: ImageSet, config: Config, run: Run) -> None:
+    """Raise UserError where a step would overshoot its target in pixels: kappa >= 1. In perception
+    there is no such limit to compute: say where steps are longer than any that was seen to work."""
     elements = images.images[0].size
     kappas = [diffusion.kappa(jump, config.strength, elements)
               for jump in steps if config.terms(jump.t)[0]]
@@ -112,3 +114,8 @@ def check_strength(steps: list[Jump], images: ImageSet, config: Config) -> None:
         largest = config.strength / max(kappas)
         raise UserError(f"jcdp.strength: {config.strength:g} overshoots (kappa {max(kappas):.2f}); "
                         f"with these steps it must be below {largest:.3g}")
+    longest = max((diffusion.pull(jump, config.strength) for jump in steps
+                   if config.terms(jump.t)[1]), default=0)
+    if longest > PERCEPTUAL_PULL:
+        run.say(f"jcdp.strength: {config.strength:g} probably overshoots in the perceptual steps; "
+                f"below {config.strength * PERCEPTUAL_PULL / longest:.2g} it should not")

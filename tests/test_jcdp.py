@@ -225,3 +225,20 @@ def test_passes_share_no_noise(few, tmp_path):
         torch.testing.assert_close(part, one[150:170], rtol=0, atol=0)
         for other in ((1, "sample", 3), (0, "sample", 2), (0, "target", 3)):
             assert (ddpm.draw_noise(like, rows, run, *other) != one).all(0).any()
+
+
+def test_long_perceptual_steps_are_noted(prior, few_path):
+    """Sigma s_t of the paper's 20 steps is 46.95 at most below the threshold, of 5 of them 103.4
+    (t = 7 to 3): more than was seen to work."""
+    for sampler, expected in (("ancestral", 46.95), ("subsampled", 103.4)):
+        config = jcdp.Config(sampler=sampler, strength=1.0)
+        steps = diffusion.jumps(SCHEDULE, config.visited())
+        assert max(diffusion.pull(jump, 1.0) for jump in steps
+                   if config.terms(jump.t)[1]) == pytest.approx(expected, rel=1e-3)
+    keys = ["method=jcdp", "jcdp.t_star=20", "jcdp.passes=1", "jcdp.lpips_net=squeeze",
+            "jcdp.lpips_resize=32", "jcdp.sampler=subsampled", "threads=1", "--limit", "8",
+            f"data={few_path}", f"checkpoint={prior}"]
+    assert "overshoots" not in run_command(purify.main, *keys, "jcdp.strength=0.4").stderr
+    loud = run_command(purify.main, *keys, "jcdp.strength=0.8")
+    assert loud.status == 0
+    assert "0.8 probably overshoots in the perceptual steps; below 0.48 it" in loud.stderr
