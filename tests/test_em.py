@@ -257,7 +257,7 @@ def test_the_attack_is_the_notes_loop(tmp_path, small, in_double):
 def test_rows_a_pass_change_speed_alone(tmp_path, small, in_double, monkeypatch):
     config = tiny(em)
     whole, _ = poisoned_by(em, small, config, tmp_path / "whole")
-    monkeypatch.setattr(crafting, "CRAFT_BATCH", {"cpu": 5})
+    monkeypatch.setattr(crafting, "CRAFT_BATCH", {"cpu": (5, 5)})
     monkeypatch.setattr(em, "SLICE_ROWS", 11)
     parts, _ = poisoned_by(em, small, config, tmp_path / "parts")
     np.testing.assert_array_equal(whole, parts)
@@ -524,7 +524,7 @@ def test_a_run_killed_anywhere_ends_with_the_same_bytes(tmp_path, monkeypatch, a
     """State after every step and every four images, so that rounds break in their middle."""
     monkeypatch.setattr(core.run, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(em, "SLICE_ROWS", 4)
-    monkeypatch.setattr(crafting, "CRAFT_BATCH", {"cpu": 4})
+    monkeypatch.setattr(crafting, "CRAFT_BATCH", {"cpu": (4, 4)})
     monkeypatch.setattr(imageset, "SLICE_ROWS", 4)
     clean = small.first(12)
     config = tiny(attack, train_steps=2, batch_size=6)
