@@ -119,6 +119,8 @@ def resolve(settings: DeviceSettings) -> Device:
     ):
         raise UserError(f"device: '{name}' is not on this machine; write device=auto or device=cpu")
 
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     keep_freed_memory()
     if settings.threads is not None:
         if settings.threads < 1:

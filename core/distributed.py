@@ -145,7 +145,6 @@ def group_of(tensor: torch.Tensor) -> torch.distributed.ProcessGroup | None:
 
 @functools.cache
 def between_gpus(device: torch.device) -> torch.distributed.ProcessGroup:
-    """The group of NCCL, made when the first tensor on a GPU travels: then each process knows its
-    device."""
-    torch.cuda.set_device(device)
+    """The group of NCCL, made when the first tensor on a GPU travels: by then `device.resolve` has
+    given each process its own."""
     return torch.distributed.new_group(backend="nccl", timeout=GPU_TIMEOUT)

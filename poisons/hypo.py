@@ -53,6 +53,7 @@ class Config:
         elif self.epsilon < 0.1:
             raise ConfigError("epsilon", f"an l2 radius of {self.epsilon:.4g} is lost in rounding; "
                                          "the release has 0.5")
+        in_range("epsilon", self.epsilon, above=0)
         in_range("steps", self.steps, at_least=1)
 
 
