@@ -8,7 +8,8 @@ fshp971/robust-unlearnable-examples (attack notes, section 2).
     min over delta_u of  E over t of  max over delta_a of  CE(f(t(x + delta_u) + delta_a), y)
 
 Deviations: the final pass covers every image (the release drops the last incomplete batch); at 96
-pixels and above the surrogate has the ImageNet stem, and crops are padded, not resized.
+pixels and above the surrogate has the ImageNet stem; resized crops are taken from the stored images
+(the release keeps ImageNet at 256x256 and crops to 224).
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +29,15 @@ from core.run import Run
 from core.streams import BLOCK
 from core.training import Normalised
 from models.classifiers import Architecture, classifier
-from poisons.crafting import add_noise, craft_rows, crop_and_flip, take
+from poisons.crafting import (
+    TRIES,
+    add_noise,
+    craft_rows,
+    crop_and_flip,
+    random_boxes,
+    resized_crop_and_flip,
+    take,
+)
 from poisons.pgd import FrozenSurrogate, gradient_of, pgd
 
 VERSION = 1
@@ -36,8 +45,8 @@ SMOKE = {"train_steps": 2, "steps": 2, "inner_steps": 2, "transforms": 2, "width
          "batch_size": 64}
 PARTS = 4               # that a CPU crafts a batch in, whatever the number of processes
 
-# (name, images or nothing) -> uniform numbers in [0, 1): like the images, or three for each
-Draw = Callable[..., torch.Tensor]
+# (name, images or a count) -> uniform numbers in [0, 1): like the images, or so many for each
+Draw = Callable[[str, torch.Tensor | int], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class Config:
     decay_every: int = 2000
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    crop_padding: int = 4
+    crop_padding: int | None = 4    # null: a random resized crop (ImageNet)
     flip: bool = True               # false for SVHN
     architecture: Architecture = "resnet18"
     width: int = 64                 # of resnet18
@@ -71,7 +80,13 @@ class Config:
         in_range("learning_rate", self.learning_rate, above=0)
         in_range("momentum", self.momentum, at_least=0, below=1)
         in_range("weight_decay", self.weight_decay, at_least=0)
-        in_range("crop_padding", self.crop_padding, at_least=0)
+        if self.crop_padding is not None:
+            in_range("crop_padding", self.crop_padding, at_least=0)
+
+    @property
+    def numbers(self) -> int:
+        """Random numbers that a transform of one image takes; the last decides on the flip."""
+        return 3 if self.crop_padding is not None else 2 * TRIES + 3
 
 
 def bound(config: Config) -> tuple[str, float]:
@@ -101,7 +116,7 @@ def poison(clean: ImageSet, config: Config, run: Run,
             images, labels = take(clean, rows, run)
             draw = batch_draws(run, number, len(rows))
             delta = defend_together(images, labels, frozen, config, draw, run, inside)
-            x = transformed((images + delta).clamp_(0, 1), draw("train"), config)
+            x = transformed((images + delta).clamp_(0, 1), draw("train", config.numbers), config)
             attacked = attack(x, labels, frozen, config, draw("train/start", x))
 
             model.train()
@@ -133,33 +148,30 @@ def defend(images: torch.Tensor, labels: torch.Tensor, frozen: FrozenSurrogate, 
            draw: Draw, inside: str = "pgd") -> torch.Tensor:
     """The noise of these images, in whole grey levels: `steps` signed steps down the loss through
     `transforms` random transforms, each with the adversary's offset as a constant."""
+
+    def expected_loss(names: list[str], delta: torch.Tensor, _: int) -> torch.Tensor:
+        """CE(f(t(x + delta) + delta_a), y) summed over images and the transforms `names`; the
+        adversary's delta_a lets the gradient pass (straight-through)."""
+        count = len(names)
+        drawn = torch.cat([draw(name, config.numbers) for name in names])
+        x = transformed((images + delta).clamp(0, 1).repeat(count, 1, 1, 1), drawn, config)
+        noise = torch.cat([draw(f"{name}/inner", images) for name in names])
+        repeated, fixed = labels.repeat(count), x.detach()
+        if inside == "noise":
+            attacked = (fixed + (2 * noise - 1) * config.adversary).clamp_(0, 1)
+        else:
+            attacked = attack(fixed, repeated, frozen, config, noise)
+        return F.cross_entropy(frozen(x + (attacked - fixed)), repeated, reduction="sum")
+
     delta = (2 * draw("start", images) - 1) * config.epsilon
     at_once = max(1, craft_rows(images.shape[2:], images.device.type) // len(images))
     for step in range(config.steps):
         total = torch.zeros_like(images)
         for first in range(0, config.transforms, at_once):
             names = [f"{step}/{i}" for i in range(first, min(first + at_once, config.transforms))]
-            total += gradient_of(partial(expected_loss, images, labels, frozen, config, draw,
-                                         inside, names))(delta, step)
+            total += gradient_of(partial(expected_loss, names))(delta, step)
         delta = (delta - config.step_size * total.sign_()).clamp_(-config.epsilon, config.epsilon)
     return (delta * 255).round_().div_(255)
-
-
-def expected_loss(images: torch.Tensor, labels: torch.Tensor, frozen: FrozenSurrogate,
-                  config: Config, draw: Draw, inside: str, names: list[str], delta: torch.Tensor,
-                  _: int) -> torch.Tensor:
-    """CE(f(t(x + delta) + delta_a), y) summed over images and the transforms `names`; the
-    adversary's delta_a lets the gradient pass (straight-through)."""
-    count = len(names)
-    drawn = torch.cat([draw(name) for name in names])
-    x = transformed((images + delta).clamp(0, 1).repeat(count, 1, 1, 1), drawn, config)
-    noise = torch.cat([draw(f"{name}/inner", images) for name in names])
-    repeated, fixed = labels.repeat(count), x.detach()
-    if inside == "noise":
-        attacked = (fixed + (2 * noise - 1) * config.adversary).clamp_(0, 1)
-    else:
-        attacked = attack(fixed, repeated, frozen, config, noise)
-    return F.cross_entropy(frozen(x + (attacked - fixed)), repeated, reduction="sum")
 
 
 def attack(x: torch.Tensor, labels: torch.Tensor, frozen: FrozenSurrogate, config: Config,
@@ -173,9 +185,11 @@ def attack(x: torch.Tensor, labels: torch.Tensor, frozen: FrozenSurrogate, confi
 
 
 def transformed(x: torch.Tensor, drawn: torch.Tensor, config: Config) -> torch.Tensor:
-    """Cropped and mirrored by `drawn` (B, 3) in [0, 1), each image its own way."""
-    offsets = (drawn[:, :2] * (2 * config.crop_padding + 1)).long()
-    mirrored = (drawn[:, 2] < 0.5) & config.flip
+    """Cropped and mirrored by `drawn` (B, config.numbers) in [0, 1), each image its own way."""
+    mirrored = (drawn[:, -1] < 0.5) & config.flip
+    if config.crop_padding is None:
+        return resized_crop_and_flip(x, random_boxes(drawn[:, :-1], *x.shape[2:]), mirrored)
+    offsets = (drawn[:, :-1] * (2 * config.crop_padding + 1)).long()
     return crop_and_flip(x, offsets, mirrored, config.crop_padding)
 
 
@@ -191,18 +205,18 @@ def defend_together(images: torch.Tensor, labels: torch.Tensor, frozen: FrozenSu
     for start in range(mine.start, mine.stop, size):
         part = slice(start, start + size)
         deltas.append(defend(images[part], labels[part], frozen, config,
-                             lambda name, like=None, part=part: draw(name, like)[part], inside))
+                             lambda name, like, part=part: draw(name, like)[part], inside))
     return run.world.gather(torch.cat(deltas))
 
 
 # --- minibatches and draws -------------------------------------------------------------------
 
 
-def uniform(rows: int, like: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:
-    """In [0, 1): (rows, 3), or of the shape of images `like`, channels-last."""
+def uniform(rows: int, like: torch.Tensor | int, generator: torch.Generator) -> torch.Tensor:
+    """In [0, 1): (rows, like), or of the shape of images `like`, channels-last."""
     device = generator.device
-    if like is None:
-        return torch.rand(rows, 3, generator=generator, device=device)
+    if isinstance(like, int):
+        return torch.rand(rows, like, generator=generator, device=device)
     _, channels, height, width = like.shape
     drawn = torch.rand(rows, height, width, channels, generator=generator, device=device)
     return drawn.permute(0, 3, 1, 2)
@@ -210,13 +224,13 @@ def uniform(rows: int, like: torch.Tensor | None, generator: torch.Generator) ->
 
 def batch_draws(run: Run, number: int, rows: int) -> Draw:
     """For the whole minibatch of one step, whatever share of it a process has."""
-    return lambda name, like=None: uniform(
+    return lambda name, like: uniform(
         rows, like, run.stream(f"rem/{name}", number, run.device.torch))
 
 
 def block_draws(run: Run, rows: slice) -> Draw:
     """For one block of rows in index order, the final pass."""
-    return lambda name, like=None: uniform(
+    return lambda name, like: uniform(
         BLOCK, like, run.stream(f"rem/final/{name}", rows.start // BLOCK, run.device.torch)
     )[: rows.stop - rows.start]
 

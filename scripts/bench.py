@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ import core.run
 from core import config, files, imageset, training
 from core.batches import Augmentation, Batches
 from core.command import command
-from core.device import DeviceSettings, resolve
+from core.device import Device, DeviceSettings, resolve
 from core.distance import build_lpips
 from core.errors import UserError
 from core.imageset import ImageSet
@@ -238,7 +238,7 @@ def evaluate(bench: Bench):
     rates = []
 
     def whole():
-        with scratch_run(bench.run) as run:
+        with scratch_run(bench.device) as run:
             _, result = training.train_classifier(resnet18(width=width), data, None, protocol, run)
         rates.append(result.images_per_second)
 
@@ -301,7 +301,7 @@ def rem_step(bench: Bench):
     frozen = pgd.FrozenSurrogate(bench.device.place(resnet18(width=width)), bench.device)
     gradient, passes = frozen.gradient(y), config.transforms * (config.inner_steps + 1)
     draw = rem.batch_draws(bench.run, 0, batch)
-    drawn = draw("0")
+    drawn = draw("0", config.numbers)
 
     def step():
         pgd.pgd(x, torch.zeros_like(x), gradient, epsilon=8 / 255, step_size=1.6 / 255, steps=1)
@@ -527,7 +527,7 @@ def free(bench: Bench):
         name = module.__name__.rsplit(".", 1)[1]
 
         def make(module=module, name=name):
-            with scratch_run(bench.run, name) as run:
+            with scratch_run(bench.device, name) as run:
                 module.poison(data, module.Config(), run)
 
         (seconds,) = bench.seconds(make)
@@ -561,11 +561,13 @@ def random_set(rows: int) -> ImageSet:
                                 classes=[str(i) for i in range(10)])
 
 
-def scratch_run(like: Run, method: str = "bench") -> Run:
+@contextlib.contextmanager
+def scratch_run(device: Device, method: str = "bench") -> Iterator[Run]:
     """A run in a temporary folder that is never finished."""
-    folder = Path(tempfile.mkdtemp(prefix="bench-")) / "run"
-    return Run(Job("bench", "bench", method, 1, {}, 0, {}), out=folder,
-               device=like.device.as_settings())
+    job = Job("bench", "bench", method, 1, {}, 0, {})
+    with (tempfile.TemporaryDirectory(prefix="bench-") as folder,
+          Run(job, out=Path(folder, "run"), device=device.as_settings()) as run):
+        yield run
 
 
 BENCHES = {"resnet": resnet, "evaluate": evaluate, "pgd": pgd_step, "dvae": vae, "unet": unet,
@@ -590,9 +592,8 @@ def main(argv: list[str] | None = None) -> None:
     overrides = config.read([], [word for word in arguments.names if "=" in word])
     device = resolve(config.build(DeviceSettings, overrides, ""))
 
-    run = scratch_run(type("Like", (), {"device": device}))
     core.run.SAVE_SECONDS = float("inf")
-    with run:
+    with scratch_run(device) as run:
         bench = Bench(run, 1 if arguments.smoke else arguments.rounds, arguments.smoke)
         about = device.describe()
         print(f"{about['hardware']}, {device.name}, {device.precision}, compile {device.compile}, "

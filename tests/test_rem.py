@@ -7,12 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import new_run, run_command, succeed
+from torchvision.transforms import RandomResizedCrop
 
 from core.imageset import ImageSet
 from models.resnet import resnet18
 from poisons import rem, sem
 from poisons.__main__ import main as poison_main
-from poisons.crafting import crop_and_flip
+from poisons.crafting import TRIES, crop_and_flip, random_boxes
 from poisons.pgd import FrozenSurrogate
 
 CONFIG = rem.Config(steps=2, transforms=3, inner_steps=3, width=8)
@@ -24,7 +25,7 @@ class Draws:
     def __init__(self, rows: int, only: int | None = None) -> None:
         self.rows, self.only = rows, only
 
-    def __call__(self, name: str, like=None) -> torch.Tensor:
+    def __call__(self, name: str, like: torch.Tensor | int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(sum(map(ord, name)) * 7919 + len(name))
         drawn = rem.uniform(self.rows, like, generator)
         return drawn if self.only is None else drawn[self.only : self.only + 1]
@@ -55,9 +56,14 @@ def plain_defence(model, image, label, config, draw, inside):
     plain eval-mode network and autograd."""
     def crop(x, drawn):
         p = config.crop_padding
-        dy, dx = (int(v * (2 * p + 1)) for v in drawn[:2].tolist())
-        framed = F.pad(x, (p, p, p, p))[:, dy : dy + x.shape[1], dx : dx + x.shape[2]]
-        return framed.flip(2) if drawn[2] < 0.5 else framed
+        if p is None:
+            i, j, h, w = random_boxes(drawn[None, :-1], *x.shape[1:])[0].int().tolist()
+            framed = F.interpolate(x[None, :, i : i + h, j : j + w], x.shape[1:], mode="bilinear")
+            framed = framed[0]
+        else:
+            dy, dx = (int(v * (2 * p + 1)) for v in drawn[:2].tolist())
+            framed = F.pad(x, (p, p, p, p))[:, dy : dy + x.shape[1], dx : dx + x.shape[2]]
+        return framed.flip(2) if drawn[-1] < 0.5 else framed
 
     def loss_of(x):
         return F.cross_entropy(model(x[None]), label[None])
@@ -67,7 +73,7 @@ def plain_defence(model, image, label, config, draw, inside):
         total = torch.zeros_like(delta)
         for e in range(config.transforms):
             delta = delta.detach().requires_grad_()
-            u = crop((image + delta).clamp(0, 1), draw(f"{step}/{e}")[0])
+            u = crop((image + delta).clamp(0, 1), draw(f"{step}/{e}", config.numbers)[0])
             offset = (2 * draw(f"{step}/{e}/inner", image[None])[0] - 1) * config.adversary
             a = (u.detach() + offset).clamp(0, 1)
             for _ in range(config.inner_steps if inside == "pgd" else 0):
@@ -81,16 +87,18 @@ def plain_defence(model, image, label, config, draw, inside):
     return (delta * 255).round() / 255
 
 
-@pytest.mark.parametrize("inside", ["pgd", "noise"])
-def test_the_defence_is_that_of_a_plain_loop(surrogate, inside):
-    """Straight-through EOT gradients, on images with black and white pixels."""
+@pytest.mark.parametrize(("inside", "padding"), [("pgd", 4), ("noise", 4), ("pgd", None)])
+def test_the_defence_is_that_of_a_plain_loop(surrogate, inside, padding):
+    """Straight-through EOT gradients, on images with black and white pixels; padded crops and
+    resized ones."""
+    config = dataclasses.replace(CONFIG, crop_padding=padding)
     model, frozen = surrogate
     torch.manual_seed(1)
     images = (torch.rand(4, 3, 16, 16) * 1.4 - 0.2).clamp(0, 1)
     labels = torch.arange(4)
-    found = rem.defend(images, labels, frozen, CONFIG, Draws(4), inside)
+    found = rem.defend(images, labels, frozen, config, Draws(4), inside)
     for i in range(4):
-        expected = plain_defence(model, images[i], labels[i], CONFIG, Draws(4, i), inside)
+        expected = plain_defence(model, images[i], labels[i], config, Draws(4, i), inside)
         same = (found[i] - expected).abs() < 1e-6
         assert same.float().mean() > 0.97       # a sign of a gradient near 0 may differ
     levels = found * 255
@@ -106,6 +114,35 @@ def test_grouped_transforms_change_speed_alone(surrogate, monkeypatch):
     monkeypatch.setattr(rem, "craft_rows", lambda shape, kind: 4)
     one_by_one = rem.defend(images, labels, frozen, CONFIG, Draws(4))
     assert (together == one_by_one).float().mean() > 0.999
+
+
+def test_boxes_are_those_of_torchvision():
+    """Whole pixels inside the image; areas, ratios and places spread as RandomResizedCrop's."""
+    height, width, count = 64, 64, 4000
+    generator = torch.Generator().manual_seed(0)
+    boxes = random_boxes(torch.rand(count, 2 * TRIES + 2, generator=generator), height, width)
+    assert torch.equal(boxes, boxes.round())
+    top, left, h, w = boxes.T
+    assert min(top.min(), left.min()) == 0
+    assert (top + h).max() == height
+    assert (left + w).max() == width
+    assert min(h.min(), w.min()) > 10
+
+    torch.manual_seed(0)
+    theirs = torch.tensor([RandomResizedCrop.get_params(
+        torch.empty(3, height, width), (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(count)]).float()
+    for of in (lambda b: b[:, 2] * b[:, 3] / (height * width), lambda b: (b[:, 2] / b[:, 3]).log(),
+               lambda b: b[:, 0] / height, lambda b: b[:, 1] / width):
+        steps = torch.linspace(0.05, 0.95, 10)
+        torch.testing.assert_close(of(boxes).quantile(steps), of(theirs).quantile(steps),
+                                   atol=0.03, rtol=0)
+
+
+def test_a_box_that_never_fits_is_the_whole_image():
+    drawn = torch.full((1, 2 * TRIES + 2), 0.999)       # nearly all the area, 4 : 3
+    assert random_boxes(drawn, 32, 32).tolist() == [[0, 0, 32, 32]]
+    drawn[0, [3, TRIES + 3]] = torch.tensor([0.4566, 0.5])      # the fourth try: half of it, square
+    assert random_boxes(drawn, 32, 32).tolist() == [[9, 9, 23, 23]]
 
 
 def test_crop_and_flip_equals_slices():
@@ -135,9 +172,14 @@ def test_the_noise_lowers_the_attacked_loss(surrogate, digits32):
     images, labels = digits32
     config = dataclasses.replace(CONFIG, steps=8, epsilon=32 / 255, step_size=6.4 / 255)
     delta = rem.defend(images, labels, frozen, config, Draws(32))
-    names = [f"unseen{i}" for i in range(8)]
-    losses = [rem.expected_loss(images, labels, frozen, config, Draws(32), "pgd", names, noise, 0)
-              for noise in (torch.zeros_like(images), delta)]
+    draw, losses = Draws(32), []
+    for noise in (torch.zeros_like(images), delta):
+        total = 0.0
+        for i in range(8):
+            x = rem.transformed((images + noise).clamp(0, 1), draw(f"unseen{i}", 3), config)
+            attacked = rem.attack(x, labels, frozen, config, draw(f"unseen{i}/inner", x))
+            total += F.cross_entropy(frozen(attacked), labels).item()
+        losses.append(total)
     assert losses[1] < 0.9 * losses[0]
 
 
