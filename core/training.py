@@ -18,7 +18,8 @@ from core.run import Run
 
 TEST_BATCH = 500
 Transform = Callable[[torch.Tensor, int], torch.Tensor]
-Schedule = Literal["cosine", "multistep", "onecycle", "constant"]
+Schedule = Literal["cosine", "multistep", "warm_multistep", "onecycle", "constant"]
+WARM_FROM = 1e-3        # warm_multistep's first rate (attack notes, table 0.1: SEP)
 
 
 @dataclass(frozen=True)
@@ -174,9 +175,12 @@ def result_of(curve: list, loop: Loop) -> Result:
 
 def learning_rate(protocol: Protocol, step: int, total_steps: int, steps_per_epoch: int) -> float:
     """The rate of one step. cosine and multistep change once an epoch (once a step if the
-    protocol counts steps); onecycle every step, as torch's OneCycleLR without its momentum cycle:
-    rate/25 up to rate in 30 % of the steps, then down to rate/250,000, both by half a cosine."""
+    protocol counts steps); warm_multistep climbs straight from 1e-3 in the first epoch; onecycle
+    changes every step, as torch's OneCycleLR without its momentum cycle: rate/25 up to rate in 30 %
+    of the steps, then down to rate/250,000, both by half a cosine."""
     rate = protocol.learning_rate
+    if protocol.schedule == "warm_multistep" and step < steps_per_epoch:
+        return WARM_FROM + (rate - WARM_FROM) * step / steps_per_epoch
     if protocol.schedule == "onecycle":
         top = 0.3 * total_steps - 1
         if step <= top:
@@ -186,7 +190,7 @@ def learning_rate(protocol: Protocol, step: int, total_steps: int, steps_per_epo
     now, end = (step, total_steps) if by_step else (step // steps_per_epoch, protocol.epochs)
     if protocol.schedule == "cosine":
         return cosine(rate, 0.0, now / end)
-    if protocol.schedule == "multistep":
+    if protocol.schedule in ("multistep", "warm_multistep"):
         return rate * protocol.gamma ** sum(now >= milestone for milestone in protocol.milestones)
     return rate
 

@@ -9,8 +9,8 @@ notes, section 8).
     fa_vr       the same with variance-reduced steps between the outer ones
 
 Deviations: checkpoints equally spaced over all epochs (the release stores those that improve);
-each checkpoint's own centroids in fa_vr, where the release takes the last one's for all; no first
-epoch of warm-up; CIFAR-10's mean and std on every data set.
+each checkpoint's own centroids in fa_vr, where the release takes the last one's for all; CIFAR-10's
+mean and std on every data set.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ SMOKE = {"steps": 2, "inner_steps": 2, "checkpoints": 2, "surrogate.width": 8,
 @dataclass(frozen=True)
 class Surrogate(Training):
     epochs: int = 120
-    schedule: Schedule = "multistep"
+    schedule: Schedule = "warm_multistep"
     milestones: tuple[int, ...] = (75, 90)
     clip_norm: float | None = None
     mean: tuple[float, ...] | None = (0.4914, 0.4822, 0.4465)

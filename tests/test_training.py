@@ -56,6 +56,14 @@ def test_multistep_is_torchs():
                      gamma=0.5) == pytest.approx(halved, rel=1e-12)
 
 
+def test_warm_multistep_is_torchs_linear_climb_then_multistep():
+    expected = torch_rates(lambda o: lr_scheduler.LinearLR(o, 0.01, 1.0, PER_EPOCH), PER_EPOCH, 1)
+    expected += torch_rates(lambda o: lr_scheduler.MultiStepLR(o, [3, 5], 0.1), 8 * PER_EPOCH,
+                            PER_EPOCH)[PER_EPOCH:]
+    found = our_rates(8 * PER_EPOCH, schedule="warm_multistep", epochs=8, milestones=(3, 5))
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("epochs", [1, 3, 12])
 def test_onecycle_is_torchs_without_its_momentum(epochs):
     steps = epochs * PER_EPOCH
