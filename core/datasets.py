@@ -15,6 +15,7 @@ Folders, .npz files and ImageSets have no test set of their own: `test=` names o
 
 import base64
 import contextlib
+import os
 import sys
 import zlib
 from dataclasses import dataclass
@@ -269,9 +270,9 @@ def test_spec(test: str, size: int | None) -> dict:
 
 
 def place(path: Path) -> str:
-    """A path to remember: relative where it lies below the working folder, so that a checkout can
-    be moved whole; absolute elsewhere."""
-    path, here = path.resolve(), Path.cwd().resolve()
+    """A path to remember: relative where it was named below the working folder, through links too,
+    so that a checkout can be moved whole; absolute elsewhere."""
+    path, here = Path(os.path.abspath(path)), Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 

@@ -380,6 +380,20 @@ def test_a_named_test_set_takes_the_size_of_the_training_set(tmp_path):
         assert load_test(load(settings), settings).image_shape == (32, 32)
 
 
+def test_a_linked_folder_is_remembered_by_its_link(tmp_path, monkeypatch, images, labels):
+    """`data/` is often a link to a larger disk: what is remembered must not name that disk."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "checkout").mkdir()
+    np.savez(tmp_path / "disk/set.npz", images=images, labels=labels)
+    (tmp_path / "checkout/data").symlink_to(tmp_path / "disk")
+    monkeypatch.chdir(tmp_path / "checkout")
+    found = load(DataSettings("data/set.npz", test="./data/../data/set.npz"))
+    assert found.meta["root"]["data"] == "data/set.npz"
+    assert found.meta["test"]["data"] == "data/set.npz"
+    outside = load(DataSettings("../disk/set.npz"))
+    assert outside.meta["root"]["data"] == str(tmp_path / "disk/set.npz")
+
+
 def test_a_folder_of_test_images_is_remembered_with_its_size(tmp_path, images, labels):
     np.savez(tmp_path / "set.npz", images=images, labels=labels)
     save(tmp_path / "tree" / "a", "1.png", np.full((40, 40, 3), 9, np.uint8))
