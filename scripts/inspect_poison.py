@@ -208,11 +208,15 @@ def show_histogram(axis, clean: ImageSet, poison: ImageSet) -> None:
     reach = int(np.quantile(np.abs(delta[delta != 0]), 0.9995)) + 1
     step = -(-reach // 40)
     edges = np.arange(-(reach // step) * step, reach + step + 1, step) - step / 2
+    least = 1.0
     for channel, colour in enumerate((BAD, "#2a7f62", "#5b7ea4")):
         counts, _ = np.histogram(delta[..., channel], edges)
         shares = np.where(counts, counts / delta[..., channel].size, np.nan)
         axis.plot(edges[:-1] + step / 2, shares, ".-", color=colour, linewidth=1.2, markersize=3)
+        least = min(least, np.nanmin(shares))
     axis.set_yscale("log")
+    axis.set_ylim(10 ** np.floor(np.log10(least)))
+    axis.yaxis.set_minor_formatter("")
     axis.set_xlabel("perturbation (grey levels) in red, green and blue")
     axis.set_title("share of values", fontsize=9.5, color=INK, loc="left")
     axis_style(axis)
