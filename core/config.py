@@ -273,6 +273,14 @@ def budget(key: str, value: float) -> None:
     in_range(key, value, above=0, at_most=1)
 
 
+def linf_radius(key: str, value: float) -> None:
+    """A budget of perturbations that are stored in whole grey levels."""
+    budget(key, value)
+    if value < 0.5 / 255:
+        raise ConfigError(key, f"{255 * value:.3g}/255 is less than half a grey level: rounding "
+                               "would leave nothing")
+
+
 def text(node: Node) -> str:
     """A node as it would be typed after `key=`: what `apply` reads back to the same."""
     if isinstance(node.value, dict):

@@ -24,12 +24,16 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole: to a temporary name beside it, synced, then renamed over `path`."""
     temporary = path.with_name(path.name + ".tmp")
     operation("write", temporary)
-    with named_errors(path), open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        operation("fsync", temporary)
-        os.fsync(file.fileno())
-    rename(temporary, path)
+    try:
+        with named_errors(path), open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            operation("fsync", temporary)
+            os.fsync(file.fileno())
+        rename(temporary, path)
+    except OSError:                 # a full disk, a folder in the way
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -10,6 +10,7 @@
 pickle.
 """
 
+import contextlib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from core.errors import UserError
 LABEL_FILES = ("{stem}_labels.npy", "{stem}_label.npy", "{stem}_target.npy", "{stem}_targets.npy")
 LABEL_NAMES = {"data": ("target", "targets", "label", "labels")}    # x_data.npy -> x_target.npy
 IMAGE_KEYS, LABEL_KEYS = ("data", "images", "x"), ("targets", "labels", "fine_labels", "y")
+UNFOLDED = 64           # times the bytes that a file holds: more is a bomb
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
@@ -104,11 +106,12 @@ def labels_beside(path: Path) -> list[Path]:
 
 
 def load_npy(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, allow_pickle=False)
-    except Exception:
-        raise UserError(f"{path} is not a readable .npy of plain numbers (arrays of objects would "
-                        "have to be run)") from None
+    with contextlib.suppress(Exception):
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+    raise UserError(f"{path} is not a readable .npy of plain numbers (arrays of objects would have "
+                    "to be run)")
 
 
 def of_object(found: Any, path: Path, source: str) -> Foreign:
@@ -131,13 +134,21 @@ def of_object(found: Any, path: Path, source: str) -> Foreign:
     if isinstance(found, list) and found and all(
             isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in found):
         rows = [as_row(pair[0], path) for pair in found]
+        unfolds(sum(row.nbytes for row in rows), path.stat().st_size, path)
         if len({row.shape for row in rows}) == 1:
             return Foreign(f"{source}, a list of images and labels", np.stack(rows),
                            as_labels([pair[1] for pair in found], path))
     if isinstance(found, list) and found and all(isinstance(t, torch.Tensor) for t in found) \
             and len({t.shape for t in found}) == 1:
+        unfolds(sum(tensor.nbytes for tensor in found), path.stat().st_size, path)
         return Foreign(f"{source}, a list of tensors", as_array(torch.stack(found), path))
     raise UserError(f"{path}: holds {describe(found)}, which is no poison that is known here")
+
+
+def unfolds(claimed: int, held: int, path: Path) -> None:
+    """Refuse what refers so often to the same bytes that it would fill the memory."""
+    if claimed > UNFOLDED * held:
+        raise UserError(f"{path}: claims {claimed:,} bytes of images but holds {held:,}")
 
 
 def describe(found: Any) -> str:
@@ -150,7 +161,10 @@ def are_labels(images: Any, labels: Any) -> bool:
     """Whether the second of a pair is labels of the first: a number or a one-hot row for each."""
     if not isinstance(images, (np.ndarray, torch.Tensor)) or images.ndim != 4:
         return False
-    shape = np.shape(labels)
+    try:
+        shape = np.shape(labels)
+    except ValueError:              # ragged
+        return False
     return len(shape) in (1, 2) and shape[0] == len(images)
 
 
@@ -158,7 +172,7 @@ def as_row(value: Any, path: Path) -> np.ndarray:
     if isinstance(value, bytes):
         return np.frombuffer(value, np.uint8)
     try:
-        return np.asarray(value)
+        return np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
     except (TypeError, ValueError):
         raise UserError(f"{path}: its images are no arrays of numbers") from None
 
@@ -167,6 +181,7 @@ def as_array(value: Any, path: Path) -> np.ndarray:
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.is_quantized:
             raise UserError(f"{path}: a sparse or quantised tensor is no poison")
+        unfolds(value.nbytes, value.untyped_storage().nbytes(), path)
         value = value.detach()
         return (value.float() if value.is_floating_point() else value).numpy()
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
@@ -179,11 +194,13 @@ def as_labels(value: Any, path: Path) -> np.ndarray | None:
     if value is None:
         return None
     try:
-        found = value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+        found = np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
         if found.ndim == 2 and found.shape[1] > 1:
             found = found.argmax(1)
-        return found.reshape(-1).astype(np.int64)
-    except (TypeError, ValueError):
+        found = found.reshape(-1)
+        with np.errstate(invalid="raise"):
+            return found.astype(np.int64)
+    except (TypeError, ValueError, OverflowError, FloatingPointError):
         raise UserError(f"{path}: its labels are no numbers") from None
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core.config import budget, in_range
+from core.config import budget, in_range, linf_radius
 from core.files import RowFile
 from core.imageset import SLICE_ROWS, ImageSet, Rounding
 from core.loop import Loop
@@ -50,7 +50,7 @@ class Shared:
     rounding: Rounding = "round"    # the release: floor
 
     def __post_init__(self) -> None:
-        budget("epsilon", self.epsilon)
+        linf_radius("epsilon", self.epsilon)
         budget("step_size", self.step_size)
         in_range("train_steps", self.train_steps, at_least=1)
         in_range("batch_size", self.batch_size, at_least=2)

@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from core.config import ConfigError, budget, in_range
+from core.config import ConfigError, in_range, linf_radius
 from core.imageset import ImageSet, Rounding
 from core.run import Run
 from core.training import Schedule
@@ -49,7 +49,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.norm == "linf":
-            budget("epsilon", self.epsilon)
+            linf_radius("epsilon", self.epsilon)
         elif self.epsilon < 0.1:
             raise ConfigError("epsilon", f"an l2 radius of {self.epsilon:.4g} is lost in rounding; "
                                          "the release has 0.5")

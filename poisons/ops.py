@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from core.config import in_range
+from core.errors import UserError
 from core.imageset import SLICE_ROWS, ImageSet
 from core.run import Run
 
@@ -39,6 +40,10 @@ def bound(config: Config) -> tuple[str, float]:
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` with the pixels of its class."""
+    pairs = 8 * clean.image_shape[0] * clean.image_shape[1]
+    if clean.num_classes * config.sparsity > pairs:
+        raise UserError(f"ops.sparsity: {clean.num_classes} classes of {config.sparsity} pixels "
+                        f"each, but there are {pairs} pairs of place and colour")
     places = search(clean, config)
 
     def pixels(images: torch.Tensor, rows: slice) -> torch.Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from core.config import budget, in_range
+from core.config import budget, in_range, linf_radius
 from core.imageset import ImageSet, Rounding
 from core.run import Run
 from core.streams import BLOCK, by_block
@@ -47,7 +47,7 @@ class Config:
     surrogate: Surrogate = field(default_factory=Surrogate)
 
     def __post_init__(self) -> None:
-        budget("epsilon", self.epsilon)
+        linf_radius("epsilon", self.epsilon)
         budget("step_size", self.step_size)
         in_range("steps", self.steps, at_least=1)
         in_range("weight", self.weight, at_least=0, at_most=1)

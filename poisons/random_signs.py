@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from core.config import budget
+from core.config import linf_radius
 from core.imageset import ImageSet, Rounding
 from core.run import Run
 from core.streams import BLOCK
@@ -22,7 +22,7 @@ class Config:
     rounding: Rounding = "round"
 
     def __post_init__(self) -> None:
-        budget("epsilon", self.epsilon)
+        linf_radius("epsilon", self.epsilon)
 
 
 def bound(config: Config) -> tuple[str, float]:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from core.config import budget, in_range
+from core.config import budget, in_range, linf_radius
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.loop import Loop
@@ -70,7 +70,7 @@ class Config:
     width: int = 64                 # of resnet18
 
     def __post_init__(self) -> None:
-        budget("epsilon", self.epsilon)
+        linf_radius("epsilon", self.epsilon)
         budget("step_size", self.step_size)
         in_range("adversary", self.adversary, at_least=0, at_most=1)
         in_range("inner_step_size", self.inner_step_size, above=0, at_most=1)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from core import files
-from core.config import ConfigError, budget, in_range
+from core.config import ConfigError, budget, in_range, linf_radius
 from core.imageset import ImageSet, Rounding
 from core.run import Run
 from core.training import Schedule
@@ -57,7 +57,7 @@ class Config:
     surrogate: Surrogate = field(default_factory=Surrogate)
 
     def __post_init__(self) -> None:
-        budget("epsilon", self.epsilon)
+        linf_radius("epsilon", self.epsilon)
         budget("step_size", self.step_size)
         in_range("steps", self.steps, at_least=1)
         in_range("inner_steps", self.inner_steps, at_least=1)

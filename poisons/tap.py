@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from core.config import budget, in_range
+from core.config import budget, in_range, linf_radius
 from core.files import RowFile
 from core.imageset import ImageSet, Rounding
 from core.run import Run
@@ -56,7 +56,7 @@ class Config:
     surrogate: Surrogate = field(default_factory=Surrogate)
 
     def __post_init__(self) -> None:
-        budget("epsilon", self.epsilon)
+        linf_radius("epsilon", self.epsilon)
         budget("step_size", self.step_size)
         in_range("steps", self.steps, at_least=1)
         in_range("restarts", self.restarts, at_least=1)

@@ -44,15 +44,17 @@ def main(argv: list[str] | None = None) -> None:
     if not out.name or (suffix and out.suffix != suffix):
         raise UserError(f"--out: '{out}' is no name for --as {arguments.form}"
                         + (f", which ends in '{suffix}'" if suffix else ""))
-    labels = out.with_name(f"{out.stem}_labels.npy")
+    labels, its_labels = out.with_name(f"{out.stem}_labels.npy"), None
+    if arguments.form == "npy":
+        its_labels = bytes_of(np.save, np.asarray(images.labels))
     for path in (out, labels) if arguments.form == "npy" else (out,):
-        if path.exists():
+        if path.exists() and not (path == labels and path.read_bytes() == its_labels):
             raise UserError(f"--out: {path} exists; remove it or choose another name")
     files.mkdir(out.parent)
     if arguments.form == "png":
         write_png(images, out)
     elif arguments.form == "npy":
-        files.write_bytes(labels, bytes_of(np.save, np.asarray(images.labels)))
+        files.write_bytes(labels, its_labels)
         files.write_bytes(out, bytes_of(np.save, np.asarray(images.images)))
     elif arguments.form == "npz":
         files.write_bytes(out, bytes_of(np.savez, data=np.asarray(images.images),

@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run(job, out=arguments.out, settings={"method": "import", **origin, **shown}) as run:
         if not run.done:
             poisoned = clean.map_pixels(
-                lambda _, rows: torch.from_numpy(aligned.images[rows]), run)
+                lambda _, rows: torch.from_numpy(np.array(aligned.images[rows])), run)
             run.note("perturbation", **{**vars(found), "psnr": min(found.psnr, 999.0)}, **origin)
             run.say(aligned.how)
             run.say(found.line())
@@ -128,12 +128,17 @@ def check(bound, found, clean: ImageSet, arguments: argparse.Namespace, where: s
 
 
 def digest_of(source: Path) -> str:
-    """SHA-256 of a file, or of a folder's names and files."""
+    """SHA-256 of a file; of the names and files of a folder, or of an .npy and the labels beside
+    it."""
+    inside, parts = source, [path for path in source.rglob("*") if path.is_file()]
     if source.is_file():
-        return files.sha256(source)
+        inside = source.parent
+        parts = [source, *(foreign.labels_beside(source) if source.suffix == ".npy" else ())]
+        if len(parts) == 1:
+            return files.sha256(source)
     digest = hashlib.sha256()
-    for path in sorted(path for path in source.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(source)} {files.sha256(path)}\n".encode())
+    for path in sorted(parts):
+        digest.update(f"{path.relative_to(inside)} {files.sha256(path)}\n".encode())
     return digest.hexdigest()
 
 

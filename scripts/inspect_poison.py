@@ -19,6 +19,7 @@ import numpy as np
 
 from core import streams
 from core.command import command
+from core.datasets import DataSettings, load
 from core.errors import UserError
 from core.imageset import SLICE_ROWS, ImageSet
 from core.perturbation import difference, linear_probe, measure, nearest_mean
@@ -36,19 +37,23 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python scripts/inspect_poison.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", metavar="SET", help="a poisoned (or purified) image set")
-    parser.add_argument("clean", metavar="CLEAN", nargs="?", help="the set to compare with")
+    parser.add_argument("clean", metavar="CLEAN", nargs="?",
+                        help="the set to compare with, as data= takes it")
     parser.add_argument("--out", type=Path, help="the PNG to write (SET's name beside it)")
     parser.add_argument("--root", default="data", help="where torchvision's data sets are")
     arguments = parser.parse_args(argv)
+    out = arguments.out or Path(f"{Path(arguments.set).name}.png")
+    if out.is_dir():
+        raise UserError(f"--out: {out} is a folder")
     poison = ImageSet.load(arguments.set)
-    clean = ImageSet.load(arguments.clean) if arguments.clean else clean_of(poison, arguments.root)
+    clean = load(DataSettings(arguments.clean, root=arguments.root), "CLEAN") if arguments.clean \
+        else clean_of(poison, arguments.root)
     found = measure(clean, poison)
     if found.changed_rows == 0:
         raise UserError(f"{arguments.set} does not differ from the set it is compared with")
     spectra = Spectra.of(clean, poison)
     means = class_means(clean, poison)
     print_summary(arguments.set, poison, clean, found, spectra, means)
-    out = arguments.out or Path(f"{Path(arguments.set).name}.png")
     save(draw(poison, clean, spectra, means), out)
     print(out, file=sys.stderr)
 

@@ -126,12 +126,13 @@ def mean_of(values: list[float]) -> float | None:
 
 def facts_of(table: tables.Table, attack: str, defence: str, published: list[dict]
              ) -> tuple[dict | None, list[dict]]:
-    """The paper's number (from the table's source first) and those of others, for ResNet-18."""
+    """The paper's number (from the table's source first, then the attack's own) and those of
+    others, for ResNet-18."""
     facts = [fact for fact in published
              if (fact["dataset"], fact["attack"], name_of(fact), fact["arch"])
              == (table.dataset, attack, defence, "resnet18") and "eval" not in fact]
     own = [fact for fact in facts if fact["kind"] == "paper"]
-    own.sort(key=lambda fact: fact["source"] != table.source)
+    own.sort(key=lambda fact: (fact["source"] != table.source, fact["source"].lower() != attack))
     return own[0] if own else None, [fact for fact in facts if fact["kind"] != "paper"]
 
 
@@ -168,11 +169,13 @@ def wide(table: tables.Table, entries: list[Entry]) -> tuple[tuple[str, ...], li
 
 
 def number(fact: dict | None) -> str:
-    """'93.1 LE T3', with its own spread and oracle mark."""
+    """'93.1 LE T3', with its own spread and what is special about it."""
     if fact is None:
         return ""
     sd = f" ± {fact['sd']}" if "sd" in fact else ""
-    mark = " (oracle)" if fact.get("oracle") else ""
+    marks = [*(["oracle"] if fact.get("oracle") else []), *([fact["variant"]] if "variant" in fact
+             else []), *(["leaderboard"] if fact["kind"] == "leaderboard" else [])]
+    mark = f" ({', '.join(marks)})" if marks else ""
     return f"{fact['accuracy']}{sd}{mark} {fact['source']} {fact['table']}"
 
 

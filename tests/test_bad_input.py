@@ -164,6 +164,13 @@ def test_a_budget_in_grey_levels_is_caught(value):
     refused(outcome, f"random_signs.epsilon: {value} is above 1", f"write {value}/255")
 
 
+@pytest.mark.parametrize("method", ["random_signs", "em", "rem", "tap", "sep", "hypo", "pil"])
+def test_a_budget_that_rounding_would_swallow_is_caught(method):
+    outcome = run_command(poison, f"method={method}", "data=digits", f"out={OUT}",
+                          f"{method}.epsilon=0.4/255")
+    refused(outcome, f"{method}.epsilon: 0.4/255 is less than half a grey level")
+
+
 @pytest.mark.parametrize(("text", "words"), [
     ("method: lsp\nseed: 1\nseed: 2\n", "bad.yaml:3: repeated key 'seed'"),
     ("method: lsp\nlsp:\n  radius: 1\n  radius: 2\n", "bad.yaml:4: repeated key 'radius'"),

@@ -217,6 +217,27 @@ def test_ntgas_own_order(tmp_path, base, clean, poisoned):
     assert found.meta["root"]["split"].startswith("rows:")
 
 
+def test_images_that_are_nearly_there_twice(tmp_path, clean, noise):
+    """CIFAR-10 has near-duplicates, some under two labels, and images that are there twice."""
+    images, labels = np.array(clean.images), np.array(clean.labels)
+    images[1] = np.clip(images[0].astype(int) + np.roll(noise[0], 5) * 2, 0, 255)   # by 9 levels
+    images[3], labels[3] = images[2], (labels[2] + 1) % K
+    images[5], labels[5] = images[4], labels[4]
+    base = write_imageset(tmp_path / "twice", images, labels)
+    poisoned = np.clip(images.astype(int) + noise // 2, 0, 255).astype(np.uint8)
+    order = np.random.default_rng(6).permutation(ROWS)
+    np.savez(tmp_path / "set.npz", data=poisoned[order], targets=labels[order])
+    found = imported(tmp_path / "set.npz", base)
+    same = [row for row in range(ROWS) if row not in (4, 5)]    # nothing tells these two apart
+    np.testing.assert_array_equal(found[same], poisoned[same])
+    np.testing.assert_array_equal(np.sort(found[4:6].ravel()), np.sort(poisoned[4:6].ravel()))
+
+    poisoned[7] = poisoned[8]
+    np.savez(tmp_path / "lost.npz", data=poisoned[order], targets=labels[order])
+    assert "do not match images of the base set one to one; image " in run_import(
+        tmp_path / "lost.npz", base).error
+
+
 def test_smaller_noise_is_centred(tmp_path, base, clean):
     values = np.full((ROWS, 3, 24, 24), 8 / 255, np.float32)
     torch.save(torch.from_numpy(values), tmp_path / "patch.pt")
@@ -249,7 +270,7 @@ def test_another_number_of_images(tmp_path, base, noise):
     make_em(tmp_path / "em.pt", noise[:45])
     assert "noise for 45 images, but the base set has 60 images of 10 classes" in \
         wrong(tmp_path / "em.pt", base)
-    np.savez(tmp_path / "x.npz", data=np.zeros((61, 32, 32, 3), np.uint8))
+    np.savez(tmp_path / "x.npz", data=np.full((61, 32, 32, 3), 128, np.uint8))
     assert "61 images, but the base set has 60" in wrong(tmp_path / "x.npz", base)
 
 
@@ -287,6 +308,14 @@ def test_units_that_are_ambiguous(tmp_path, base, clean, noise):
     np.testing.assert_array_equal(found, np.clip(clean.images.astype(int) + noise, 0, 255))
 
 
+def test_bytes_that_are_small_are_asked_about(tmp_path, base, noise):
+    """uint8 from 0 to 8: noise without its negative half, or dark images."""
+    torch.save(torch.from_numpy(nchw(np.maximum(noise, 0))).byte(), tmp_path / "px.pt")
+    assert "could be noise or dark images; say which with --units noise255" in run_import(
+        tmp_path / "px.pt", base).error
+    imported(tmp_path / "px.pt", base, "--units", "noise255")
+
+
 def test_values_and_shapes_that_are_no_images(tmp_path, base, noise):
     values = nchw(noise).astype(np.float32) / 255
     values[23, 1, 2, 3] = np.nan
@@ -294,7 +323,7 @@ def test_values_and_shapes_that_are_no_images(tmp_path, base, noise):
     assert "nan.pt: row 23 is not finite" in wrong(tmp_path / "nan.pt", base)
     np.save(tmp_path / "flat.npy", np.zeros((60, 7)))
     assert "an array of shape (60, 7); expected" in wrong(tmp_path / "flat.npy", base)
-    np.savez(tmp_path / "small.npz", data=np.zeros((60, 16, 16, 3), np.uint8))
+    np.savez(tmp_path / "small.npz", data=np.full((60, 16, 16, 3), 128, np.uint8))
     assert "images of 16x16, but those of the base set are 32x32" in \
         wrong(tmp_path / "small.npz", base)
     np.savez(tmp_path / "same.npz", data=ImageSet.load(base).images)
@@ -419,6 +448,12 @@ def test_exports_come_back_the_same(tmp_path, monkeypatch, form, name, digits):
     one, two = ImageSet.load(poison), ImageSet.load(found.path)
     np.testing.assert_array_equal(one.images, two.images)
     np.testing.assert_array_equal(one.labels, two.labels)
+    if form == "npy":           # killed between its two files: the same line goes on
+        (tmp_path / name).unlink()
+        assert run_command(export.main, poison, "--as", form, "--out", tmp_path / name).status == 0
+        (tmp_path / "mine_labels.npy").write_bytes(b"mine")
+        assert "mine_labels.npy exists" in run_command(
+            export.main, poison, "--as", form, "--out", tmp_path / "mine.npy").error
     again = run_command(export.main, poison, "--as", form, "--out", tmp_path / name)
     assert "exists; remove it or choose another name" in again.error
     suffix = export.SUFFIX[form]
@@ -438,12 +473,31 @@ def test_an_export_leaves_an_unfinished_run_alone(tmp_path, base):
     ("text.pkl", {b"\xff": 1}, "holds a dict of"),
     ("ragged.pkl", [(np.zeros((2, 3)), 0), (np.zeros((3, 2)), 1)], "holds a list"),
     ("nested.pkl", [([[1], [2, 3]], 0), ([[1], [2, 3]], 1)], "no arrays of numbers"),
+    ("ragpair.pkl", (np.zeros((2, 3, 32, 32)), [[1], [2, 3]]), "holds a tuple"),
+    ("huge.pkl", (np.zeros((2, 3, 32, 32)), [2**70, 1]), "its labels are no numbers"),
+    ("nan.pkl", (np.zeros((2, 3, 32, 32)), [np.nan, 1]), "its labels are no numbers"),
 ])
 def test_odd_objects_get_a_sentence(tmp_path, base, name, found, message):
     (tmp_path / name).write_bytes(pickle.dumps(found))
     outcome = run_import(tmp_path / name, base)
     assert outcome.status == 1
     assert message in outcome.error
+
+
+def test_tensors_with_a_gradient_are_plain_tensors(tmp_path, base, clean, poisoned):
+    images = torch.from_numpy(nchw(poisoned) / np.float32(255)).requires_grad_()
+    labels = torch.from_numpy(np.eye(K, dtype=np.float32)[clean.labels]).requires_grad_()
+    torch.save((images, labels), tmp_path / "pair.pt")
+    torch.save([(image, int(label)) for image, label in zip(images, clean.labels, strict=True)],
+               tmp_path / "list.pt")
+    for name in ("pair.pt", "list.pt"):
+        np.testing.assert_array_equal(imported(tmp_path / name, base), poisoned)
+
+
+def test_an_npz_by_another_name_is_no_npy(tmp_path, base, poisoned):
+    np.savez(tmp_path / "set.npz", data=poisoned)
+    (tmp_path / "set.npz").rename(tmp_path / "set.npy")
+    assert "set.npy is not a readable .npy" in wrong(tmp_path / "set.npy", base)
 
 
 def test_mistakes_of_the_import_line(tmp_path, base, poisoned):
@@ -472,6 +526,11 @@ def test_an_inspection_prints_and_draws(tmp_path):
     lines = {line[:22].strip(): line[22:].strip() for line in outcome.stdout.splitlines()[1:]}
     assert lines["L0 (most)"] == "1 pixels"
     assert float(lines["nearest class mean"].split("%")[0]) > 95
+    beside = run_command(inspect_poison.main, poison, "digits", "--out", tmp_path / "other.png")
+    assert beside.stdout == outcome.stdout          # CLEAN is what data= takes
+    (tmp_path / "folder").mkdir()
+    assert "folder is a folder" in run_command(inspect_poison.main, poison, "--out",
+                                               tmp_path / "folder").error
     same = run_command(inspect_poison.main, poison, poison)
     assert "does not differ from the set it is compared with" in same.error
 
@@ -486,6 +545,30 @@ def test_the_spectrum_of_a_wave():
 
 
 # --- what a reader once misread --------------------------------------------------------------
+
+
+def test_labels_beside_a_pool_belong_to_the_file(tmp_path, base):
+    """They decide on the noise of an image: others make another set, of another fingerprint."""
+    np.save(tmp_path / "simple_data.npy", np.random.default_rng(3).uniform(
+        -0.05, 0.05, (3 * ROWS, 32, 32, 3)).astype(np.float32))
+    made = []
+    for shift in (0, 1):
+        np.save(tmp_path / "simple_label.npy", (np.arange(3 * ROWS) + shift) % K)
+        made.append(run_import(tmp_path / "simple_data.npy", base).path)
+    assert made[0] != made[1]
+    assert not np.array_equal(*(ImageSet.load(path).images for path in made))
+
+
+def test_what_unfolds_in_memory_is_refused(tmp_path, base):
+    """References to one image, a row that claims to be many."""
+    pair = (bytes(3072), 1)
+    (tmp_path / "pairs.pkl").write_bytes(pickle.dumps([pair] * 5000))
+    torch.save(torch.zeros(1).expand(5000, 3, 32, 32), tmp_path / "expanded.pt")
+    torch.save([torch.zeros(1).expand(3, 32, 32)] * 5000, tmp_path / "list.pt")
+    for name in ("pairs.pkl", "expanded.pt", "list.pt"):
+        error = run_import(tmp_path / name, base).error
+        assert f"{name}: claims " in error, error
+        assert "bytes of images but holds" in error
 
 
 def test_labels_beside_noise_are_checked(tmp_path, base, clean, noise):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import succeed, write_imageset
+from conftest import run_command, succeed, write_imageset
 
 from core.imageset import ImageSet
 from poisons import ops
@@ -56,6 +56,14 @@ def test_the_pixels_are_those_of_a_slow_search(small, formula, sparsity):
         for row, column, colour in pixels:
             by_hand[labels == label, row, column] = 255 * np.array(colour)
     np.testing.assert_array_equal(np.load(out / "images.npy"), by_hand)
+
+
+def test_more_pixels_than_there_are_pairs(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3)).astype(np.uint8)
+    source = write_imageset(tmp_path / "tiny", images, np.arange(20) % 10)
+    assert "ops.sparsity: 10 classes of 13 pixels each, but there are 128 pairs" in run_command(
+        poison_main, "method=ops", f"data={source}", "ops.sparsity=13").error
+    succeed(poison_main, "method=ops", f"data={source}", "ops.sparsity=12")
 
 
 def test_one_pixel_a_class_on_digits(few_path, few):

@@ -32,6 +32,13 @@ def finish(out, **changes):
         run.finish({"kind": "imageset"})
 
 
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        core.files.write_bytes(tmp_path / "folder", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_fingerprint_follows_what_the_output_depends_on():
     base = job().fingerprint
     assert job(name="other", preset="p").fingerprint == base

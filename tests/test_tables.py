@@ -356,6 +356,18 @@ def test_the_table_prints_what_the_records_say(tiny):
     assert line.split(" | ")[2] == f"{psnr:.2f}"
 
 
+def test_a_published_number_says_whose_it_is():
+    import yaml
+
+    published = yaml.safe_load((ROOT / table.REPORTED).read_text())["published"]
+    attacks = tables.read(str(ROOT / "configs/tables/attacks.yaml"))
+    own, others = table.facts_of(attacks, "ops", "none", published)
+    assert table.number(own) == "15.56 OPS paper"       # and not ISS's 36.55
+    assert "14.69 (leaderboard) APBench site-cifar10" in map(table.number, others)
+    _, others = table.facts_of(attacks, "rem", "none", published)
+    assert "17.47 (simplified, leaderboard) APBench site-cifar10" in map(table.number, others)
+
+
 def test_published_numbers_are_kept_whole():
     """The facts that the notes give, under our names."""
     import yaml
@@ -375,6 +387,7 @@ def test_published_numbers_are_kept_whole():
     base = {"source": "LE", "table": "T1", "dataset": "cifar10"}
     assert of(**base, attack="em_classwise", defence="none") == [20.7]
     assert of(**base, attack="tap", defence="jcdp") == [90.8]
+    assert of(source="OPS", attack="ops") == [15.56]
     assert of(**{**base, "table": "T3"}, attack="lsp", defence="gray") == [82.5]
     assert of(source="BridgePure", dataset="cifar10", attack="lsp", defence="dvae",
               arch="resnet18")
