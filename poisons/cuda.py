@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from core.config import ConfigError, in_range
+from core.errors import UserError
 from core.imageset import ImageSet, Rounding
 from core.run import Run
 
@@ -42,8 +43,10 @@ def bound(config: Config) -> None:
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` through the filter of its class, divided by its
     maximum."""
-    filters = torch.from_numpy(draw_filters(clean.num_classes, config, run.seed)).float()
     height, width = clean.image_shape
+    if config.kernel > min(height, width):
+        raise UserError(f"cuda.kernel: {config.kernel} is larger than the images, {height}x{width}")
+    filters = torch.from_numpy(draw_filters(clean.num_classes, config, run.seed)).float()
 
     def rows(images: torch.Tensor, rows: slice) -> torch.Tensor:
         weights = filters[clean.labels_at(rows)]

@@ -61,3 +61,8 @@ def test_an_even_kernel_is_refused(few_path):
     outcome = run_command(poison_main, "method=cuda", f"data={few_path}", "cuda.kernel=4")
     assert outcome.status == 1
     assert "cuda.kernel: 4 has no middle" in outcome.stderr
+
+
+def test_a_kernel_larger_than_the_images_is_refused(few_path):
+    assert "cuda.kernel: 17 is larger than the images, 16x16" in run_command(
+        poison_main, "method=cuda", f"data={few_path}", "cuda.kernel=17").error
