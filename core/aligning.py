@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 
 from core.errors import UserError
 from core.foreign import Foreign
@@ -217,6 +218,8 @@ def place_images(found: Foreign, images: np.ndarray, base: ImageSet, where: str)
 
 def match(found: Foreign, images: np.ndarray, base: ImageSet, where: str) -> Aligned:
     """Each image to the row of its nearest image: NTGA's own order, pictures without a number."""
+    if found.labels is not None and len(found.labels) != len(images):
+        raise UserError(f"{where}: {len(found.labels)} labels for {len(images)} images")
     nearest, likeness = one_to_one(images, base, found.labels)
     lost = np.flatnonzero(nearest < 0)
     if (likeness < LIKE).mean() > STRANGE or len(lost):
@@ -266,8 +269,8 @@ def nearest_rows(images: np.ndarray, base: ImageSet) -> tuple[np.ndarray, np.nda
 def one_to_one(images: np.ndarray, base: ImageSet, labels: np.ndarray | None
                ) -> tuple[np.ndarray, np.ndarray]:
     """A row of the base for each image, no row twice (-1: none is left), and how alike the nearest
-    outlines are. Of the nearest outlines the most alike pixels decide, for some images of CIFAR-10
-    are nearly there twice; among equally alike ones the label does."""
+    outlines are. Among outlines as near as the nearest the pixels decide, for some images of
+    CIFAR-10 are nearly there twice; among equally alike ones the label does."""
     ours, theirs = outlines(images), outlines(base.images)
     count = min(CANDIDATES, len(base))
     rows, alike = np.empty((len(images), count), np.int64), np.empty((len(images), count))
@@ -275,22 +278,39 @@ def one_to_one(images: np.ndarray, base: ImageSet, labels: np.ndarray | None
     size = max(1, min(SLICE_ROWS, PIXELS_AT_ONCE // images[0].size))
     for start in range(0, len(images), size):
         part = slice(start, start + size)
-        outline = ours[part] @ theirs.T
-        likeness[part] = outline.max(1)
-        rows[part] = np.argpartition(-outline, count - 1, 1)[:, :count]
+        near, nearest = torch.from_numpy(ours[part] @ theirs.T).topk(count)
+        near, rows[part] = near.numpy(), nearest.numpy()
+        likeness[part] = near[:, 0]
         own, candidates = centred(images[part]), centred(base.images[rows[part]])
         alike[part] = np.einsum("bp,bkp->bk", own, candidates)
-    if labels is not None and len(labels) == len(images):
+        alike[part][near < near[:, :1] - EQUAL] = -np.inf
+    if labels is not None:
         alike += EQUAL * (base.labels[rows] == labels[:, None])
-    best, taken = alike.max(1), np.zeros(len(base), bool)
-    found = np.full(len(images), -1)
-    for image in np.argsort(-best, kind="stable"):
-        for choice in np.argsort(-alike[image], kind="stable"):
-            row = rows[image, choice]
-            if alike[image, choice] >= best[image] - EQUAL and not taken[row]:
-                found[image], taken[row] = row, True
+    best = alike.max(1)
+    order = np.argsort(-alike, 1, kind="stable")
+    good = (alike >= best[:, None] - EQUAL).sum(1)
+    choices = [rows[i, order[i, : good[i]]].tolist() for i in range(len(images))]
+    return assign(choices, np.argsort(-best, kind="stable")), likeness
+
+
+def assign(choices: list[list[int]], order: np.ndarray) -> np.ndarray:
+    """One of its choices for each, best first and in this order, none twice; -1 where none is left.
+    Who finds all taken may send one of the takers to another choice."""
+    taken = {}                              # row -> who has it
+    for one in order.tolist():
+        for row in choices[one]:
+            if row not in taken:
+                taken[row] = one
                 break
-    return found, likeness
+        else:
+            moves = ((row, other) for row in choices[one] for other in choices[taken[row]]
+                     if other not in taken)
+            for row, other in moves:
+                taken[other], taken[row] = taken[row], one
+                break
+    found = np.full(len(choices), -1)
+    found[list(taken.values())] = list(taken)
+    return found
 
 
 def centred(images: np.ndarray) -> np.ndarray:

@@ -276,9 +276,9 @@ def budget(key: str, value: float) -> None:
 def linf_radius(key: str, value: float) -> None:
     """A budget of perturbations that are stored in whole grey levels."""
     budget(key, value)
-    if value < 0.5 / 255:
-        raise ConfigError(key, f"{255 * value:.3g}/255 is less than half a grey level: rounding "
-                               "would leave nothing")
+    if value <= 0.5 / 255:
+        raise ConfigError(key, f"{255 * value:.3g}/255 is no more than half a grey level and is "
+                               "lost in rounding")
 
 
 def text(node: Node) -> str:

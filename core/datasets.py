@@ -272,8 +272,11 @@ def test_spec(test: str, size: int | None) -> dict:
 def place(path: Path) -> str:
     """A path to remember: relative where it was named below the working folder, through links too,
     so that a checkout can be moved whole; absolute elsewhere."""
-    path, here = Path(os.path.abspath(path)), Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    named = path.resolve() if ".." in path.parts else Path(os.path.abspath(path))
+    for found in (named, path.resolve()):
+        if found.is_relative_to(Path.cwd()):
+            return str(found.relative_to(Path.cwd()))
+    return str(named)
 
 
 def reject_size(settings: DataSettings) -> None:

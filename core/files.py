@@ -32,7 +32,8 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         rename(temporary, path)
     except OSError:                 # a full disk, a folder in the way
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unlink(temporary)
         raise
 
 

@@ -94,7 +94,10 @@ def read_npy(path: Path) -> Foreign:
 
 
 def labels_beside(path: Path) -> list[Path]:
-    """Files of labels that exist for this .npy, under the names that people give them."""
+    """Files of labels that exist for this .npy, under the names that people give them; the first
+    one counts."""
+    if path.suffix != ".npy":
+        return []
     names = [name.format(stem=path.stem) for name in LABEL_FILES]
     for word, others in LABEL_NAMES.items():
         if path.stem.endswith(word):
@@ -161,20 +164,16 @@ def are_labels(images: Any, labels: Any) -> bool:
     """Whether the second of a pair is labels of the first: a number or a one-hot row for each."""
     if not isinstance(images, (np.ndarray, torch.Tensor)) or images.ndim != 4:
         return False
-    try:
-        shape = np.shape(labels)
-    except ValueError:              # ragged
-        return False
-    return len(shape) in (1, 2) and shape[0] == len(images)
+    rows = isinstance(labels, (list, tuple)) or getattr(labels, "ndim", 0) in (1, 2)
+    return rows and len(labels) == len(images)
 
 
 def as_row(value: Any, path: Path) -> np.ndarray:
     if isinstance(value, bytes):
         return np.frombuffer(value, np.uint8)
-    try:
-        return np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
-    except (TypeError, ValueError):
-        raise UserError(f"{path}: its images are no arrays of numbers") from None
+    if isinstance(value, (np.ndarray, torch.Tensor)):       # lists may unfold
+        return as_array(value, path)
+    raise UserError(f"{path}: its images are no arrays of numbers")
 
 
 def as_array(value: Any, path: Path) -> np.ndarray:
@@ -194,6 +193,8 @@ def as_labels(value: Any, path: Path) -> np.ndarray | None:
     if value is None:
         return None
     try:
+        if isinstance(value, (list, tuple)):
+            value = [number(item) for item in value]
         found = np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
         if found.ndim == 2 and found.shape[1] > 1:
             found = found.argmax(1)
@@ -202,6 +203,15 @@ def as_labels(value: Any, path: Path) -> np.ndarray | None:
             return found.astype(np.int64)
     except (TypeError, ValueError, OverflowError, FloatingPointError):
         raise UserError(f"{path}: its labels are no numbers") from None
+
+
+def number(item: Any) -> float:
+    """One label of a list. Raises TypeError for what is no number: nested lists may unfold."""
+    if isinstance(item, (torch.Tensor, np.ndarray)) and item.ndim == 0:
+        return item.item()
+    if isinstance(item, (int, float, np.number)):
+        return item
+    raise TypeError(type(item))
 
 
 # --- folders ---------------------------------------------------------------------------------

@@ -115,7 +115,8 @@ def within(spans: torch.Tensor, size: int) -> torch.Tensor:
 
 def resampled(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Images (B, 3, H, W) read between pixels at the positions rows (B, h) x columns (B, w), 0
-    outside. Two matrix products an image, so that its gradient is deterministic on every device."""
+    outside. Two matrix products an image, so that its gradient is deterministic on every device (in
+    TF32, where a GPU computes those so: up to about 0.2 grey levels)."""
     height, width = images.shape[2:]
     moved = weights(rows, height)[:, None] @ images @ weights(columns, width)[:, None].mT
     return moved.contiguous(memory_format=torch.channels_last)
@@ -137,6 +138,6 @@ def random_boxes(drawn: torch.Tensor, height: int, width: int) -> torch.Tensor:
     sides = torch.stack([(areas / ratios).sqrt(), (areas * ratios).sqrt()], 2).round_()
     whole = sides.new_tensor([height, width])
     fits = (sides <= whole).all(2)
-    first = sides[torch.arange(len(drawn)), fits.byte().argmax(1)]
+    first = sides[torch.arange(len(drawn), device=drawn.device), fits.byte().argmax(1)]
     size = torch.where(fits.any(1, keepdim=True), first, whole)
     return torch.cat([(drawn[:, 2 * TRIES :] * (whole - size + 1)).floor_(), size], 1)

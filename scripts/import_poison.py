@@ -30,7 +30,7 @@ from core.imageset import ImageSet
 from core.perturbation import limit_of, measure, nearest_mean
 from core.run import Job, Run
 
-VERSION = 1
+VERSION = 2
 
 
 @command
@@ -70,10 +70,13 @@ def main(argv: list[str] | None = None) -> None:
     check(bound, found, clean, arguments, str(source))
 
     origin = {"source": place(source), "sha256": digest_of(source), "how": aligned.how}
+    inputs = {"data": clean.fingerprint, "source": origin["sha256"]}
+    for labels in foreign.labels_beside(source)[:1]:
+        inputs["labels"] = origin["labels_sha256"] = files.sha256(labels)
     shown = {**config.plain(options), "name": name}
     job = Job("poisons", f"{base.meta['name']}-{shown['name']}", "import", VERSION,
               {**shown, "how": origin["how"]}, 0,
-              {"data": clean.fingerprint, "source": origin["sha256"]}, shown["name"])
+              inputs, shown["name"])
     with Run(job, out=arguments.out, settings={"method": "import", **origin, **shown}) as run:
         if not run.done:
             poisoned = clean.map_pixels(
@@ -128,17 +131,12 @@ def check(bound, found, clean: ImageSet, arguments: argparse.Namespace, where: s
 
 
 def digest_of(source: Path) -> str:
-    """SHA-256 of a file; of the names and files of a folder, or of an .npy and the labels beside
-    it."""
-    inside, parts = source, [path for path in source.rglob("*") if path.is_file()]
+    """SHA-256 of a file, or of a folder's names and files."""
     if source.is_file():
-        inside = source.parent
-        parts = [source, *(foreign.labels_beside(source) if source.suffix == ".npy" else ())]
-        if len(parts) == 1:
-            return files.sha256(source)
+        return files.sha256(source)
     digest = hashlib.sha256()
-    for path in sorted(parts):
-        digest.update(f"{path.relative_to(inside)} {files.sha256(path)}\n".encode())
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(source)} {files.sha256(path)}\n".encode())
     return digest.hexdigest()
 
 

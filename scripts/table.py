@@ -133,7 +133,7 @@ def facts_of(table: tables.Table, attack: str, defence: str, published: list[dic
              == (table.dataset, attack, defence, "resnet18") and "eval" not in fact]
     own = [fact for fact in facts if fact["kind"] == "paper"]
     own.sort(key=lambda fact: (fact["source"] != table.source, fact["source"].lower() != attack))
-    return own[0] if own else None, [fact for fact in facts if fact["kind"] != "paper"]
+    return own[0] if own else None, own[1:] + [fact for fact in facts if fact["kind"] != "paper"]
 
 
 def name_of(fact: dict) -> str:

@@ -167,8 +167,8 @@ def test_a_budget_in_grey_levels_is_caught(value):
 @pytest.mark.parametrize("method", ["random_signs", "em", "rem", "tap", "sep", "hypo", "pil"])
 def test_a_budget_that_rounding_would_swallow_is_caught(method):
     outcome = run_command(poison, f"method={method}", "data=digits", f"out={OUT}",
-                          f"{method}.epsilon=0.4/255")
-    refused(outcome, f"{method}.epsilon: 0.4/255 is less than half a grey level")
+                          f"{method}.epsilon=0.5/255")
+    refused(outcome, f"{method}.epsilon: 0.5/255 is no more than half a grey level")
 
 
 @pytest.mark.parametrize(("text", "words"), [

@@ -387,9 +387,12 @@ def test_a_linked_folder_is_remembered_by_its_link(tmp_path, monkeypatch, images
     np.savez(tmp_path / "disk/set.npz", images=images, labels=labels)
     (tmp_path / "checkout/data").symlink_to(tmp_path / "disk")
     monkeypatch.chdir(tmp_path / "checkout")
-    found = load(DataSettings("data/set.npz", test="./data/../data/set.npz"))
+    found = load(DataSettings("data/set.npz", test="./data/set.npz"))
     assert found.meta["root"]["data"] == "data/set.npz"
     assert found.meta["test"]["data"] == "data/set.npz"
+    np.savez(tmp_path / "other.npz", images=images, labels=labels)
+    beside = load(DataSettings("data/../other.npz"))        # beside the disk, not beside the link
+    assert beside.meta["root"]["data"] == str(tmp_path / "other.npz")
     outside = load(DataSettings("../disk/set.npz"))
     assert outside.meta["root"]["data"] == str(tmp_path / "disk/set.npz")
 

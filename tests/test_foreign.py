@@ -12,7 +12,7 @@ import torch
 from conftest import digest, run_command, write_imageset
 from PIL import Image
 
-from core import pickles
+from core import aligning, pickles
 from core.datasets import DataSettings, load, rows_split, split_rows
 from core.errors import UserError
 from core.imageset import ImageSet
@@ -236,6 +236,30 @@ def test_images_that_are_nearly_there_twice(tmp_path, clean, noise):
     np.savez(tmp_path / "lost.npz", data=poisoned[order], targets=labels[order])
     assert "do not match images of the base set one to one; image " in run_import(
         tmp_path / "lost.npz", base).error
+
+
+def test_blurred_images_without_labels_are_matched(tmp_path, base, clean):
+    """CUDA's: no small noise, each divided by its own maximum."""
+    from poisons.__main__ import main as poison_main
+
+    blurred = np.array(ImageSet.load(run_command(poison_main, "method=cuda",
+                                                 f"data={base}").path).images)
+    order = np.random.default_rng(7).permutation(ROWS)[:50]
+    np.save(tmp_path / "part.npy", blurred[order])
+    outcome = run_import(tmp_path / "part.npy", base)
+    assert outcome.status == 0, outcome.stderr
+    np.testing.assert_array_equal(ImageSet.load(outcome.path).images, blurred[np.sort(order)])
+
+
+def test_who_finds_all_taken_sends_another_on():
+    assert aligning.assign([[0, 1], [0]], np.array([0, 1])).tolist() == [1, 0]
+    assert aligning.assign([[0], [0], [2]], np.array([0, 1, 2])).tolist() == [0, -1, 2]
+
+
+def test_other_numbers_of_labels_than_images(tmp_path, base, clean, poisoned):
+    for count in (40, 50):
+        np.savez(tmp_path / "x.npz", data=poisoned[10:55], targets=clean.labels[:count])
+        assert f"{count} labels for 45 images" in run_import(tmp_path / "x.npz", base).error
 
 
 def test_smaller_noise_is_centred(tmp_path, base, clean):
@@ -473,7 +497,7 @@ def test_an_export_leaves_an_unfinished_run_alone(tmp_path, base):
     ("text.pkl", {b"\xff": 1}, "holds a dict of"),
     ("ragged.pkl", [(np.zeros((2, 3)), 0), (np.zeros((3, 2)), 1)], "holds a list"),
     ("nested.pkl", [([[1], [2, 3]], 0), ([[1], [2, 3]], 1)], "no arrays of numbers"),
-    ("ragpair.pkl", (np.zeros((2, 3, 32, 32)), [[1], [2, 3]]), "holds a tuple"),
+    ("ragpair.pkl", (np.zeros((2, 3, 32, 32)), [[1], [2, 3]]), "its labels are no numbers"),
     ("huge.pkl", (np.zeros((2, 3, 32, 32)), [2**70, 1]), "its labels are no numbers"),
     ("nan.pkl", (np.zeros((2, 3, 32, 32)), [np.nan, 1]), "its labels are no numbers"),
 ])
@@ -565,6 +589,12 @@ def test_what_unfolds_in_memory_is_refused(tmp_path, base):
     (tmp_path / "pairs.pkl").write_bytes(pickle.dumps([pair] * 5000))
     torch.save(torch.zeros(1).expand(5000, 3, 32, 32), tmp_path / "expanded.pt")
     torch.save([torch.zeros(1).expand(3, 32, 32)] * 5000, tmp_path / "list.pt")
+    nested = [[0] * 2000] * 2000
+    for name, found in (("rows", [(nested, 1)] * 1000),
+                        ("labels", (np.zeros((1000, 3, 2, 2)), [nested] * 1000))):
+        (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps(found))
+    assert "no arrays of numbers" in run_import(tmp_path / "rows.pkl", base).error
+    assert "labels are no numbers" in run_import(tmp_path / "labels.pkl", base).error
     for name in ("pairs.pkl", "expanded.pt", "list.pt"):
         error = run_import(tmp_path / name, base).error
         assert f"{name}: claims " in error, error
