@@ -18,9 +18,9 @@ Units = Literal["auto", "noise", "noise255", "images", "images255", "wrapped"]
 UNITS = get_args(Units)
 MOST_NOISE = 0.3            # of [0, 1]: the largest published L-inf budget is 32/255
 LIKE = 0.5                  # outlines of an image and its poison are at least so alike ...
-CANDIDATES, EQUAL = 5, 0.01     # nearest outlines that pixels decide between; as good as equal
-PIXELS_AT_ONCE = 1 << 22
 STRANGE = 0.01              # ... and for this share another's may be more alike (blurs, one colour)
+CANDIDATES, EQUAL = 5, 0.01     # nearest outlines that pixels decide between; as good as equal
+PIXELS_AT_ONCE = 1 << 22    # whose candidates are in memory together
 
 
 @dataclass(frozen=True)
