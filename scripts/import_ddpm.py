@@ -10,6 +10,7 @@ run. --data and --split say what it was trained on: they go into every record, s
 
 import argparse
 import json
+import math
 import re
 import sys
 from dataclasses import replace
@@ -21,26 +22,46 @@ import torch
 
 from core import checkpoint, files
 from core.command import command
-from core.config import plain
+from core.config import plain, read_number
 from core.datasets import place
-from core.errors import UserError
+from core.errors import ConfigError, UserError
 from core.run import Job, Run
 from models.unet import UNet
 from purifiers import ddpm
 
-# diffusers' settings that make the network of Ho et al.
-EXPECTED = {"in_channels": 3, "out_channels": 3, "downsample_padding": 0, "flip_sin_to_cos": False,
-            "freq_shift": 1, "norm_eps": 1e-6, "norm_num_groups": 32, "attention_head_dim": None,
-            "act_fn": "silu", "mid_block_scale_factor": 1, "center_input_sample": False,
-            "time_embedding_type": "positional"}
-# and its own defaults, where they are another network's
+# Every key of diffusers' UNet2DModel (0.42): what it must be for the network of Ho et al., ...
+EXPECTED = {"_class_name": ("UNet2DModel",), "in_channels": (3,), "out_channels": (3,),
+            "center_input_sample": (False,), "time_embedding_type": ("positional",),
+            "freq_shift": (1,), "flip_sin_to_cos": (False,),
+            "mid_block_type": ("UNetMidBlock2D",), "mid_block_scale_factor": (1,),
+            "downsample_padding": (0,), "downsample_type": ("conv",), "upsample_type": ("conv",),
+            "act_fn": ("silu", "swish"), "attention_head_dim": (None,), "norm_num_groups": (32,),
+            "attn_norm_num_groups": (None, 32), "norm_eps": (1e-6,),
+            "resnet_time_scale_shift": ("default",), "add_attention": (True,),
+            "class_embed_type": (None,), "num_class_embeds": (None,)}
+# ... its own defaults, where they are another network's, ...
 DEFAULTS = {"downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0, "norm_eps": 1e-5,
             "attention_head_dim": 8}
-# and its scheduler's that make Ho et al.'s; its defaults are these
-SCHEDULE = {"beta_schedule": "linear", "prediction_type": "epsilon", "trained_betas": None,
-            "rescale_betas_zero_snr": False}
+# ... those that the weights must agree with (`said_by`), and those that change nothing here
+# (dropout when purifying; EMAModel's)
+FROM_WEIGHTS = ("block_out_channels", "layers_per_block", "down_block_types", "up_block_types",
+                "time_embedding_dim")
+WRITTEN = {"_diffusers_version", "_name_or_path", "_commit_hash", "_use_default_values"}
+HARMLESS = {"sample_size", "dropout", "num_train_timesteps", *WRITTEN, "decay", "min_decay",
+            "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"}
+# The scheduler's keys that make Ho et al.'s noise; their defaults are these in each of the classes
+SCHEDULE = {"_class_name": ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler"),
+            "beta_schedule": ("linear",), "prediction_type": ("epsilon",), "trained_betas": (None,),
+            "rescale_betas_zero_snr": (False,)}
 NUMBERS = {"num_train_timesteps": "diffusion_steps", "beta_start": "beta_start",
            "beta_end": "beta_end"}
+# and those of its sampling, which AVATAR and JCDP choose themselves
+SAMPLING = {"variance_type", "clip_sample", "clip_sample_range", "thresholding",
+            "dynamic_thresholding_ratio", "sample_max_value", "timestep_spacing", "steps_offset",
+            "set_alpha_to_one", "skip_prk_steps", *WRITTEN}
+MOST_STEPS = 100_000            # of a schedule; Ho et al. have 1,000
+MOST_CONFIG = 1 << 20           # bytes of a config.json; diffusers' have a thousand
+WRAPPERS = {"module", "_orig_mod"}      # DataParallel's, EMA's and torch.compile's part of a name
 IMAGES = {("cifar10", "train"): 50_000, ("cifar10", "test"): 10_000, ("cifar100", "train"): 50_000,
           ("cifar100", "test"): 10_000, ("svhn", "train"): 73_257, ("svhn", "test"): 26_032}
 
@@ -57,6 +78,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args(argv)
 
+    for key in ("images", "size"):
+        value = getattr(arguments, key)
+        if value is not None and value < 1:
+            raise UserError(f"--{key}: {value} is no positive number")
     images = arguments.images or IMAGES.get((arguments.data, arguments.split))
     if images is None:
         raise UserError(f"--images: how many images of {arguments.data} {arguments.split}?")
@@ -70,12 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--size: {source}/config.json says {size}")
     size = size or arguments.size or 32
     config = replace(architecture(weights, size), **schedule)
-    model = UNet(config.width, config.multipliers, config.blocks, config.attention, size)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{path}: not the network of Ho et al.: "
-                        f"{str(error).splitlines()[-1].strip()}") from None
+    model = network(config, size, weights, path)
     digest = files.sha256(path)
     origin = {"source": place(source), "sha256": digest}
     shown = {key: value for key, value in plain(config).items() if key not in ddpm.PATHS}
@@ -105,23 +125,81 @@ def from_diffusers(folder: Path) -> tuple[Path, dict[str, torch.Tensor], int | N
 
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
     path = unet / "diffusion_pytorch_model.safetensors"
+    for file in (unet / "config.json", path):
+        if not file.is_file():
+            raise UserError(f"{file}: no such file; a diffusers folder holds config.json and "
+                            f"{path.name}")
+    config = read_config(unet / "config.json")
+    check_keys(config, unet / "config.json", EXPECTED, {*FROM_WEIGHTS, *HARMLESS}, DEFAULTS)
     try:
-        config = dict(json.loads((unet / "config.json").read_text()))
-        weights = load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename or path}: no such file; a diffusers folder holds "
-                        "config.json and diffusion_pytorch_model.safetensors") from None
+        weights = unwrapped(load_file(path), path)
+    except UserError:
+        raise
     except Exception:
-        raise UserError(f"{unet}: config.json or {path.name} is damaged") from None
-    for key, value in EXPECTED.items():
-        found = config.get(key, DEFAULTS.get(key, value))
-        if found != value:
-            raise UserError(f"{unet}/config.json: {key} is {found}, but only the network of Ho et "
-                            f"al. is known here, which has {value}")
-    levels = len(config.get("block_out_channels", ()))
+        raise UserError(f"{path} is damaged") from None
+    levels = len({name.split(".")[1] for name in weights if name.startswith("down_blocks.")})
     renamed = {plain_name(name, levels): plain_shape(name, tensor)
                for name, tensor in weights.items()}
-    return path, renamed, config.get("sample_size")
+    for key, value in said_by(renamed).items():
+        if config.get(key) is not None and config[key] != value:
+            raise UserError(f"{unet}/config.json: {key} is {said(config[key])}, but by its weights "
+                            f"{said(value)}")
+    return path, renamed, side_of(config.get("sample_size"), unet / "config.json")
+
+
+def read_config(path: Path) -> dict:
+    """The keys of a small JSON file."""
+    try:
+        if not path.is_file() or path.stat().st_size > MOST_CONFIG:
+            raise ValueError
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        raise UserError(f"{path} is damaged: no JSON of a config") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: it holds no keys")
+    return found
+
+
+def check_keys(config: dict, path: Path, expected: dict[str, tuple], harmless: set[str],
+               defaults: dict | None = None) -> None:
+    """Refuse a config that would make another network or another noise, or may: a key that no one
+    knows."""
+    for key, values in expected.items():
+        found = config.get(key, (defaults or {}).get(key, values[0]))
+        if found not in values:
+            raise UserError(f"{path}: {key} is {said(found)}, but only "
+                            f"{' or '.join(map(said, values))} is known here")
+    for key in config:
+        if key not in expected and key not in harmless:
+            raise UserError(f"{path}: the key {said(key)} is not known here and could make "
+                            "another network; take it out if it changes nothing")
+
+
+def said(value: object) -> str:
+    """A config's value for people: short, and nothing that a terminal would obey."""
+    text = ascii(value)[:60]
+    return text[1:-1] if isinstance(value, str) and len(text) < 60 else text
+
+
+def number_in(value: object) -> float | int | None:
+    """The number that a config's value is, or that its text says."""
+    if isinstance(value, str):
+        return read_number(value)
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if plain and abs(value) < math.inf else None
+
+
+def side_of(value: object, path: Path) -> int | None:
+    """The side of the images by `sample_size`: a number, its text, or a pair of equal ones."""
+    if value is None:
+        return None
+    pair = value if isinstance(value, list) and len(value) == 2 else [value]
+    sides = {number_in(side) for side in pair}
+    side = sides.pop()
+    if sides or side is None or side < 1 or side % 1:
+        raise UserError(f"{path}: sample_size is {said(value)}, but the images of this network "
+                        "are squares")
+    return int(side)
 
 
 def schedule_of(folder: Path) -> dict[str, float]:
@@ -130,15 +208,20 @@ def schedule_of(folder: Path) -> dict[str, float]:
     path = next((path for path in places if path.exists()), None)
     if path is None:
         return {}
-    try:
-        config = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        raise UserError(f"{path} is damaged") from None
-    for key, value in SCHEDULE.items():
-        if config.get(key, value) != value:
-            raise UserError(f"{path}: {key} is {config[key]}, but only {value} is known here")
-    found = {ours: config[theirs] for theirs, ours in NUMBERS.items() if theirs in config}
-    return {**found, "t_train_max": found.get("diffusion_steps", ddpm.TrainConfig.t_train_max)}
+    config = read_config(path)
+    check_keys(config, path, SCHEDULE, {*NUMBERS, *SAMPLING})
+    found = {}
+    for theirs, ours in NUMBERS.items():
+        if theirs in config:
+            value = number_in(config[theirs])
+            if value is None or (ours == "diffusion_steps" and (
+                    value % 1 or not 2 <= value <= MOST_STEPS)):
+                raise UserError(f"{path}: {theirs} is {said(config[theirs])}, which is no number "
+                                "of a schedule")
+            found[ours] = int(value) if ours == "diffusion_steps" else float(value)
+    found["t_train_max"] = found.get("diffusion_steps", ddpm.TrainConfig.t_train_max)
+    checked(path, **found)
+    return found
 
 
 # pattern in diffusers' names -> in the plain ones (JCDP notes, section 9.1); up blocks count from
@@ -189,7 +272,7 @@ def from_ddim(path: Path) -> dict[str, torch.Tensor]:
         found = next((part for part in (*found[-1:], *found[:1]) if is_state_dict(part)), None)
     if not is_state_dict(found):
         raise UserError(f"{path}: neither ddim's list nor a state dict")
-    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    return unwrapped(found, path)
 
 
 def is_state_dict(value) -> bool:
@@ -198,22 +281,83 @@ def is_state_dict(value) -> bool:
         for name, tensor in value.items())
 
 
+def unwrapped(weights: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """The weights under the names they have without what wrapped the model, in whatever order, or
+    parts of it (torch.compile). Raises UserError unless each is finite and stored whole."""
+    found = {}
+    for name, tensor in weights.items():
+        plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        if plain == "n_averaged":           # AveragedModel's count
+            continue
+        if plain in found:
+            raise UserError(f"{path}: two tensors are {said(plain)}, with and without a wrapper")
+        whole = tensor.layout == torch.strided and not tensor.is_quantized \
+            and tensor.is_floating_point() \
+            and tensor.nbytes <= tensor.untyped_storage().nbytes()
+        if not whole or not torch.isfinite(tensor.detach().float().sum()):
+            raise UserError(f"{path}: {said(name)} holds no weights: numbers that are not finite, "
+                            "no floats, or less than its shape says")
+        found[plain] = tensor.detach().float().contiguous()
+    return found
+
+
 def architecture(weights: dict[str, torch.Tensor], size: int) -> ddpm.TrainConfig:
     """Width, multipliers, blocks and attention as the names and shapes tell them."""
     try:
-        width = weights["conv_in.weight"].shape[0]
-        levels = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("down."))
-        multipliers = tuple(weights[f"down.{level}.block.0.conv1.weight"].shape[0] // width
+        width = len(weights["conv_in.weight"])
+        levels = count(weights, r"down\.(\d+)\.block\.0\.conv1\.weight")
+        multipliers = tuple(len(weights[f"down.{level}.block.0.conv1.weight"]) // max(width, 1)
                             for level in range(levels))
-        blocks = 1 + max(int(name.split(".")[3]) for name in weights
-                         if name.startswith("down.0.block."))
-    except (KeyError, ValueError, IndexError):
+        blocks = count(weights, r"down\.0\.block\.(\d+)\.conv1\.weight")
+    except (KeyError, TypeError):
+        levels = blocks = 0
+    if not levels or not blocks:
         raise UserError("these are not the weights of Ho et al.'s network: conv_in and down.* are "
-                        "missing") from None
+                        "missing")
+    if size % 2 ** (levels - 1):
+        raise UserError(f"--size: {size} is no multiple of {2 ** (levels - 1)}, as a network of "
+                        f"{levels} levels needs")
     attention = tuple(size >> level for level in range(levels)
                       if f"down.{level}.attn.0.q.weight" in weights)
-    return ddpm.TrainConfig(width=width, multipliers=multipliers, blocks=blocks,
-                            attention=attention, sample_every=0)
+    return checked("its weights", width=width, multipliers=multipliers, blocks=blocks,
+                   attention=attention, sample_every=0)
+
+
+def count(weights: dict[str, torch.Tensor], pattern: str) -> int:
+    """How many numbers the names hold in this place."""
+    return len({match[1] for match in (re.fullmatch(pattern, name) for name in weights) if match})
+
+
+def checked(where: object, **keys: object) -> ddpm.TrainConfig:
+    try:
+        return ddpm.TrainConfig(**keys)
+    except ConfigError as error:
+        raise UserError(f"{where}: {error.key}: {error}") from None
+
+
+def said_by(weights: dict[str, torch.Tensor]) -> dict[str, object]:
+    """UNet2DModel's keys (`FROM_WEIGHTS`) of the network that the weights are."""
+    config = architecture(weights, 1 << 16)         # a side that any number of levels divides
+    attends = [1 << 16 >> level in config.attention for level in range(len(config.multipliers))]
+    blocks = [("Attn" if attention else "") + "{}Block2D" for attention in attends]
+    return {"block_out_channels": [config.width * factor for factor in config.multipliers],
+            "layers_per_block": config.blocks, "time_embedding_dim": 4 * config.width,
+            "down_block_types": [block.format("Down") for block in blocks],
+            "up_block_types": [block.format("Up") for block in reversed(blocks)]}
+
+
+def network(config: ddpm.TrainConfig, size: int, weights: dict[str, torch.Tensor], path: Path
+            ) -> UNet:
+    """The network with these weights. Nothing of its size is made before they fit: shapes are
+    what a file claims."""
+    try:
+        with torch.device("meta"):
+            model = UNet(config.width, config.multipliers, config.blocks, config.attention, size)
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise UserError(f"{path}: not the network of Ho et al.: "
+                        f"{ascii(str(error).splitlines()[-1].strip())[1:300]}") from None
+    return model
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """scripts/import_ddpm.py: other people's checkpoints, and what it refuses."""
 
+import inspect
 import json
 
 import numpy as np
 import pytest
 import torch
 from conftest import run_command, succeed
+from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from test_unet import theirs
 
@@ -46,8 +48,6 @@ def test_a_diffusers_folder_purifies(folder, few_path):
 
 
 def test_the_scheduler_is_read(folder):
-    from diffusers import DDPMScheduler
-
     DDPMScheduler(num_train_timesteps=500, beta_end=0.03).save_config(folder / "scheduler")
     out = succeed(import_ddpm.main, folder, *SAYS, "--out", "imported")
     config = json.loads((out / "meta.json").read_text())["config"]
@@ -102,21 +102,165 @@ def test_damaged_and_foreign_files(tmp_path, folder):
     assert "is damaged" in refused(folder)
 
 
+def edit(path, **keys):
+    """Change a JSON file; None takes a key out."""
+    config = {**json.loads(path.read_text()), **keys}
+    path.write_text(json.dumps({key: value for key, value in config.items()
+                                if value is not None or key not in keys}))
+
+
 @pytest.mark.parametrize(("key", "value"), [
     ("downsample_padding", 1), ("flip_sin_to_cos", True), ("norm_eps", 1e-5),
-    ("attention_head_dim", 8), ("act_fn", "gelu"), ("freq_shift", None)])
+    ("attention_head_dim", 8), ("act_fn", "gelu"), ("freq_shift", None),
+    ("attn_norm_num_groups", 8), ("norm_num_groups", 16), ("add_attention", False),
+    ("class_embed_type", "identity"), ("num_class_embeds", 10), ("mid_block_scale_factor", 2),
+    ("resnet_time_scale_shift", "scale_shift"), ("downsample_type", "resnet"),
+    ("upsample_type", "resnet"), ("time_embedding_type", "learned"), ("time_embedding_dim", 64),
+    ("center_input_sample", True), ("_class_name", "UNet2DConditionModel"), ("in_channels", 1),
+    ("layers_per_block", 3), ("block_out_channels", [32, 64, 96]),
+    ("up_block_types", ["UpBlock2D"] * 3), ("down_block_types", "DownBlock2D"),
+    # odd types, and what a terminal would obey
+    ("norm_eps", "1e-6"), ("norm_eps", [1e-6]), ("act_fn", {"name": "silu"}),
+    ("block_out_channels", 32), ("act_fn", "silu\x1b[2J"), ("sample_size", [16, 32]),
+    ("sample_size", "large"), ("sample_size", True), ("sample_size", 15.5), ("sample_size", {}),
+    ("sample_size", float("nan")), ("sample_size", 0)])
 def test_another_config_is_refused(folder, key, value):
     """Also a key that is absent, where the library's default is another network."""
-    path = folder / "unet" / "config.json"
-    config = json.loads(path.read_text())
-    config[key] = value
-    if value is None:
-        del config[key]
-    path.write_text(json.dumps(config))
-    assert f"config.json: {key} is " in refused(folder)
+    edit(folder / "unet" / "config.json", **{key: value})
+    error = refused(folder)
+    assert f"config.json: {key} is " in error
+    assert "\x1b" not in error
+
+
+def test_a_key_of_another_day_is_refused(folder):
+    """A key that may make another network, until someone says that it does not."""
+    edit(folder / "unet" / "config.json", rotary_attention=False)
+    assert "config.json: the key rotary_attention is not known here" in refused(folder)
+    edit(folder / "unet" / "config.json", rotary_attention=None)
+    DDPMScheduler().save_config(folder / "scheduler")
+    edit(folder / "scheduler" / "scheduler_config.json", shift=3.0)
+    assert "scheduler_config.json: the key shift is not known here" in refused(folder)
+
+
+def test_every_key_of_diffusers_is_known():
+    """What this version has, with its defaults: a key that a later one adds fails here."""
+    known = {*import_ddpm.EXPECTED, *import_ddpm.FROM_WEIGHTS, *import_ddpm.HARMLESS}
+    for key, parameter in defaults_of(UNet2DModel):
+        assert key in known, key
+        if key in import_ddpm.EXPECTED:
+            assert import_ddpm.DEFAULTS.get(key, import_ddpm.EXPECTED[key][0]) == parameter, key
+    known = {*import_ddpm.SCHEDULE, *import_ddpm.NUMBERS, *import_ddpm.SAMPLING}
+    for kind in (DDPMScheduler, DDIMScheduler, PNDMScheduler):
+        found = dict(defaults_of(kind))
+        assert found.keys() <= known
+        assert (found["num_train_timesteps"], found["beta_start"], found["beta_end"]) == (
+            1000, 1e-4, 0.02)
+        assert all(found[key] in values for key, values in import_ddpm.SCHEDULE.items()
+                   if key in found)
+    assert import_ddpm.SCHEDULE["_class_name"] == ("DDPMScheduler", "DDIMScheduler",
+                                                   "PNDMScheduler")
+
+
+def defaults_of(kind):
+    return [(key, parameter.default) for key, parameter
+            in inspect.signature(kind.__init__).parameters.items() if key != "self"]
+
+
+@pytest.mark.parametrize("keys", [
+    {"sample_size": [16, 16]}, {"sample_size": "16"}, {"sample_size": ["16", 16.0]},
+    {"act_fn": "swish"}, {"attn_norm_num_groups": 32}, {"dropout": 0.3},
+    {"time_embedding_dim": 128}, {"decay": 0.9999, "optimization_step": 7}])
+def test_the_same_network_in_other_words(folder, keys):
+    edit(folder / "unet" / "config.json", **keys)
+    assert import_ddpm.from_diffusers(folder)[2] == 16
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("num_train_timesteps", "many"), ("num_train_timesteps", 10.5), ("num_train_timesteps", 1e9),
+    ("num_train_timesteps", True), ("beta_start", [0.1]), ("beta_end", float("nan")),
+    ("beta_schedule", ["linear"]), ("_class_name", "FlowMatchEulerDiscreteScheduler")])
+def test_another_schedule_is_refused(folder, key, value):
+    DDPMScheduler().save_config(folder / "scheduler")
+    edit(folder / "scheduler" / "scheduler_config.json", **{key: value})
+    assert f"scheduler_config.json: {key} is " in refused(folder)
+
+
+def test_a_schedule_out_of_range_names_its_key(folder):
+    DDPMScheduler(beta_start=2.0).save_config(folder / "scheduler")
+    assert "scheduler_config.json: beta_start: 2 is out of range" in refused(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "[[\"act_fn\", 1]]", "3", "\"x\"", "[" * 100_000,
+                                  "{\"a\": " + "[" * 200_000, " " * (1 << 21)])
+def test_a_config_that_is_none(folder, text):
+    DDPMScheduler().save_config(folder / "scheduler")
+    for path in (folder / "scheduler" / "scheduler_config.json", folder / "unet" / "config.json"):
+        path.write_text(text)
+        assert f"{path} is damaged" in refused(folder)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.",
+                                    "_orig_mod.module.", "module.module._orig_mod."])
+def test_what_wrapped_a_model_is_taken_off(tmp_path, folder, prefix):
+    torch.manual_seed(0)
+    plain = UNet(32).state_dict()
+    torch.save({"n_averaged": torch.tensor(3), **{prefix + name: tensor
+                                                  for name, tensor in plain.items()}},
+               tmp_path / "ckpt.pth")
+    found = import_ddpm.from_ddim(tmp_path / "ckpt.pth")
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    _, expected, _ = import_ddpm.from_diffusers(folder)
+    save_file({prefix + name: tensor for name, tensor in load_file(path).items()}, path)
+    _, found, _ = import_ddpm.from_diffusers(folder)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_parts_that_were_compiled(tmp_path):
+    """torch.compile of a block leaves its word in the middle of a name."""
+    plain = UNet(32).state_dict()
+    torch.save({name.replace("down.0.", "down.0._orig_mod."): tensor
+                for name, tensor in plain.items()}, tmp_path / "ckpt.pth")
+    assert import_ddpm.from_ddim(tmp_path / "ckpt.pth").keys() == plain.keys()
+    torch.save({**plain, "module.conv_in.bias": plain["conv_in.bias"]}, tmp_path / "twice.pth")
+    assert "two tensors are conv_in.bias" in refused(tmp_path / "twice.pth")
+
+
+def test_weights_that_are_none(tmp_path):
+    """Not finite, whole numbers, or a shape larger than what is stored."""
+    plain = UNet(32).state_dict()
+    for name, tensor in (("nan", torch.full((32,), torch.nan)), ("whole", torch.ones(32).int()),
+                         ("claims", torch.zeros(1).expand(1 << 20))):
+        torch.save({**plain, "conv_in.bias": tensor}, tmp_path / f"{name}.pth")
+        assert "conv_in.bias holds no weights" in refused(tmp_path / f"{name}.pth")
+    torch.save({"conv_in.weight": torch.zeros(1 << 20, 0),
+                "down.0.block.0.conv1.weight": torch.zeros(1 << 20, 0),
+                "down.0.block.999999999.conv1.weight": torch.zeros(1)}, tmp_path / "wide.pth")
+    assert "not the network of Ho et al." in refused(tmp_path / "wide.pth")    # and no terabytes
+    torch.save({**plain, "conv_in.weight": torch.zeros(30, 3, 3, 3)}, tmp_path / "odd.pth")
+    assert "its weights: width: 30 is no multiple of 32" in refused(tmp_path / "odd.pth")
+
+
+def test_half_precision_becomes_single(tmp_path):
+    torch.save({name: tensor.half() for name, tensor in UNet(32).state_dict().items()},
+               tmp_path / "half.pth")
+    out = succeed(import_ddpm.main, tmp_path / "half.pth", *SAYS, "--out", "imported")
+    assert all(tensor.dtype == torch.float32 for tensor in load_file(out / "ema.safetensors"
+                                                                     ).values())
 
 
 def test_what_it_was_trained_on_must_be_said(folder):
     assert refused(folder, "--data", "mine", "--split", "train") == (
         "--images: how many images of mine train?")
     assert "config.json says 16" in refused(folder, *SAYS, "--size", "32")
+    for key in ("--images", "--size"):
+        assert refused(folder, *SAYS, key, 0) == f"{key}: 0 is no positive number"
+
+
+def test_a_side_that_the_levels_do_not_divide(tmp_path):
+    torch.save(UNet(32).state_dict(), tmp_path / "ckpt.pth")
+    assert refused(tmp_path / "ckpt.pth", *SAYS, "--size", "36").startswith(
+        "--size: 36 is no multiple of 8")
