@@ -9,6 +9,7 @@ import sys
 
 from core import datasets, jobs, records
 from core.command import command, parse
+from core.run import otherwise
 
 
 @command
@@ -21,6 +22,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     committed = None if request.settings.out else records.committed().get(run.job.fingerprint)
     if committed is not None:
+        run.say(f"{committed} is already done{otherwise(committed, request.device)}")
         return report(records.load(committed), committed)
     with run:
         if not run.done:

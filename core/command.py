@@ -26,7 +26,7 @@ from core.datasets import DataSettings, load
 from core.device import DeviceSettings
 from core.errors import UserError
 from core.imageset import ImageSet
-from core.run import Job, Run, this_line
+from core.run import Job, Run, otherwise, this_line
 
 EXPLAINED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
              errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG}
@@ -123,7 +123,8 @@ class Request:
         print(config.dump({**run.settings, **config.plain(self.device)}), end="")
         unfinished = {None: "would be made", run.job.fingerprint: "would resume"}.get(
             run.holder(), "holds other unfinished work (--force would drop it)")
-        state = {"this": "already done", "nothing": unfinished,
+        done = f"already done{otherwise(run.out, self.device)}"
+        state = {"this": done, "nothing": unfinished,
                  "other": "holds other work (--force would move it aside)"}[run.occupant()]
         for role, text in inputs.items():
             print(f"# {role}: {text}")

@@ -1,12 +1,15 @@
 """Where and how we compute, decided once per run: device, precision, layout, compile, threads."""
 
 import contextlib
+import ctypes
 import dataclasses
+import functools
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -15,13 +18,16 @@ from torch import nn
 from core import distributed
 from core.errors import UserError
 
+# cuBLAS reads it once, when CUDA starts: before any run can ask for repeatable kernels.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 
 @dataclass(frozen=True)
 class DeviceSettings:
     """Keys that every command takes at the top level of its YAML. None enters a fingerprint."""
 
     device: str = "auto"                                # auto, cpu, cuda, cuda:1
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"     # auto: fp32 on a CPU
     compile: Literal["auto", "true", "false"] = "auto"  # torch.compile; auto: on CUDA only
     threads: int | None = None                          # CPU threads; null: torch's default
     deterministic: bool = False                         # CUDA: repeatable kernels, slower
@@ -39,6 +45,7 @@ class Device:
     threads: int
     deterministic: bool
     craft_precision: str
+    bf16_is_faster: bool = field(default=False, compare=False)  # here, and nothing was asked for
 
     @property
     def torch(self) -> torch.device:
@@ -53,6 +60,8 @@ class Device:
     def autocast(self) -> contextlib.AbstractContextManager:
         """Convolutions and matrix products in bf16 where asked; losses stay the caller's fp32."""
         if self.precision != "bf16":
+            if self.bf16_is_faster:
+                say_bf16_is_faster()
             return contextlib.nullcontext()
         return torch.autocast(self.kind, torch.bfloat16)
 
@@ -86,11 +95,16 @@ class Device:
 
     def describe(self) -> dict:
         """What a record says of the machine."""
+        about = dataclasses.asdict(self)
+        del about["bf16_is_faster"]
         if self.kind == "cuda":
-            hardware = torch.cuda.get_device_name(self.torch)
+            about |= {"hardware": torch.cuda.get_device_name(self.torch),
+                      "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
+                      "driver": nvidia_driver()}
         else:
-            hardware = cpu_name()
-        return {**dataclasses.asdict(self), "hardware": hardware, "cores": os.cpu_count()}
+            about |= {"hardware": cpu_name(),
+                      "instructions": torch.backends.cpu.get_cpu_capability()}
+        return {**about, "cores": os.cpu_count()}
 
     def as_settings(self) -> DeviceSettings:
         """Settings that resolve to this device again: a resumed run replays them."""
@@ -107,7 +121,8 @@ def resolve(settings: DeviceSettings) -> Device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and distributed.started():
-        name = f"cuda:{distributed.local_rank()}"       # to each process its own
+        # To each process its own; where a launcher shows each only its own, all are number 0.
+        name = f"cuda:{distributed.local_rank() % max(1, torch.cuda.device_count())}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -129,15 +144,18 @@ def resolve(settings: DeviceSettings) -> Device:
     precision = settings.precision
     if precision == "auto":
         precision = auto_precision(device)
+    bf16_is_faster = settings.precision == "auto" and device.type == "cpu" and has_amx()
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     torch.backends.cudnn.benchmark = not settings.deterministic
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(settings.deterministic)      # both ways: the process may
+    torch.utils.deterministic.fill_uninitialized_memory = False     # have resolved another before
+    if settings.compile == "true" and not compiler(device):
+        raise UserError("compile: there is no C compiler here (g++ for a CPU, gcc for CUDA), which "
+                        "torch.compile needs; install one, or write compile=false")
     compiled = settings.compile == "true" or (settings.compile == "auto" and can_compile(device))
     return Device(name, precision, compiled, torch.get_num_threads(), settings.deterministic,
-                  settings.craft_precision)
+                  settings.craft_precision, bf16_is_faster)
 
 
 def kind_of(settings: DeviceSettings) -> str:
@@ -153,8 +171,6 @@ def keep_freed_memory(keep: bool = True) -> None:
     By default every large activation is mapped, faulted in page by page and unmapped again, at
     each layer of each step: that made CPU training 1.3-1.6 times slower (docs/evidence/issue-8.md).
     """
-    import ctypes
-
     trim_threshold, mmap_max = -1, -4               # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -165,14 +181,36 @@ def keep_freed_memory(keep: bool = True) -> None:
 
 
 def auto_precision(device: torch.device) -> str:
-    """bf16 where the hardware has it (GPUs from Ampere on, CPUs with AMX tiles): without the
-    instructions it is 7-10 times slower than fp32."""
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bf16" if has_bf16 else "fp32"
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return "bf16" if has_amx else "fp32"
+    """bf16 on GPUs that have it (from Ampere on). On a CPU fp32, whichever it is: bytes, tests and
+    records must not depend on the processor that a run happens to meet."""
+    if device.type != "cuda":
+        return "fp32"
+    with torch.cuda.device(device):
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp32"
+
+
+def has_amx() -> bool:
+    """Whether this CPU multiplies bf16 matrices in tiles. Without, bf16 is 7-10 times slower than
+    fp32; with them a ResNet-18 trains 2.5 (width 64) to 8 (width 16) times faster in bf16."""
+    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+
+
+@functools.cache
+def say_bf16_is_faster() -> None:
+    """Once a process, where the first network is about to compute."""
+    from tqdm import tqdm
+
+    tqdm.write("precision=bf16 would be faster: this processor has AMX (auto is fp32 on every CPU; "
+               "bf16 gives other bytes)", file=sys.stderr)
+
+
+def unlike(made: dict, settings: DeviceSettings) -> str:
+    """How what `settings` ask for differs from how an artefact was `made` (the `device` of its
+    meta.json): 'precision=bf16, not fp32', or '' where it does not. An `auto` asks for nothing."""
+    asked = {"precision": settings.precision, "craft_precision": settings.craft_precision}
+    return ", ".join(f"{key}={made[key]}, not {value}" for key, value in asked.items()
+                     if value != "auto" and made.get(key, value) != value)
 
 
 def can_compile(device: torch.device) -> bool:
@@ -180,8 +218,14 @@ def can_compile(device: torch.device) -> bool:
     with Triton and a C compiler."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0):
         return False
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
-    return bool(compiler) and importlib.util.find_spec("triton") is not None
+    return bool(compiler(device)) and importlib.util.find_spec("triton") is not None
+
+
+def compiler(device: torch.device) -> str | None:
+    """What torch.compile translates with: C++ for a CPU's kernels, C for what starts a GPU's."""
+    variable, names = ("CC", ("gcc", "cc")) if device.type == "cuda" else \
+        ("CXX", ("g++", "clang++"))
+    return os.environ.get(variable) or next(filter(None, map(shutil.which, names)), None)
 
 
 def cpu_name() -> str:
@@ -195,3 +239,13 @@ def cpu_name() -> str:
     import platform
 
     return platform.processor() or platform.machine()
+
+
+def nvidia_driver() -> str | None:
+    """Version of NVIDIA's driver, as its management library says it."""
+    try:
+        nvml, text = ctypes.CDLL("libnvidia-ml.so.1"), ctypes.create_string_buffer(80)
+        failed = nvml.nvmlInit_v2() or nvml.nvmlSystemGetDriverVersion(text, len(text))
+    except (OSError, AttributeError):
+        return None
+    return None if failed else text.value.decode()

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from core import config, files, streams
-from core.device import DeviceSettings, resolve
+from core.device import DeviceSettings, resolve, unlike
 from core.distributed import world
 from core.errors import UserError
 
@@ -125,7 +125,7 @@ class Run:
     def _open(self) -> "Run":
         if self._finished():
             self.done = True
-            self.say(f"{self.out} is already done")
+            self.say(f"{self.out} is already done{otherwise(self.out, self._device_settings)}")
             return self
         files.mkdir(self.out.parent)
         self._acquire()
@@ -486,6 +486,16 @@ class Run:
 
         return tqdm(total=total, initial=initial, desc=name, leave=False, file=sys.stderr,
                     disable=None if self.world.leads else True, dynamic_ncols=True)
+
+
+def otherwise(out: Path, asked: DeviceSettings) -> str:
+    """What to add where a finished artefact was made in another precision than the one asked for,
+    which is no part of its fingerprint; '' where it was not, or does not say."""
+    try:
+        found = unlike(json.loads((out / "meta.json").read_text())["device"], asked)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    return f", made with {found}: another out= makes it anew" if found else ""
 
 
 def versions() -> dict[str, str]:

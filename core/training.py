@@ -1,4 +1,8 @@
-"""The one SGD loop for classifiers: learners, surrogates and probes share it."""
+"""The one SGD loop for classifiers: learners, surrogates and probes share it.
+
+It computes in the run's precision: bf16 on a GPU, where the papers' code has float32, unless
+`precision: fp32` says so.
+"""
 
 import math
 from collections.abc import Callable, Iterator

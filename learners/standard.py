@@ -2,6 +2,9 @@
 
 Protocols of other studies are YAMLs of this learner: em60 (the default), avatar120, bridge120,
 rem40k, tap200 (defence notes, section 2).
+
+Deviations: on a GPU the network computes in bf16, where those studies have float32 (`precision:
+fp32`).
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,8 @@ et al., ICML 2024, figure 5; code yuyi-sd/D-VAE, configs/cifar10/resnet18AE_d*.y
 of yuyi-sd/MTL-UE, class ResNetAE (D-VAE notes, section 5).
 
 Deviations: no script of it was released, so the loss is our reading; noise is added in training
-only (the released forward adds it in evaluation too); pixels are rounded to the nearest level.
+only (the released forward adds it in evaluation too); pixels are rounded to the nearest level;
+on a GPU the network trains in bf16 (released: `precision: fp32`).
 """
 
 from dataclasses import dataclass

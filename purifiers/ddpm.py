@@ -8,8 +8,9 @@ hojonathanho/diffusion and ermongroup/ddim; Dolatabadi et al. 2023, code hmdolat
 notes, sections 1 and 2).
 
 Deviations: AVATAR's larger network is replaced by Ho et al.'s; x_0 is clamped, the last step draws
-no noise and pixels are rounded (released: `sampler: euler_maruyama`, `rounding: wrap`). Training
-drops an epoch's last short batch, which ddim keeps.
+no noise and pixels are rounded (released: `sampler: euler_maruyama`, `rounding: wrap`). On a GPU
+the network computes in bf16, in training too (released: `precision: fp32`). Training drops an
+epoch's last short batch, which ddim keeps.
 """
 
 import copy

@@ -6,7 +6,8 @@ reconstruction x_hat, or does both. Two stages by default: subtract at a low rat
 higher one. Source: Yu et al., ICML 2024, and code yuyi-sd/D-VAE (D-VAE notes, sections 1-3).
 
 Deviations: pixels are rounded to the nearest level (released code truncates: `rounding: floor`);
-the network holds only the layers that the method uses; no monitoring classifier.
+the network holds only the layers that the method uses; no monitoring classifier; on a GPU it trains
+in bf16 (released: `precision: fp32`).
 """
 
 from collections.abc import Callable

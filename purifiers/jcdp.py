@@ -7,7 +7,8 @@ LE_JCDP (JCDP notes, sections 3 and 4).
 
 Deviations: `strength` is that of one image, whatever the batch: the released code's mean over its
 500 is 1/500; x starts at step t_star - 1, where the first network call is (released: t_star);
-pixels are rounded (released: `rounding: floor`).
+pixels are rounded (released: `rounding: floor`); on a GPU the network computes in bf16, which moves
+6 % of the pixels by a grey level (released: `precision: fp32`).
 """
 
 from collections.abc import Callable

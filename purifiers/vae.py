@@ -7,7 +7,8 @@ code yuyi-sd/D-VAE, class ResNetVAE (D-VAE notes, sections 1 and 5).
 
 Deviations: no script of it was released, so everything but the network and its optimiser
 (configs/cifar10/resnet18VAE.yaml) is as in D-VAE; pixels are rounded to the nearest level (released
-code truncates: `rounding: floor`); the network holds only the layers that the method uses.
+code truncates: `rounding: floor`); the network holds only the layers that the method uses, and on a
+GPU trains in bf16 (released: `precision: fp32`).
 """
 
 from collections.abc import Callable

@@ -22,13 +22,18 @@ from core.run import Job, Run
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+THREADS = int(os.environ.get("OMP_NUM_THREADS", 2))
+torch.set_num_threads(THREADS)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The suite is of the CPU, where equal runs give equal bytes; `-m cuda` is of the GPU."""
+    """The suite is of the CPU, where equal runs give equal bytes; `-m cuda` is of the GPU. AMX=on
+    and AMX=off make this processor say that it has those instructions, or has not."""
     if "cuda" not in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if "AMX" in os.environ:
+        answer = {"on": True, "off": False}[os.environ["AMX"]]
+        torch.cpu._is_amx_tile_supported = lambda: answer
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ def new_run(out: Path, *, seed: int = 0, method: str = "test", config: dict | No
             ) -> Iterator[Run]:
     """A run of its own, for calling a module without its command."""
     job = Job("tests", "test", method, 1, config or {}, seed, {})
-    with Run(job, out=out, device=DeviceSettings(device="cpu")) as run:
+    with Run(job, out=out, device=DeviceSettings(device="cpu", precision="fp32")) as run:
         yield run
 
 
@@ -121,6 +126,15 @@ def new_run(out: Path, *, seed: int = 0, method: str = "test", config: dict | No
 def elsewhere(tmp_path, monkeypatch):
     """Every test works in a folder of its own, so that default outputs never reach the project."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def same_switches():
+    """What a test's runs set for the whole process is not the next test's."""
+    yield
+    torch.set_num_threads(THREADS)
+    torch.set_float32_matmul_precision("highest")
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")

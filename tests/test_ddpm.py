@@ -271,6 +271,7 @@ def test_one_graph_for_every_slice(trained, few_path, tmp_path, monkeypatch):
     counter, original = CompileCounter(), torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: original(
         function, dynamic=dynamic, fullgraph=True, backend=counter))
+    monkeypatch.setenv("CXX", "none is called")
     keys = [*APPLY, f"data={few_path}", f"checkpoint={trained}", "ddpm.batch_size=200"]
     compiled, plain = (np.load(succeed(purify.main, *keys, f"out={tmp_path / name}",
                                        f"compile={name}") / "images.npy").astype(int)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_command, succeed
-from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from test_unet import theirs
 
@@ -15,6 +14,9 @@ import purify
 from models.unet import UNet
 from scripts import import_ddpm
 
+diffusers = pytest.importorskip("diffusers")
+DDIMScheduler, DDPMScheduler = diffusers.DDIMScheduler, diffusers.DDPMScheduler
+PNDMScheduler, UNet2DModel = diffusers.PNDMScheduler, diffusers.UNet2DModel
 SAYS = ["--data", "cifar10", "--split", "test"]
 
 

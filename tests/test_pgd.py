@@ -17,7 +17,7 @@ from models.resnet import resnet18
 from poisons.pgd import FrozenSurrogate, conv_norm_pairs, pgd
 
 EPSILON, STEP = 8 / 255, 0.8 / 255
-CPU = resolve(DeviceSettings(device="cpu"))
+CPU = resolve(DeviceSettings(device="cpu", precision="fp32"))
 
 
 def craft(images, delta, gradient, steps=20, **keys):
@@ -275,6 +275,7 @@ def test_only_whole_batches_with_gradients_are_compiled(monkeypatch):
     counter, original = CompileCounter(), torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: original(
         function, dynamic=dynamic, fullgraph=True, backend=counter))
+    monkeypatch.setenv("CXX", "none is called")
     compiling = resolve(DeviceSettings(device="cpu", compile="true"))
     frozen = FrozenSurrogate(resnet18(4, 4), compiling)
     for rows in (64, 64, 23, 128 + 7):

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from diffusers import UNet2DModel
 from safetensors.torch import save_file
 
 from models.unet import UNet, initialise
@@ -30,11 +29,12 @@ def test_the_default_is_the_cifar_network():
     assert shapes["mid.block_1.temb_proj.weight"] == (256, 512)
 
 
-def theirs(width: int = 32, size: int = 32, levels: int = 4) -> UNet2DModel:
-    """diffusers' model with the settings of jcdp.md 9.1."""
+def theirs(width: int = 32, size: int = 32, levels: int = 4) -> torch.nn.Module:
+    """diffusers' model with the settings of jcdp.md 9.1; without the package, a skipped test."""
+    diffusers = pytest.importorskip("diffusers")
     channels = tuple(width * factor for factor in (1, 2, 2, 2)[:levels])
     attends = [size >> level == 16 for level in range(levels)]
-    return UNet2DModel(
+    return diffusers.UNet2DModel(
         sample_size=size, block_out_channels=channels, layers_per_block=2,
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
