@@ -293,14 +293,27 @@ def text(node: Node) -> str:
 # --- writing ---------------------------------------------------------------------------------
 
 
-def plain(value: Any) -> Any:
-    """A config as dicts, lists and scalars, for YAML, JSON and fingerprints."""
+def added(default: Any) -> Any:
+    """The default of a Config's key that came after records were made with the method.
+
+    At its default it enters no fingerprint, so that they still count as done. The default must be
+    what the method did before the key was there.
+    """
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
+def plain(value: Any, *, identity: bool = False) -> Any:
+    """A config as dicts, lists and scalars, for YAML and JSON. With `identity` without the keys
+    that were `added` and are at their default: what fingerprints and lineages hold."""
     if dataclasses.is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name), identity=identity)
+                for f in dataclasses.fields(value)
+                if not (identity and f.metadata.get("added")
+                        and getattr(value, f.name) == f.default)}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [plain(item, identity=identity) for item in value]
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: plain(item, identity=identity) for key, item in value.items()}
     return value
 
 

@@ -63,9 +63,9 @@ def make(request: Request, kind: str, images: ImageSet, inputs: dict[str, str], 
          ) -> Job:
     """A method's PATHS are keys that name artefacts: they count by content, not by place. Where
     null is allowed, it names none."""
-    plain = config.plain(method_config)
+    counted = config.plain(method_config, identity=True)
     for key in getattr(request.module, "PATHS", ()):
-        path = plain.pop(key, None)
+        path = counted.pop(key, None)
         if path == "":
             raise UserError(f"{request.method}.{key}: name a folder")
         if path:
@@ -80,5 +80,5 @@ def make(request: Request, kind: str, images: ImageSet, inputs: dict[str, str], 
         seed = request.settings.seed or 0
     steps = [step["method"] for step in images.meta["lineage"]]
     return Job(kind, "-".join([images.meta["name"], *steps, request.preset]), request.method,
-               request.module.VERSION, plain, seed, inputs, request.preset,
+               request.module.VERSION, counted, seed, inputs, request.preset,
                {**settings, **(extra or {})})

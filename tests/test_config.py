@@ -326,3 +326,23 @@ def test_what_is_dumped_is_read_back(sample):
 def test_every_yaml_of_the_project_is_read_to_its_end():
     for path in sorted(CONFIGS.rglob("*.yaml")):
         assert isinstance(config.read([path]).value, dict), path
+
+
+@dataclass(frozen=True)
+class Inner:
+    old: int = 1
+    new: float = config.added(0.0)
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: tuple[Inner, ...] = (Inner(),)
+    new: str | None = config.added(None)
+
+
+def test_a_key_added_later_enters_no_fingerprint_at_its_default():
+    assert config.plain(Outer(), identity=True) == {"inner": [{"old": 1}]}
+    assert config.plain(Outer()) == {"inner": [{"old": 1, "new": 0.0}], "new": None}
+    changed = Outer((Inner(new=0.5),), "x")
+    assert config.plain(changed, identity=True) == config.plain(changed)
+    assert config.rebuild(Outer, config.plain(Outer(), identity=True), "") == Outer()
