@@ -9,6 +9,7 @@ import sys
 
 from core import datasets, jobs, records
 from core.command import command, parse
+from core.names import printable
 from core.run import otherwise
 
 
@@ -34,7 +35,8 @@ def main(argv: list[str] | None = None) -> None:
 def report(record: dict, out) -> None:
     """Print a record: its accuracies to stderr, the headline and the folder to stdout."""
     last, best = record["accuracy_last"], record["accuracy_best"]
-    print(f"{records.lineage_text(record)}: clean test accuracy {last:.2%} (last epoch), "
+    print(f"{printable(records.lineage_text(record))}: "
+          f"clean test accuracy {last:.2%} (last epoch), "
           f"{best:.2%} (best, epoch {record['best_epoch']}: an oracle's choice); "
           f"{record['train_accuracy']:.2%} on the training set; {record['seconds']:.0f} s at "
           f"{record['images_per_second']:.0f} images/s", file=sys.stderr)

@@ -20,6 +20,7 @@ from core.device import kind_of
 from core.distributed import world
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.names import printable
 from core.perturbation import measure
 
 
@@ -88,7 +89,7 @@ def warn_if_clean(poisoned: ImageSet) -> None:
 
 def note(text: str) -> None:
     if world().leads:
-        print(f"note: {text}", file=sys.stderr)
+        print(f"note: {printable(text)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import statistics
 
 from core import planning, tables
 from core.errors import UserError
+from core.names import markdown_cell
 from core.plots import BAD, GOOD, INK, MUTED, PLAIN, SERIES, axis_style, end_labels, pyplot
 from core.points import Point, curves, points, print_points
 
@@ -195,8 +196,8 @@ def draw_epochs(table: tables.Table, cells: list[planning.Cell], data: str, argu
         f"epoch {epoch:.0f}" for epoch in next(iter(found.values()))[0, :, 0]) + " |")
     print("|---" * (next(iter(found.values())).shape[1] + 1) + "|")
     for key, curve in found.items():
-        print(f"| {' x '.join(key)} | " + " | ".join(f"{v:.1f}" for v in curve[..., 1].mean(0))
-              + " |")
+        print(f"| {markdown_cell(' x '.join(key))} | "
+              + " | ".join(f"{v:.1f}" for v in curve[..., 1].mean(0)) + " |")
     for axis, row in zip(axes[0], rows, strict=True):
         labels = []
         for key, curve in (alone | {k: v for k, v in found.items() if k[0] == row}).items():

@@ -26,6 +26,7 @@ from core.datasets import DataSettings, load
 from core.device import DeviceSettings
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.names import printable
 from core.run import Job, Run, otherwise, this_line
 
 EXPLAINED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
@@ -127,9 +128,9 @@ class Request:
         state = {"this": done, "nothing": unfinished,
                  "other": "holds other work (--force would move it aside)"}[run.occupant()]
         for role, text in inputs.items():
-            print(f"# {role}: {text}")
+            print(f"# {role}: {printable(text)}")
         print(f"# fingerprint {run.job.fingerprint[:16]}")
-        print(f"# {run.out}: {state}")
+        print(f"# {printable(run.out)}: {state}")
         return True
 
 
@@ -293,6 +294,8 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
+        if hasattr(sys.stdout, "reconfigure"):          # a path may have what it cannot encode
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             leads = distributed.world().leads           # rank 0 prints the artefact's path
             with contextlib.nullcontext() if leads else contextlib.redirect_stdout(None):
@@ -325,5 +328,5 @@ def fail(message: str) -> int:
     """Say what went wrong; of several processes, which one it went wrong in."""
     rank = distributed.rank()
     where = f" (process {rank})" if rank else ""
-    print(f"error{where}: {message}", file=sys.stderr)
+    print(f"error{where}: {printable(message)}", file=sys.stderr)
     return 1

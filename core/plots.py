@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from core import files
+from core.names import printable
 
 INK, MUTED, GOOD, BAD, PLAIN = "#222222", "#777777", "#2a7f62", "#b3403a", "#5b7ea4"
 SERIES = (PLAIN, "#b07a2e", GOOD, "#7d5a94", BAD)
@@ -18,6 +19,11 @@ def pyplot():
     import matplotlib.pyplot as plt
 
     return plt
+
+
+def plain_label(text: str) -> str:
+    """Text from outside: a `$` in it begins no formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def axis_style(axis) -> None:

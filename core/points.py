@@ -18,6 +18,7 @@ from core.datasets import DataSettings, load
 from core.distance import build_lpips
 from core.errors import UserError
 from core.imageset import SLICE_ROWS, ImageSet
+from core.names import markdown_cell
 from core.perturbation import measure
 
 LPIPS_ROWS = 2048               # images of a set that its mean LPIPS is over
@@ -119,7 +120,8 @@ def print_points(found: list[Point]) -> None:
     for point in found:
         numbers = [number(getattr(point, key), 4 if key == "lpips_clean" else 2)
                    for key in known.values()]
-        print(f"| {point.row} | {point.family} {point.value} | {' | '.join(numbers)} | "
+        name = markdown_cell(f"{point.family} {point.value}")
+        print(f"| {markdown_cell(point.row)} | {name} | {' | '.join(numbers)} | "
               f"{records.spread(point.accuracies)} |")
 
 

@@ -29,6 +29,7 @@ from core import config, files, streams
 from core.device import DeviceSettings, resolve, unlike
 from core.distributed import world
 from core.errors import UserError
+from core.names import component, printable
 
 SAVE_SECONDS = 60.0     # at most this much work is lost to a kill -9
 SCAFFOLD = ("lock", "run.json", "state")        # in OUT.partial/ only
@@ -57,7 +58,7 @@ class Job:
 
     @property
     def default_out(self) -> Path:
-        return Path("runs", self.kind, f"{self.name}-{self.fingerprint[:8]}")
+        return Path("runs", self.kind, f"{component(self.name)}-{self.fingerprint[:8]}")
 
 
 class Run:
@@ -472,7 +473,7 @@ class Run:
         from tqdm import tqdm
 
         if self.world.leads:
-            tqdm.write(text, file=sys.stderr)
+            tqdm.write(printable(text), file=sys.stderr)
 
     def say_sometimes(self, text: str) -> None:
         """For a log file: what a progress bar would show, at most every ten seconds."""

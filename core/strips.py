@@ -6,7 +6,7 @@ import numpy as np
 
 from core import planning
 from core.imageset import ImageSet
-from core.plots import INK
+from core.plots import INK, plain_label
 from core.points import clean_of, records_of, sets_of
 
 GAINS = (10, 5, 2, 1)           # residual magnifications to choose from
@@ -18,6 +18,7 @@ def image_strips(clean: ImageSet, sets: list[tuple[str, ImageSet]], rows: slice
     original = clean.images[rows] / 255.0
     strips = [("clean", original)]
     for name, other in sets:
+        name = plain_label(name)
         images = other.images[rows] / 255.0
         residual = images - original
         gain = symmetric_gain(residual)

@@ -39,6 +39,7 @@ from core.charts import draw_epochs, draw_rate, draw_sweep, draw_trade_off, titl
 from core.command import command
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.names import markdown_cell
 from core.plots import BAD, GOOD, INK, MUTED, PLAIN, pyplot, save
 from core.points import clean_of
 from core.strips import common_scale, image_strips, own_scales, show_strips, strips_of
@@ -266,8 +267,8 @@ def draw_stages(table: tables.Table, cells: list[planning.Cell], data: str, argu
             axis.text(0, len(blank[0]) / 2, text, fontsize=8, color=INK, va="center")
         for strip, own_gain in zip(strips[1:], gains, strict=True):
             size = 255 * np.abs(strip.residual).mean()
-            print(f"| {name} | {strip.label.splitlines()[0]} | {size:.1f} | {gain:.1f} | "
-                  f"{own_gain.min():.1f} to {own_gain.max():.1f} |")
+            print(f"| {markdown_cell(name)} | {markdown_cell(strip.label.splitlines()[0])} | "
+                  f"{size:.1f} | {gain:.1f} | {own_gain.min():.1f} to {own_gain.max():.1f} |")
     return figure
 
 

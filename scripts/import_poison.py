@@ -27,6 +27,7 @@ from core.command import command
 from core.datasets import DataSettings, load, place, rows_split, take
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.names import component
 from core.perturbation import limit_of, measure, nearest_mean
 from core.run import Job, Run
 
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     base = load(DataSettings(arguments.base, arguments.split, arguments.size, arguments.test,
                              arguments.root), "--base")
     source, name = arguments.source, arguments.name or arguments.source.stem
-    if name != Path(name).name:
+    if name != component(name):
         raise UserError(f"--name: '{name}' is no plain name")
     options = aligning.Options(arguments.units, arguments.rounding, arguments.positive_only,
                                arguments.candidate)

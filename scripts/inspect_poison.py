@@ -22,8 +22,9 @@ from core.command import command
 from core.datasets import DataSettings, load
 from core.errors import UserError
 from core.imageset import SLICE_ROWS, ImageSet
+from core.names import printable
 from core.perturbation import difference, linear_probe, measure, nearest_mean
-from core.plots import BAD, INK, MUTED, axis_style, pyplot, save
+from core.plots import BAD, INK, MUTED, axis_style, plain_label, pyplot, save
 from core.points import clean_of
 from core.strips import image_strips, show_strips
 
@@ -115,7 +116,7 @@ def print_summary(path: str, poison: ImageSet, clean: ImageSet, found, spectra: 
     nearest = nearest_mean(clean, poison, streams.rng(0, "probe"))
     shared = np.square(means).mean() / max(mean_square(clean, poison), 1e-12)
     steps = " > ".join(poison.made_by) or "clean"
-    print(f"{path}: {steps}; {len(poison)} images of {clean.num_classes} classes")
+    print(printable(f"{path}: {steps}; {len(poison)} images of {clean.num_classes} classes"))
     for name, text in (
         ("Linf", f"{found.linf * 255:.0f}/255"),
         ("L2 (mean, most)", f"{found.l2:.4f}, {found.l2_max:.4f}"),
@@ -157,8 +158,8 @@ def draw(poison: ImageSet, clean: ImageSet, spectra: Spectra, means: np.ndarray)
                                hspace=0.62, wspace=0.16)
     images = figure.add_subplot(grid[:, 0])
     show_strips(images, level(strips))
-    images.set_title(f"{name} on {poison.meta['name']}, {len(poison)} images", fontsize=12,
-                     color=INK, loc="left", pad=10)
+    images.set_title(plain_label(f"{name} on {poison.meta['name']}, {len(poison)} images"),
+                     fontsize=12, color=INK, loc="left", pad=10)
     show_means(figure.add_subplot(grid[0, 1]), means)
     show_spectrum(figure.add_subplot(grid[1, 1]), spectra, name)
     show_histogram(figure.add_subplot(grid[2, 1]), clean, poison)
@@ -195,7 +196,7 @@ def show_spectrum(axis, spectra: Spectra, name: str) -> None:
     radius, images, own = (values[1:] for values in (spectra.radius, spectra.images,
                                                      spectra.perturbation))
     axis.plot(radius, images, color=MUTED, linewidth=1.2, label="clean images")
-    axis.plot(radius, own, color=BAD, linewidth=1.8, label=name)
+    axis.plot(radius, own, color=BAD, linewidth=1.8, label=plain_label(name))
     axis.set_yscale("log")
     axis.set_ylim(1e-4, 1)
     axis.set_xlim(0, radius[-1])

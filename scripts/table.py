@@ -23,6 +23,7 @@ import yaml
 from core import planning, records, tables
 from core.checkpoint import describe
 from core.command import command, list_methods
+from core.names import markdown_cell, printable
 from core.points import points, print_points
 
 PURIFIERS = list_methods("purifiers")
@@ -184,21 +185,25 @@ def number(fact: dict | None) -> str:
 
 def markdown(head: tuple[str, ...], lines: list[list[str]]) -> str:
     rows = [head, ["---"] * len(head), *lines]
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+    return "".join("| " + " | ".join(map(markdown_cell, row)) + " |\n" for row in rows)
 
 
 def as_csv(head: tuple[str, ...], lines: list[list[str]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *lines])
+    csv.writer(text, lineterminator="\n").writerows(
+        [map(printable, row) for row in (head, *lines)])
     return text.getvalue()
 
 
 def latex(head: tuple[str, ...], lines: list[list[str]]) -> str:
     """A booktabs tabular."""
-    special = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$", ">": "$>$"}
+    special = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$", ">": "$>$",
+               "$": r"\$", "{": r"\{", "}": r"\}", "<": "$<$", "\\": r"\textbackslash{}",
+               "^": r"\^{}", "~": r"\~{}"}
 
     def row(cells) -> str:
-        safe = ("".join(special.get(character, character) for character in cell) for cell in cells)
+        safe = ("".join(special.get(character, character) for character in printable(cell))
+                for cell in cells)
         return " & ".join(safe) + r" \\" + "\n"
 
     return ("\\begin{tabular}{" + "l" * len(head) + "}\n\\toprule\n" + row(head) + "\\midrule\n"

@@ -1,0 +1,30 @@
+"""Text from outside, such as the name of a set or of a class: what of it is shown, and what of it
+may be part of a path."""
+
+LONGEST_TEXT = 4000     # characters in a message
+LONGEST_PART = 200      # bytes of a file's name: 255 are taken, and a hash and `.partial` follow
+
+
+def printable(text: object) -> str:
+    """On one line that moves no cursor: line ends, ESC, what turns the direction of writing and
+    what is no character come as their escapes."""
+    shown = str(text)
+    if len(shown) > LONGEST_TEXT:
+        shown = shown[:LONGEST_TEXT] + "..."
+    return "".join(character if character.isprintable()
+                   else character.encode("unicode_escape").decode() for character in shown)
+
+
+def component(text: str) -> str:
+    """One name below a folder, never a path: separators and what is not printable become `_`, and
+    so do dots in front."""
+    safe = "".join(character if character.isprintable() and character not in "/\\" else "_"
+                   for character in text)
+    dots = len(safe) - len(safe.lstrip("."))
+    safe = "_" * dots + safe[dots:]
+    return safe.encode()[:LONGEST_PART].decode(errors="ignore") or "_"
+
+
+def markdown_cell(text: object) -> str:
+    """A cell of a Markdown table."""
+    return printable(text).replace("|", r"\|")
