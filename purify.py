@@ -15,12 +15,11 @@ import sys
 from core import jobs
 from core.checkpoint import Checkpoint, describe, history
 from core.command import Request, command, list_methods, parse
-from core.datasets import share_images
+from core.datasets import remember_test, share_images
 from core.device import kind_of
-from core.distributed import world
+from core.distributed import note
 from core.errors import UserError
 from core.imageset import ImageSet
-from core.names import printable
 from core.perturbation import measure
 
 
@@ -41,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     with run:
         if not run.done:
             run.checkpoint = checkpoint
+            poisoned = remember_test(poisoned, request.data)
             seen = poisoned if needs_labels(request) else poisoned.without_labels()
             purified = request.module.purify(seen, request.config, run)
             found = measure(poisoned, purified)
@@ -85,11 +85,6 @@ def warn_if_clean(poisoned: ImageSet) -> None:
     steps = [step["method"] for step in poisoned.meta["lineage"]]
     if not set(steps) - set(list_methods("purifiers")):
         note(f"{poisoned.meta['name']} is not poisoned (lineage: {' + '.join(steps) or 'none'})")
-
-
-def note(text: str) -> None:
-    if world().leads:
-        print(f"note: {printable(text)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from core import config, distributed
 from core.config import TYPED
-from core.datasets import DataSettings, load
+from core.datasets import DataSettings, load, note_missing_classes
 from core.device import DeviceSettings
 from core.errors import UserError
 from core.imageset import ImageSet
@@ -102,7 +102,14 @@ class Request:
     def load_data(self) -> ImageSet:
         """The input set, cut to --limit."""
         with distributed.world().leader_first():
-            return self.cut(load(self.data))
+            images = self.cut(load(self.data))
+        self.note_missing_classes(images)
+        return images
+
+    def note_missing_classes(self, images: ImageSet) -> None:
+        """Say which classes a set has no image of, of the rows that the command reads."""
+        first = self.limit is not None or self.data.split.startswith(("first:", "after:"))
+        note_missing_classes(images, self.data.data, hint=first)
 
     def cut(self, images: ImageSet) -> ImageSet:
         """The rows that --limit leaves."""

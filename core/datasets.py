@@ -4,18 +4,23 @@
     digits                      scikit-learn's 1,797 handwritten digits, no download; size 16 or 32
     photos                      520 tiles of scikit-learn's two photographs, no download: another
                                 distribution for a small diffusion model; size 16 or 32
-    folder:PATH                 one folder of images per class, resized to `size`
+    folder:PATH                 one folder of images per class, resized to `size` (`core.pictures`)
     FILE.npz                    arrays `images` uint8 (N, H, W, 3) and `labels`
     PATH                        an ImageSet folder
 
 Splits: `train`, `test`; `protected` and `reference` (seeded 80/20 parts of train); `first:N` and
-`after:N` (BridgePure protects first:40000 and keeps the rest); `rows:CODE`, any (`rows_split`).
+`after:N` (BridgePure protects first:40000 and keeps the rest); `spread:N`, N rows evenly over the
+set, for one ordered by class; `rows:CODE`, any (`rows_split`).
 Folders, .npz files and ImageSets have no test set of their own: `test=` names one.
+
+What a set remembers as its origin and its test set is found again from where the set lies, and
+is checked by digest (`recall`).
 """
 
 import base64
 import contextlib
-import os
+import dataclasses
+import functools
 import sys
 import zlib
 from dataclasses import dataclass
@@ -23,9 +28,11 @@ from pathlib import Path
 
 import numpy as np
 
-from core import config, streams
+from core import config, pictures, streams
+from core.distributed import note, world
 from core.errors import UserError
-from core.imageset import ImageSet, from_arrays
+from core.imageset import ImageSet, content_digest, from_arrays
+from core.remembered import NAMED, place
 
 TORCHVISION = {
     "cifar10": ("CIFAR10", "the folder cifar-10-batches-py or cifar-10-python.tar.gz"),
@@ -33,7 +40,6 @@ TORCHVISION = {
     "svhn": ("SVHN", "train_32x32.mat and test_32x32.mat"),
 }
 EMBEDDED = ("digits", "photos")
-NAMED = (*TORCHVISION, *EMBEDDED)
 DIGITS_TEST = 360               # of 1,797; the rest, 1,437, is for training
 REFERENCE_SHARE = 0.2
 MOST_CLASSES = 100_000          # in an .npz, whose labels say how many there are
@@ -50,9 +56,10 @@ class DataSettings:
     root: str = "data"                  # where torchvision looks and downloads to
 
 
-def load(settings: DataSettings, key: str = "data") -> ImageSet:
+def load(settings: DataSettings, key: str = "data", digest: str | None = None) -> ImageSet:
     """The ImageSet that the settings name. Raises UserError that says what is missing where, and
-    blames `key` for an unknown name."""
+    blames `key` for an unknown name; with a `digest` also if the whole set, before its split is
+    taken, is another one."""
     if not settings.data:
         raise UserError("no data: write data=cifar10, data=digits, or data=PATH of an ImageSet")
     source, split = settings.data, settings.split
@@ -74,22 +81,32 @@ def load(settings: DataSettings, key: str = "data") -> ImageSet:
                         + config.suggest(source, [*NAMED, "folder:PATH", "FILE.npz"]))
     if split == "test" and source not in NAMED:
         raise UserError(f"split: {source} has no test split; name the test set with test=")
+    if digest is not None and digest != digest_of(whole):
+        raise UserError(f"{source} holds other images or labels than it did when the set was made")
     return take(whole, split)
+
+
+def digest_of(images: ImageSet) -> str:
+    return content_digest(images.images, images.labels, images.num_classes)
 
 
 def load_test(train: ImageSet, settings: DataSettings) -> ImageSet:
     """The clean test set of a (perhaps poisoned or purified) training set.
 
-    `test=` wins over what the set's meta.json remembers. Raises UserError if there is none, or if
-    it does not fit.
+    `test=` wins over what the set's meta.json remembers. Raises UserError if there is none, if it
+    does not fit, or if it is not the one that was remembered.
     """
     if settings.test:
         spec = test_spec(settings.test, settings.size or train.image_shape[0])
+        test = load(DataSettings(**spec, root=settings.root), "test")
     else:
         spec = train.meta["test"]
-    if spec is None:
-        raise UserError(f"{settings.data} has no test set of its own: name one with test=")
-    test = load(DataSettings(**spec, root=settings.root), "test")
+        if spec is None:
+            raise UserError(f"{settings.data} has no test set of its own: name one with test=")
+        whose, digest = f"the test set of {settings.data}", train.meta.get("test_digest")
+        test = recall(spec, digest, settings.root, whose, "name one with test=")
+        if digest is None and train.meta["lineage"] and spec["data"] not in NAMED:
+            note(f"{whose} is taken from {spec['data']} unchecked: the set has no digest of it")
     if test.num_classes > train.num_classes or test.image_shape != train.image_shape:
         raise UserError(
             f"the test set {spec['data']} has {describe(test)}, but {settings.data} has "
@@ -101,6 +118,60 @@ def load_test(train: ImageSet, settings: DataSettings) -> ImageSet:
                 raise UserError(f"the test set {spec['data']} has '{found}' as class {label}, but "
                                 f"{settings.data} has '{expected}': name their folders alike")
     return test
+
+
+def clean_of(images: ImageSet, root: str) -> ImageSet:
+    """The untouched set that a set was made from, row for row. Raises UserError if it is gone, or
+    no longer the same."""
+    spec, digest = images.meta["root"], images.meta.get("root_digest")
+    whose = f"the clean images that '{images.meta['name']}' was made from"
+    found = recall({"split": "train", **spec}, digest, root, whose, "put them back")
+    clean = found.first(len(images))
+    if (clean.images.shape != images.images.shape
+            or not np.array_equal(clean.labels, images.labels)):
+        raise UserError(f"{whose}: {spec['data']} holds {len(found)} {describe(found)}, whose rows "
+                        f"are not those of the set's {len(images)} {describe(images)}")
+    made_from = images.meta["lineage"][0].get("inputs", {}) if images.meta["lineage"] else {}
+    if digest is None and made_from.get("data") != found.fingerprint:
+        note(f"{whose} are taken from {spec['data']} unchecked: the set has no digest of them")
+    return clean
+
+
+def recall(spec: dict, digest: str | None, root: str, whose: str, remedy: str) -> ImageSet:
+    """Load again what a set remembers, checked by digest where it has one (sets that were made
+    before there were digests have none). `whose` and `remedy` are for people."""
+    try:
+        return load(DataSettings(**spec, root=root), digest=digest)
+    except UserError as error:
+        raise UserError(f"{whose}: {error}; {remedy}") from None
+
+
+def remember_test(images: ImageSet, settings: DataSettings) -> ImageSet:
+    """A set from outside, about to become an artefact, with the digest of its test set. Raises
+    UserError if that was typed and cannot be read or does not fit."""
+    if images.meta["lineage"] or images.meta["test"] is None or "test_digest" in images.meta:
+        return images
+    try:
+        with world().leader_first():
+            test = load_test(images, dataclasses.replace(settings, test=None))
+    except UserError:
+        if settings.test:
+            raise
+        return images               # evaluate.py will ask for it
+    return dataclasses.replace(images, meta={**images.meta, "test_digest": digest_of(test)})
+
+
+def note_missing_classes(images: ImageSet, source: str | None, hint: bool = False) -> None:
+    """Say which classes a training set lacks: accuracy on a test set that has them is then low as
+    if it were poisoned. `hint`: the rows are the first ones of more."""
+    there = np.bincount(images.labels, minlength=images.num_classes) > 0
+    if there.all():
+        return
+    lacking = [str(images.meta["classes"][label]) for label in np.flatnonzero(~there)]
+    shown = ", ".join(lacking[:10]) + (f" and {len(lacking) - 10} more" if lacking[10:] else "")
+    remedy = f"; split=spread:{len(images)} takes rows evenly" if hint else ""
+    note(f"the {len(images)} rows of {source} hold {there.sum()} of {images.num_classes} classes, "
+         f"and a model trained on them cannot know {shown}{remedy}")
 
 
 def describe(images: ImageSet) -> str:
@@ -153,10 +224,9 @@ def from_torchvision(source: str, split: str, root: Path):
 def digits(split: str, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """scikit-learn's 8x8 digits, bilinear to `size`, grey copied to 3 channels."""
     import torch
-    from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    grey, labels = load_digits(return_X_y=True)
+    grey, labels = grey_digits()
     large = torch.nn.functional.interpolate(
         torch.from_numpy(grey).float().view(-1, 1, 8, 8) / 16, size=(size, size), mode="bilinear")
     levels = large.mul(255).round().to(torch.uint8).numpy()[:, 0, :, :, None]
@@ -165,6 +235,14 @@ def digits(split: str, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
                                    stratify=labels, random_state=0)
     rows = np.sort(train if split == "train" else test)
     return images[rows], labels[rows], [str(i) for i in range(10)]
+
+
+@functools.cache
+def grey_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Float (1797, 64) in 0..16, and labels; a text file that takes a while to read."""
+    from sklearn.datasets import load_digits
+
+    return load_digits(return_X_y=True)
 
 
 def photos(split: str, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -183,55 +261,15 @@ def photos(split: str, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 
 def load_folder(path: Path, settings: DataSettings) -> ImageSet:
-    """One folder per class, in name order (numeric where all names are numbers). Every image is
-    converted to RGB, its shorter side resized to `size`, and its centre cropped."""
+    """One folder per class (`core.pictures`). Every image's shorter side is resized to `size`, and
+    its centre cropped."""
     if settings.size is None or settings.size < 1:
         raise UserError(f"size: folder:{path} needs a size in pixels, such as size=224")
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder")
-    from PIL import Image
-    from torchvision.datasets import ImageFolder
-    from torchvision.transforms import CenterCrop, Compose, Resize
-    from tqdm import tqdm
-
-    class Numeric(ImageFolder):
-        """ImageFolder sorts '10' before '2', which permutes the labels of numbered folders."""
-
-        def find_classes(self, directory):
-            names = [entry.name for entry in Path(directory).iterdir() if entry.is_dir()]
-            names.sort(key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
-            return names, {name: i for i, name in enumerate(names)}
-
-    try:
-        found = Numeric(str(path))
-    except FileNotFoundError as error:
-        reason = str(error).split(" Supported")[0]
-        raise UserError(f"{path}: expected one folder of images per class: {reason}") from None
-    except ValueError:
-        raise UserError(f"{path}: expected one folder of images per class, found none") from None
-    transform = Compose([Resize(settings.size), CenterCrop(settings.size)])
-    images = np.empty((len(found.samples), settings.size, settings.size, 3), np.uint8)
-    for i, (file, _) in enumerate(tqdm(found.samples, desc=str(path), disable=None, leave=False)):
-        try:
-            with Image.open(file) as image:
-                images[i] = np.asarray(transform(to_rgb(image)))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            raise UserError(f"{file}: not a readable image; repair or remove it") from None
+    classes, files, labels = pictures.list_classes(path)
     spec = {"data": f"folder:{place(path)}", "size": settings.size}
     test = test_spec(settings.test, settings.size) if settings.test else None
-    return from_arrays(images, np.array(found.targets, np.int64), name=path.name,
-                       classes=found.classes, root=spec, test=test)
-
-
-def to_rgb(image):
-    """A Pillow image as RGB. 16-bit grey keeps its upper byte: Pillow would clip it to white."""
-    from PIL import Image
-
-    if image.mode == "F":
-        raise ValueError("floats have no known range")
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    return from_arrays(pictures.read_squares(files, settings.size, str(path)), labels,
+                       name=path.name or path.resolve().name, classes=classes, root=spec, test=test)
 
 
 def load_npz(path: Path, settings: DataSettings) -> ImageSet:
@@ -267,16 +305,6 @@ def test_spec(test: str, size: int | None) -> dict:
     if test.startswith("folder:"):
         return {"data": f"folder:{place(Path(test.removeprefix('folder:')))}", "size": size}
     return {"data": place(Path(test))}
-
-
-def place(path: Path) -> str:
-    """A path to remember: relative where it was named below the working folder, through links too,
-    so that a checkout can be moved whole; absolute elsewhere."""
-    named = path.resolve() if ".." in path.parts else Path(os.path.abspath(path))
-    for found in (named, path.resolve()):
-        if found.is_relative_to(Path.cwd()):
-            return str(found.relative_to(Path.cwd()))
-    return str(named)
 
 
 def reject_size(settings: DataSettings) -> None:
@@ -326,12 +354,15 @@ def split_rows(split: str, total: int) -> np.ndarray:
     word, _, number = split.partition(":")
     if word == "rows":
         rows = read_rows(number, total)
+    elif word == "spread" and number.isdecimal():
+        wanted = min(int(number), total)
+        rows = np.arange(wanted) * total // max(wanted, 1)
     elif word in ("first", "after") and number.isdecimal():
         rows = np.arange(total)
         rows = rows[:int(number)] if word == "first" else rows[int(number):]
     else:
         raise UserError(f"split: '{split}' is not train, test, protected, reference, first:N, "
-                        "after:N or rows:CODE")
+                        "after:N, spread:N or rows:CODE")
     if not len(rows):
         raise UserError(f"split: '{short(split)}' leaves none of the {total} rows")
     return rows

@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import functools
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from core.errors import UserError
+from core.names import printable
 
 # Waiting for a slow process is no failure: over gloo a closed socket tells that one died. NCCL has
 # none: there another's compiling or saving may take ten minutes, and no longer.
@@ -136,6 +138,12 @@ def world() -> World:
                         f"({str(error).splitlines()[0][:200]})") from None
     atexit.register(torch.distributed.destroy_process_group)
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+def note(text: str) -> None:
+    """A line on stderr that a person should read; from rank 0 alone."""
+    if world().leads:
+        print(f"note: {printable(text)}", file=sys.stderr)
 
 
 def group_of(tensor: torch.Tensor) -> torch.distributed.ProcessGroup | None:

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from core import pickles
-from core.datasets import to_rgb
 from core.errors import UserError
+from core.pictures import to_rgb, visible
 
 LABEL_FILES = ("{stem}_labels.npy", "{stem}_label.npy", "{stem}_target.npy", "{stem}_targets.npy")
 LABEL_NAMES = {"data": ("target", "targets", "label", "labels")}    # x_data.npy -> x_target.npy
@@ -229,12 +229,15 @@ def read_folder(path: Path) -> Foreign:
         return joined([read_npy(part) for part in parts if part not in beside],
                       f"{path.name}/, parts as .npy")
     inside = path / "data" if (path / "data").is_dir() else path
-    pictures = [file for file in inside.iterdir() if file.suffix.lower() in PICTURES]
+    pictures = [file for file in inside.iterdir()
+                if file.suffix.lower() in PICTURES and visible(file)]
     if pictures:
         return indexed_pictures(pictures, inside)
-    classes = sorted((folder for folder in path.iterdir() if folder.is_dir()), key=natural)
+    classes = sorted((folder for folder in path.iterdir() if folder.is_dir() and visible(folder)),
+                     key=natural)
     files = [(label, file) for label, folder in enumerate(classes)
-             for file in sorted(folder.iterdir(), key=natural) if file.suffix.lower() in PICTURES]
+             for file in sorted(folder.iterdir(), key=natural)
+             if file.suffix.lower() in PICTURES and visible(file)]
     if not files:
         raise UserError(f"{path}: neither <index>.png, nor a folder a class, nor data_batch_1 is "
                         "here")
@@ -296,7 +299,7 @@ def decoded(files: list[Path]) -> np.ndarray:
             if picture.size != (width, height):     # before decoding: it may be huge
                 raise UserError(f"{file} is {picture.size[0]}x{picture.size[1]}, but "
                                 f"{files[0].name} is {width}x{height}")
-            images[i] = np.asarray(to_rgb(picture))
+            images[i] = np.asarray(to_rgb(picture, file))
     return images
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from core import files, streams
+from core import files, remembered, streams
 from core.errors import UserError
 from core.run import Run
 
@@ -35,7 +35,8 @@ class ImageSet:
 
     `labels` is None where a method must not see them. `meta` holds `fingerprint`, `name`,
     `classes` (names), `root` and `test` (how to load the original set and its clean test set)
-    and `lineage` (a list of {method, config, ...}, oldest first).
+    and `lineage` (a list of {method, config, ...}, oldest first); `root_digest` and `test_digest`
+    where these two were read when the set was made (`core.remembered`).
     """
 
     images: np.ndarray
@@ -102,7 +103,9 @@ class ImageSet:
         arrays = {name: read_array(path / f"{name}.npy", meta) for name in ("images", "labels")}
         images, labels = arrays["images"], np.array(arrays["labels"])
         check_arrays(images, labels, len(meta["classes"]), str(path))
-        return cls(images, labels, meta)
+        specs = {key: remembered.from_here(meta[key], path, meta.get("working_folder"))
+                 for key in ("root", "test")}
+        return cls(images, labels, {**meta, **specs})
 
     def save(self, run: Run) -> None:
         """Finish a run with this set, whose `images.npy` map_rows or map_pixels has written."""
@@ -112,6 +115,7 @@ class ImageSet:
         target.sync()
         target.close()
         run.finish({"kind": "imageset", "shape": list(self.images.shape),
+                    "working_folder": remembered.way_back(run.out),
                     **{k: v for k, v in self.meta.items() if k not in WRITTEN_BY_RUN}})
 
     # --- row by row --------------------------------------------------------------------------
@@ -171,7 +175,8 @@ class ImageSet:
         return ImageSet(np.load(run.work / file, mmap_mode="r"), self.labels, meta)
 
 
-WRITTEN_BY_RUN = ("format", "kind", "shape", "fingerprint", "digests", "device", "versions")
+WRITTEN_BY_RUN = ("format", "kind", "shape", "fingerprint", "digests", "device", "versions",
+                  "working_folder")
 
 
 def quantize(floats: torch.Tensor, rounding: Rounding = "round") -> torch.Tensor:
@@ -194,16 +199,22 @@ def from_arrays(
 
     Raises UserError if shapes, dtypes or labels are wrong.
     """
+    check_arrays(images, labels, len(classes), name)
+    digest = content_digest(images, labels, len(classes))
+    return ImageSet(images, labels, {
+        "fingerprint": digest, "name": name, "classes": classes, "root": root,
+        "root_digest": digest, "test": test, "lineage": [],
+    })
+
+
+def content_digest(images: np.ndarray, labels: np.ndarray, classes: int) -> str:
+    """SHA-256 (hex) of what a set holds: shape, number of classes, pixels and labels."""
     import hashlib
 
-    check_arrays(images, labels, len(classes), name)
-    digest = hashlib.sha256(repr((images.shape, len(classes))).encode())
+    digest = hashlib.sha256(repr((images.shape, classes)).encode())
     digest.update(np.ascontiguousarray(images).data)
     digest.update(np.ascontiguousarray(labels).data)
-    return ImageSet(images, labels, {
-        "fingerprint": digest.hexdigest(), "name": name, "classes": classes, "root": root,
-        "test": test, "lineage": [],
-    })
+    return digest.hexdigest()
 
 
 def check_arrays(images: np.ndarray, labels: np.ndarray, classes: int, where: str) -> None:

@@ -140,6 +140,7 @@ class Planner:
         key = json.dumps(config.plain(request.data))
         if key not in self._loaded:
             self._loaded[key] = load(request.data)
+            request.note_missing_classes(request.cut(self._loaded[key]))
         return request.cut(self._loaded[key])
 
     def _test(self, train: ImageSet, request: Request) -> ImageSet:

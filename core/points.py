@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from core import config, planning, records, tables
-from core.datasets import DataSettings, load
+from core.datasets import clean_of
 from core.distance import build_lpips
 from core.errors import UserError
 from core.imageset import SLICE_ROWS, ImageSet
@@ -22,12 +22,6 @@ from core.names import markdown_cell
 from core.perturbation import measure
 
 LPIPS_ROWS = 2048               # images of a set that its mean LPIPS is over
-
-
-def clean_of(poisoned: ImageSet, root: str) -> ImageSet:
-    """The untouched set that a set was made from, row for row."""
-    spec = {"split": "train", **poisoned.meta["root"]}
-    return load(DataSettings(**spec, root=root)).first(len(poisoned))
 
 
 def sets_of(record: planning.Artefact) -> list[planning.Artefact]:
@@ -87,7 +81,7 @@ def points(table: tables.Table, cells: list[planning.Cell], *, perceptual: bool 
         if not chain:
             return None, None, None
         final = ImageSet.load(chain[-1].out)
-        key = json.dumps([final.meta["root"], len(final)])
+        key = json.dumps([final.meta["root"], final.meta.get("root_digest"), len(final)])
         if key not in clean:
             clean[key] = clean_of(final, table.settings.get("root", "data"))
         poisons = [made for made in chain if made.job.kind == "poisons"]

@@ -28,7 +28,7 @@ def write(run: Run, result: Result, train: ImageSet, test: ImageSet) -> dict:
         "train": {"name": train.meta["name"], "fingerprint": train.fingerprint,
                   "rows": len(train), "root": train.meta["root"],
                   "lineage": train.meta["lineage"]},
-        "test": {"root": test.meta["root"], "rows": len(test)},
+        "test": {"root": test.meta["root"], "rows": len(test), "fingerprint": test.fingerprint},
         "purifier_trained_on": [step["trained_on"] for step in train.meta["lineage"]
                                 if step.get("trained_on")],
         "versions": versions(), "device": run.device.describe(),

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from core import planning
+from core.datasets import clean_of
 from core.imageset import ImageSet
 from core.plots import INK, plain_label
-from core.points import clean_of, records_of, sets_of
+from core.points import records_of, sets_of
 
 GAINS = (10, 5, 2, 1)           # residual magnifications to choose from
 

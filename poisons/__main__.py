@@ -19,6 +19,7 @@ import torch
 
 from core import jobs
 from core.command import Request, command, parse
+from core.datasets import remember_test, rows_split
 from core.errors import UserError
 from core.files import RowFile
 from core.imageset import ImageSet
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     with run:
         if not run.done:
+            clean = remember_test(clean, request.data)
             make = poison_part if request.settings.fraction < 1 else poison_all
             make(request, clean, run).save(run)
     ImageSet.load(run.out)
@@ -55,7 +57,7 @@ def poison_part(request: Request, clean: ImageSet, run: Run) -> ImageSet:
     source, row_of = clean, np.arange(len(clean))
     if request.settings.craft_on == "part":
         digest = hashlib.sha256(chosen.tobytes()).hexdigest()
-        source = clean.subset(chosen, f"rows:{digest}")
+        source = clean.subset(chosen, f"rows:{digest}", root=root_of_part(clean, chosen, request))
         row_of[chosen] = np.arange(len(chosen))
     settings = dataclasses.replace(request.settings, fraction=1.0, craft_on="all", out=None)
     whole = dataclasses.replace(request, settings=settings, wait=True)
@@ -79,6 +81,15 @@ def poison_part(request: Request, clean: ImageSet, run: Run) -> ImageSet:
         file.sync()
     inspect(request, clean, mixed, run)
     return mixed
+
+
+def root_of_part(clean: ImageSet, chosen: np.ndarray, request: Request) -> dict:
+    """How to find these rows of the clean set again: one split, so not of what is a part already
+    (there the labels will tell)."""
+    root = clean.meta["root"]
+    if request.limit is not None or root.get("split", "train") != "train":
+        return root
+    return {**root, "split": rows_split(chosen, len(clean))}
 
 
 def chosen_rows(rows: int, fraction: float, seed: int) -> np.ndarray:

@@ -23,9 +23,9 @@ import torch
 
 from core import files
 from core.command import command
+from core.datasets import clean_of
 from core.errors import UserError
 from core.imageset import ImageSet
-from core.points import clean_of
 
 SUFFIX = {"npy": ".npy", "npz": ".npz", "pt": ".pt", "png": ""}
 

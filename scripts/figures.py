@@ -37,11 +37,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core import planning, records, tables
 from core.charts import draw_epochs, draw_rate, draw_sweep, draw_trade_off, title_of
 from core.command import command
+from core.datasets import clean_of
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.names import markdown_cell
 from core.plots import BAD, GOOD, INK, MUTED, PLAIN, pyplot, save
-from core.points import clean_of
 from core.strips import common_scale, image_strips, own_scales, show_strips, strips_of
 
 
@@ -110,7 +110,9 @@ def load_alike(words: list[str]) -> list[tuple[str, ImageSet]]:
              for name, path, other in zip(given, paths, sets, strict=True)]
     for path, other in zip(paths, sets, strict=True):
         for what, ours, first in (("images", other.images.shape, sets[0].images.shape),
-                                  ("root", other.meta["root"], sets[0].meta["root"])):
+                                  ("root", other.meta["root"], sets[0].meta["root"]),
+                                  ("digest of the root", other.meta.get("root_digest"),
+                                   sets[0].meta.get("root_digest"))):
             if ours != first:
                 raise UserError(f"{path} has {what} {ours}, but {paths[0]} has {first}: a grid "
                                 "shows the same clean images in every row")

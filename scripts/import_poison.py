@@ -24,11 +24,19 @@ import torch
 
 from core import aligning, config, files, foreign
 from core.command import command
-from core.datasets import DataSettings, load, place, rows_split, take
+from core.datasets import (
+    DataSettings,
+    load,
+    note_missing_classes,
+    remember_test,
+    rows_split,
+    take,
+)
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.names import component
 from core.perturbation import limit_of, measure, nearest_mean
+from core.remembered import place
 from core.run import Job, Run
 
 VERSION = 2
@@ -58,8 +66,10 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     bound = bound_of(arguments)
 
-    base = load(DataSettings(arguments.base, arguments.split, arguments.size, arguments.test,
-                             arguments.root), "--base")
+    settings = DataSettings(arguments.base, arguments.split, arguments.size, arguments.test,
+                            arguments.root)
+    base = remember_test(load(settings, "--base"), settings)
+    note_missing_classes(base, arguments.base)
     source, name = arguments.source, arguments.name or arguments.source.stem
     if name != component(name):
         raise UserError(f"--name: '{name}' is no plain name")

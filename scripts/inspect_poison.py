@@ -19,13 +19,12 @@ import numpy as np
 
 from core import streams
 from core.command import command
-from core.datasets import DataSettings, load
+from core.datasets import DataSettings, clean_of, load
 from core.errors import UserError
 from core.imageset import SLICE_ROWS, ImageSet
 from core.names import printable
 from core.perturbation import difference, linear_probe, measure, nearest_mean
 from core.plots import BAD, INK, MUTED, axis_style, plain_label, pyplot, save
-from core.points import clean_of
 from core.strips import image_strips, show_strips
 
 SPECTRUM_ROWS = 2000
