@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from core import config, distributed
+from core import config, distributed, output, processes
 from core.config import TYPED
 from core.datasets import DataSettings, load, note_missing_classes
 from core.device import DeviceSettings
@@ -268,8 +268,9 @@ def build_settings(tree: config.Node, method: str, module: ModuleType):
 def list_methods(room: str) -> list[str]:
     """Modules of a room that are methods: those that define a Config."""
     folder = Path(__file__).resolve().parent.parent / room
-    return sorted(found.name for found in pkgutil.iter_modules([str(folder)])
-                  if "class Config" in (folder / f"{found.name}.py").read_text())
+    names = [found.name for found in pkgutil.iter_modules([str(folder)])]
+    return sorted(name for name in names
+                  if "class Config" in (folder / f"{name}.py").read_text("utf-8"))
 
 
 def find_method(room: str, method: str, methods: list[str], origin: str = "") -> ModuleType:
@@ -301,12 +302,17 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
-        if hasattr(sys.stdout, "reconfigure"):          # a path may have what it cannot encode
-            sys.stdout.reconfigure(errors="backslashreplace")
+        output.prepare()
         try:
+            processes.end_with_starter()
             leads = distributed.world().leads           # rank 0 prints the artefact's path
             with contextlib.nullcontext() if leads else contextlib.redirect_stdout(None):
-                main(argv)
+                try:
+                    main(argv)
+                except SystemExit:                      # --help
+                    output.flush()
+                    raise
+            output.flush()
         except UserError as error:
             return fail(str(error))
         except KeyboardInterrupt:
@@ -317,8 +323,8 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
         except OSError as error:
             if error.errno not in EXPLAINED:
                 raise
-            return fail(f"{error.filename}: {(error.strerror or '').lower()}; nothing was left "
-                        "half-written: mend that and repeat the same line")
+            return fail(f"{error.filename or 'a file'}: {(error.strerror or '').lower()}; nothing "
+                        "was left half-written: mend that and repeat the same line")
         except MemoryError as error:
             return fail(f"out of memory: {error}")
         except RuntimeError as error:
@@ -335,5 +341,7 @@ def fail(message: str) -> int:
     """Say what went wrong; of several processes, which one it went wrong in."""
     rank = distributed.rank()
     where = f" (process {rank})" if rank else ""
+    with contextlib.suppress(OSError):
+        output.flush()                  # now, where a full disk behind it hides nothing
     print(f"error{where}: {printable(message)}", file=sys.stderr)
     return 1

@@ -49,6 +49,20 @@ def append(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def append_or_skip(path: Path, line: bytes) -> None:
+    """Add a line to a side file, which helps and which no work needs: whole, or not at all. A torn
+    last line of an earlier process gets its end first."""
+    operation("write", path)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+                line = b"\n" + line
+            if file.write(line) < len(line):        # a full disk
+                file.truncate(size)
+
+
 def rename(old: Path, new: Path) -> None:
     """Rename and sync the folder, so that the new name survives a power cut."""
     operation("rename", new)

@@ -1,6 +1,7 @@
 """The one look of every figure. matplotlib is imported when the first is drawn."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ SERIES = (PLAIN, "#b07a2e", GOOD, "#7d5a94", BAD)
 
 
 def pyplot():
+    # A notebook's commands inherit its backend, which this Python may lack: the import would fail.
+    os.environ["MPLBACKEND"] = "agg"
     import matplotlib
 
     matplotlib.use("Agg")

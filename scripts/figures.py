@@ -24,9 +24,7 @@ digits, small). key=value are run_table's (data=, root=, threads=). D-VAE's toy:
 """
 
 import argparse
-import signal
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -34,7 +32,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core import planning, records, tables
+from core import planning, processes, records, tables
 from core.charts import draw_epochs, draw_rate, draw_sweep, draw_trade_off, title_of
 from core.command import command
 from core.datasets import clean_of
@@ -215,15 +213,14 @@ def require(cells: list[planning.Cell], arguments: argparse.Namespace, settings:
 
 
 def run_table(words: list[str]) -> None:
-    """scripts/run_table.py; Ctrl-C reaches it through us, once, and its commands save."""
-    process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("run_table.py")),
-                                *words], start_new_session=True)
-    try:
-        process.wait()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        process.wait()
-        raise
+    """scripts/run_table.py. Ctrl-C and SIGTERM reach it through us, and its commands save."""
+    with processes.interruptible():
+        process = processes.start([str(Path(__file__).with_name("run_table.py")), *words])
+        try:
+            process.wait()
+        except BaseException:
+            processes.stop([process])
+            raise
 
 
 def words_of(arguments: argparse.Namespace, settings: list[str], sets: bool) -> list[str]:

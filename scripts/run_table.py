@@ -9,10 +9,11 @@ is in runs/logs/. Then: python scripts/table.py with the same words prints the t
 """
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -22,8 +23,9 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core import files, planning, records, tables
+from core import files, planning, processes, records, tables
 from core.command import command
+from core.device import free_cores
 from core.errors import UserError
 
 LOGS, TIMINGS = Path("runs/logs"), Path("runs/timings.jsonl")
@@ -46,15 +48,17 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--jobs {arguments.jobs}: must be at least 1")
     settings = tuple(arguments.settings)
     if arguments.jobs > 1 and not any(word.startswith("threads=") for word in settings):
-        settings += (f"threads={max(1, os.cpu_count() // arguments.jobs)}",)
+        settings += (f"threads={max(1, free_cores() // arguments.jobs)}",)
 
     table = tables.read(arguments.table, quick=arguments.quick, overrides=settings)
     cells = list(planning.Planner(table).cells())
     missing = planning.wanted(cells, records.committed(), sets=arguments.sets)
-    say(f"{table.title}: {len(cells)} cells; {len(missing)} artefacts to make; {estimate(missing)}")
+    timings = read_timings()
+    times = [seconds_of(artefact, timings) for artefact in missing]
+    say(f"{table.title}: {len(cells)} cells; {len(missing)} artefacts to make; {estimate(times)}")
     if arguments.dry_run:
-        for artefact in missing:
-            print(f"{about(seconds_of(artefact)):>12}  python {shlex.join(artefact.line)}")
+        for artefact, seconds in zip(missing, times, strict=True):
+            print(f"{about(seconds):>12}  python {shlex.join(artefact.line)}")
         return
     typed = any(word.startswith("device=") for word in settings)
     failed = Scheduler(missing, arguments.jobs, [] if typed else visible_gpus()).run()
@@ -100,23 +104,15 @@ class Scheduler:
 
     def run(self) -> dict[planning.Artefact, str]:
         """Returns what failed, and why."""
-        # Both by hand: a process started in the background begins with SIGINT ignored.
-        before = {number: signal.signal(number, signal.default_int_handler)
-                  for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            while self.pending or self.running:
-                self._start()
-                time.sleep(0.05)
-                self._collect()
-        except BaseException:                           # Ctrl-C, or our own log on a full disk
-            for running in self.running.values():
-                running.process.send_signal(signal.SIGINT)      # each saves its state
-            for running in self.running.values():
-                running.process.wait()
-            raise
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with processes.interruptible():
+            try:
+                while self.pending or self.running:
+                    self._start()
+                    time.sleep(0.05)
+                    self._collect()
+            except BaseException:                       # Ctrl-C, or our own log on a full disk
+                processes.stop(running.process for running in self.running.values())
+                raise
         return self.failed
 
     def _start(self) -> None:
@@ -137,11 +133,13 @@ class Scheduler:
         busy = [running.gpu for running in self.running.values()]
         gpu = min(self.gpus, key=busy.count, default=None)
         environment = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        # torch.compile starts 32 processes for each command, or one a core if there are fewer.
+        share = str(min(32, max(1, free_cores() // self.jobs)))
+        environment["TORCHINDUCTOR_COMPILE_THREADS"] = os.environ.get(
+            "TORCHINDUCTOR_COMPILE_THREADS", share)
         with open(log_of(artefact), "w") as log:
-            process = subprocess.Popen(
-                [sys.executable, *artefact.line], stdout=subprocess.DEVNULL, stderr=log,
-                env={**os.environ, **environment},
-                start_new_session=True)         # Ctrl-C reaches it through us, once
+            process = processes.start(artefact.line, stdout=subprocess.DEVNULL, stderr=log,
+                                      env=environment)
         self.running[artefact] = Running(process, time.monotonic(), fresh, gpu)
         say(f"[{self.finished + len(self.running)}/{self.total}] {artefact.out}")
 
@@ -164,7 +162,10 @@ class Scheduler:
 
 def why(artefact: planning.Artefact, status: int) -> str:
     """The error line of a command that failed."""
-    lines = log_of(artefact).read_text(errors="replace").splitlines()
+    try:
+        lines = log_of(artefact).read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if errors:
         return errors[-1]
@@ -186,22 +187,33 @@ def key_of(artefact: planning.Artefact) -> list:
 
 def note_seconds(artefact: planning.Artefact, seconds: float) -> None:
     line = json.dumps({"key": key_of(artefact), "seconds": round(seconds, 1)})
-    files.append(TIMINGS, line.encode() + b"\n")
+    files.append_or_skip(TIMINGS, line.encode() + b"\n")
 
 
-def seconds_of(artefact: planning.Artefact) -> float | None:
-    """The median of what such a step took here before; None if it never ran to its end."""
-    if not TIMINGS.exists():
-        return None
-    entries = [json.loads(line) for line in TIMINGS.read_text().splitlines()]
-    key = json.loads(json.dumps(key_of(artefact)))
-    times = [entry["seconds"] for entry in entries if entry["key"] == key]
+def read_timings() -> dict[str, list[float]]:
+    """What steps took here before: key -> seconds. Lines that are torn or not ours do not count."""
+    found: dict[str, list[float]] = {}
+    try:
+        lines = TIMINGS.read_bytes().splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        with contextlib.suppress(ArithmeticError, KeyError, RecursionError, TypeError, ValueError):
+            entry = json.loads(line)
+            seconds = float(entry["seconds"])
+            if 0 <= seconds < math.inf:
+                found.setdefault(json.dumps(entry["key"], sort_keys=True), []).append(seconds)
+    return found
+
+
+def seconds_of(artefact: planning.Artefact, timings: dict[str, list[float]]) -> float | None:
+    """The median of what such a step took; None if it never ran to its end here."""
+    times = timings.get(json.dumps(key_of(artefact), sort_keys=True))
     return median(times) if times else None
 
 
-def estimate(missing: list[planning.Artefact]) -> str:
+def estimate(times: list[float | None]) -> str:
     """One job's time for what has been timed here before, and how much has not."""
-    times = [seconds_of(artefact) for artefact in missing]
     known = [seconds for seconds in times if seconds is not None]
     unknown = len(times) - len(known)
     text = f"estimate {about(sum(known))} for {len(known)} of them" if known else "no estimate"

@@ -1,5 +1,11 @@
 # Sourced by the other scripts: an active environment with the packages of requirements.txt.
-# DEV=1 also installs what the tests need.
+# DEV=1 also installs what the tests need; INSTALL=no takes the Python and packages that are there, offline.
+case $- in *i*) ;; *) export UNLEARNABLE_STARTER=$$ ;; esac     # its commands end with a script that is killed
+if [ "${INSTALL:-yes}" = no ]; then
+  if [ -z "${VIRTUAL_ENV:-}" ] && [ -x .venv/bin/python ]; then source .venv/bin/activate; fi
+  command -v python >/dev/null || python() { python3 "$@"; }
+  return
+fi
 if [ -z "${VIRTUAL_ENV:-}" ]; then
   if [ ! -x .venv/bin/python ]; then
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
@@ -13,7 +19,7 @@ requirements=requirements.txt
 [ -z "${DEV:-}" ] || requirements=requirements-dev.txt
 stamp=$VIRTUAL_ENV/.installed-$(cat requirements*.txt | cksum | cut -d' ' -f1)-${DEV:-0}
 if [ ! -e "$stamp" ]; then
-  echo "installing $requirements (PyTorch's CUDA build is several GB)" >&2
+  echo "installing $requirements (PyTorch's CUDA build is several GB; INSTALL=no takes what is there)" >&2
   pip install -q --disable-pip-version-check -r $requirements
   touch "$stamp"
 fi

@@ -327,16 +327,17 @@ def test_quick_makes_what_is_missing_with_the_same_words(monkeypatch):
     assert called == [["table.yaml", "--quick", "--sets", "threads=1"]]
 
 
-def test_ctrl_c_lets_the_table_save(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_lets_the_table_save(tmp_path, number):
     """The figure is interrupted while a stand-in for run_table.py works."""
     script = tmp_path / "run_table.py"
-    by_hand = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    by_hand = "import signal; signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
     script.write_text(by_hand + "import pathlib, sys, time\n"
                       "pathlib.Path('started').touch()\n"
                       "try:\n    time.sleep(60)\n"
                       "except KeyboardInterrupt:\n    time.sleep(1)\n"
                       "    pathlib.Path('saved').write_text(' '.join(sys.argv[1:]))\n")
-    code = by_hand + ("import sys; from scripts import figures; figures.__file__ = sys.argv[1]; "
+    code = ("import sys; from scripts import figures; figures.__file__ = sys.argv[1]; "
                       "figures.run_table(['a', 'b'])")
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "figures.py")],
                                env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -344,7 +345,7 @@ def test_ctrl_c_lets_the_table_save(tmp_path):
     deadline = time.monotonic() + 60
     while not Path("started").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode != 0
     assert Path("saved").read_text() == "a b"

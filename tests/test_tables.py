@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import resource
 import shutil
 import signal
 import statistics
@@ -16,7 +17,7 @@ import pytest
 
 import evaluate
 import purify
-from core import planning, tables
+from core import files, planning, tables
 from core.errors import UserError
 from core.imageset import ImageSet
 from poisons.__main__ import main as poison_main
@@ -117,7 +118,7 @@ def test_the_grid_and_its_artefacts(tiny):
 
 
 def test_the_plan_knows_the_fingerprints_of_the_commands(tiny, few_path):
-    [poison] = [a for a in planning.wanted(plan(tiny), {}) if a.job.kind == "poisons"]
+    record = plan(tiny)[0].record
     out = Path("runs/check")
     succeed(poison_main, *poison.arguments, f"out={out}")
     assert json.loads((out / "meta.json").read_text())["fingerprint"] == poison.job.fingerprint
@@ -311,6 +312,63 @@ def test_ctrl_c_saves_and_says_so(tiny):
     assert process.returncode == 130
     assert "the same line resumes" in stderr
     assert list(record.with_name(f"{record.name}.partial").glob("state/*.pt"))
+
+
+# --- estimates -------------------------------------------------------------------------------
+
+
+def test_torn_and_foreign_lines_of_the_timings_do_not_count():
+    good = '{"key": ["poison", "lsp"], "seconds": 2}'
+    for line in ('{"key": ["poison", "l', "[1, 2]", "7", '{"key": 1}', "\xff\xfe", "[" * 100_000,
+                 '{"key": 1, "seconds": "soon"}', '{"key": 1, "seconds": NaN}',
+                 f'{{"key": 1, "seconds": {10**400}}}', '{"key": 1, "seconds": -3}'):
+        files.mkdir(run_table.TIMINGS.parent)
+        run_table.TIMINGS.write_text(f"{good}\n{line}\n{good}\n{line}", "latin-1")
+        assert run_table.read_timings() == {'["poison", "lsp"]': [2, 2]}, line
+
+
+@pytest.mark.parametrize("place", ["nothing", "a folder", "below a file"])
+def test_timings_that_cannot_be_read_or_written_are_skipped(tmp_path, monkeypatch, place):
+    path = tmp_path / "timings.jsonl"
+    if place == "a folder":
+        path.mkdir()
+    elif place == "below a file":
+        (tmp_path / "file").touch()
+        path = tmp_path / "file" / "timings.jsonl"
+    monkeypatch.setattr(run_table, "TIMINGS", path)
+    assert run_table.read_timings() == {}
+    files.append_or_skip(path, b"x\n")
+    assert place != "nothing" or path.read_bytes() == b"x\n"
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "timings.jsonl"
+    path.write_bytes(b"one\ntor")
+    files.append_or_skip(path, b"two\n")
+    assert path.read_bytes() == b"one\ntor\ntwo\n"
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)       # as a disk that gets full in the line
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 3, limit[1]))
+    try:
+        files.append_or_skip(path, b"three\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_bytes() == b"one\ntor\ntwo\n"
+
+
+def test_compiling_commands_share_the_cores(tiny, monkeypatch):
+    """32 processes each, as torch would start, are too many."""
+    started = []
+    monkeypatch.setattr(run_table.processes, "start",
+                        lambda words, env, **options: started.append(env))
+    monkeypatch.setattr(run_table, "free_cores", lambda: 10)
+    record = plan(tiny)[0].record
+    key = "TORCHINDUCTOR_COMPILE_THREADS"
+    monkeypatch.delenv(key, raising=False)
+    run_table.Scheduler([record], 4, [])._launch(record)
+    monkeypatch.setenv(key, "7")
+    run_table.Scheduler([record], 4, ["GPU-1"])._launch(record)
+    assert started == [{key: "2"}, {key: "7", "CUDA_VISIBLE_DEVICES": "GPU-1"}]
 
 
 # --- printing --------------------------------------------------------------------------------

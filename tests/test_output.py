@@ -1,0 +1,144 @@
+"""core/output.py: what stands behind stdout and stderr ends no command in a traceback."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from core import output
+from core.command import command
+from core.errors import UserError
+
+CODE = """
+import sys
+from core import output
+output.prepare()
+print("working", file=sys.stderr)
+try:
+    for line in sys.argv[1:]:
+        print(line)
+    output.flush()
+except BrokenPipeError:
+    sys.exit(1)
+except OSError as error:
+    sys.exit(f"{error.filename}: {error.strerror}")
+"""
+
+
+def run(*words: str, redirect: str = "", **environment: str) -> subprocess.CompletedProcess:
+    """A process that prints its words, by a shell that redirects it."""
+    return subprocess.run(
+        ["bash", "-c", f'"$@" {redirect}', "bash", sys.executable, "-c", CODE, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, capture_output=True,
+        check=False)
+
+
+@contextlib.contextmanager
+def full_disk():
+    """stdout as `prepare` makes it, on a full disk."""
+    with open("/dev/full", "wb") as file:
+        raw = output.Stdout(file.fileno(), "w", closefd=False)
+        with contextlib.redirect_stdout(io.TextIOWrapper(io.BufferedWriter(raw))):
+            yield raw
+
+
+@pytest.mark.parametrize(("encoding", "text", "written"), [
+    ("ascii", "runs/café", "runs/café".encode()),
+    ("latin-1", "runs/café", "runs/café".encode("latin-1")),
+    ("utf-8", os.fsdecode(b"runs/caf\xe9"), b"runs/caf\xe9"),       # of a disk from elsewhere
+    ("ascii", "\ud800", b"\\ud800"),                                # no name on any disk
+])
+def test_every_path_is_written(encoding, text, written):
+    output.prepare()
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding, errors="path")
+    stream.write(text)
+    stream.flush()
+    assert raw.getvalue() == written
+
+
+def test_a_path_that_stdout_cannot_encode_is_printed():
+    done = run("runs/café", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout) == (0, "runs/café\n".encode())
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_message_is_there_at_once(unbuffered):
+    """For whoever watches the log of a long run."""
+    code = ("import os, sys; from core import output; output.prepare(); "
+            "print('a', file=sys.stderr); os._exit(0)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True,
+                          env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
+    assert done.stderr == b"a\n"
+
+
+def test_a_full_disk_behind_stdout_is_named_once():
+    done = run("a", redirect=">/dev/full")
+    assert (done.returncode, done.stderr) == (
+        1, b"working\nstandard output: No space left on device\n")
+
+
+def test_a_reader_that_left_is_no_complaint():
+    done = run("x" * 100_000, redirect="| head -c 1")
+    assert (done.stdout, done.stderr) == (b"x", b"working\n")
+
+
+@pytest.mark.parametrize("redirect", ["2>/dev/full", "2>&-"])
+def test_nobody_reads_the_messages(redirect):
+    done = run("a", redirect=redirect)
+    assert (done.returncode, done.stdout) == (0, b"a\n")
+
+
+def test_a_closed_stdout():
+    assert run("a", redirect=">&-").returncode == 0
+
+
+@pytest.mark.parametrize("raised", [None, SystemExit(0)], ids=["the end", "--help"])
+def test_a_command_says_that_the_disk_behind_stdout_is_full(capsys, raised):
+    @command
+    def main(argv):
+        print("x")
+        if raised:
+            raise raised
+
+    with full_disk() as stdout:
+        assert main() == 1
+        assert stdout.failed                # nothing more is tried there
+    assert capsys.readouterr().err == (
+        "error: standard output: no space left on device; nothing was left half-written: mend that "
+        "and repeat the same line\n")
+
+
+def test_a_mistake_is_said_also_over_a_full_disk(capsys):
+    @command
+    def main(argv):
+        print("x")
+        raise UserError("a mistake")
+
+    with full_disk() as stdout:
+        assert main() == 1
+        assert stdout.failed                # nothing more is tried there
+    assert capsys.readouterr().err == "error: a mistake\n"
+
+
+def test_drawing_heeds_no_notebook():
+    """A notebook's MPLBACKEND names a module that the Python of a command may lack."""
+    code = "from core.plots import pyplot; print(pyplot().get_backend())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+                          check=False, env={**os.environ, "MPLBACKEND": "module://nowhere.at_all"})
+    assert (done.returncode, done.stdout.lower()) == (0, "agg\n"), done.stderr
+
+
+def test_only_plots_imports_matplotlib():
+    """So that no other import meets a notebook's backend."""
+    importing = {str(path.relative_to(ROOT)) for room in ("core", "scripts", "poisons", "purifiers",
+                                                          "learners", "models")
+                 for path in (ROOT / room).rglob("*.py")
+                 if "import matplotlib" in path.read_text("utf-8")
+                 or "from matplotlib" in path.read_text("utf-8")}
+    assert importing == {str(Path("core/plots.py"))}

@@ -1,0 +1,129 @@
+"""core/processes.py: no command outlives the one that started it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from core import processes
+
+# A command: it says that it is ready, works for a minute, and saves when it is asked to end.
+CHILD = """
+import signal, sys, time
+from pathlib import Path
+from core.processes import end_with_starter
+
+def save(number, frame):
+    Path("saved").touch()
+    sys.exit(130)
+
+signal.signal(signal.SIGTERM, save)
+end_with_starter()
+Path("ready").touch()
+time.sleep(60)
+"""
+PARENT = """
+import sys
+from core import processes
+with processes.interruptible():
+    child = processes.start(["-c", sys.argv[1]])
+    print(child.pid, flush=True)
+    try:
+        child.wait()
+    except BaseException:
+        processes.stop([child])
+        raise
+"""
+
+
+def appears(name: str, seconds: float = 60) -> bool:
+    deadline = time.monotonic() + seconds
+    while not Path(name).exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return Path(name).exists()
+
+
+def ends(number: int) -> bool:
+    """Whether a process that is not ours to wait for is gone, or only waits to be collected."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_child_ends_with_its_parent(number):
+    """kill -9 leaves the parent no word: the kernel passes it on."""
+    if number == signal.SIGKILL and sys.platform != "linux":
+        pytest.skip("only Linux tells a child")
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, CHILD], stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL, text=True,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)})
+    child = int(parent.stdout.readline())
+    assert appears("ready")
+    parent.send_signal(number)
+    parent.communicate(timeout=60)
+    assert parent.returncode != 0
+    assert ends(child)
+    assert Path("saved").exists()
+
+
+def test_a_child_whose_parent_died_while_it_was_importing(monkeypatch):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    monkeypatch.setenv(processes.STARTER, str(gone.pid))
+    with pytest.raises(KeyboardInterrupt):
+        processes.end_with_starter()
+
+
+@pytest.mark.parametrize("starter", ["", "me", str(os.getpid()), "1"])
+def test_others_are_nobodys_children(monkeypatch, starter):
+    """No starter, or one that lives and is not our parent (a grandparent's word, inherited)."""
+    monkeypatch.setenv(processes.STARTER, starter)
+    processes.end_with_starter()
+
+
+def test_a_second_interrupt_asks_again(monkeypatch):
+    asked = []
+
+    class Process:
+        done = None
+
+        def terminate(self):
+            asked.append("end")
+
+        def poll(self):
+            return self.done
+
+        def wait(self):
+            if len(asked) == 1:
+                raise KeyboardInterrupt
+            self.done = 130
+
+    processes.stop([Process()])
+    assert asked == ["end", "end"]
+
+
+def test_scripts_end_what_they_start():
+    """scripts/setup.sh names the shell: `kill` of a script ends the command that it waits for."""
+    Path("child.py").write_text(CHILD)
+    Path("script.sh").write_text(f"source {ROOT}/scripts/setup.sh\npython child.py\ntouch after\n")
+    shell = subprocess.Popen(
+        ["bash", "script.sh"], stderr=subprocess.DEVNULL,
+        env={**os.environ, "VIRTUAL_ENV": sys.prefix, "INSTALL": "no", "PYTHONPATH": str(ROOT),
+             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})
+    assert appears("ready")
+    shell.send_signal(signal.SIGTERM)
+    shell.wait(timeout=60)
+    assert appears("saved")
+    assert not Path("after").exists()
