@@ -1,4 +1,5 @@
-"""Shuffled, augmented minibatches of a whole set: indices and batched tensor ops, no workers.
+"""Augmented minibatches of a whole set, shuffled unless told otherwise: indices and batched tensor
+ops, no workers.
 
 The set stays uint8, on the device if it fits there. What is drawn depends on (seed, epoch) alone,
 so an epoch can start in its middle.
@@ -31,9 +32,9 @@ class Augmentation:
 class Batches:
     """Minibatches (images float32 (B, 3, H, W) in [0, 1], channels-last; labels int64 (B,)).
 
-    Every epoch is a new permutation. A last batch of one image is dropped even without
-    `drop_last`: batch normalisation has no statistics for it. Raises UserError if no full batch
-    fits.
+    Every epoch is a new permutation, or the index order without `shuffle`. A last batch of one
+    image is dropped even without `drop_last`: batch normalisation has no statistics for it. Raises
+    UserError if no full batch fits.
     """
 
     def __init__(
@@ -44,12 +45,13 @@ class Batches:
         name: str,
         *,
         augmentation: Augmentation = Augmentation(),
+        shuffle: bool = True,
         drop_last: bool = True,
         last_step: int | None = None,
     ) -> None:
         self.device: Device = run.device
         self.run, self.name = run, name
-        self.batch_size, self.augmentation = batch_size, augmentation
+        self.batch_size, self.augmentation, self.shuffle = batch_size, augmentation, shuffle
         self.rows, self.last_step = len(data), last_step
         whole, rest = divmod(self.rows, batch_size)
         self.length = whole + (rest > 1 and not drop_last)
@@ -70,7 +72,8 @@ class Batches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The minibatches of one epoch from step `start` on."""
         generator = self.run.stream(f"{self.name}/batches", epoch)
-        host_order = torch.randperm(self.rows, generator=generator)
+        host_order = (torch.randperm(self.rows, generator=generator) if self.shuffle
+                      else torch.arange(self.rows))
         order = host_order.to(self.device.torch)
         draws = [draw.to(self.device.torch) for draw in self._draw(generator)]
         stop = self.length

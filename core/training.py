@@ -105,12 +105,12 @@ class Normalised(nn.Module):
 
 def train_classifier(
     model: nn.Module, train: ImageSet, test: ImageSet | None, protocol: Protocol, run: Run,
-    name: str = "classifier", *, transform: Transform | None = None,
+    name: str = "classifier", *, shuffle: bool = True, transform: Transform | None = None,
     after_epoch: Callable[[int, nn.Module], None] | None = None,
 ) -> tuple[nn.Module, Result]:
-    """Train `model` (logits from images in [0, 1]) on `train`; resumable under `name`. Batches pass
-    through `transform` (images, step), and `after_epoch` gets the number of each (from 0) and the
-    network, before that epoch is saved.
+    """Train `model` (logits from images in [0, 1]) on `train`; resumable under `name`. Batches (in
+    index order without `shuffle`) pass through `transform` (images, step), and `after_epoch` gets
+    the number of each (from 0) and the network, before that epoch is saved.
 
     Returns the trained model, on the run's device, and the clean test accuracies (NaN without a
     test set). Raises UserError if the loss stops being finite.
@@ -121,7 +121,7 @@ def train_classifier(
     forward = run.device.maybe_compile(model)
     optimizer = make_optimizer(model, protocol)
     batches = Batches(
-        train, protocol.batch_size, run, name, drop_last=protocol.drop_last,
+        train, protocol.batch_size, run, name, shuffle=shuffle, drop_last=protocol.drop_last,
         augmentation=Augmentation(protocol.crop_padding, protocol.flip), last_step=protocol.steps)
     epochs = protocol.epochs if protocol.steps is None else -(-protocol.steps // len(batches))
     total_steps = protocol.steps or epochs * len(batches)
@@ -179,12 +179,13 @@ def result_of(curve: list, loop: Loop) -> Result:
 
 def learning_rate(protocol: Protocol, step: int, total_steps: int, steps_per_epoch: int) -> float:
     """The rate of one step. cosine and multistep change once an epoch (once a step if the
-    protocol counts steps); warm_multistep climbs straight from 1e-3 in the first epoch; onecycle
-    changes every step, as torch's OneCycleLR without its momentum cycle: rate/25 up to rate in 30 %
-    of the steps, then down to rate/250,000, both by half a cosine."""
+    protocol counts steps); warm_multistep climbs straight from 1e-3 in the first epoch, whose last
+    step has the whole rate; onecycle changes every step, as torch's OneCycleLR without its momentum
+    cycle: rate/25 up to rate in 30 % of the steps, then down to rate/250,000, both by half a
+    cosine."""
     rate = protocol.learning_rate
     if protocol.schedule == "warm_multistep" and step < steps_per_epoch:
-        return WARM_FROM + (rate - WARM_FROM) * step / steps_per_epoch
+        return WARM_FROM + (rate - WARM_FROM) * (step + 1) / steps_per_epoch
     if protocol.schedule == "onecycle":
         top = 0.3 * total_steps - 1
         if step <= top:

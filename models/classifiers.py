@@ -13,16 +13,16 @@ from torch import nn
 from models.resnet import IMAGENET_STEM, resnet18
 
 Architecture = Literal["resnet18", "resnet50", "vgg11", "vgg16", "vgg19", "densenet121",
-                       "mobilenet_v2", "linear"]
+                       "mobilenet_v2", "linear", "two_linear"]
 Stem = Literal["auto", "cifar", "imagenet"]
 
 
 class Headed(nn.Module):
     """A feature extractor and a linear head."""
 
-    def __init__(self, body: nn.Module, channels: int, num_classes: int) -> None:
+    def __init__(self, body: nn.Module, channels: int, num_classes: int, bias: bool = True) -> None:
         super().__init__()
-        self.body, self.linear = body, nn.Linear(channels, num_classes)
+        self.body, self.linear = body, nn.Linear(channels, num_classes, bias)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """(B, channels)."""
@@ -41,9 +41,12 @@ def classifier(name: Architecture, num_classes: int, shape: tuple[int, int], wid
         stem = "imagenet" if min(shape) >= IMAGENET_STEM else "cifar"
     if name == "resnet18":
         return resnet18(num_classes, width, stem)
+    pixels = 3 * shape[0] * shape[1]
     if name == "linear":
-        pixels = 3 * shape[0] * shape[1]
         return Headed(nn.Flatten(), pixels, num_classes)
+    if name == "two_linear":        # PIL's: one linear map, in two factors
+        first = nn.Linear(pixels, num_classes, bias=False)
+        return Headed(nn.Sequential(nn.Flatten(), first), num_classes, num_classes, bias=False)
     body, channels = torchvision_body(name, min(shape), small=stem == "cifar")
     return Headed(body, channels, num_classes)
 

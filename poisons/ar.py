@@ -6,8 +6,10 @@ Source: Sandoval-Segura et al., NeurIPS 2022; code psandovalsegura/autoregressiv
 coefficients for 10 and 100 classes are in ar_coefficients.csv (attack notes, section 5).
 
 Deviations: none that changes the law of a signal. Along a row the recurrence is a triangular
-system, solved for all images of a class at once. The finder's padding is inferred: with it, and
-hardly without, the published coefficients keep to the finder's own thresholds.
+system, solved for all images of a class at once. The finder, for numbers of classes that the table
+lacks, tests all three signals of a process, whole and with borders, and gives up after 40,000
+processes; the release's tests the last signal alone, cropped to 32x32 and without padding, and
+takes up to 1,000,000 (`finder: released`).
 """
 
 import csv
@@ -18,7 +20,7 @@ from typing import Literal
 
 import torch
 
-from core.config import ConfigError, in_range
+from core.config import ConfigError, added, in_range
 from core.errors import UserError
 from core.imageset import ImageSet, Rounding
 from core.run import Run
@@ -27,7 +29,9 @@ from core.streams import BLOCK, by_block
 VERSION = 1
 SMOKE: dict = {}
 TABLE = Path(__file__).with_name("ar_coefficients.csv")
-TRIES, AT_ONCE = 40_000, 256    # random processes that the finder looks at; grown together
+TRIES = {"all_signals": 40_000, "released": 1_000_000}  # random processes that a finder looks at
+AT_ONCE = 256                   # of them grown together
+CROP = 4                        # of the release's finder: rows and columns dropped
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Config:
     norm: Literal["l2", "linf"] = "l2"
     crop: int = 4                   # rows and columns of a signal that are dropped; 224x224: 2
     coefficients: Literal["auto", "table", "find"] = "auto"     # auto: the table's, if it has them
+    finder: Literal["all_signals", "released"] = added("all_signals")   # what a find has to pass
     rounding: Rounding = "round"
 
     def __post_init__(self) -> None:
@@ -121,35 +126,39 @@ def coefficients(classes: int, config: Config, run: Run) -> torch.Tensor:
         if config.coefficients == "table":
             raise UserError(f"ar.coefficients: the table has 10 and 100 classes, not {classes}; "
                             "write find")
-    return find(classes, run)
+    return find(classes, run, config.finder)
 
 
-def find(classes: int, run: Run) -> torch.Tensor:
+def find(classes: int, run: Run, finder: str = "all_signals") -> torch.Tensor:
     """Random windows, kept if their signals stay small and no earlier class's filter mistakes one
     for its own."""
     least = 10.0 if classes <= 10 else 3.0      # response of a foreign filter
+    released = finder == "released"
+    crop, tested, padding = (CROP, slice(-1, None), 0) if released else (0, slice(None), 2)
     found, filters = [], torch.empty(0, 3, 3, 3, dtype=torch.float64)
     run.say(f"looking for {classes} processes that differ (the table has those of 10 and 100)")
-    for tried in range(0, TRIES, AT_ONCE):
-        for window, signals in small_processes(run.stream("ar/find", tried)):
-            if len(found) == 0 or responses(signals, filters).min() >= least:
+    for tried in range(0, TRIES[finder], AT_ONCE):
+        for window, signals in small_processes(run.stream("ar/find", tried), crop):
+            if not found or responses(signals[tested], filters, padding).min() >= least:
                 found.append(window)
                 filters = torch.cat([filters, as_filter(window)])
             if len(found) == classes:
                 return torch.stack(found)
-    raise UserError(f"ar: {TRIES} random processes gave {len(found)} that differ enough, too few "
-                    f"for {classes} classes")
+    raise UserError(f"ar: {TRIES[finder]} random processes gave {len(found)} that differ enough, "
+                    f"too few for {classes} classes")
 
 
-def small_processes(generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def small_processes(generator: torch.Generator, crop: int
+                    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Of AT_ONCE random windows (3, 3, 3) those whose signals stay small, each with three of them,
-    of norm 1 (3, 3, 36, 36)."""
+    without their first `crop` rows and columns, of norm 1 (3, 3, 36 - crop, 36 - crop)."""
     windows = torch.randn(AT_ONCE * 3, 9, generator=generator, dtype=torch.float64)
     windows[:, 8] = 0
     windows = (windows / windows.sum(1, keepdim=True)).view(-1, 3, 3)
     top, left = (torch.randn(AT_ONCE * 3, *shape, 3, generator=generator, dtype=torch.float64)
                  for shape in ((2, 36), (34, 2)))
     grown = grow(windows, top, left).unflatten(0, (AT_ONCE, 3)).movedim(-1, 1)
+    grown = grown[..., crop:, crop:]
     norms = grown.flatten(2).norm(dim=2)
     for i in (norms <= 50).all(1).nonzero()[:, 0].tolist():         # NaN is not
         yield windows[3 * i : 3 * i + 3], grown[i] / norms[i][:, None, None, None]
@@ -162,6 +171,6 @@ def as_filter(window: torch.Tensor) -> torch.Tensor:
     return matched[None]
 
 
-def responses(signals: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
-    """Of signals (n, 3, H, W) to filters (k, 3, 3, 3), borders included: (n, k)."""
-    return torch.nn.functional.conv2d(signals, filters, padding=2).relu().sum((2, 3))
+def responses(signals: torch.Tensor, filters: torch.Tensor, padding: int = 2) -> torch.Tensor:
+    """Of signals (n, 3, H, W) to filters (k, 3, 3, 3), with as much border: (n, k)."""
+    return torch.nn.functional.conv2d(signals, filters, padding=padding).relu().sum((2, 3))

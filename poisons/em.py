@@ -6,7 +6,8 @@ sees about one epoch in all, so it stays under-trained by design. Source: Huang 
 code HanxunH/Unlearnable-Examples (attack notes, section 1).
 
 Deviations: signed noise, rounded to the nearest level (the release keeps positive noise only, and
-truncates: `positive_only`, `rounding: floor`); noise kept in half precision between rounds.
+truncates: `positive_only`, `rounding: floor`); noise kept in half precision between rounds; the
+error that ends the rounds is over images (the release's is the mean of its batches' errors).
 """
 
 from collections.abc import Iterator

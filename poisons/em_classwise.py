@@ -1,11 +1,12 @@
 """EM, class-wise: one error-minimising noise per class.
 
-As `em`, but the noise is shared by a class and grows from a fixed 20 % of the set: every image
-there takes one signed step from its class's noise, and the class's noise becomes the mean of what
-its images in the batch stepped to. Source: Huang et al., ICLR 2021; code
-HanxunH/Unlearnable-Examples (attack notes, section 1.2).
+As `em`, but the noise is shared by a class and grows from a fixed 20 % of the set, shuffled every
+round: every image there takes one signed step from its class's noise, and the class's noise becomes
+the mean of what its images in the batch stepped to. Source: Huang et al., ICLR 2021; code
+HanxunH/Unlearnable-Examples (attack notes, sections 1.2 and 17).
 
-Deviations: as in `em`.
+Deviations: as in `em`, but that the noise is kept in single precision; a part smaller than one
+batch is one batch (the release drops the last incomplete batch, and would then make no noise).
 """
 
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from poisons.pgd import FrozenSurrogate, pgd
 
 __all__ = ["Config", "bound", "poison"]
 
-VERSION = 1
+VERSION = 2     # 1: the part in index order, with its last incomplete batch
 SMOKE = {"width": 8, "max_rounds": 3, "train_steps": 2, "batch_size": 64}
 
 
@@ -67,7 +68,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     loop = Loop(run, "em", config.max_rounds, model=model, optimizer=optimizer, noise=noise,
                 errors=errors)
 
-    for _ in () if reached(errors, config) else loop:
+    for round_ in () if reached(errors, config) else loop:
         model.train()
         for images, labels in loop.steps(batches):
             loss = train_step(model, optimizer, images + noise.delta[labels], labels, config)
@@ -75,12 +76,13 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
         run.world.share(model)
         run.world.share(noise)
         frozen.update(model)
-        for start in range(0, len(part), config.batch_size):
-            images, labels = take(clean, part[start : start + config.batch_size], run)
+        for rows in shuffled(part, config.batch_size, run.rng("part/update", round_)):
+            images, labels = take(clean, rows, run)
             stepped = pgd(images, noise.delta[labels], frozen.gradient(labels),
                           epsilon=config.epsilon, step_size=config.step_size, steps=1)
             update_means(noise.delta, stepped, labels, config.epsilon)
-        errors.append(run.world.from_leader(error_rate(frozen, clean, part, noise, config, run)))
+        tested = shuffled(part, config.batch_size, run.rng("part/test", round_))
+        errors.append(run.world.from_leader(error_rate(frozen, clean, tested, noise, run)))
         loop.save_epochs = reached(errors, config)      # the last state: the loop ends here
         loop.end_epoch(error=errors[-1])
         if reached(errors, config):
@@ -112,6 +114,14 @@ def stratified(labels: np.ndarray, share: float, rng: np.random.Generator) -> np
     return np.sort(np.concatenate(chosen))
 
 
+def shuffled(part: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """The rows of `part` in another order, in batches; the last incomplete one is dropped, unless
+    it is the only one."""
+    order = rng.permutation(part)
+    whole = max(1, len(part) // batch_size)
+    return [order[i * batch_size : (i + 1) * batch_size] for i in range(whole)]
+
+
 class Steps:
     """A number of minibatches per epoch, from one shuffled pass after the other."""
 
@@ -133,11 +143,12 @@ class Steps:
 
 
 @torch.no_grad()
-def error_rate(frozen: FrozenSurrogate, clean: ImageSet, part: np.ndarray, noise: ClassNoise,
-               config: Config, run: Run) -> float:
-    """Share of the part's noised images that the surrogate, in eval mode, gets wrong."""
+def error_rate(frozen: FrozenSurrogate, clean: ImageSet, batches: list[np.ndarray],
+               noise: ClassNoise, run: Run) -> float:
+    """Share of the noised images in `batches` of rows that the surrogate, in eval mode, gets
+    wrong."""
     wrong = 0
-    for start in range(0, len(part), config.batch_size):
-        images, labels = take(clean, part[start : start + config.batch_size], run)
+    for rows in batches:
+        images, labels = take(clean, rows, run)
         wrong += (frozen(images + noise.delta[labels]).argmax(1) != labels).sum()
-    return wrong.item() / len(part)
+    return wrong.item() / sum(map(len, batches))

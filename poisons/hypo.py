@@ -5,9 +5,11 @@ HYPO): a mild poison. P1 moves the images to the next class instead, as TAP does
 transforms. Source: Tao et al., NeurIPS 2021; code TLMichael/Delusive-Adversary (attack notes,
 section 9).
 
-Deviations: L-inf 8/255 as in the benchmarks (the release: L2 0.5, which is `norm: l2`); the
+Deviations: L-inf 8/255 as in the benchmarks (the release: L2 0.5, which is `norm: l2` and
+`epsilon: 0.5`); rounding to the nearest level (the release truncates: `rounding: floor`); the
 surrogate of the last epoch, not the best on held-out images; P3-P5, which are universal noises, are
-not here.
+not here. APBench's HYPO takes steps of 0.8/255 (`step_size`) on a ResNet-18
+(`surrogate.architecture`), whose training it does not tell: `configs/poisons/hypo_apbench.yaml`.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ from typing import Literal
 
 import torch
 
-from core.config import ConfigError, in_range, linf_radius
+from core.config import ConfigError, added, budget, in_range, linf_radius
 from core.imageset import ImageSet, Rounding
 from core.run import Run
 from core.training import Schedule
@@ -43,7 +45,8 @@ class Config:
     variant: Literal["p2", "p1"] = "p2"     # descend on the own label, or on the next
     norm: Norm = "linf"
     epsilon: float = 8 / 255        # in `norm`
-    steps: int = 100                # each of epsilon / 5
+    steps: int = 100
+    step_size: float | None = added(None)   # null: epsilon / 5, as the release; APBench: 0.8/255
     rounding: Rounding = "round"    # the release: floor
     surrogate: Surrogate = field(default_factory=Surrogate)
 
@@ -54,6 +57,8 @@ class Config:
             raise ConfigError("epsilon", f"an l2 radius of {self.epsilon:.4g} is lost in rounding; "
                                          "the release has 0.5")
         in_range("epsilon", self.epsilon, above=0)
+        if self.step_size is not None:
+            budget("step_size", self.step_size)
         in_range("steps", self.steps, at_least=1)
 
 
@@ -65,12 +70,13 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus its own noise."""
     frozen = FrozenSurrogate(train_surrogate(clean, config.surrogate, run), run.device)
     shift = 0 if config.variant == "p2" else 1
+    step_size = config.epsilon / 5 if config.step_size is None else config.step_size
     targets = (clean.labels_at() + shift) % clean.num_classes
 
     def noise(images: torch.Tensor, _: torch.Tensor, rows: slice) -> torch.Tensor:
         gradient = frozen.gradient(targets[rows].to(images.device))
         return pgd(images, torch.zeros_like(images), gradient, norm=config.norm,
-                   epsilon=config.epsilon, step_size=config.epsilon / 5, steps=config.steps)
+                   epsilon=config.epsilon, step_size=step_size, steps=config.steps)
 
     poisoned = add_noise(clean, noise, run, rounding=config.rounding)
     tell("is right" if shift == 0 else "says the next class",

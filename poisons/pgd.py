@@ -22,6 +22,7 @@ WHOLE = 64              # a batch of a multiple of this is no remainder
 Gradient = Callable[[torch.Tensor, int], torch.Tensor]
 Loss = Callable[[torch.Tensor, int], torch.Tensor]      # the same to a number
 Norm = Literal["linf", "l2"]
+Clip = Literal["all", "moved", "none"]
 
 
 def pgd(
@@ -34,16 +35,20 @@ def pgd(
     steps: int,
     ascend: bool = False,
     norm: Norm = "linf",
+    clip: Clip = "all",
 ) -> torch.Tensor:
     """`steps` signed steps from `delta`, which stays within +-epsilon: (B, 3, H, W) like `images`.
     With norm l2, steps along the gradient of length `step_size`, in the ball of that radius.
 
     Descends on the gradient's loss by default. The gradient is taken at images + delta clipped to
     [0, 1], and a step starts there, so delta leaves [0, 1] by at most one step (EM's release).
+    With `clip` "moved" the start itself is not clipped (TAP's release); with "none" nothing is.
     """
     signed_size = step_size if ascend else -step_size
     for step in range(steps):
-        inside = (images + delta).clamp_(0, 1)
+        inside = images + delta
+        if clip == "all" or (clip == "moved" and step > 0):
+            inside.clamp_(0, 1)
         found = gradient(inside, step)
         direction = found.sign_() if norm == "linf" else found.div_(lengths(found))
         stepped = inside.add(direction, alpha=signed_size).sub_(images)

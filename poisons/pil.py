@@ -2,9 +2,11 @@
 
 The surrogate is a linear classifier, so that this costs about a minute: noise that it recognises as
 the class, on images that it no longer recognises. Source: Liu et al., code jinlinll/pil (attack
-notes, section 11).
+notes, sections 11 and 17).
 
-Deviations: the linear surrogate's optimiser is not in the notes: SGD with momentum at their rate.
+Deviations: rounding is to the nearest level (the release stores floats, which its loader truncates:
+`rounding: floor`). Its surrogate has two linear layers without bias; one with a bias, as here once,
+is `surrogate.architecture: linear`.
 """
 
 from dataclasses import dataclass, field
@@ -22,16 +24,19 @@ from poisons.crafting import add_noise
 from poisons.pgd import gradient_of, pgd
 from poisons.surrogates import Training, train_surrogate
 
-VERSION = 1
+VERSION = 2     # 1: one layer with a bias, weight decay, a constant rate, x - delta clipped
 SMOKE = {"steps": 5, "surrogate.epochs": 2, "surrogate.batch_size": 64}
 
 
 @dataclass(frozen=True)
 class Surrogate(Training):
-    architecture: Architecture = "linear"
+    architecture: Architecture = "two_linear"
     epochs: int = 30
+    batch_size: int = 512           # in index order, every epoch the same
+    drop_last: bool = False
     learning_rate: float = 3e-3
-    schedule: Schedule = "constant"
+    weight_decay: float = 0.0
+    schedule: Schedule = "cosine"
     clip_norm: float | None = None
     crop_padding: int = 0
     flip: bool = False
@@ -61,19 +66,22 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` minus its own delta, where delta minimises
 
         lambda CE(f(delta), y) + (1 - lambda) KL(uniform || softmax f(x - delta))
+
+    within +-epsilon. Only what is published is clipped to [0, 1]: f sees x - delta as it is.
     """
-    model = train_surrogate(clean, config.surrogate, run).requires_grad_(False)
+    model = train_surrogate(clean, config.surrogate, run, shuffle=False).requires_grad_(False)
 
     def noise(images: torch.Tensor, labels: torch.Tensor, rows: slice) -> torch.Tensor:
-        def loss(x: torch.Tensor, step: int) -> torch.Tensor:
-            as_noise = F.cross_entropy(model(images - x), labels, reduction="sum")
-            unsure = -F.log_softmax(model(x), 1).mean(1).sum()      # KL up to a constant
+        def loss(delta: torch.Tensor, step: int) -> torch.Tensor:
+            as_noise = F.cross_entropy(model(delta), labels, reduction="sum")
+            unsure = -F.log_softmax(model(images - delta), 1).mean(1).sum()     # KL + a constant
             return config.weight * as_noise + (1 - config.weight) * unsure
 
         start = by_block(rows, lambda block: torch.rand(
             BLOCK, *images.shape[1:], generator=run.stream("pil/start", block)))
         start = (2 * start.to(images) - 1).mul_(config.epsilon)
-        return pgd(images, start, gradient_of(loss), epsilon=config.epsilon,
-                   step_size=config.step_size, steps=config.steps)
+        nothing = torch.zeros_like(images)          # delta is free of the image
+        return -pgd(nothing, start, gradient_of(loss), epsilon=config.epsilon,
+                    step_size=config.step_size, steps=config.steps, clip="none")
 
     return add_noise(clean, noise, run, rounding=config.rounding)

@@ -25,7 +25,7 @@ class Training(Protocol):
         in_range("width", self.width, at_least=1)
 
 
-def train_surrogate(clean: ImageSet, config: Training, run: Run, *,
+def train_surrogate(clean: ImageSet, config: Training, run: Run, *, shuffle: bool = True,
                     transform: Transform | None = None,
                     after_epoch: Callable[[int, nn.Module], None] | None = None) -> nn.Module:
     """The trained network, in eval mode and with equal weights in every process; resumable."""
@@ -33,7 +33,7 @@ def train_surrogate(clean: ImageSet, config: Training, run: Run, *,
         model = classifier(config.architecture, clean.num_classes, clean.image_shape, config.width,
                            config.stem)
     model, result = train_classifier(model, clean, None, config, run, "surrogate",
-                                     transform=transform, after_epoch=after_epoch)
+                                     shuffle=shuffle, transform=transform, after_epoch=after_epoch)
     run.say(f"surrogate: {result.train_accuracy:.1%} on its own training images after "
             f"{result.epochs} epochs")
     run.world.share(model)

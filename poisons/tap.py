@@ -5,7 +5,8 @@ the next class, under its own label, through random shifts and flips. Source: Fo
 2021; code lhfowl/adversarial_poisons (attack notes, section 4).
 
 Deviations: noise is kept in [0, 1] units, which is the same; a restart is judged by the loss of its
-noise as it ends, one step after the release does; CIFAR-10's mean and std on every data set.
+noise as it ends, one step after the release does; CIFAR-10's mean and std on every data set
+(`surrogate.mean`, `surrogate.std`).
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from poisons.crafting import add_noise, seen_as, shift_and_flip, tell
 from poisons.pgd import FrozenSurrogate, gradient_of, pgd
 from poisons.surrogates import Training, train_surrogate
 
-VERSION = 1
+VERSION = 2     # 1: the start clipped to [0, 1] too
 SMOKE = {"steps": 3, "restarts": 2, "surrogate.width": 8, "surrogate.epochs": 1,
          "surrogate.batch_size": 64, "surrogate.milestones": []}
 CIFAR_MEAN, CIFAR_STD = (0.49147, 0.48226, 0.44677), (0.24703, 0.24349, 0.26159)    # code
@@ -110,10 +111,11 @@ def craft(clean: ImageSet, frozen: FrozenSurrogate, transform: "Transform", rest
             BLOCK, *images.shape[1:], generator=run.stream(f"tap/start{restart}", block)))
         delta = start.to(images).mul_(config.epsilon).clamp_(-config.epsilon, config.epsilon)
         delta = pgd(images, delta, gradient_of(lambda x, step: losses(x, step).sum()),
-                    epsilon=config.epsilon, step_size=config.step_size, steps=config.steps)
+                    epsilon=config.epsilon, step_size=config.step_size, steps=config.steps,
+                    clip="moved")           # the first gradient is at the start as it was drawn
         with torch.no_grad():
             final = losses((images + delta).clamp_(0, 1), config.steps)
-        file.write(rows.start, final.cpu().numpy())
+        file.write(rows.start, final.float().cpu().numpy())
         return delta
 
     add_noise(clean, noise, run, rounding=config.rounding, file=f"state/restart{restart}.npy",

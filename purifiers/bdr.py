@@ -2,11 +2,21 @@
 
 Source: ISS (Liu et al., ICML 2023) and its code: v & 0xC0 for two bits, levels 0, 64, 128, 192
 (defence notes, section 4).
+
+    iss         the low bits cleared, on the stored image
+    dvae        int(4x) / 4 of x in [0, 1] for two bits, as D-VAE's code: white stays white (63
+                levels above ISS's), and 192 is 191
+
+Deviations of `dvae`: the values are stored, so 63.75, 127.5 and 191.25 are the levels 64, 128 and
+191; and they are what is augmented, where D-VAE cuts the augmented image.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
-from core.config import in_range
+import torch
+
+from core.config import added, in_range
 from core.imageset import ImageSet
 from core.run import Run
 
@@ -17,12 +27,19 @@ SMOKE: dict = {}
 @dataclass(frozen=True)
 class Config:
     bits: int = 2           # APBench and D-VAE use 2; an option in ISS
+    form: Literal["iss", "dvae"] = added("iss")
 
     def __post_init__(self) -> None:
         in_range("bits", self.bits, at_least=1, at_most=8)
 
 
 def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
-    """Clear the low 8 - bits bits. Deterministic, label-free."""
-    mask = 0xFF & ~(0xFF >> config.bits)
-    return poisoned.map_pixels(lambda images, rows: images.bitwise_and(mask), run)
+    """Keep 2^bits levels (dvae: and white). Deterministic, label-free."""
+    levels = torch.arange(256)
+    if config.form == "iss":
+        kept = levels & ~(0xFF >> config.bits)
+    else:
+        steps = 2**config.bits
+        kept = (levels * steps // 255 * 255 / steps).round()
+    kept = kept.to(torch.uint8)
+    return poisoned.map_pixels(lambda images, rows: kept[images.long()], run)

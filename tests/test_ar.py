@@ -133,6 +133,35 @@ def test_the_finder_makes_processes_that_differ(count, least):
             assert foreign.relu().sum((1, 2)).median() > 0.8 * least
 
 
+def test_the_releases_finder_takes_the_last_signal_cropped_without_a_border():
+    """Its test of each process that it takes, typed again; ours takes other ones."""
+    least, found = 10, ar.find(3, OwnStreams(4), "released")
+    assert found.shape == (3, 3, 3, 3)
+    assert not torch.equal(found, ar.find(3, OwnStreams(4)))
+    taken, tried = [], 0
+    while len(taken) < 3:
+        random = OwnStreams(4).stream("ar/find", tried)
+        windows = torch.randn(256 * 3, 9, generator=random, dtype=torch.float64)
+        windows[:, 8] = 0
+        windows = (windows / windows.sum(1, keepdim=True)).view(-1, 3, 3)
+        top, left = (torch.randn(256 * 3, *shape, 3, generator=random, dtype=torch.float64)
+                     for shape in ((2, 36), (34, 2)))
+        grown = ar.grow(windows, top, left)[:, 4:, 4:].unflatten(0, (256, 3)).movedim(-1, 1)
+        for window, signals in zip(windows.unflatten(0, (256, 3)), grown, strict=True):
+            if len(taken) == 3:
+                break
+            norms = [signal.norm() for signal in signals]
+            if not all(norm <= 50 for norm in norms):
+                continue
+            responses = [torch.nn.functional.conv2d((signals[-1] / norms[-1])[None],
+                                                    ar.as_filter(earlier)).relu().sum()
+                         for earlier in taken]
+            if not taken or min(responses) >= least:
+                taken.append(window)
+        tried += 256
+    torch.testing.assert_close(found, torch.stack(taken))
+
+
 def test_the_published_coefficients_keep_to_the_finders_thresholds(processes):
     """Which they hardly do with other paddings, or on cropped signals: 10 for ten classes, 3 for a
     hundred, each signal against the filters before it."""

@@ -219,20 +219,43 @@ def shuffled(rows: int, batch_size: int, run) -> Iterator[torch.Tensor]:
         pass_ += 1
 
 
-def plain_em_classwise(clean: ImageSet, config: em_classwise.Config, run):
+CLASSWISE_MISTAKES = ["part in index order", "one order for all rounds", "last batch kept",
+                      "noise from the whole set", "a step of the mean", "crafted in train mode",
+                      "training images clipped", "no gradient clip"]
+
+
+def plain_em_classwise(clean: ImageSet, config: em_classwise.Config, run, mistake: str = ""):
+    """Section 1.2: (noise of each class, error after each round)."""
     x, y = tensors(clean)
     part = em_classwise.stratified(clean.labels, config.share, run.rng("subset"))
-    surrogate = PlainSurrogate(clean, config, run)
+    if mistake == "noise from the whole set":
+        part = np.arange(len(x))
+    surrogate = PlainSurrogate(clean, config, run, clip=mistake != "no gradient clip")
     delta, errors = torch.zeros(clean.num_classes, *x.shape[1:], dtype=torch.float64), []
     stream = shuffled(len(x), config.batch_size, run)
-    for _ in range(config.max_rounds):
+
+    def batches_of_part(name: str, round_: int) -> list[torch.Tensor]:
+        order = run.rng(name, 0 if mistake == "one order for all rounds" else round_)
+        rows = part if mistake == "part in index order" else order.permutation(part)
+        return [batch for batch in torch.from_numpy(rows).split(config.batch_size)
+                if len(batch) == config.batch_size or mistake == "last batch kept"]
+
+    for round_ in range(config.max_rounds):
         for _ in range(config.train_steps):
             rows = next(stream)
-            surrogate.learn(x[rows] + delta[y[rows]], y[rows])
-        for rows in torch.from_numpy(part).split(config.batch_size):
-            stepped = surrogate.descend(x[rows], y[rows], delta[y[rows]], 1)
-            delta = plain_means(delta, stepped, y[rows], config.epsilon)
-        errors.append(surrogate.error(x[part] + delta[y[part]], y[part]))
+            noised = x[rows] + delta[y[rows]]
+            surrogate.learn(noised.clamp(0, 1) if mistake == "training images clipped" else noised,
+                            y[rows])
+        for rows in batches_of_part("part/update", round_):
+            stepped = surrogate.descend(x[rows], y[rows], delta[y[rows]], 1,
+                                        mistake == "crafted in train mode")
+            means = plain_means(delta, stepped, y[rows], config.epsilon)
+            if mistake == "a step of the mean":
+                means = (delta + config.step_size * (means - delta).sign()).clamp(
+                    -config.epsilon, config.epsilon)
+            delta = means
+        errors.append(np.mean([surrogate.error(x[rows] + delta[y[rows]], y[rows])
+                               for rows in batches_of_part("part/test", round_)]))
         if errors[-1] <= config.stop_error:
             break
     return delta, errors
@@ -337,14 +360,18 @@ def test_the_rest_of_a_pass_is_a_minibatch_unless_it_is_one_image(tmp_path, smal
 ])
 def test_the_classwise_attack_is_the_notes_loop(tmp_path, small, in_double, batch_size,
                                                 train_steps):
-    """The same noise to 1e-12. Means can lie on half a grey level, where float32 decides."""
+    """The same noise to 1e-12, and another with each mistake that one could make. Means can lie on
+    half a grey level, where float32 decides."""
     config = tiny(em_classwise, batch_size=batch_size, train_steps=train_steps)
     ours, log = poisoned_by(em_classwise, small, config, tmp_path / "ours")
     with new_run(tmp_path / "plain") as run:
         delta, errors = plain_em_classwise(small, config, run)
+        for mistake in CLASSWISE_MISTAKES if batch_size == 16 else ():
+            wrong, _ = plain_em_classwise(small, config, run, mistake)
+            assert (wrong - delta).abs().max() > 0.01 / 255, mistake
     [noise] = in_double
     torch.testing.assert_close(noise.delta, delta, rtol=0, atol=1e-12)
-    assert errors_of(log) == errors
+    assert errors_of(log) == pytest.approx(errors)
     plain = to_pixels(tensors(small)[0] + delta[torch.from_numpy(small.labels)])
     apart = np.abs(ours.astype(int) - plain)
     assert apart.max() <= 1
@@ -399,6 +426,21 @@ def test_the_part_is_a_share_of_every_class(share):
     if share in (0.2, 0.5):
         other = em_classwise.stratified(labels, share, np.random.default_rng(2))
         assert not np.array_equal(part, other)
+
+
+@pytest.mark.parametrize(("rows", "batch_size", "expected"), [
+    (47, 16, [16, 16]),
+    (32, 16, [16, 16]),
+    (5, 16, [5]),           # the release would make no noise at all
+])
+def test_the_parts_last_incomplete_batch_is_dropped(rows, batch_size, expected):
+    part = np.arange(rows) * 3
+    found = em_classwise.shuffled(part, batch_size, np.random.default_rng(0))
+    assert [len(batch) for batch in found] == expected
+    flat = np.concatenate(found)
+    assert len(set(flat)) == len(flat)
+    assert set(flat) <= set(part)
+    assert (np.diff(flat) < 0).any()
 
 
 def test_shuffled_passes_follow_each_other_over_rounds(tmp_path, small):

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import new_run
+from conftest import CONFIGS, new_run
 
+from core import config as yaml_config
 from core.errors import UserError
 from core.imageset import ImageSet, from_arrays
 from poisons import lsp
@@ -60,7 +61,11 @@ def test_every_perturbation_has_the_l2_norm_of_the_radius(photos, radius):
 
 
 def test_the_default_radius_is_six_levels_a_value():
-    assert lsp.Config().radius == pytest.approx(6 / 255 * math.sqrt(3 * 32 * 32), abs=5e-5)
+    """All sixteen digits of it, here and in the YAML."""
+    assert lsp.Config().radius == 1.3041323727577427
+    assert lsp.Config().radius == pytest.approx(6 / 255 * math.sqrt(3 * 32 * 32), abs=1e-15)
+    preset = yaml_config.read([CONFIGS / "poisons" / "lsp.yaml"]).value["lsp"]
+    assert yaml_config.build(lsp.Config, preset, "lsp") == lsp.Config()
 
 
 def test_blocks_of_8_by_8_are_constant(photos):
@@ -131,6 +136,49 @@ def test_after_rounding_the_shortcut_is_whole(tmp_path, photos, rounding):
         assert error.mean() == pytest.approx(-0.5, abs=0.01)
 
 
+def release_of(clean: ImageSet, draws: int) -> np.ndarray:
+    """The release's script, retyped: the images for its seed, 1, from so many samples."""
+    from sklearn.datasets import make_classification
+
+    samples, drawn = make_classification(
+        random_state=1, n_samples=draws, n_features=48, n_classes=10, n_informative=48,
+        n_redundant=0, n_repeated=0, class_sep=10.0, flip_y=0.0, n_clusters_per_class=1)
+    noise = samples.reshape(-1, 4, 4, 3).astype(np.float32).repeat(8, 2).repeat(8, 1)
+    flat = noise.reshape(draws, -1)
+    flat = flat / np.linalg.norm(flat, axis=1, keepdims=True)
+    noise = (flat * np.float32(np.sqrt((6 / 255) ** 2 * 3072))).reshape(noise.shape)
+    images = clean.images.astype(np.float64) / 255
+    for label in range(10):
+        mine = clean.labels == label
+        images[mine] += noise[drawn == label][: mine.sum()]
+    return np.clip(images * 255, 0, 255).astype(np.uint8)
+
+
+def test_floor_gives_the_releases_images(tmp_path):
+    """Seed 1, equal classes: but for a few of 3 million values that its norms, in single precision,
+    put on the other side of a level. The radius to five digits changes hundreds."""
+    random = np.random.default_rng(0)
+    clean = as_set(random.integers(0, 256, (1000, 32, 32, 3), dtype=np.uint8),
+                   random.permutation(np.arange(1000) % 10))
+    theirs = release_of(clean, 1000).astype(int) - clean.images
+
+    def apart(**changes) -> int:
+        return (added(tmp_path, clean, lsp.Config(rounding="floor", **changes)) != theirs).sum()
+
+    assert apart() < 10
+    assert apart(radius=1.3041) > 100
+
+
+def test_no_seed_is_the_releases_where_classes_are_unequal(tmp_path):
+    """K times the largest class is drawn, not 2N as for SVHN: other samples."""
+    labels = np.repeat(np.arange(10), [70, 30, *[50] * 8])
+    clean = as_set(np.full((500, 32, 32, 3), 128, np.uint8), labels)
+    features, _ = lsp.draw_samples(clean, 48, lsp.Config(), 1)
+    assert len(features) == 700
+    theirs = release_of(clean, 2 * len(clean)).astype(int) - 128
+    assert (added(tmp_path, clean, lsp.Config(rounding="floor")) != theirs).mean() > 0.5
+
+
 def test_near_the_ends_pixels_are_clipped(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.choice(np.array([0, 255], np.uint8), (200, 32, 32, 3))
@@ -192,7 +240,7 @@ def test_other_sizes_and_patches(side, patch, grid):
             assert (delta[:, i, j] == delta[:, *corner]).all()
     assert len(np.unique(delta[0, ..., 0])) == grid**2
     norms = np.sqrt((delta.astype(float) ** 2).sum(axis=(1, 2, 3)))
-    np.testing.assert_allclose(norms, 1.3041, atol=1e-6)
+    np.testing.assert_allclose(norms, lsp.Config().radius, atol=1e-6)
 
 
 def test_wide_images(tmp_path):

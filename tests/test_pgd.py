@@ -107,6 +107,25 @@ def test_the_gradient_is_taken_inside_the_box_once_a_step():
     assert calls == list(range(7))
 
 
+@pytest.mark.parametrize(("clip", "seen"), [
+    ("all", [0.0, 0.0, 0.0]),
+    ("moved", [-0.5 * EPSILON, 0.0, 0.0]),              # the start as it was drawn
+    ("none", [-0.5 * EPSILON, -0.5 * EPSILON - STEP, -0.5 * EPSILON - 2 * STEP]),
+])
+def test_what_of_the_steps_is_clipped(clip, seen):
+    """A black pixel that is pushed below black: where the gradients are taken."""
+    points = []
+
+    def gradient(z, _):
+        points.append(z.clone())
+        return torch.ones_like(z)
+
+    black = torch.zeros(1, 3, 1, 1, dtype=torch.float64)
+    craft(black, black - 0.5 * EPSILON, gradient, steps=3, clip=clip)
+    for found, expected in zip(points, seen, strict=True):
+        torch.testing.assert_close(found, torch.full_like(black, expected))
+
+
 @pytest.mark.parametrize("start", [0.0, EPSILON, 3 * EPSILON])
 def test_noise_stays_within_epsilon(start):
     """Whatever the start and the gradients, to the last bit of float32."""

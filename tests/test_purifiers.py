@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from conftest import CONFIGS, run_command, succeed, write_imageset
 from PIL import Image
 
@@ -70,6 +71,28 @@ def test_bdr_keeps_the_top_bits(colours, bits):
 def test_identity_changes_nothing(colours):
     path, images = colours
     np.testing.assert_array_equal(purified(path, "identity"), images)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 8])
+def test_dvaes_bdr_is_int_of_four_x_over_four(tmp_path, bits):
+    """Of every level, as its code computes it; for two bits white stays and 192 becomes 191."""
+    path = write_imageset(tmp_path / "all", np.arange(256, dtype=np.uint8).repeat(3)
+                          .reshape(1, 16, 16, 3), np.zeros(1, np.int64))
+    found = purified(path, "bdr", "bdr.form=dvae", f"bdr.bits={bits}")
+    x = torch.arange(256).div(255)                          # ToTensor's floats
+    expected = ((2**bits * x).int().float() / 2**bits * 255).round()
+    np.testing.assert_array_equal(found[0, ..., 0].ravel(), expected)
+    if bits == 2:
+        assert np.unique(found).tolist() == [0, 64, 128, 191, 255]
+        iss = purified(path, "bdr")
+        assert np.abs(found.astype(int) - iss).max() == 63
+
+
+def test_dvaes_gray_keeps_what_ours_rounds(colours):
+    """0.2989 R + 0.587 G + 0.114 B in floats: less than a grey level apart."""
+    path, images = colours
+    kept = images.astype(np.float64) @ (0.2989, 0.587, 0.114)
+    assert np.abs(purified(path, "gray")[..., 0] - kept).max() < 0.6
 
 
 @pytest.mark.parametrize("name", ["gray", "jpeg", "bdr", "identity"])

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from conftest import ROOT, content, new_run, process, run_command, succeed
 
 from core import config as configs
-from core.imageset import ImageSet
-from core.streams import generator
+from core.imageset import ImageSet, from_arrays
+from core.streams import BLOCK, generator
+from core.training import Normalised
+from models.classifiers import classifier
 from models.resnet import resnet18
 from poisons import hypo, pil, sep, tap
 from poisons.__main__ import main as poison_main
@@ -50,6 +52,255 @@ def cross_entropy(model, images: np.ndarray, labels: np.ndarray) -> float:
 
 def share(log: list[dict]) -> float:
     return next(line["share"] for line in log if line["loop"] == "surrogate" and "share" in line)
+
+
+# --- the plain loops -------------------------------------------------------------------------
+#
+# What an attack makes of given networks, typed again from its release for the whole set at once,
+# in double precision on both sides, so that they have to give the same bytes; and the mistakes that
+# each comparison is there for.
+
+
+@pytest.fixture(scope="module")
+def contrasts() -> ImageSet:
+    """30 images of 16x16 in three classes, a third of their values black and a third white."""
+    random = np.random.default_rng(0)
+    images = np.clip(random.integers(-255, 511, (30, 16, 16, 3)), 0, 255).astype(np.uint8)
+    return from_arrays(images, random.permutation(np.arange(30) % 3), name="x",
+                       classes=list("abc"), root={}, test=None)
+
+
+@pytest.fixture
+def in_double(monkeypatch):
+    """`in_double(module, network)`: the attack crafts in double precision, on this network."""
+    def install(module, network) -> None:
+        monkeypatch.setattr(module, "train_surrogate", lambda *_, **__: network.double().eval())
+        add_noise = module.add_noise
+
+        def double_noise(clean, craft, run, **keys):
+            def double_craft(images, labels, rows):
+                return craft(images.double(), labels, rows)
+
+            return add_noise(clean, double_craft, run, **keys)
+
+        monkeypatch.setattr(module, "add_noise", double_noise)
+        if hasattr(module, "seen_as"):
+            monkeypatch.setattr(module, "seen_as", lambda *_: 0.0)      # it scores float images
+
+    return install
+
+
+def network_of(classes: int = 3) -> torch.nn.Module:
+    """A random ResNet-18 of width 4 with statistics of its own, behind CIFAR's mean and std."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Normalised(resnet18(classes, 4), tap.CIFAR_MEAN, tap.CIFAR_STD).train()
+        model(torch.rand(64, 3, 16, 16))
+    return model.double().eval()
+
+
+def doubles(clean: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
+    levels = torch.from_numpy(np.array(clean.images)).permute(0, 3, 1, 2)
+    return (levels.float() / 255).double(), torch.from_numpy(np.array(clean.labels))
+
+
+def to_pixels(floats: torch.Tensor) -> np.ndarray:
+    return np.rint(floats.clamp(0, 1).permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8)
+
+
+def drawn(draw, name: str, rows: int, *shape: int, seed: int = 0) -> torch.Tensor:
+    """The first rows of a block of noise."""
+    return draw(BLOCK, *shape, generator=generator(seed, name))[:rows].double()
+
+
+TAP_MISTAKES = ["start clipped to the box", "start uniform", "own class", "away from the class",
+                "no transform", "the same draw every step", "black outside", "never in the box",
+                "last restart", "worst restart"]
+
+
+def plain_tap(clean: ImageSet, config: tap.Config, network, mistake: str = "") -> np.ndarray:
+    """Section 4, in the release's normalised units but for delta."""
+    x, y = doubles(clean)
+    mean, std = (torch.tensor(v).double().view(3, 1, 1) for v in (tap.CIFAR_MEAN, tap.CIFAR_STD))
+    targets = y if mistake == "own class" else (y + 1) % clean.num_classes
+    sign = -1 if mistake == "away from the class" else 1
+
+    def augmented(images, name: str, step: int):
+        draws = drawn(torch.rand, name, len(x), 3) if mistake == "the same draw every step" else \
+            torch.rand(BLOCK, 3, generator=generator(0, f"{name}/{step}"))[: len(x)].double()
+        theta = torch.zeros(len(x), 2, 3, dtype=torch.float64)
+        theta[:, 0, 0] = torch.where((draws[:, 2] < 0.5) & config.flip, -1.0, 1.0)
+        theta[:, 1, 1] = 1
+        theta[:, :, 2] = (2 * draws[:, :2] - 1) * config.shift * 2 / 15
+        grid = F.affine_grid(theta, list(images.shape), align_corners=True)
+        if mistake == "black outside":
+            return (F.grid_sample(images, grid, align_corners=True) - mean) / std
+        return F.grid_sample((images - mean) / std, grid, align_corners=True)
+
+    def loss(delta, restart: int, step: int):
+        images = x + delta
+        seen = (images - mean) / std if mistake == "no transform" else \
+            augmented(images, f"tap/shift{restart}", step)
+        return sign * F.cross_entropy(network.network(seen), targets)
+
+    noises, losses = [], []
+    for restart in range(config.restarts):
+        if mistake == "start uniform":
+            delta = config.epsilon * (2 * drawn(torch.rand, f"tap/start{restart}", len(x),
+                                                *x.shape[1:]) - 1)
+        else:
+            delta = config.epsilon * drawn(torch.randn, f"tap/start{restart}", len(x), *x.shape[1:])
+        delta = delta.clamp(-config.epsilon, config.epsilon)
+        if mistake == "start clipped to the box":
+            delta = torch.max(torch.min(delta, 1 - x), -x)
+        for step in range(config.steps):
+            delta.requires_grad_()
+            [gradient] = torch.autograd.grad(loss(delta, restart, step), delta)
+            delta = delta.detach() - config.step_size * gradient.sign()
+            delta = delta.clamp(-config.epsilon, config.epsilon)
+            if mistake != "never in the box":
+                delta = torch.max(torch.min(delta, 1 - x), -x)
+        noises.append(delta)
+        losses.append(loss(delta, restart, config.steps).item())
+    assert mistake or losses[0] < losses[1]         # so that the best is not the last
+    best = {"last restart": -1, "worst restart": int(np.argmax(losses))}.get(
+        mistake, int(np.argmin(losses)))
+    return to_pixels(x + noises[best])
+
+
+def test_taps_crafting_is_the_releases_loop(tmp_path, contrasts, in_double, monkeypatch):
+    network, scaled = network_of(), tap.Transform._scaled
+    in_double(tap, network)
+    monkeypatch.setattr(tap.Transform, "_scaled", lambda self, draws: scaled(self, draws.double()))
+    config = tap.Config(epsilon=24 / 255, step_size=3 / 255, steps=5, restarts=2, shift=2.0)
+    with new_run(tmp_path / "ours") as run:
+        ours = np.array(tap.poison(contrasts, config, run).images)
+    np.testing.assert_array_equal(ours, plain_tap(contrasts, config, network))
+    for mistake in TAP_MISTAKES:
+        assert (plain_tap(contrasts, config, network, mistake) != ours).any(), mistake
+
+
+PIL_MISTAKES = ["x - delta clipped", "delta kept where x - delta is an image",
+                "x + delta published", "start from nothing", "noise away from the class",
+                "image left alone", "divergence the other way round", "step of the gradient"]
+
+
+def plain_pil(clean: ImageSet, config: pil.Config, network, mistake: str = "") -> np.ndarray:
+    """The release's PILAdversary.attack."""
+    x, y = doubles(clean)
+    delta = config.epsilon * (2 * drawn(torch.rand, "pil/start", len(x), *x.shape[1:]) - 1)
+    if mistake == "start from nothing":
+        delta = torch.zeros_like(delta)
+    uniform = torch.full((clean.num_classes,), 1 / clean.num_classes, dtype=torch.float64)
+    for _ in range(config.steps):
+        delta.requires_grad_()
+        image = x - delta
+        unsure = network(image.clamp(0, 1) if mistake == "x - delta clipped" else image).softmax(1)
+        if mistake == "divergence the other way round":
+            kl = (unsure * (unsure / uniform).log()).sum(1).mean()
+        else:
+            kl = (uniform * (uniform / unsure).log()).sum(1).mean()
+        weight = 1.0 if mistake == "image left alone" else config.weight
+        sign = -1 if mistake == "noise away from the class" else 1
+        loss = weight * sign * F.cross_entropy(network(delta), y) + (1 - weight) * kl
+        [gradient] = torch.autograd.grad(loss, delta)
+        step = gradient / gradient.abs().max() if mistake == "step of the gradient" else \
+            gradient.sign()
+        delta = (delta.detach() - config.step_size * step).clamp(-config.epsilon, config.epsilon)
+        if mistake == "delta kept where x - delta is an image":
+            delta = torch.max(torch.min(delta, x), x - 1)
+    return to_pixels(x + delta if mistake == "x + delta published" else x - delta)
+
+
+def test_pils_crafting_is_the_releases_loop(tmp_path, contrasts, in_double):
+    torch.manual_seed(0)
+    network = classifier("two_linear", 3, (16, 16)).double()
+    in_double(pil, network)
+    # a weight at which both terms count on so small a network
+    config = pil.Config(epsilon=24 / 255, step_size=5 / 255, steps=8, weight=0.5)
+    with new_run(tmp_path / "ours") as run:
+        ours = np.array(pil.poison(contrasts, config, run).images)
+    np.testing.assert_array_equal(ours, plain_pil(contrasts, config, network))
+    for mistake in PIL_MISTAKES:
+        assert (plain_pil(contrasts, config, network, mistake) != ours).any(), mistake
+
+
+PIL_TRAINING_MISTAKES = ["shuffled", "last batch dropped", "weight decay", "constant rate",
+                         "no momentum", "gradients clipped", "a bias"]
+
+
+def plain_pil_training(clean: ImageSet, config: pil.Surrogate, first, second, mistake: str = ""
+                       ) -> torch.Tensor:
+    """The release's train_model as formulas, of the product of both layers: (K, pixels)."""
+    x, y = doubles(clean)
+    weights = [first.double().clone(), second.double().clone()]
+    if mistake == "a bias":
+        weights.append(torch.zeros(clean.num_classes, dtype=torch.float64))
+    velocity = [torch.zeros_like(weight) for weight in weights]
+    decay = 5e-4 if mistake == "weight decay" else 0.0
+    for epoch in range(config.epochs):
+        rate = config.learning_rate * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+        if mistake == "constant rate":
+            rate = config.learning_rate
+        order = torch.arange(len(x))
+        if mistake == "shuffled":
+            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch))
+        for rows in order.split(config.batch_size):
+            if mistake == "last batch dropped" and len(rows) < config.batch_size:
+                continue
+            for weight in weights:
+                weight.requires_grad_()
+            logits = x[rows].flatten(1) @ weights[0].T @ weights[1].T + sum(weights[2:])
+            gradients = torch.autograd.grad(F.cross_entropy(logits, y[rows]), weights)
+            norm = sum((g**2).sum() for g in gradients).sqrt()
+            scale = min(1.0, 0.1 / norm.item()) if mistake == "gradients clipped" else 1.0
+            momentum = 0.0 if mistake == "no momentum" else 0.9
+            with torch.no_grad():
+                for i, gradient in enumerate(gradients):
+                    velocity[i] = momentum * velocity[i] + scale * gradient + decay * weights[i]
+                    weights[i] = weights[i].detach() - rate * velocity[i]
+    return weights[1] @ weights[0]
+
+
+def test_pils_surrogate_is_trained_as_the_releases(tmp_path, few):
+    """320 digits in batches of 96, the last of 32; its classes stand in random order."""
+    config = dataclasses.replace(pil.Surrogate(), batch_size=96, epochs=6)
+    with new_run(tmp_path / "run") as run:
+        with run.initialisation("surrogate"):
+            fresh = classifier("two_linear", 10, (16, 16))
+        first, second = (p.detach() for p in fresh.parameters())
+        assert (first.shape, second.shape) == ((10, 768), (10, 10))
+        model = train_surrogate(few, config, run, shuffle=False)
+    ours = [p.detach().double() for p in model.parameters()]
+    assert len(ours) == 2
+    ours = ours[1] @ ours[0]
+
+    def apart(mistake: str = "") -> float:
+        return ((plain_pil_training(few, config, first, second, mistake) - ours).norm()
+                / (ours - second.double() @ first.double()).norm()).item()
+
+    assert apart() < 1e-5
+    for mistake in PIL_TRAINING_MISTAKES:
+        assert apart(mistake) > 1e-4, mistake
+
+
+def test_pil_trains_in_index_order(few, monkeypatch, tmp_path):
+    """The attack asks for it, with the release's constants."""
+    asked = {}
+
+    def trained(clean, config, run, **keys):
+        asked.update(keys, config=config)
+        raise InterruptedError
+
+    monkeypatch.setattr(pil, "train_surrogate", trained)
+    with new_run(tmp_path / "run") as run, pytest.raises(InterruptedError):
+        pil.poison(few, pil.Config(), run)
+    surrogate = asked["config"]
+    assert asked["shuffle"] is False
+    assert (surrogate.architecture, surrogate.epochs, surrogate.batch_size, surrogate.drop_last,
+            surrogate.learning_rate, surrogate.momentum, surrogate.weight_decay,
+            surrogate.schedule, surrogate.clip_norm, surrogate.crop_padding, surrogate.flip) == (
+        "two_linear", 30, 512, False, 3e-3, 0.9, 0.0, "cosine", None, 0, False)
 
 
 # --- TAP -------------------------------------------------------------------------------------
@@ -144,6 +395,17 @@ def test_hypos_first_variant_goes_to_the_next_class(few_path):
     assert share(log) > 0.9
 
 
+def test_hypos_step_is_a_fifth_of_epsilon_or_its_own(few_path):
+    """`step_size: null` is the release's; one step shows it."""
+    def change(*keys: str) -> int:
+        images, _ = make("hypo", few_path, "surrogate.architecture=resnet18", *LEARNT,
+                         "surrogate.epochs=1", "steps=1", "epsilon=40/255", *keys)
+        return np.abs(images.astype(int) - np.load(few_path / "images.npy")).max()
+
+    assert change() == change("step_size=8/255") == 8
+    assert change("step_size=3/255") == 3
+
+
 def test_pgd_in_an_l2_ball():
     """Against the step and the projection retyped, for a loss whose gradient is known."""
     torch.manual_seed(0)
@@ -172,8 +434,6 @@ def test_sep_averages_its_checkpoints(tmp_path, monkeypatch):
     of fa against squared distances to the class means."""
     torch.manual_seed(0)
     random = np.random.default_rng(0)
-    from core.imageset import from_arrays
-
     clean = from_arrays(random.integers(20, 236, (40, 16, 16, 3), dtype=np.uint8),
                         np.arange(40) % 4, name="x", classes=list("abcd"), root={}, test=None)
     networks = [resnet18(4, 4).eval() for _ in range(3)]
@@ -196,6 +456,22 @@ def test_sep_averages_its_checkpoints(tmp_path, monkeypatch):
                 total = total + F.mse_loss(network.features(inputs), means[targets])
         expected = -5 * torch.autograd.grad(total, inputs)[0].sign().permute(0, 2, 3, 1).numpy()
         assert (found == expected).mean() > 0.99
+
+
+def test_centroids_are_means_of_eval_mode_features(few, tmp_path):
+    """Of each checkpoint, whatever mode it comes in: the release's first come from batch
+    statistics."""
+    network = resnet18(10, 4).train()
+    x = torch.from_numpy(np.array(few.images)).permute(0, 3, 1, 2) / 255
+    network(x)
+    with new_run(tmp_path / "run") as run, torch.no_grad():
+        found = sep.class_features(FrozenSurrogate(network, run.device), few, run)
+        features = network.eval().features(x)
+        by_batch = network.train().features(x)
+    for k in range(10):
+        torch.testing.assert_close(found[k], features[few.labels == k].mean(0), atol=1e-4,
+                                   rtol=1e-4)
+    assert (by_batch - features).abs().max() > 0.1
 
 
 def test_variance_reduction_equals_a_plain_loop(tmp_path):
@@ -238,14 +514,14 @@ def test_pils_noise_is_what_the_line_sees(few_path, few, tmp_path):
             surrogate=dataclasses.replace(pil.Surrogate(), learning_rate=0.05)), run)
         np.testing.assert_array_equal(np.array(poisoned.images), images)
         state = run.load_state("surrogate")["objects"]["model"]
-    weight, bias = state["linear.weight"].double(), state["linear.bias"].double()
+    weight = state["linear.weight"].double() @ state["body.1.weight"].double()
 
     def loss(delta: np.ndarray) -> float:
         flat = torch.from_numpy(delta.transpose(0, 3, 1, 2).reshape(len(delta), -1))
         image = torch.from_numpy((few.images / 255.0).transpose(0, 3, 1, 2).reshape(len(delta), -1))
         labels = torch.from_numpy(np.array(few.labels))
-        kl = -(F.log_softmax((image - flat) @ weight.T + bias, 1).mean(1)) - math.log(10)
-        return float((0.9 * F.cross_entropy(flat @ weight.T + bias, labels, reduction="none")
+        kl = -(F.log_softmax((image - flat) @ weight.T, 1).mean(1)) - math.log(10)
+        return float((0.9 * F.cross_entropy(flat @ weight.T, labels, reduction="none")
                       + 0.1 * kl).mean())
 
     delta = (few.images / 255.0) - images / 255.0       # published: x - delta
@@ -281,7 +557,11 @@ def test_presets_change_what_they_say():
     assert of("sep_fa_vr", sep, "sep") == dataclasses.replace(sep.Config(), loss="fa_vr",
                                                               checkpoints=15)
     assert of("tap_svhn", tap, "tap") == dataclasses.replace(tap.Config(), flip=False)
-    assert of("hypo", hypo, "hypo").surrogate.architecture == "vgg16"
+    assert of("hypo", hypo, "hypo") == hypo.Config()
+    assert of("hypo_apbench", hypo, "hypo") == hypo.Config(
+        step_size=0.8 / 255,
+        surrogate=dataclasses.replace(hypo.Surrogate(), architecture="resnet18"))
+    assert of("pil", pil, "pil") == pil.Config()
 
 
 def test_targets_are_the_attacks_own(few_path):
