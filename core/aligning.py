@@ -4,8 +4,9 @@ Rows are found by number, by order or by the nearest image of the base, never by
 listing; labels, where the file has some, are checked against the base's.
 """
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,19 +14,21 @@ import torch
 from core.errors import UserError
 from core.foreign import Foreign
 from core.imageset import SLICE_ROWS, ImageSet
+from core.units import LENGTH, SURE, Units, directions, thumbnails, units_of
 
-Units = Literal["auto", "noise", "noise255", "images", "images255", "wrapped"]
-UNITS = get_args(Units)
-MOST_NOISE = 0.3            # of [0, 1]: the largest published L-inf budget is 32/255
 LIKE = 0.5                  # outlines of an image and its poison are at least so alike ...
 STRANGE = 0.01              # ... and for this share another's may be more alike (blurs, one colour)
 CANDIDATES, EQUAL = 5, 0.01     # nearest outlines that pixels decide between; as good as equal
 PIXELS_AT_ONCE = 1 << 22    # whose candidates are in memory together
+COLOUR, COLOUR_ROWS = 4, 50     # grey levels that a class is shifted by; its rows that tell it
+PROBE_ROWS = 256            # that tell how the axes lie
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to read what the file itself does not say."""
+    """How to read what the file itself does not say. `floor` is the arithmetic of the releases:
+    EM's loader for noise, LSP's for its pool, HYPO's and SEP's for images; others' is within one
+    grey level of it."""
 
     units: Units = "auto"
     rounding: Literal["round", "floor"] = "round"
@@ -40,29 +43,54 @@ class Aligned:
     images: np.ndarray
     how: str
     rows: np.ndarray                    # of the base
+    units: Units = "images255"
 
 
-def align(found: Foreign, base: ImageSet, options: Options, where: str) -> Aligned:
-    """The poisoned images of the base's rows. Raises UserError where they do not fit."""
+def align(found: Foreign, base: ImageSet, options: Options, where: str, *, bounded: bool = False
+          ) -> Aligned:
+    """The poisoned images of the base's rows. `bounded`: their norm is checked afterwards. Raises
+    UserError where they do not fit."""
+    found = replace(found, labels=labels_of(found, base, where))
     values = layout(found, base, options, where)
-    units = recognise(values, where) if options.units == "auto" else options.units
+    units = units_of(values, base, options.units, bounded, where)
     if units == "wrapped":
-        values, units = values.astype(np.uint8).view(np.int8).astype(np.float32), "noise255"
-    if units.startswith("noise"):
-        scale = 255.0 if units == "noise255" else 1.0
-        noise, kind = noise_of_rows(found, values, base, where)
-        height, width = base.image_shape
-        if values.shape[1] > height or values.shape[2] > width:
-            raise UserError(f"{where}: noise of {values.shape[1]}x{values.shape[2]}, larger than "
-                            f"the base set's images of {height}x{width}")
-        how = f"{found.form}: {kind} in units of " + ("grey levels" if scale > 1 else "[0, 1]")
-        if values.shape[1:3] != (height, width):
-            how += f", {values.shape[1]}x{values.shape[2]} in the middle"
-        if found.values.ndim == 5:
-            how += f", number {options.candidate} of {len(found.values)}"
-        return Aligned(add(noise, scale, base, options), how, np.arange(len(base)))
-    images = pixels(values, units, options)
-    return place_images(found, images, base, where)
+        values, units = values.view(np.int8), "noise255"
+    if not units.startswith("noise"):
+        return place_images(found, pixels(values, units, options), base, where)
+    noise, kind = noise_of_rows(found, values, base, where)
+    height, width = base.image_shape
+    if values.shape[1] > height or values.shape[2] > width:
+        raise UserError(f"{where}: noise of {values.shape[1]}x{values.shape[2]}, larger than "
+                        f"the base set's images of {height}x{width}")
+    how = f"{found.form}: {kind} in units of {UNITS_FOR_PEOPLE[units]}"
+    if values.shape[1:3] != (height, width):
+        how += f", {values.shape[1]}x{values.shape[2]} in the middle"
+    if found.values.ndim == 5:
+        how += f", number {options.candidate} of {len(found.values)}"
+    images = add(noise, units, base, options, pool=found.by_label)
+    return Aligned(images, how, np.arange(len(base)), units)
+
+
+UNITS_FOR_PEOPLE = {"noise": "[0, 1]", "noise2": "[-1, 1]", "noise255": "grey levels"}
+
+
+def labels_of(found: Foreign, base: ImageSet, where: str) -> np.ndarray | None:
+    """The file's labels as the base set counts them: folders go by their names where these are the
+    base's classes, or their numbers, else by their order."""
+    if not found.folders:
+        return found.labels
+    classes, folders = base.meta["classes"], found.folders
+    if set(folders) <= set(classes):
+        numbers = [classes.index(name) for name in folders]
+    elif all(name.isdecimal() and int(name) < len(classes) for name in folders):
+        numbers = [int(name) for name in folders]
+    elif len(folders) == len(classes):
+        numbers = range(len(classes))
+    else:
+        few = ", ".join(folders[:4]) + (", ..." if len(folders) > 4 else "")
+        raise UserError(f"{where}: {len(folders)} folders of images ({few}), but the base set has "
+                        f"{len(classes)} classes; name the one folder that holds the poison")
+    return np.array(numbers)[found.labels]
 
 
 def layout(found: Foreign, base: ImageSet, options: Options, where: str) -> np.ndarray:
@@ -76,8 +104,7 @@ def layout(found: Foreign, base: ImageSet, options: Options, where: str) -> np.n
     elif options.candidate:
         raise UserError(f"{where}: one noise an image, there is no number {options.candidate}")
     if values.ndim == 2 and values.shape[1] == 3 * height * width and values.dtype == np.uint8:
-        flat = (3, height, width) if found.planes else (height, width, 3)
-        values = values.reshape(-1, *flat)
+        values = unflattened(values, base, found.planes)
     if values.ndim == 3:
         values = values[None]
     if values.ndim != 4 or 3 not in (values.shape[1], values.shape[3]):
@@ -94,36 +121,21 @@ def layout(found: Foreign, base: ImageSet, options: Options, where: str) -> np.n
     return values
 
 
-def recognise(values: np.ndarray, where: str) -> Units:
-    """Units by dtype and range (attack notes, section 13). Raises UserError where they are
-    ambiguous."""
-    low, high = float(values.min()), float(values.max())
-    if values.dtype == np.uint8:
-        if high <= 64:
-            raise UserError(f"{where}: uint8 from {low:g} to {high:g} could be noise or dark "
-                            "images; say which with --units noise255 or images255")
-        middle = ((values > 64) & (values < 192)).mean()
-        if middle < 1e-3 and low < 64 and high >= 192:
-            raise UserError(f"{where}: uint8 close to 0 and 255 alone: noise that wrapped? Then "
-                            "write --units wrapped, else --units images255")
-        return "images255"
-    if values.dtype.kind in "iu":
-        if low < 0 and max(-low, high) <= 64:
-            return "noise255"
-        if low >= 0 and 64 < high <= 255:
-            return "images255"
-    elif low < 0 and max(-low, high) <= MOST_NOISE:
-        return "noise"
-    elif low < 0 and 1 < max(-low, high) <= 64:
-        return "noise255"
-    elif low >= 0 and 1.5 < high <= 255 and values.mean() > 16:
-        return "images255"
-    elif low >= 0 and high <= 1 and values.mean() > MOST_NOISE / 3:
-        return "images"
-    elif low >= 0 and high <= MOST_NOISE:
-        return "noise"
-    raise UserError(f"{where}: values from {low:.4g} to {high:.4g} could be several things; say "
-                    f"which with --units ({', '.join(UNITS[1:])})")
+def unflattened(values: np.ndarray, base: ImageSet, planes: bool) -> np.ndarray:
+    """Flat rows as (n, h, w, 3): three planes or pixels, whichever has neighbours clearly more like
+    the base set's, else as the format has it."""
+    height, width = base.image_shape
+    ways = [values.reshape(-1, 3, height, width).transpose(0, 2, 3, 1),
+            values.reshape(-1, height, width, 3)]
+    expected, other = ways if planes else ways[::-1]
+    near = [np.abs(roughness(way) - roughness(base.images)).sum() for way in (expected, other)]
+    return other if 2 * near[1] < near[0] else expected
+
+
+def roughness(images: np.ndarray) -> np.ndarray:
+    """How much neighbours differ down, across and between channels, on average (3,)."""
+    part = images[:PROBE_ROWS].astype(np.int16)
+    return np.array([np.abs(np.diff(part, axis=axis)).mean() for axis in (1, 2, 3)])
 
 
 def noise_of_rows(found: Foreign, values: np.ndarray, base: ImageSet, where: str):
@@ -131,6 +143,8 @@ def noise_of_rows(found: Foreign, values: np.ndarray, base: ImageSet, where: str
     labels, count = base.labels, len(base)
     if found.by_label:
         order = np.empty(count, np.int64)
+        if found.labels.min() == 1 and found.labels.max() == base.num_classes:
+            raise UserError(f"{where}: its labels count from 1; save labels - 1")
         for label in np.unique(labels):
             pool = np.flatnonzero(found.labels[: len(values)] == label)
             mine = np.flatnonzero(labels == label)
@@ -150,39 +164,49 @@ def noise_of_rows(found: Foreign, values: np.ndarray, base: ImageSet, where: str
                     f"of {base.num_classes} classes; name the base it was made for")
 
 
-def add(noise, scale: float, base: ImageSet, options: Options) -> np.ndarray:
+def add(noise: Callable, units: Units, base: ImageSet, options: Options, pool: bool) -> np.ndarray:
     """Base plus noise, centred where it is smaller, as uint8."""
     images = np.empty(base.images.shape, np.uint8)
     height, width = base.image_shape
+    exact = options.rounding == "round"
     for start in range(0, len(base), SLICE_ROWS):
         rows = slice(start, min(start + SLICE_ROWS, len(base)))
-        delta = noise(rows).astype(np.float64) * (255 / scale)
+        delta = noise(rows)
+        if exact or (pool and units == "noise") or delta.dtype.kind != "f":
+            delta = delta.astype(np.float64)
         if options.positive_only:
             delta = np.maximum(delta, 0)
         top, left = (height - delta.shape[1]) // 2, (width - delta.shape[2]) // 2
-        levels = base.images[rows].astype(np.float64)
-        levels[:, top : top + delta.shape[1], left : left + delta.shape[2]] += delta
+        part = np.s_[:, top : top + delta.shape[1], left : left + delta.shape[2]]
+        levels = base.images[rows].astype(np.float64 if exact or pool else np.float32)
+        if pool and units == "noise" and not exact:     # LSP's loader adds in [0, 1], in float64
+            levels[part] = (levels[part] / 255 + delta) * 255
+        else:                                           # EM's in grey levels, in float32
+            levels[part] += delta * (255 / LENGTH[units])
         images[rows] = whole(levels, options)
     return images
 
 
-def pixels(values: np.ndarray, units: str, options: Options) -> np.ndarray:
-    """Images as uint8."""
+def pixels(values: np.ndarray, units: Units, options: Options) -> np.ndarray:
+    """Images as uint8. Flooring, in the file's own precision (HYPO's loader: float32 times 255)."""
     if values.dtype == np.uint8:
         return values
     images = np.empty(values.shape, np.uint8)
     for start in range(0, len(values), SLICE_ROWS):
-        part = values[start : start + SLICE_ROWS].astype(np.float64)
-        images[start : start + SLICE_ROWS] = whole(part * (255 if units == "images" else 1),
+        part = values[start : start + SLICE_ROWS]
+        if options.rounding == "round" or part.dtype.kind != "f":
+            part = part.astype(np.float64)
+        if units == "images2":
+            part = (part + 1) / 2
+        images[start : start + SLICE_ROWS] = whole(part * (1 if units == "images255" else 255),
                                                    options)
     return images
 
 
 def whole(levels: np.ndarray, options: Options) -> np.ndarray:
-    """Clipped to grey levels and rounded. Float32 files hold 8/255 a hair below 8."""
+    """Clipped to grey levels and rounded."""
     levels = np.clip(levels, 0, 255)
-    return (np.floor(levels + 1e-4) if options.rounding == "floor" else np.rint(levels)
-            ).astype(np.uint8)
+    return (np.floor(levels) if options.rounding == "floor" else np.rint(levels)).astype(np.uint8)
 
 
 def place_images(found: Foreign, images: np.ndarray, base: ImageSet, where: str) -> Aligned:
@@ -192,6 +216,8 @@ def place_images(found: Foreign, images: np.ndarray, base: ImageSet, where: str)
                         f"base set are {base.image_shape[0]}x{base.image_shape[1]}")
     if len(images) > len(base):
         raise UserError(f"{where}: {len(images)} images, but the base set has {len(base)}")
+    if found.labels is not None and len(found.labels) != len(images):
+        raise UserError(f"{where}: {len(found.labels)} labels for {len(images)} images")
     numbered = found.rows is not None and found.rows[0] >= 0
     whole_set = numbered and np.array_equal(found.rows, np.arange(len(base)))
     if whole_set or (numbered and found.labels is None):
@@ -201,26 +227,27 @@ def place_images(found: Foreign, images: np.ndarray, base: ImageSet, where: str)
         how = "in order"
     else:
         return match(found, images, base, where)
+    check_axes(images, base, where)
     rows = np.arange(len(base))
-    nearest, own = nearest_rows(images, base)
+    nearest, own = nearest_rows(less_class_colour(images, base, base.labels), base)
     strange = np.flatnonzero((nearest != rows) & (own < LIKE))
     if len(strange) == 0 and (nearest != rows).mean() > STRANGE:
         strange = np.flatnonzero(nearest != rows)
-    if len(strange) and found.labels is not None and not numbered:
-        return match(found, images, base, where)        # ECLIPSE's are shuffled
+    if len(strange) and found.labels is not None:   # ECLIPSE's are shuffled, DUNE's go by class,
+        return match(found, images, base, where)    # APBench's numbers are those of its part
     if len(strange):
         raise UserError(f"{where}: the order is not the base set's: image {strange[0]} is nearer "
                         f"to row {nearest[strange[0]]} than to its own, and so {len(strange)} of "
                         f"{len(images)}")
     check_labels(found.labels, base.labels, rows, where)
+    check_wrapped(images, base.images, where)
     return Aligned(images, f"{found.form}, {how}", rows)
 
 
 def match(found: Foreign, images: np.ndarray, base: ImageSet, where: str) -> Aligned:
     """Each image to the row of its nearest image: NTGA's own order, pictures without a number."""
-    if found.labels is not None and len(found.labels) != len(images):
-        raise UserError(f"{where}: {len(found.labels)} labels for {len(images)} images")
-    nearest, likeness = one_to_one(images, base, found.labels)
+    groups = np.arange(len(images)) if found.labels is None else found.labels
+    nearest, likeness = one_to_one(less_class_colour(images, base, groups), base, found.labels)
     lost = np.flatnonzero(nearest < 0)
     if (likeness < LIKE).mean() > STRANGE or len(lost):
         raise UserError(f"{where}: {len(images)} images that do not match images of the base set "
@@ -229,6 +256,7 @@ def match(found: Foreign, images: np.ndarray, base: ImageSet, where: str) -> Ali
     rows = nearest[order]
     labels = found.labels[order] if found.labels is not None else None
     check_labels(labels, base.labels[rows], rows, where)
+    check_wrapped(images[order], base.images[rows], where)
     return Aligned(images[order], f"{found.form}, each to its nearest image", rows)
 
 
@@ -247,9 +275,84 @@ def check_labels(labels: np.ndarray | None, own: np.ndarray, rows: np.ndarray, w
     if len(labels) != len(own):
         raise UserError(f"{where}: {len(labels)} labels for {len(own)} images")
     wrong = np.flatnonzero(labels != own)
+    if len(wrong) and np.array_equal(labels - 1, own):
+        raise UserError(f"{where}: its labels count from 1; save labels - 1")
     if len(wrong):
         raise UserError(f"{where}: {len(wrong)} labels disagree with the base set; row "
                         f"{rows[wrong[0]]} has {labels[wrong[0]]} here and {own[wrong[0]]} there")
+
+
+def check_axes(images: np.ndarray, base: ImageSet, where: str) -> None:
+    """Refuse the base's images in another order of the numbers in each: these then fit much better.
+    """
+    rows = np.unique(np.linspace(0, len(images) - 1, PROBE_ROWS).astype(int))
+    ours, theirs = images[rows].astype(np.int16), base.images[rows]
+    n, height, width, _ = ours.shape
+    ways = {"the channels are blue, green, red": ours[..., ::-1],
+            "the planes were reshaped as if they were pixels; reshape(-1, 3, height, width) first":
+                ours.reshape(n, 3, height, width).transpose(0, 2, 3, 1)}
+    if height == width:
+        ways["rows and columns are swapped"] = ours.swapaxes(1, 2)
+    apart = np.abs(ours - theirs).mean()
+    for what, way in ways.items():
+        if 2 * np.abs(way - theirs).mean() < apart:
+            raise UserError(f"{where}: {what}; save its images as the base set has them")
+
+
+def check_wrapped(images: np.ndarray, originals: np.ndarray, where: str) -> None:
+    """Refuse images whose bytes ran over: next to many small differences some of nearly 256, none
+    between."""
+    small = large = 0
+    for start in range(0, len(images), SLICE_ROWS):
+        rows = slice(start, start + SLICE_ROWS)
+        apart = np.abs(images[rows].astype(np.int16) - originals[rows])
+        if ((apart > 64) & (apart < 192)).any():
+            return
+        small, large = small + ((apart > 0) & (apart <= 64)).sum(), large + (apart >= 192).sum()
+    if 0 < large < small:
+        raise UserError(f"{where}: {large} values are off by nearly 256, the others by little: "
+                        "sums that ran over in bytes; clip them to 0..255 before they become uint8")
+
+
+def less_class_colour(images: np.ndarray, base: ImageSet, groups: np.ndarray) -> np.ndarray:
+    """The images without a colour that all of a group share (DUNE shifts each class by up to 0.1),
+    to compare: int16. Told by rows that match without the mean of their channels."""
+    members = split_by(groups)
+    picked = [rows[np.unique(np.linspace(0, len(rows) - 1, COLOUR_ROWS).astype(int))]
+              for rows in members]
+    shifts, sure = shifts_of(images, np.concatenate(picked), base)
+    moved, start = images, 0
+    for rows, probed in zip(members, picked, strict=True):
+        part = slice(start, start + len(probed))
+        start = part.stop
+        if not sure[part].any():
+            continue
+        colour = np.rint(np.median(shifts[part][sure[part]], 0)).astype(np.int16)
+        if np.abs(colour).max() >= COLOUR:
+            moved = moved.astype(np.int16) if moved is images else moved
+            moved[rows] -= colour
+    return moved
+
+
+def shifts_of(images: np.ndarray, rows: np.ndarray, base: ImageSet
+              ) -> tuple[np.ndarray, np.ndarray]:
+    """By how many grey levels the channels of these rows are off those of the nearest image but for
+    colour, (n, 3), and where that is surely the right one."""
+    every = thumbnails(base.images)
+    known, shifts, likeness = directions(every).T, np.empty((len(rows), 3)), np.empty(len(rows))
+    for start in range(0, len(rows), SLICE_ROWS):
+        part = slice(start, start + SLICE_ROWS)
+        ours = thumbnails(images[rows[part]])
+        alike = directions(ours) @ known
+        shifts[part] = (ours - every[alike.argmax(1)]).mean((1, 2))
+        likeness[part] = alike.max(1)
+    return shifts, likeness > SURE
+
+
+def split_by(groups: np.ndarray) -> list[np.ndarray]:
+    """The rows of each group."""
+    order = np.argsort(groups, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
 
 
 def nearest_rows(images: np.ndarray, base: ImageSet) -> tuple[np.ndarray, np.ndarray]:

@@ -40,14 +40,16 @@ class Foreign:
     rows: np.ndarray | None = None      # row of the base set of each; None: in order
     by_label: bool = False              # a pool: row i of label c goes to the i-th image of c
     planes: bool = False                # flat rows are three planes, as CIFAR's; else pixels
+    folders: tuple[str, ...] = ()       # names that the labels count
 
 
 def read(path: Path) -> Foreign:
     """Recognise and read a file or folder. Raises UserError for what is none of these."""
     if path.is_dir():
         return read_folder(path)
-    readers = {".pt": read_torch, ".pth": read_torch, ".p2": read_torch, ".pkl": read_pickle,
-               ".pickle": read_pickle, ".npy": read_npy, ".npz": read_npz}
+    readers = {".pt": read_torch, ".pth": read_torch, ".pkl": read_pickle, ".pickle": read_pickle,
+               ".npy": read_npy, ".npz": read_npz,
+               **{f".p{number}": read_torch for number in range(1, 6)}}     # HYPO's P1 to P5
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     cifars = path.name == "train" or path.name.startswith("data_batch_")
@@ -239,9 +241,27 @@ def read_folder(path: Path) -> Foreign:
              for file in sorted(folder.iterdir(), key=natural)
              if file.suffix.lower() in PICTURES and visible(file)]
     if not files:
+        inside = [str(folder.relative_to(path)) for folder in poisons_below(path)]
         raise UserError(f"{path}: neither <index>.png, nor a folder a class, nor data_batch_1 is "
-                        "here")
-    return class_pictures(files, path)
+                        "here" + (f"; name {' or '.join(inside[:5])} in it" if inside else ""))
+    return class_pictures(files, [folder.name for folder in classes], path)
+
+
+def poisons_below(path: Path) -> list[Path]:
+    """What in a folder could be meant, as in the root of TAP's releases: files, or folders that
+    hold pictures, parts or batches, perhaps one deeper."""
+    for depth in ("*", "*/*"):
+        found = [file for file in sorted(path.glob(depth), key=natural)
+                 if file.suffix in (".pt", ".pth", ".pkl", ".npz")
+                 or (file.is_dir() and holds_poison(file))]
+        if found:
+            return found
+    return []
+
+
+def holds_poison(folder: Path) -> bool:
+    return any(file.suffix.lower() in (*PICTURES, ".npy") or file.name.startswith("data_batch_")
+               for pattern in ("*", "*/*") for file in folder.glob(pattern))
 
 
 def natural(path: Path) -> list:
@@ -255,9 +275,13 @@ def joined(parts: list[Foreign], form: str) -> Foreign:
     if len(shapes) > 1:
         raise UserError(f"{form}: parts of different shapes, {sorted(map(str, shapes))}")
     labels = [part.labels for part in parts]
-    return Foreign(form, np.concatenate([part.values for part in parts]),
+    pool = parts[0].by_label
+    if any(part.by_label != pool for part in parts):
+        raise UserError(f"{form}: a pool of noise by label beside other arrays; name the file")
+    return Foreign(form + ", a pool of noise by label" * pool,
+                   np.concatenate([part.values for part in parts]),
                    None if any(found is None for found in labels) else np.concatenate(labels),
-                   planes=parts[0].planes)
+                   by_label=pool, planes=parts[0].planes)
 
 
 def indexed_pictures(files: list[Path], folder: Path) -> Foreign:
@@ -274,17 +298,18 @@ def indexed_pictures(files: list[Path], folder: Path) -> Foreign:
                    decoded([numbers[row] for row in rows]), rows=rows)
 
 
-def class_pictures(files: list[tuple[int, Path]], path: Path) -> Foreign:
+def class_pictures(files: list[tuple[int, Path]], names: list[str], path: Path) -> Foreign:
     """A folder a class: rows by the numbers in the names where all have one of their own."""
-    labels = np.array([label for label, _ in files])
+    used, labels = np.unique([label for label, _ in files], return_inverse=True)
+    folders = tuple(names[label] for label in used)
     stems = [file.stem for _, file in files]
     values = decoded([file for _, file in files])
     if all(stem.isdecimal() for stem in stems) and len(set(map(int, stems))) == len(stems):
         order = np.argsort([int(stem) for stem in stems])
         rows = np.array([int(stems[i]) for i in order])
         return Foreign(f"pictures by class and index in {path.name}/", values[order],
-                       labels[order], rows)
-    return Foreign(f"pictures by class in {path.name}/", values, labels,
+                       labels[order], rows, folders=folders)
+    return Foreign(f"pictures by class in {path.name}/", values, labels, folders=folders,
                    rows=np.full(len(files), -1))       # to be found by their nearest image
 
 

@@ -5,7 +5,9 @@
 
 FILE is a perturbation (.pt, int8 .pkl, .npy), poisoned images (.npy, .npz, .pt, .pkl, CIFAR's
 batches) or a folder of pictures (<index>.png, or a folder a class); which, it says itself, and
---units settles what is ambiguous. Rows and labels are the base set's: whole images are checked
+--units settles what is ambiguous (noise, images: in [0, 1]; 2: of images in [-1, 1]; 255: in grey
+levels). --rounding floor is the arithmetic of EM's, LSP's, HYPO's and SEP's loaders; that of others
+is within one grey level. Rows and labels are the base set's: whole images are checked
 against its images, labels against its labels; of noise alone only the number of rows can be, so
 look at what the line after says of its classes. Pickles are read without being run. The lineage
 names the file and its SHA-256.
@@ -38,8 +40,9 @@ from core.names import component
 from core.perturbation import limit_of, measure, nearest_mean
 from core.remembered import place
 from core.run import Job, Run
+from core.units import UNITS
 
-VERSION = 2
+VERSION = 3
 
 
 @command
@@ -54,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--root", default="data", help="where torchvision's data sets are")
     parser.add_argument("--out", type=Path, help="the folder to make (runs/poisons/...)")
     parser.add_argument("--name", help="of the attack (the file's)")
-    parser.add_argument("--units", choices=aligning.UNITS, default="auto")
+    parser.add_argument("--units", choices=UNITS, default="auto")
     parser.add_argument("--rounding", choices=("round", "floor"), default="round",
                         help="of noise and floats; most released loaders floor")
     parser.add_argument("--positive-only", action="store_true",
@@ -75,10 +78,11 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--name: '{name}' is no plain name")
     options = aligning.Options(arguments.units, arguments.rounding, arguments.positive_only,
                                arguments.candidate)
-    aligned = aligning.align(foreign.read(source), base, options, str(source))
+    aligned = aligning.align(foreign.read(source), base, options, str(source),
+                             bounded=bound is not None)
     clean = part_of(base, aligned.rows, str(source))
     found = measure(clean, replace(clean, images=aligned.images))
-    check(bound, found, clean, arguments, str(source))
+    check(bound, found, clean, arguments, str(source), aligned.units)
 
     origin = {"source": place(source), "sha256": digest_of(source), "how": aligned.how}
     inputs = {"data": clean.fingerprint, "source": origin["sha256"]}
@@ -130,15 +134,18 @@ def part_of(base: ImageSet, rows: np.ndarray, where: str) -> ImageSet:
     return take(base, rows_split(rows, len(base)))
 
 
-def check(bound, found, clean: ImageSet, arguments: argparse.Namespace, where: str) -> None:
+def check(bound, found, clean: ImageSet, arguments: argparse.Namespace, where: str, units: str
+          ) -> None:
     if found.changed_rows == 0:
         raise UserError(f"{where}: these are the base set's images, unchanged")
     if bound is None:
         return
     value, limit = limit_of(bound, found, clean.images[0].size, arguments.rounding)
     if value > limit:
+        hint = "; of noise for images in [-1, 1] write --units noise2" if units == "noise" and (
+            value <= 2 * limit) else ""
         raise UserError(f"{where}: its {bound[0]} is {value:.5g}, above the {bound[1]:.5g} of "
-                        f"--radius ({found.line()})")
+                        f"--radius ({found.line()}){hint}")
 
 
 def digest_of(source: Path) -> str:

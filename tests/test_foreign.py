@@ -12,7 +12,7 @@ import torch
 from conftest import digest, run_command, write_imageset
 from PIL import Image
 
-from core import aligning, pickles
+from core import aligning, pickles, units
 from core.datasets import DataSettings, load, rows_split, split_rows
 from core.errors import UserError
 from core.imageset import ImageSet
@@ -271,13 +271,162 @@ def test_smaller_noise_is_centred(tmp_path, base, clean):
     assert (found == 0).all()
 
 
-def test_rounding_and_positive_noise(tmp_path, base, clean):
+# --- the arithmetic of the releases ----------------------------------------------------------
+
+
+def em_loader(images: np.ndarray, perturbation: torch.Tensor, positive: bool) -> np.ndarray:
+    """EM's PoisonCIFAR10, image by image (its dataset.py)."""
+    noise = perturbation.mul(255).clamp_(0 if positive else -255, 255).permute(0, 2, 3, 1).numpy()
+    data = images.astype(np.float32)
+    for i in range(len(data)):
+        mask = np.zeros((32, 32, 3), np.float32)
+        mask[:] = noise[i]
+        data[i] = np.clip(data[i] + mask, a_min=0, a_max=255)
+    return data.astype(np.uint8)
+
+
+def lsp_loader(images: np.ndarray, labels: np.ndarray, pool: np.ndarray, pool_labels: np.ndarray
+               ) -> np.ndarray:
+    """LSP's cifar_train.py: sums in [0, 1] and float64."""
+    data = images.astype(np.float64) / 255
+    for label in range(K):
+        mine = labels == label
+        data[mine] += pool[pool_labels == label][: int(sum(mine))]
+    return np.clip(data * 255, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_flooring_noise_is_ems_loader(tmp_path, base, clean, positive):
+    """Also where float32 and float64 differ: whole levels, and sums a hair below one."""
     values = np.random.default_rng(5).uniform(-8 / 255, 8 / 255, (ROWS, 3, 32, 32))
-    torch.save(torch.from_numpy(values.astype(np.float32)), tmp_path / "noise.pt")
-    delta = values.astype(np.float32).astype(np.float64).transpose(0, 2, 3, 1) * 255
-    levels = np.clip(clean.images + np.maximum(delta, 0), 0, 255)
-    found = imported(tmp_path / "noise.pt", base, "--rounding", "floor", "--positive-only")
-    np.testing.assert_array_equal(found, np.floor(levels + 1e-4))
+    values[:20] = np.round(values[:20] * 255) / 255
+    values[20:40] = np.round(values[20:40] * 2550) / 2550
+    noise = torch.from_numpy(values.astype(np.float32))
+    torch.save(noise, tmp_path / "noise.pt")
+    found = imported(tmp_path / "noise.pt", base, "--rounding", "floor",
+                     *["--positive-only"][: int(positive)])
+    np.testing.assert_array_equal(found, em_loader(clean.images, noise.clone(), positive))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_flooring_a_pool_is_lsps_loader(tmp_path, base, clean, kind):
+    random = np.random.default_rng(3)
+    pool = random.uniform(-0.05, 0.05, (3 * ROWS, 32, 32, 3)).astype(kind)
+    pool[:90] = np.round(pool[:90] * 255) / 255
+    pool_labels = random.permutation(np.arange(3 * ROWS) % K)
+    np.save(tmp_path / "simple_data.npy", pool)
+    np.save(tmp_path / "simple_label.npy", pool_labels)
+    found = imported(tmp_path / "simple_data.npy", base, "--rounding", "floor")
+    np.testing.assert_array_equal(found, lsp_loader(clean.images, clean.labels, pool, pool_labels))
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_flooring_images_is_hypos_loader(tmp_path, base, clean, number):
+    """Linf.p1 to Linf.p5, with sums that float32 leaves a hair below a grey level."""
+    images = torch.from_numpy(nchw(clean.images)).float().div(255)
+    noise = torch.from_numpy(np.random.default_rng(9).uniform(
+        -8 / 255, 8 / 255, images.shape)).float()
+    noise[::2] = (noise[::2] * 255).round() / 255
+    images = (images + noise).clamp(0, 1)
+    torch.save((images, torch.from_numpy(np.array(clean.labels))), tmp_path / f"Linf.p{number}")
+    found = imported(tmp_path / f"Linf.p{number}", base, "--rounding", "floor")
+    expected = (images.permute(0, 2, 3, 1) * 255).type(torch.uint8).numpy()
+    np.testing.assert_array_equal(found, expected)
+
+
+# --- whole images, and other units -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in units.NORMALIZED if name != "REM"])
+def test_normalised_images_are_no_noise(tmp_path, base, poisoned, name):
+    """They keep --radius 8/255 as grey levels would; in order, in another, and a part."""
+    mean, deviation = units.NORMALIZED[name]
+    values = ((poisoned / 255 - mean) / deviation).astype(np.float32)
+    order = np.random.default_rng(2).permutation(ROWS)
+    for rows in (slice(None), order, order[:40]):
+        np.save(tmp_path / "x.npy", values[rows])
+        for words in ([], ["--units", "noise255"], ["--norm", "linf", "--radius", "8/255"]):
+            error = wrong(tmp_path / "x.npy", base, *words)
+            assert "no noise, but whole images of the base set after Normalize(mean=(" in error
+            assert f"), {name}'s; save values * std + mean" in error
+    with pytest.raises(AssertionError, match="are no images, which lie in"):
+        imported(tmp_path / "x.npy", base, "--units", "images")
+
+
+def test_scaled_images_say_how_to_read_them(tmp_path, base, clean, noise, poisoned):
+    cases = {"signed": (nchw(poisoned / 127.5 - 1), "--units images2"),
+             "half": ((poisoned / 127.5 - 1).astype(np.float16), "--units images2"),
+             "beyond": ((clean.images + noise * 3) / 255, "--units images"),
+             "other": ((poisoned / 255 - 0.3) / 0.4, "Normalize(mean=(0.3"),
+             "rem": (poisoned / 255 - 0.5, "REM's"),
+             "caffe": (poisoned - np.array([104.0, 117, 123]), "less a mean of (104, 117, 123)"),
+             "int8": (poisoned.view(np.int8), "wrapped to int8; save them as uint8")}
+    for name, (values, advice) in cases.items():
+        np.save(tmp_path / f"{name}.npy", values)
+        assert advice in wrong(tmp_path / f"{name}.npy", base), name
+    assert "in grey levels; write --units images255" in wrong(
+        save(tmp_path / "bytes.npy", poisoned), base, "--units", "noise255")
+    for name, asked, expected in (("signed", "images2", poisoned), ("half", "images2", poisoned),
+                                  ("beyond", "images", np.clip(clean.images + noise * 3, 0, 255))):
+        found = imported(tmp_path / f"{name}.npy", base, "--units", asked)
+        np.testing.assert_array_equal(found, expected)
+
+
+def save(path: Path, values: np.ndarray) -> Path:
+    np.save(path, values)
+    return path
+
+
+def test_noise_that_follows_its_image_is_noise(tmp_path, base, clean):
+    """A tenth more contrast: as alike as an image, but no image."""
+    delta = (clean.images - clean.images.mean((1, 2, 3), keepdims=True)) * 0.1 / 255
+    found = imported(save(tmp_path / "x.npy", delta.astype(np.float32)), base)
+    np.testing.assert_array_equal(found, np.rint(np.clip(
+        clean.images + delta.astype(np.float32).astype(np.float64) * 255, 0, 255)))
+
+
+def test_smooth_noise_is_noise(tmp_path, base, clean):
+    """Grey levels in slow waves, which some photographs look like."""
+    random = np.random.default_rng(1)
+    waves = random.normal(size=(ROWS, 2, 2, 3)).repeat(16, 1).repeat(16, 2) * 6
+    values = np.clip(waves, -16, 16).astype(np.float32)
+    np.testing.assert_array_equal(
+        imported(save(tmp_path / "x.npy", values), base),
+        np.rint(np.clip(clean.images + values.astype(np.float64), 0, 255)))
+
+
+def test_noise_for_images_from_minus_one_to_one_is_asked_about(tmp_path, base, noise, poisoned):
+    path = tmp_path / "x.pt"
+    torch.save(torch.from_numpy(nchw(noise)).float() / 127.5, path)
+    assert "a budget of 16/255, or of 8/255 for images in [-1, 1]; write --units noise or noise2" \
+        in wrong(path, base)
+    assert "above the 0.031373 of --radius" in wrong(path, base, "--norm", "linf", "--radius",
+                                                    "8/255")
+    assert "of noise for images in [-1, 1] write --units noise2" in wrong(
+        path, base, "--norm", "linf", "--radius", "8/255")
+    np.testing.assert_array_equal(imported(path, base, "--units", "noise2"), poisoned)
+    for words in (["--units", "noise"], ["--norm", "linf", "--radius", "16/255"]):
+        np.testing.assert_array_equal(
+            imported(path, base, *words, "--out", tmp_path / words[0]),
+            np.clip(ImageSet.load(base).images.astype(int) + 2 * noise, 0, 255))
+
+
+def test_noise_after_normalize_is_asked_about(tmp_path, base, noise):
+    """TAP's packed form: its budget differs by channel. Saturated, and in any layout."""
+    for name in ("CIFAR-10", "CIFAR-10 (as TAP has it)", "ImageNet"):
+        _, deviation = units.NORMALIZED[name]
+        values = (noise / 255 / deviation).astype(np.float32)
+        assert f"as after Normalize with {name}'s std" in wrong(
+            save(tmp_path / "x.npy", nchw(values)), base)
+    imported(tmp_path / "x.npy", base, "--units", "noise")
+
+
+@pytest.mark.parametrize("values", [
+    np.sign(np.arange(ROWS * 3072) % 3 - 1.0).astype(np.int8), np.linspace(-1, 1, ROWS * 3072),
+    np.linspace(-1.5, 1.5, ROWS * 3072).astype(np.float32)])
+def test_signs_are_no_grey_levels(tmp_path, base, values):
+    save(tmp_path / "x.npy", values.reshape(ROWS, 32, 32, 3))
+    assert "could be several things; say which with --units" in wrong(tmp_path / "x.npy", base)
 
 
 # --- what is wrong ---------------------------------------------------------------------------
@@ -684,3 +833,130 @@ def test_an_imported_part_knows_its_rows(tmp_path, clean, poisoned):
         load(DataSettings(str(base), split="rows:AAAA"))
     with pytest.raises(UserError, match="no choice of rows from 30"):
         split_rows(rows_split(rows, 60), 30)
+
+
+# --- order and axes --------------------------------------------------------------------------
+
+
+def test_a_colour_a_class_does_not_hide_an_image(tmp_path, base, clean, noise):
+    """DUNE's: signs, and one colour within 0.1 for each class; by class, shuffled, without labels
+    and one short, and in order."""
+    colours = np.rint(np.random.default_rng(4).uniform(-25.5, 25.5, (K, 1, 1, 3)))
+    colours[0] = 25
+    images = np.clip(clean.images + np.sign(noise) * 8 + colours[clean.labels], 0, 255
+                     ).astype(np.uint8)
+    shuffled = np.random.default_rng(5).permutation(ROWS)
+    for order in (np.argsort(clean.labels, kind="stable"), shuffled):
+        make_eclipse(tmp_path / "x.pkl", None, images[order], np.array(clean.labels)[order])
+        np.testing.assert_array_equal(imported(tmp_path / "x.pkl", base), images)
+    part = run_import(save(tmp_path / "x.npy", images[shuffled[:-1]]), base)
+    np.testing.assert_array_equal(ImageSet.load(part.path).images, images[np.sort(shuffled[:-1])])
+    np.testing.assert_array_equal(imported(save(tmp_path / "y.npy", images), base), images)
+
+
+def test_a_folder_with_a_pool_goes_by_label(tmp_path, base, clean):
+    """LFU's folder: as many noises as images, in another order of labels."""
+    random = np.random.default_rng(3)
+    folder = tmp_path / "lfu"
+    folder.mkdir()
+    labels = random.permutation(clean.labels)
+    pool = random.uniform(-0.05, 0.05, (ROWS, 32, 32, 3)).astype(np.float32)
+    np.save(folder / "simple_data.npy", pool)
+    np.save(folder / "simple_label.npy", labels)
+    outcome = run_import(folder, base)
+    assert "a pool of noise by label: noise by label, in order" in outcome.stderr
+    np.testing.assert_array_equal(
+        ImageSet.load(outcome.path).images,
+        ImageSet.load(run_import(folder / "simple_data.npy", base).path).images)
+    np.save(folder / "other.npy", pool)
+    assert "a pool of noise by label beside other arrays; name the file" in run_import(
+        folder, base).error
+
+
+def test_a_root_of_several_poisons_says_which_to_name(tmp_path, base, clean, poisoned):
+    labels = np.array(clean.labels)
+    for name in ("targeted", "untargeted"):
+        make_pngs(tmp_path / "tap" / name, None, poisoned, labels)
+    assert "tap: neither <index>.png, nor a folder a class, nor data_batch_1 is here; name " \
+        "targeted or untargeted in it" in wrong(tmp_path / "tap", base)
+    assert "; name tap/targeted or tap/untargeted in it" in wrong(tmp_path, base)
+    np.testing.assert_array_equal(imported(tmp_path / "tap" / "targeted", base), poisoned)
+    make_classes(tmp_path / "full" / "train", None, poisoned, labels)
+    make_classes(tmp_path / "full" / "test", None, poisoned[:9], labels[:9])
+    assert "; name test or train in it" in run_import(tmp_path / "full", base).error
+    (tmp_path / "em").mkdir()
+    make_em(tmp_path / "em" / "perturbation.pt", poisoned)
+    assert "; name perturbation.pt in it" in run_import(tmp_path / "em", base).error
+    for name in ("targeted", "untargeted"):         # pictures right in them: no classes
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        os.rename(tmp_path / "tap" / name / "data", tmp_path / "flat" / name)
+    assert "2 folders of images (targeted, untargeted), but the base set has 10 classes; name " \
+        "the one folder that holds the poison" in run_import(tmp_path / "flat", base).error
+
+
+def test_numbers_of_a_part_of_another_order(tmp_path, base, clean, poisoned):
+    """APBench's ImageNet: class/position of a random part, which here is as large as the base."""
+    for position, row in enumerate(np.random.default_rng(6).permutation(ROWS)):
+        folder = tmp_path / "apbench" / str(clean.labels[row])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(poisoned[row]).save(folder / f"{position}.png")
+    outcome = run_import(tmp_path / "apbench", base)
+    assert outcome.status == 0, outcome.stderr
+    assert "each to its nearest image" in outcome.stderr
+    np.testing.assert_array_equal(ImageSet.load(outcome.path).images, poisoned)
+
+
+def test_folders_that_lack_classes_keep_their_numbers(tmp_path, base, clean, poisoned):
+    rows = np.flatnonzero(np.isin(clean.labels, (2, 5, 7)))
+    for row in rows:
+        folder = tmp_path / "some" / str(clean.labels[row])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(poisoned[row]).save(folder / f"{row}.png")
+    outcome = run_import(tmp_path / "some", base)
+    assert outcome.status == 0, outcome.stderr
+    found = ImageSet.load(outcome.path)
+    np.testing.assert_array_equal(found.images, poisoned[rows])
+    np.testing.assert_array_equal(found.labels, clean.labels[rows])
+
+
+def test_axes_and_channels_in_another_order(tmp_path, base, poisoned):
+    cases = {"bgr": (poisoned[..., ::-1], "the channels are blue, green, red"),
+             "turned": (poisoned.swapaxes(1, 2), "rows and columns are swapped"),
+             "planes": (nchw(poisoned).reshape(ROWS, 32, 32, 3), "reshaped as if they were pixels")}
+    for name, (values, words) in cases.items():
+        assert words in wrong(save(tmp_path / f"{name}.npy", values), base)
+
+
+def test_flat_rows_are_planes_or_pixels(tmp_path, base, clean, poisoned):
+    labels = np.array(clean.labels)
+    for name, values in (("planes", nchw(poisoned)), ("pixels", poisoned)):
+        flat = np.ascontiguousarray(values).reshape(ROWS, -1)
+        np.testing.assert_array_equal(
+            imported(save(tmp_path / f"{name}.npy", flat), base), poisoned)
+        path = tmp_path / f"{name}.npz"
+        np.savez(path, data=flat, labels=labels)
+        np.testing.assert_array_equal(imported(path, base), poisoned)
+
+
+def test_bytes_that_ran_over(tmp_path, base, clean, noise, poisoned):
+    sums = (clean.images.astype(int) + 12 * np.sign(noise)).astype(np.uint8)
+    assert (np.abs(sums.astype(int) - clean.images) > 200).any()
+    assert "sums that ran over in bytes" in wrong(save(tmp_path / "x.npy", sums), base)
+    black = poisoned.copy()
+    black[:, 3, 4] = 0                               # one pixel that is black is no such sum
+    np.testing.assert_array_equal(imported(save(tmp_path / "y.npy", black), base), black)
+
+
+def test_labels_that_count_from_one(tmp_path, base, clean, poisoned):
+    make_avatar(tmp_path / "x.npz", None, poisoned, np.array(clean.labels) + 1)
+    assert "its labels count from 1; save labels - 1" in wrong(tmp_path / "x.npz", base)
+    np.save(tmp_path / "simple_data.npy", np.full((3 * ROWS, 32, 32, 3), 0.02, np.float32))
+    np.save(tmp_path / "simple_label.npy", np.arange(3 * ROWS) % K + 1)
+    assert "its labels count from 1" in wrong(tmp_path / "simple_data.npy", base)
+
+
+def test_units_that_the_values_cannot_have(tmp_path, base, noise):
+    path = save(tmp_path / "x.npy", (noise / 255).astype(np.float32))
+    assert "float32 cannot be noise that wrapped" in wrong(path, base, "--units", "wrapped")
+    assert "values from -8 to 8 are no images, which lie in [0, 1]" in wrong(
+        save(tmp_path / "y.npy", noise.astype(np.int8)), base, "--units", "images")
