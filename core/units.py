@@ -35,6 +35,7 @@ ALIKE = 0.02                # means and deviations as near are these
 PROBE_ROWS, SIDE = 256, 8   # images compared, as means over 8x8 blocks
 VALUES_AT_ONCE = 1 << 24    # in memory as floats
 FOLLOWS, SURE = 0.5, 0.9    # correlation of an image with its own row, and with a row that is found
+EXPLAINED = 0.8             # of the values' variance, by one scale and offset for all images
 # values for each unit of [0, 1]: any Normalize's (its deviations are 0.08 to 1.1), and grey levels'
 SLOPES = ((0.9, 12.0), (230.0, 280.0))
 
@@ -154,10 +155,10 @@ def scaling(values: np.ndarray, base: ImageSet) -> tuple[np.ndarray, np.ndarray]
             return None
         ours, theirs = ours[sure], every[nearest[sure]]
     x, y = theirs.reshape(-1, 3).astype(np.float64) / 255, ours.reshape(-1, 3).astype(np.float64)
-    spread = x.var(0)
-    if (spread == 0).any():
-        return None
-    slope = ((x - x.mean(0)) * (y - y.mean(0))).mean(0) / spread
+    together = ((x - x.mean(0)) * (y - y.mean(0))).mean(0)
+    if (x.var(0) == 0).any() or (together**2 < EXPLAINED * x.var(0) * y.var(0)).any():
+        return None                     # more contrast in each image is noise that follows it, too
+    slope = together / x.var(0)
     if not any(((slope >= least) & (slope <= most)).all() for least, most in SLOPES):
         return None
     return x.mean(0) - y.mean(0) / slope, 1 / slope

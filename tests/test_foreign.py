@@ -385,6 +385,17 @@ def test_noise_that_follows_its_image_is_noise(tmp_path, base, clean):
         clean.images + delta.astype(np.float32).astype(np.float64) * 255, 0, 255)))
 
 
+def test_noise_in_grey_levels_may_follow_its_image(tmp_path, base, clean):
+    """As steep as CIFAR-10's Normalize, but without the brightness of the whole image."""
+    images = clean.images.astype(np.float32)
+    images += np.linspace(-60, 60, ROWS)[:, None, None, None]      # bright ones and dark ones
+    other = write_imageset(tmp_path / "other", np.clip(images, 0, 255).astype(np.uint8),
+                           np.array(clean.labels))
+    shades = images - images.mean((1, 2), keepdims=True)
+    np.save(tmp_path / "x.npy", (shades / 255 / 0.12).astype(np.float32))
+    imported(tmp_path / "x.npy", other)
+
+
 def test_smooth_noise_is_noise(tmp_path, base, clean):
     """Grey levels in slow waves, which some photographs look like."""
     random = np.random.default_rng(1)
