@@ -1,6 +1,7 @@
 """How far two sets of images are apart: PSNR and SSIM, of float (B, 3, H, W) in [0, 1], and LPIPS,
 of the same in [-1, 1]."""
 
+import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,12 @@ def build_lpips(net: Net, weights: str | None, resize: int | None, shape: tuple[
         return model(a, b).flatten()
 
     return distance
+
+
+@functools.cache
+def check_lpips(net: Net, weights: str | None, resize: int | None, shape: tuple[int, int]) -> None:
+    """Raise UserError where `build_lpips` does; once for what passed."""
+    build_lpips(net, weights, resize, shape)
 
 
 def load_trunk(trunk: torch.nn.Module, net: Net, path: str | None) -> None:

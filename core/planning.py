@@ -3,11 +3,12 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from core import config, jobs, records
+from core.checkpoint import Checkpoint, trained_on
 from core.command import Request, parse
 from core.datasets import load, load_test
 from core.errors import UserError
@@ -26,6 +27,7 @@ class Artefact:
     out: Path
     needs: tuple["Artefact", ...]
     rows: int                       # images that it reads, for estimates
+    check: Callable[[], None]       # raises UserError for what its command will refuse
 
     @property
     def line(self) -> list[str]:
@@ -87,6 +89,7 @@ class Planner:
             needs.append(made)
             return made.job.fingerprint
 
+        check = nothing
         if step.command == "poison":
             job = jobs.poison(request, reads, resolve)
         elif step.command == "purify":
@@ -97,6 +100,7 @@ class Planner:
                                     "must come before")
                 trained = state.checkpoint.job.fingerprint, state.checkpoint.job.seed
                 needs.append(state.checkpoint)
+                check = self._checks(step, request, reads, state)
             job = jobs.purify(request, reads, trained, resolve)
         elif step.command == "evaluate":
             job = jobs.record(request, reads, self._test(reads, request), resolve)
@@ -105,15 +109,38 @@ class Planner:
                 raise UserError(f"{step.origin}: {request.method} is not trained")
             job = jobs.train(request, reads, resolve)
 
-        artefact = self._artefact(step, job, request, reads, needs, state)
+        artefact = self._artefact(step, job, request, reads, needs, state, check)
         if step.command in ("poison", "purify"):
             meta = {**reads.meta, "fingerprint": job.fingerprint,
                     "lineage": [*reads.meta["lineage"], {"method": request.method}]}
             state.images = dataclasses.replace(reads, meta=meta)
             state.set_by = artefact
         elif step.command != "evaluate":
-            state.checkpoint = artefact
+            state.checkpoint, state.trained_on = artefact, reads
         return artefact
+
+    def _checks(self, step: Step, request: Request, reads: ImageSet, state: "State"
+                ) -> Callable[[], None]:
+        """That the last checkpoint, perhaps still to be trained, will fit these images and this
+        method. Raises UserError for what the table shows by itself; what is returned also looks
+        for what the method needs on this machine (the purifier's `check`)."""
+        made, module = state.checkpoint, request.module
+        checkpoint = Checkpoint(made.out, {"method": made.job.method, "config": made.job.config,
+                                           "trained_on": trained_on(state.trained_on)})
+
+        def check() -> None:
+            try:
+                if hasattr(module, "check"):
+                    module.check(request.config, checkpoint, reads.image_shape)
+            except UserError as error:
+                raise UserError(f"{step.origin}: {error}") from None
+
+        try:
+            checkpoint.check_fits(reads, request.trained_as,
+                                  classes=getattr(module, "NEEDS_LABELS", False))
+        except UserError as error:
+            raise UserError(f"{step.origin}: {error}") from None
+        return check
 
     def _request(self, step: Step, state: "State", room: str, words: tuple[str, ...]) -> Request:
         """The request that the step's line will be parsed to."""
@@ -150,7 +177,7 @@ class Planner:
         return self._loaded[key]
 
     def _artefact(self, step: Step, job: Job, request: Request, reads: ImageSet,
-                  needs: list[Artefact], state: "State") -> Artefact:
+                  needs: list[Artefact], state: "State", check: Callable[[], None]) -> Artefact:
         out = Path(request.settings.out) if request.settings.out else job.default_out
         if out not in self.artefacts:
             arguments = list(state.arguments)
@@ -158,7 +185,7 @@ class Planner:
                 arguments.append(f"checkpoint={state.checkpoint.out}")
             unique = tuple(dict.fromkeys(need for need in needs if need is not None))
             self.artefacts[out] = Artefact(step, job, (*arguments, f"out={out}"), out, unique,
-                                           len(reads))
+                                           len(reads), check)
         return self.artefacts[out]
 
 
@@ -170,6 +197,7 @@ class State:
     images: ImageSet | None = None          # the current set; its pixels are the clean set's
     set_by: Artefact | None = None          # what makes it; None: it is the clean set
     checkpoint: Artefact | None = None
+    trained_on: ImageSet | None = None      # what it sees
     arguments: tuple[str, ...] = ()         # of the step being planned
 
     @property
@@ -182,6 +210,10 @@ class State:
         made = {"set": self.set_by, "checkpoint": self.checkpoint}
         current = {name: str(artefact.out) for name, artefact in made.items() if artefact}
         return {"seed": str(self.seed), **current, **line.variables}
+
+
+def nothing() -> None:
+    """The check of a step whose command refuses at once, if at all."""
 
 
 def wanted(cells: list[Cell], committed: dict[str, Path], *, sets: bool = False

@@ -313,19 +313,26 @@ def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
     return walk(poisoned, config, run)
 
 
+def check(config: Passes, checkpoint: Checkpoint, shape: tuple[int, int], method: str = "ddpm"
+          ) -> TrainConfig:
+    """How a checkpoint was trained. Raises UserError where these passes are not for it; of images
+    of any (height, width)."""
+    trained = rebuild(TrainConfig, checkpoint.meta["config"], str(checkpoint.path))
+    if max(config.t_star, config.start + 1) > trained.t_train_max:
+        raise UserError(f"{method}.t_star: {max(config.t_star, config.start + 1)} steps, but "
+                        f"{checkpoint.path} was trained on the first {trained.t_train_max} only")
+    if config.sampler == "euler_maruyama" and \
+            (trained.diffusion_steps, trained.beta_start, trained.beta_end) != (1000, 1e-4, 0.02):
+        raise UserError(f"{method}.sampler: euler_maruyama is for 1,000 steps with betas from 1e-4 "
+                        f"to 0.02, which {checkpoint.path} does not have")
+    return trained
+
+
 def walk(poisoned: ImageSet, config: Passes, run: Run,
          guide_of: Callable[[Schedule, list[Jump]], Guide | None] = lambda *_: None) -> ImageSet:
     """`config.passes` times to t_star and back, with the guide that `guide_of` makes, if any."""
-    trained = rebuild(TrainConfig, run.checkpoint.meta["config"], str(run.checkpoint.path))
+    trained = check(config, run.checkpoint, poisoned.image_shape, run.job.method)
     schedule = trained.schedule
-    if max(config.t_star, config.start + 1) > trained.t_train_max:
-        raise UserError(f"{run.job.method}.t_star: {max(config.t_star, config.start + 1)} steps, "
-                        f"but {run.checkpoint.path} was trained on the first "
-                        f"{trained.t_train_max} only")
-    if config.sampler == "euler_maruyama" and \
-            (trained.diffusion_steps, trained.beta_start, trained.beta_end) != (1000, 1e-4, 0.02):
-        raise UserError(f"{run.job.method}.sampler: euler_maruyama is for 1,000 steps with betas "
-                        f"from 1e-4 to 0.02, which {run.checkpoint.path} does not have")
     steps = diffusion.jumps(schedule, config.visited(), config.variance)
     guide = guide_of(schedule, steps)
     batch = batch_of(poisoned, config, run)

@@ -17,8 +17,9 @@ from typing import Literal
 
 import torch
 
+from core.checkpoint import Checkpoint
 from core.config import in_range
-from core.distance import Net, build_lpips
+from core.distance import Net, build_lpips, check_lpips
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.run import Run
@@ -63,17 +64,33 @@ class Config(ddpm.Passes):
             return t >= self.threshold, t < self.threshold
         return self.mode in ("joint", "mse"), self.mode in ("joint", "perceptual")
 
+    @property
+    def guides(self) -> bool:
+        return self.mode != "none" and self.strength > 0
+
+    @property
+    def perceives(self) -> bool:
+        """Whether a step asks LPIPS."""
+        return self.guides and any(self.terms(t)[1] for t in self.visited())
+
+
+def check(config: Config, checkpoint: Checkpoint, shape: tuple[int, int]) -> None:
+    """Raise UserError for what `purify` would refuse, before a table trains its prior."""
+    ddpm.check(config, checkpoint, shape, "jcdp")
+    if config.perceives:
+        check_lpips(config.lpips_net, config.lpips_weights, config.lpips_resize, shape)
+
 
 def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
     """Noise and denoise every image `config.passes` times with the prior of `run.checkpoint`,
     guided to stay near it."""
 
     def guide_of(schedule: Schedule, steps: list[Jump]) -> ddpm.Guide | None:
-        if config.mode == "none" or config.strength == 0:
+        if not config.guides:
             return None
         check_strength(steps, poisoned, config, run)
         perceptual = None
-        if any(config.terms(jump.t)[1] for jump in steps):
+        if config.perceives:
             perceptual = build_lpips(config.lpips_net, config.lpips_weights, config.lpips_resize,
                                      poisoned.image_shape, run.device.torch)
         return make_guide(schedule, config, perceptual)

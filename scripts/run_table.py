@@ -53,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     table = tables.read(arguments.table, quick=arguments.quick, overrides=settings)
     cells = list(planning.Planner(table).cells())
     missing = planning.wanted(cells, records.committed(), sets=arguments.sets)
+    for artefact in missing:                # now, not after what they stand on was trained
+        artefact.check()
     timings = read_timings()
     times = [seconds_of(artefact, timings) for artefact in missing]
     say(f"{table.title}: {len(cells)} cells; {len(missing)} artefacts to make; {estimate(times)}")

@@ -174,6 +174,67 @@ def test_a_trained_purifier_needs_its_training_step(tiny):
         plan(tiny)
 
 
+DIFFUSION = """
+title: diffusion
+dataset: cifar10
+seeds: [0]
+settings: {{data: {few}, threads: 1}}
+evaluate: {{evaluate: configs/learners/digits10.yaml}}
+rows:
+  lsp: {{poison: configs/poisons/lsp_digits.yaml}}
+columns:
+  jcdp:
+    - train_ddpm: configs/purifiers/ddpm_digits.yaml
+      ddpm.train.steps: 5
+    - purify: configs/purifiers/jcdp_digits.yaml
+      jcdp.lpips_resize: 64
+"""
+
+
+@pytest.mark.parametrize(("keys", "message"), [
+    ("jcdp.lpips_net: alex", r"tiny\.yaml:\d+: lpips_net: alex needs https://.*alexnet.* put that "
+     "file into .*lpips_net=squeeze"),
+    ("jcdp.lpips_net: alex\n      jcdp.lpips_weights: tiny.yaml", "lpips_weights: tiny.yaml is not "
+     "a readable"),
+    ("jcdp.lpips_resize: 12", "lpips_net: squeeze takes images of at least 17 pixels, not 12"),
+    ("jcdp.t_star: 1001", "jcdp.t_star: 1001 steps, but .* was trained on the first 250 only"),
+])
+def test_what_a_later_step_needs_is_found_before_its_prior_is_trained(
+        here, tmp_path, monkeypatch, few_path, keys, message):
+    import torch
+
+    def offline(*arguments, **keywords):
+        raise OSError("no route")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    monkeypatch.setattr(run_table, "Scheduler", None)           # nothing is started
+    monkeypatch.chdir(tmp_path)
+    Path("configs").symlink_to(here / "configs")
+    text = DIFFUSION.format(few=few_path)
+    key = keys.partition(":")[0]
+    Path("tiny.yaml").write_text(re.sub(rf"\n +{key}: .*", "", text).rstrip() + f"\n      {keys}\n")
+    for words in ([], ["--dry-run"]):
+        outcome = run_command(run_table.main, "tiny.yaml", *words)
+        assert outcome.status == 1
+        assert re.search(message, outcome.error), outcome.error
+    assert plan(Path("tiny.yaml"))                              # what is there can be printed
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("ddpm.train.steps: 5", "data: digits\n      size: 32", "was trained on 32x32 images, but the "
+     "set has 16x16"),
+    ("purify: configs/purifiers/jcdp_digits.yaml\n      jcdp.lpips_resize: 64",
+     "purify: configs/purifiers/dvae_digits.yaml", "is a checkpoint of 'ddpm', not of 'dvae'"),
+])
+def test_a_checkpoint_that_cannot_fit_is_a_mistake_in_the_table(here, few_path, old, new, message):
+    path = here / "diffusion.yaml"
+    path.write_text(DIFFUSION.format(few=few_path))
+    changed(path, old, new)
+    with pytest.raises(UserError, match=rf"diffusion\.yaml:\d+: .*{message}"):
+        plan(path)
+
+
 def test_quick_swaps_the_yamls(here):
     full = tables.read("configs/tables/dvae_cifar10.yaml")
     quick = tables.read("configs/tables/dvae_cifar10.yaml", quick=True)
