@@ -11,6 +11,7 @@ from core import config, jobs, records
 from core.checkpoint import Checkpoint, trained_on
 from core.command import Request, parse
 from core.datasets import load, load_test
+from core.device import DeviceSettings
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.run import Job
@@ -28,6 +29,7 @@ class Artefact:
     needs: tuple["Artefact", ...]
     rows: int                       # images that it reads, for estimates
     check: Callable[[], None]       # raises UserError for what its command will refuse
+    device: DeviceSettings
 
     @property
     def line(self) -> list[str]:
@@ -185,7 +187,7 @@ class Planner:
                 arguments.append(f"checkpoint={state.checkpoint.out}")
             unique = tuple(dict.fromkeys(need for need in needs if need is not None))
             self.artefacts[out] = Artefact(step, job, (*arguments, f"out={out}"), out, unique,
-                                           len(reads), check)
+                                           len(reads), check, request.device)
         return self.artefacts[out]
 
 

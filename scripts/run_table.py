@@ -27,6 +27,7 @@ from core import files, planning, processes, records, tables
 from core.command import command
 from core.device import free_cores
 from core.errors import UserError
+from core.run import otherwise
 
 LOGS, TIMINGS = Path("runs/logs"), Path("runs/timings.jsonl")
 
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     table = tables.read(arguments.table, quick=arguments.quick, overrides=settings)
     cells = list(planning.Planner(table).cells())
     missing = planning.wanted(cells, records.committed(), sets=arguments.sets)
+    say_made_otherwise(cells)
     for artefact in missing:                # now, not after what they stand on was trained
         artefact.check()
     timings = read_timings()
@@ -72,6 +74,17 @@ def main(argv: list[str] | None = None) -> None:
         broken = sum(cell.record in failed for cell in cells)
         raise UserError(f"{broken} of {len(cells)} cells failed; mend the causes above and repeat "
                         "the same line")
+
+
+def say_made_otherwise(cells: list[planning.Cell]) -> None:
+    """Where finished records have another precision than the one asked for, which they are not
+    known by."""
+    committed = records.committed()
+    places = [(planning.place_of(cell.record, committed), cell.record.device) for cell in cells]
+    found = [f"{place} is already done{text}" for place, asked in places
+             if place is not None and (text := otherwise(place, asked))]
+    if found:
+        say(f"{found[0]} ({len(found)} such record{'s' if len(found) > 1 else ''})")
 
 
 @dataclass(frozen=True)

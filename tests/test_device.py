@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import CONFIGS, run_command, succeed
+from conftest import CONFIGS, ROOT, run_command, succeed
 
 import evaluate
 from core import device, records
@@ -136,3 +138,18 @@ def test_released_presets_are_fp32(name, program):
     """In bf16 6 % of JCDP's pixels are a grey level off what the released code gives."""
     request = parse([str(CONFIGS / "purifiers" / f"{name}.yaml")], "", "purifiers", program)
     assert request.device.precision == "fp32"
+
+
+# --- where nothing can run -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ("sys.modules['fcntl'] = None", "error: Linux and macOS are supported"),
+    ("sys.version_info = (3, 10)", "error: Python 3.11 or later is needed"),
+])
+def test_the_first_import_says_which_systems_are_supported(change, said):
+    done = subprocess.run([sys.executable, "-c", f"import sys; {change}; import core.errors"],
+                          capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1

@@ -375,6 +375,20 @@ def test_ctrl_c_saves_and_says_so(tiny):
     assert list(record.with_name(f"{record.name}.partial").glob("state/*.pt"))
 
 
+def test_finished_records_of_another_precision_are_said(tiny, monkeypatch):
+    """As a committed record says of itself; an `auto` asks for nothing."""
+    cells = plan(tiny)
+    made = Path("made")
+    made.mkdir(exist_ok=True)
+    (made / "meta.json").write_text('{"device": {"precision": "bf16"}}')
+    monkeypatch.setattr(run_table.records, "committed",
+                        lambda: {cell.record.job.fingerprint: made for cell in cells})
+    assert "made with" not in run_command(run_table.main, tiny, "--dry-run").stderr
+    assert (f"made is already done, made with precision=bf16, not fp32: another out= makes it anew "
+            f"({len(cells)} such records)\n") in run_command(
+                run_table.main, tiny, "--dry-run", "precision=fp32").stderr
+
+
 # --- estimates -------------------------------------------------------------------------------
 
 
