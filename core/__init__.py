@@ -5,7 +5,7 @@ import sys
 if sys.version_info < (3, 11):      # noqa: UP036 - for whoever starts it with an older one
     sys.exit("error: Python 3.11 or later is needed, and this is " + sys.version.split()[0])
 try:
-    import fcntl                    # noqa: F401 - locks, without which two runs would mix
+    import fcntl  # noqa: F401 - locks, without which two runs would mix
 except ImportError:
     sys.exit("error: Linux and macOS are supported, and this system has no file locks (fcntl); on "
              "Windows, use the Windows Subsystem for Linux (WSL)")
