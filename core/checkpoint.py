@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from core import files
+from core import files, reading
 from core.datasets import short
 from core.errors import UserError
 from core.imageset import ImageSet, read_meta, verify
@@ -39,12 +39,15 @@ class Checkpoint:
 
         Raises UserError for a missing, damaged or foreign file.
         """
-        from safetensors.torch import load_file
-
         path = self.path / f"{part}.safetensors"
         verify(path, self.meta)
+        weights, wanted = reading.safetensors(path), model.state_dict()
+        for name, tensor in weights.items():        # loading would round or truncate another kind
+            if name in wanted and tensor.dtype != wanted[name].dtype:
+                raise UserError(f"{path} does not fit this model: {name} is {tensor.dtype}, not "
+                                f"{wanted[name].dtype}")
         try:
-            model.load_state_dict(load_file(path))
+            model.load_state_dict(weights)
         except Exception as error:
             reason = str(error).splitlines()[-1].strip()
             raise UserError(f"{path} does not fit this model: {reason}") from None

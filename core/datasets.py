@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core import config, pictures, streams
+from core import config, pictures, reading, streams
 from core.distributed import note, world
 from core.errors import UserError
 from core.imageset import ImageSet, content_digest, from_arrays
@@ -275,15 +275,10 @@ def load_folder(path: Path, settings: DataSettings) -> ImageSet:
 def load_npz(path: Path, settings: DataSettings) -> ImageSet:
     """Arrays `images` and `labels` of any integer type; classes are numbered up to the largest."""
     reject_size(settings)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            images, labels = archive["images"], archive["labels"]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except KeyError as error:
-        raise UserError(f"{path}: {error.args[0]}; it needs arrays `images` and `labels`") from None
-    except Exception:
-        raise UserError(f"{path} is not a readable .npz of plain arrays") from None
+    found = reading.npz(path, "images", "labels")
+    if len(found) < 2:
+        raise UserError(f"{path}: it needs arrays `images` and `labels`")
+    images, labels = found["images"], found["labels"]
     largest = 0
     if labels.ndim == 1 and labels.dtype.kind in "iu" and labels.size:
         labels = labels.astype(np.int64)

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from core import reading, torchfile
 from core.errors import UserError
 
 Net = Literal["alex", "vgg", "squeeze"]
@@ -94,32 +95,28 @@ def load_trunk(trunk: torch.nn.Module, net: Net, path: str | None) -> None:
     if path is None and net == "squeeze":
         path = str(SQUEEZE)
     found = read_weights(Path(path)) if path else download(net)
+    found = found if isinstance(found, dict) else {}
     wanted = {name: "features." + name.partition(".")[2] for name in trunk.state_dict()}
     try:
-        trunk.load_state_dict({name: found[source].float() for name, source in wanted.items()})
-    except (KeyError, TypeError, RuntimeError, AttributeError):
+        weights = {name: found[source].float() for name, source in wanted.items()}
+        reading.finite(weights, Path(path or net))
+        trunk.load_state_dict(weights)
+    except (KeyError, RuntimeError, AttributeError):
         raise UserError(f"lpips_weights: {path} does not hold torchvision's {TRUNKS[net][0]} "
                         "weights") from None
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """A state dict from .npz, .safetensors or .pth, without running a pickle."""
-    import numpy as np
-
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: torch.from_numpy(archive[name]) for name in archive}
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"lpips_weights: {path}: no such file") from None
-    except Exception:
-        raise UserError(f"lpips_weights: {path} is not a readable .npz, .safetensors or .pth of "
-                        "plain weights") from None
+            return {name: torch.from_numpy(array) for name, array in reading.npz(path).items()
+                    if array.dtype.kind in "fiu"}
+        read = reading.safetensors if path.suffix == ".safetensors" else torchfile.load
+        return read(path)
+    except UserError as error:
+        raise UserError(f"lpips_weights: {error}; it takes a .npz, .safetensors or .pth of plain "
+                        "weights") from None
 
 
 def download(net: Net) -> dict[str, torch.Tensor]:

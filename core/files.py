@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from core import reading
+
 
 def operation(kind: str, path: Path) -> None:
     """A seam for tests: `kind` is write, fsync, rename, mkdir, unlink or truncate."""
@@ -99,8 +101,8 @@ def remove_tree(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with open(path, "rb") as file:
+    """Hex digest of a file's bytes. Raises UserError for what is none."""
+    with reading.regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

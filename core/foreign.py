@@ -10,7 +10,6 @@
 pickle.
 """
 
-import contextlib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from core import pickles
+from core import pickles, reading, torchfile
 from core.errors import UserError
-from core.pictures import to_rgb, visible
+from core.pictures import opened, to_rgb, visible
 
 LABEL_FILES = ("{stem}_labels.npy", "{stem}_label.npy", "{stem}_target.npy", "{stem}_targets.npy")
 LABEL_NAMES = {"data": ("target", "targets", "label", "labels")}    # x_data.npy -> x_target.npy
@@ -65,12 +64,7 @@ def read(path: Path) -> Foreign:
 
 
 def read_torch(path: Path) -> Foreign:
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:
-        raise UserError(f"{path} is not a torch file of plain tensors; nothing else is read, for "
-                        "it would have to be run") from None
-    return of_object(found, path, "torch")
+    return of_object(torchfile.load(path), path, "torch")
 
 
 def read_pickle(path: Path) -> Foreign:
@@ -78,18 +72,13 @@ def read_pickle(path: Path) -> Foreign:
 
 
 def read_npz(path: Path) -> Foreign:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
-    except Exception:
-        raise UserError(f"{path} is not a readable .npz of plain arrays") from None
-    return of_object(found, path, ".npz")
+    return of_object(reading.npz(path), path, ".npz")
 
 
 def read_npy(path: Path) -> Foreign:
     """With the labels of a file beside it, where that has a name people give it."""
-    values = load_npy(path)
-    labels = next((as_labels(load_npy(file), path) for file in labels_beside(path)), None)
+    values = reading.npy(path)
+    labels = next((as_labels(reading.npy(file), path) for file in labels_beside(path)), None)
     found = Foreign(".npy", values, labels)
     pool = labels is not None and path.stem == "simple_data"    # LSP's; others are in order
     return replace(found, form="a pool of noise by label", by_label=True) if pool else found
@@ -108,15 +97,6 @@ def labels_beside(path: Path) -> list[Path]:
         names += [f"y_{path.stem[2:]}.npy", re.sub(r"^(x_\w+?_\w+?)_.*", r"\1", path.stem)
                   .replace("x_", "y_", 1) + ".npy"]
     return [path.with_name(name) for name in names if path.with_name(name).exists()]
-
-
-def load_npy(path: Path) -> np.ndarray:
-    with contextlib.suppress(Exception):
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-    raise UserError(f"{path} is not a readable .npy of plain numbers (arrays of objects would have "
-                    "to be run)")
 
 
 def of_object(found: Any, path: Path, source: str) -> Foreign:
@@ -314,30 +294,15 @@ def class_pictures(files: list[tuple[int, Path]], names: list[str], path: Path) 
 
 
 def decoded(files: list[Path]) -> np.ndarray:
-    from PIL import Image
-
-    with named(files[0], Image), Image.open(files[0]) as first:
+    with opened(files[0]) as first:
         width, height = first.size
+    held = sum(file.stat().st_size for file in files)
+    reading.unfolds(len(files) * height * width * 3, held, files[0].parent)
     images = np.empty((len(files), height, width, 3), np.uint8)
     for i, file in enumerate(files):
-        with named(file, Image), Image.open(file) as picture:
+        with opened(file) as picture:
             if picture.size != (width, height):     # before decoding: it may be huge
                 raise UserError(f"{file} is {picture.size[0]}x{picture.size[1]}, but "
                                 f"{files[0].name} is {width}x{height}")
             images[i] = np.asarray(to_rgb(picture, file))
     return images
-
-
-class named:
-    """Turns Pillow's errors into one that names the file."""
-
-    def __init__(self, file: Path, library: Any) -> None:
-        self.file, self.errors = file, (OSError, ValueError, SyntaxError,
-                                        library.DecompressionBombError)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, self.errors) and not isinstance(error, UserError):
-            raise UserError(f"{self.file}: not a readable image") from None

@@ -6,7 +6,6 @@ On disk a folder that NumPy alone can open: `images.npy` uint8 (N, H, W, 3), `la
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from core import files, remembered, streams
+from core import files, reading, remembered, streams
 from core.errors import UserError
 from core.run import Run
 
@@ -248,8 +247,8 @@ KINDS = {"imageset": "an ImageSet", "checkpoint": "a checkpoint", "record": "a r
 def read_any_meta(path: Path) -> dict:
     """The meta.json of a finished artefact of whatever kind."""
     for kind in KINDS:
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            if json.loads((path / "meta.json").read_text()).get("kind") == kind:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if reading.read_json(path / "meta.json").get("kind") == kind:
                 return read_meta(path, kind)
     return read_meta(path, "imageset")
 
@@ -260,8 +259,11 @@ def read_meta(path: Path, kind: str) -> dict:
         unfinished = path.with_name(path.name + ".partial").exists()
         hint = "; it is unfinished: repeat the command that makes it" if unfinished else ""
         raise UserError(f"{path}: no such folder; it should be {KINDS[kind]}{hint}")
+    if not (path / "meta.json").exists():
+        hint = f"; for a folder per class write folder:{path}" if kind == "imageset" else ""
+        raise UserError(f"{path} is not {KINDS[kind]}: it has no meta.json{hint}")
     try:
-        meta = json.loads((path / "meta.json").read_text())
+        meta = reading.parse_json(reading.text(path / "meta.json"))
         if meta["kind"] != kind:
             raise UserError(f"{path} is {KINDS.get(meta['kind'], 'something else')}, not "
                             f"{KINDS[kind]}")
@@ -271,9 +273,6 @@ def read_meta(path: Path, kind: str) -> dict:
         for key in REQUIRED[kind]:
             if key not in meta:
                 raise UserError(f"{path}/meta.json lacks '{key}'; {again(path)}")
-    except (FileNotFoundError, NotADirectoryError):
-        hint = f"; for a folder per class write folder:{path}" if kind == "imageset" else ""
-        raise UserError(f"{path} is not {KINDS[kind]}: it has no meta.json{hint}") from None
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
@@ -291,9 +290,8 @@ def verify(path: Path, meta: dict) -> None:
     """Raise UserError unless the file has the SHA-256 that its meta.json promises."""
     try:
         digest = files.sha256(path)
-    except OSError as error:
-        raise UserError(f"{path}: {(error.strerror or 'unreadable').lower()}; "
-                        f"{again(path.parent)}") from None
+    except UserError as error:
+        raise UserError(f"{error}; {again(path.parent)}") from None
     if digest != meta.get("digests", {}).get(path.name):
         raise UserError(f"{path} does not match its SHA-256 in meta.json: it was damaged or "
                         f"edited; {again(path.parent)}")
@@ -303,6 +301,6 @@ def read_array(path: Path, meta: dict) -> np.ndarray:
     """Memory-map a `.npy` file of an artefact. Raises UserError if it is damaged or a pickle."""
     verify(path, meta)
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError):
-        raise UserError(f"{path} is not a readable .npy array; {again(path.parent)}") from None
+        return reading.npy(path, mapped=True)
+    except UserError as error:
+        raise UserError(f"{error}; {again(path.parent)}") from None

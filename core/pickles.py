@@ -2,20 +2,27 @@
 arrays, dicts, lists, tuples, strings, bytes and numbers. Whatever else a file asks for is refused
 before anything is called.
 
-`pickletools` splits the file into opcodes and bounds every length by the file's own.
+`pickletools` splits the file into opcodes; every length is bounded by the file's own, and so are
+the number of opcodes, the depth of containers and the kinds of keys (many numbers, and tuples of
+them, can be made to fall on one place of a dict, and a deep tuple overflows the stack when it is
+hashed).
 """
 
 import codecs
 import math
 import pickletools
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from core import reading
 from core.errors import UserError
 
 MOST_DEPTH = 4          # of containers: a list of pairs, a dict of lists
+MOST_OPCODES = 5_000_000    # half a minute's; a pair of bytes and label takes six
 MOST_GROWTH = 8         # bytes of values made, for each byte of the file
 MARK = object()
 
@@ -45,25 +52,30 @@ class Pending:
 
 def read(path: Path) -> Any:
     """What the pickle at `path` holds. Raises UserError for anything but plain data."""
-    try:
-        return resolve(interpret(path.read_bytes()))
-    except OSError as error:
-        raise UserError(f"{path}: {(error.strerror or 'unreadable').lower()}") from None
-    except MemoryError:
-        raise
-    except Unsafe as error:
-        raise UserError(f"{path}: refused, for it asks for {error}; only arrays, dicts, lists, "
-                        "tuples, strings, bytes and numbers are read") from None
-    except Exception:
-        raise UserError(f"{path} is not a whole pickle of plain data") from None
+    with reading.regular(path) as file:
+        try:
+            return resolve(interpret(file, 1000 + MOST_GROWTH * file.size))
+        except (UserError, MemoryError):
+            raise
+        except Unsafe as error:
+            raise UserError(f"{path}: refused, for it asks for {error}; only arrays, dicts, lists, "
+                            "tuples, strings, bytes and numbers are read") from None
+        except Exception:
+            raise UserError(f"{path} is not a whole pickle of plain data") from None
 
 
-def interpret(data: bytes) -> Any:
-    """The object that a pickle describes, arrays still `Pending`."""
+def interpret(file: BinaryIO, left: int, calls: dict[str, Any] | None = None,
+              stored: Callable[[Any], Any] | None = None) -> Any:
+    """The object that the pickle at the file's position describes, arrays still `Pending`; the file
+    is left behind it. It makes at most `left` bytes of values.
+
+    `calls` are the functions it may ask for, by name; `stored` gives what a persistent id stands
+    for. Raises Unsafe, and ValueError and others for what is no pickle.
+    """
+    calls = CALLS if calls is None else calls
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
-    left = 1000 + MOST_GROWTH * len(data)
 
     def since_mark() -> list[Any]:
         at = marks.pop()
@@ -80,8 +92,10 @@ def interpret(data: bytes) -> Any:
             raise Unsafe("more bytes than it could hold")
         return value
 
-    for opcode, argument, _ in pickletools.genops(data):
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         name = opcode.name
+        if number == MOST_OPCODES:
+            raise Unsafe(f"more than {MOST_OPCODES:,} steps")
         if name in ("PROTO", "FRAME"):
             continue
         if name == "STOP":
@@ -96,7 +110,7 @@ def interpret(data: bytes) -> Any:
             marks.append(len(stack))
             stack.append(MARK)
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[int(argument)] = stack[-1]
+            memo[key_of(int(argument))] = stack[-1]
         elif name == "MEMOIZE":
             memo[len(memo)] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
@@ -110,7 +124,7 @@ def interpret(data: bytes) -> Any:
             stack.append(since_mark())
         elif name == "DICT":
             items = since_mark()
-            stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+            stack.append(dict(pairs(items)))
         elif name == "APPEND":
             item = stack.pop()
             own(stack[-1], list).append(item)
@@ -119,22 +133,25 @@ def interpret(data: bytes) -> Any:
             own(stack[-1], list).extend(items)
         elif name == "SETITEM":
             value, key = stack.pop(), stack.pop()
-            own(stack[-1], dict)[key] = value
+            own(stack[-1], dict)[key_of(key)] = value
         elif name == "SETITEMS":
             items = since_mark()
-            own(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
+            own(stack[-1], dict).update(pairs(items))
         elif name == "GLOBAL":
-            stack.append(known(argument.replace(" ", ".")))
+            stack.append(known(argument.replace(" ", "."), calls))
         elif name == "STACK_GLOBAL":
             attribute, module = own(stack.pop(), str), own(stack.pop(), str)
-            stack.append(known(f"{module}.{attribute}"))
+            stack.append(known(f"{module}.{attribute}", calls))
         elif name == "REDUCE":
             arguments, function = stack.pop(), own(stack.pop(), Global)
-            stack.append(made(CALLS[function](*arguments)))
+            stack.append(made(calls[function](*own(arguments, tuple))))
         elif name == "BUILD":
             state = stack.pop()
-            own(stack[-1], Pending).build(state)
-            made(stack[-1].value)
+            if type(stack[-1]) is not dict:         # an OrderedDict's attributes say nothing
+                own(stack[-1], Pending).build(state)
+                made(stack[-1].value)
+        elif name == "BINPERSID" and stored is not None:
+            stack.append(stored(stack.pop()))
         else:
             raise Unsafe(f"the opcode {name}")
     raise ValueError("no end")
@@ -147,14 +164,27 @@ def own(value: Any, kind: type) -> Any:
     return value
 
 
-def known(name: str) -> Global:
+def key_of(value: Any) -> Any:
+    """A key, whose hash is its own: whole numbers of up to 60 bits, text, bytes."""
+    if type(value) in (str, bytes) or (type(value) is int and abs(value) < 1 << 60):
+        return value
+    raise Unsafe("a key that is no text, bytes or number of 60 bits")
+
+
+def pairs(items: list[Any]) -> list[tuple[Any, Any]]:
+    """Keys and values by turns, as pairs."""
+    return list(zip(map(key_of, items[::2]), items[1::2], strict=True))
+
+
+def known(name: str, calls: dict[str, Any]) -> Global:
     name = name.replace("numpy._core.", "numpy.core.")
-    if name not in CALLS:
+    if name not in calls:
         raise Unsafe(f"'{name}'")
     return Global(name)
 
 
-def resolve(value: Any, depth: int = 0, done: dict[int, Any] | None = None) -> Any:
+def resolve(value: Any, most: int = MOST_DEPTH, depth: int = 0,
+            done: dict[int, Any] | None = None) -> Any:
     """Without `Pending`s, as deep as data are. What is shared stays shared."""
     done = {} if done is None else done
     if isinstance(value, Pending):
@@ -165,13 +195,13 @@ def resolve(value: Any, depth: int = 0, done: dict[int, Any] | None = None) -> A
         raise Unsafe(f"'{value}' as a value")
     if not isinstance(value, (list, tuple, dict)):
         return value
-    if depth == MOST_DEPTH:
-        raise Unsafe(f"containers more than {MOST_DEPTH} deep")
+    if depth == most:
+        raise Unsafe(f"containers more than {most} deep")
     if id(value) not in done:
         if isinstance(value, dict):
-            found = {key: resolve(item, depth + 1, done) for key, item in value.items()}
+            found = {key: resolve(item, most, depth + 1, done) for key, item in value.items()}
         else:
-            found = type(value)(resolve(item, depth + 1, done) for item in value)
+            found = type(value)(resolve(item, most, depth + 1, done) for item in value)
         done[id(value)] = found
     return done[id(value)]
 
@@ -180,10 +210,10 @@ def resolve(value: Any, depth: int = 0, done: dict[int, Any] | None = None) -> A
 
 
 def plain_dtype(code: Any) -> np.dtype:
-    dtype = np.dtype(code.decode() if isinstance(code, bytes) else code)
-    if dtype.kind not in "biuf":
-        raise Unsafe(f"an array of '{dtype}'")
-    return dtype
+    word = code.decode() if isinstance(code, bytes) else own(code, str)
+    if not re.fullmatch(r"[<>|=]?[biuf]\d{1,2}", word):
+        raise Unsafe(f"an array of '{word}'")
+    return np.dtype(word)
 
 
 def array_of(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:

@@ -14,16 +14,22 @@ Decided once, for folders that are data sets and for pictures that are imported:
         or 14 bits that was stored so would come out dark or black and is refused. Floats are too
 """
 
+import contextlib
 import unicodedata
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from core import reading
 from core.distributed import note
 from core.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP", "GIF")      # no EPS: it would be run
+MOST_PIXELS = 89_478_485        # Pillow warns from there on, and takes twice as many
 # What systems leave in folders, beside names that begin with a dot.
 LITTER = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information",
           "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__"}
@@ -147,25 +153,39 @@ def pictures_below(top: Path, root: Path, seen: dict[Path, Path], left_out: list
 def read_squares(files: list[Path], size: int, what: str) -> np.ndarray:
     """uint8 (N, size, size, 3): the shorter side resized (bilinear, antialiased), the centre
     cropped. Raises UserError that names a file that is no image."""
-    from PIL import Image
     from torchvision.transforms import CenterCrop, Compose, Resize
     from tqdm import tqdm
 
     transform = Compose([Resize(size), CenterCrop(size)])
     images = np.empty((len(files), size, size, 3), np.uint8)
     for i, file in enumerate(tqdm(files, desc=what, disable=None, leave=False)):
+        with opened(file) as image:
+            short, long = sorted(image.size)
+            if size * size * long > MOST_PIXELS * short:
+                raise UserError(f"{file}: {long} by {short} pixels are too long a strip to be "
+                                f"enlarged to size={size}; remove or crop it")
+            images[i] = np.asarray(transform(to_rgb(image, file)))
+    return images
+
+
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A Pillow image of one of FORMATS, not yet decoded. Raises UserError for what is none, also
+    where that shows inside the block, and for one that would fill the memory."""
+    from PIL import Image
+
+    with reading.regular(file) as source, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)     # it is an error here
         try:
-            with Image.open(file) as image:
-                short, long = sorted(image.size)
-                if size * size * long > Image.MAX_IMAGE_PIXELS * short:
-                    raise UserError(f"{file}: {long} by {short} pixels are too long a strip to be "
-                                    f"enlarged to size={size}; remove or crop it")
-                images[i] = np.asarray(transform(to_rgb(image, file)))
+            with Image.open(source, formats=FORMATS) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise UserError(f"{file} is {image.width}x{image.height}, too large for an "
+                                    f"image (at most {MOST_PIXELS:,} pixels)")
+                yield image
         except (UserError, MemoryError):
             raise
         except Exception:               # decoders raise whatever a broken file makes them
             raise UserError(f"{file}: not a readable image; repair or remove it") from None
-    return images
 
 
 def to_rgb(image, file: Path):

@@ -2,12 +2,11 @@
 
 import contextlib
 import dataclasses
-import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from core import files
+from core import files, reading
 from core.errors import UserError
 from core.imageset import ImageSet, read_meta, title, verify
 from core.run import Run, versions
@@ -43,7 +42,7 @@ def load(path: str | Path) -> dict:
     path = Path(path)
     meta = read_meta(path, "record")
     verify(path / "record.json", meta)
-    return json.loads((path / "record.json").read_text())
+    return reading.read_json(path / "record.json")
 
 
 def find(folder: str | Path) -> Iterator[tuple[Path, dict]]:

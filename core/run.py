@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from core import config, files, streams
+from core import config, files, reading, streams, torchfile
 from core.device import DeviceSettings, resolve, unlike
 from core.distributed import world
 from core.errors import UserError
@@ -154,7 +154,7 @@ class Run:
         if not self.out.exists():
             return "nothing"
         try:
-            found = json.loads((self.out / "meta.json").read_text())["fingerprint"]
+            found = reading.read_json(self.out / "meta.json")["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError):
             found = None
         return "this" if found == self.job.fingerprint else "other"
@@ -240,7 +240,7 @@ class Run:
         file is damaged."""
         for path in (self.work / "meta.json", self.work / "run.json"):
             try:
-                return json.loads(path.read_text())["fingerprint"]
+                return reading.parse_json(path.read_text())["fingerprint"]
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except (ValueError, KeyError, TypeError):
@@ -381,8 +381,8 @@ class Run:
         if not path.exists():
             return None
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:
+            return torchfile.load(path)
+        except UserError:
             raise UserError(f"{path} is damaged; remove {self.work} to start again") from None
 
     def _state_path(self, name: str) -> Path:
@@ -493,7 +493,7 @@ def otherwise(out: Path, asked: DeviceSettings) -> str:
     """What to add where a finished artefact was made in another precision than the one asked for,
     which is no part of its fingerprint; '' where it was not, or does not say."""
     try:
-        found = unlike(json.loads((out / "meta.json").read_text())["device"], asked)
+        found = unlike(reading.read_json(out / "meta.json")["device"], asked)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
     return f", made with {found}: another out= makes it anew" if found else ""

@@ -9,7 +9,6 @@ run. --data and --split say what it was trained on: they go into every record, s
 """
 
 import argparse
-import json
 import math
 import re
 import sys
@@ -20,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from core import checkpoint, files
+from core import checkpoint, files, reading, torchfile
 from core.command import command
 from core.config import plain, read_number
 from core.datasets import place
@@ -121,8 +120,6 @@ def main(argv: list[str] | None = None) -> None:
 
 def from_diffusers(folder: Path) -> tuple[Path, dict[str, torch.Tensor], int | None]:
     """The weights file of a folder, its weights under the plain names, the side of its images."""
-    from safetensors.torch import load_file
-
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
     path = unet / "diffusion_pytorch_model.safetensors"
     for file in (unet / "config.json", path):
@@ -131,12 +128,7 @@ def from_diffusers(folder: Path) -> tuple[Path, dict[str, torch.Tensor], int | N
                             f"{path.name}")
     config = read_config(unet / "config.json")
     check_keys(config, unet / "config.json", EXPECTED, {*FROM_WEIGHTS, *HARMLESS}, DEFAULTS)
-    try:
-        weights = unwrapped(load_file(path), path)
-    except UserError:
-        raise
-    except Exception:
-        raise UserError(f"{path} is damaged") from None
+    weights = unwrapped(reading.safetensors(path), path)
     levels = len({name.split(".")[1] for name in weights if name.startswith("down_blocks.")})
     renamed = {plain_name(name, levels): plain_shape(name, tensor)
                for name, tensor in weights.items()}
@@ -149,12 +141,7 @@ def from_diffusers(folder: Path) -> tuple[Path, dict[str, torch.Tensor], int | N
 
 def read_config(path: Path) -> dict:
     """The keys of a small JSON file."""
-    try:
-        if not path.is_file() or path.stat().st_size > MOST_CONFIG:
-            raise ValueError
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        raise UserError(f"{path} is damaged: no JSON of a config") from None
+    found = reading.read_json(path, MOST_CONFIG)
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged: it holds no keys")
     return found
@@ -261,13 +248,7 @@ def plain_shape(name: str, tensor: torch.Tensor) -> torch.Tensor:
 def from_ddim(path: Path) -> dict[str, torch.Tensor]:
     """The EMA of a list [model, optimiser, epoch, step, ema], its model where there is no EMA, or a
     bare state dict."""
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file or folder") from None
-    except Exception:
-        raise UserError(f"{path}: not plain weights: it is damaged, or needs a pickle that could "
-                        "run code, which is refused") from None
+    found = torchfile.load(path)
     if isinstance(found, (list, tuple)):
         found = next((part for part in (*found[-1:], *found[:1]) if is_state_dict(part)), None)
     if not is_state_dict(found):

@@ -154,7 +154,8 @@ def digest_of(source: Path) -> str:
         return files.sha256(source)
     digest = hashlib.sha256()
     for path in sorted(path for path in source.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(source)} {files.sha256(path)}\n".encode())
+        digest.update(f"{path.relative_to(source)} {files.sha256(path)}\n".encode(
+            errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -173,7 +173,7 @@ def test_a_file_that_is_no_array_is_refused_even_with_the_right_digest(tmp_path,
     meta = json.loads((path / "meta.json").read_text())
     (path / "images.npy").write_bytes(b"not an array")
     sign(path, meta)
-    with pytest.raises(UserError, match=r"images\.npy is not a readable \.npy array"):
+    with pytest.raises(UserError, match=r"images\.npy is not a readable \.npy of plain numbers"):
         ImageSet.load(path)
 
 

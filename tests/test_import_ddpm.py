@@ -86,14 +86,14 @@ class Malicious:
 
 def test_a_pickle_is_refused(tmp_path):
     torch.save([{"conv_in.weight": torch.zeros(1)}, Malicious()], tmp_path / "bad.pth")
-    assert "could run code, which is refused" in refused(tmp_path / "bad.pth")
+    assert "nothing else is read, for it would have to be run" in refused(tmp_path / "bad.pth")
     assert not (tmp_path / "ran").exists()
 
 
 def test_damaged_and_foreign_files(tmp_path, folder):
     (tmp_path / "junk.pth").write_bytes(b"junk")
-    assert "not plain weights" in refused(tmp_path / "junk.pth")
-    assert refused(tmp_path / "none.pth") == f"{tmp_path}/none.pth: no such file or folder"
+    assert "not a torch file of plain tensors" in refused(tmp_path / "junk.pth")
+    assert refused(tmp_path / "none.pth") == f"{tmp_path}/none.pth: no such file"
     torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
     assert "conv_in and down.* are missing" in refused(tmp_path / "other.pth")
     torch.save({key: value for key, value in UNet(32).state_dict().items()
@@ -101,7 +101,7 @@ def test_damaged_and_foreign_files(tmp_path, folder):
     assert "not the network of Ho et al." in refused(tmp_path / "part.pth")
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    assert "is damaged" in refused(folder)
+    assert "not a readable .safetensors file" in refused(folder)
 
 
 def edit(path, **keys):
@@ -198,7 +198,7 @@ def test_a_config_that_is_none(folder, text):
     DDPMScheduler().save_config(folder / "scheduler")
     for path in (folder / "scheduler" / "scheduler_config.json", folder / "unet" / "config.json"):
         path.write_text(text)
-        assert f"{path} is damaged" in refused(folder)
+        assert str(path) in refused(folder)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.",
