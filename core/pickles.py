@@ -22,7 +22,7 @@ from core import reading
 from core.errors import UserError
 
 MOST_DEPTH = 4          # of containers: a list of pairs, a dict of lists
-MOST_OPCODES = 5_000_000    # half a minute's; a pair of bytes and label takes six
+MOST_OPCODES = 3_000_000    # a quarter of a minute's; a tensor takes some 30
 MOST_GROWTH = 8         # bytes of values made, for each byte of the file
 MARK = object()
 
@@ -96,14 +96,14 @@ def interpret(file: BinaryIO, left: int, calls: dict[str, Any] | None = None,
         name = opcode.name
         if number == MOST_OPCODES:
             raise Unsafe(f"more than {MOST_OPCODES:,} steps")
-        if name in ("PROTO", "FRAME"):
-            continue
-        if name == "STOP":
-            return stack.pop()
-        if name in CONSTANTS:
-            stack.append(CONSTANTS[name])
-        elif name in LITERALS:
+        if name in LITERALS:
             stack.append(argument)
+        elif name in ("PROTO", "FRAME"):
+            continue
+        elif name == "STOP":
+            return stack.pop()
+        elif name in CONSTANTS:
+            stack.append(CONSTANTS[name])
         elif name in EMPTY:
             stack.append(EMPTY[name]())
         elif name == "MARK":

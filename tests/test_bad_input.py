@@ -392,7 +392,7 @@ def test_a_checkpoint_of_another_method_or_model_is_refused(tmp_path, few_path, 
                           (other_key, "unknown key 'colour'"),
                           (cut_weights, "stage1.safetensors does not match its SHA-256"),
                           (lost_weights, "stage2.safetensors: no such file"),
-                          (not_weights, "stage1.safetensors does not fit this model")]:
+                          (not_weights, "stage1.safetensors is not a readable .safetensors")]:
         path = damaged(checkpoint, tmp_path / change.__name__, change)
         refused(dvae(few_path, f"checkpoint={path}"), path.name, words)
 

@@ -188,8 +188,8 @@ def test_a_trunk_that_cannot_be_downloaded(prior, few_path, monkeypatch, tmp_pat
                   "lpips_net=squeeze"):
         assert words in error
     (tmp_path / "w.pth").write_bytes(b"junk")
-    assert "is not a readable" in refused(prior, few_path, *keys,
-                                          f"jcdp.lpips_weights={tmp_path / 'w.pth'}")
+    assert "is not a torch file" in refused(prior, few_path, *keys,
+                                            f"jcdp.lpips_weights={tmp_path / 'w.pth'}")
     torch.save({"other": torch.zeros(1)}, tmp_path / "v.pth")
     assert "does not hold torchvision's alexnet weights" in refused(
         prior, few_path, *keys, f"jcdp.lpips_weights={tmp_path / 'v.pth'}")
