@@ -204,7 +204,8 @@ def safetensors(path: Path) -> dict[str, Any]:
     with regular(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if length > MOST_TEXT:
-            raise UserError(f"{path}: its header of {length:,} bytes is too long")
+            raise UserError(f"{path} is not a readable .safetensors file: a header of {length:,} "
+                            "bytes")
         try:
             entries = parse_json(file.read(length))
             dtypes = {entry["dtype"] for name, entry in entries.items() if name != "__metadata__"}
