@@ -63,11 +63,11 @@ def share(log: list[dict]) -> float:
 
 @pytest.fixture(scope="module")
 def contrasts() -> ImageSet:
-    """30 images of 16x16 in three classes, a third of their values black and a third white."""
+    """20 images of 8x8 in four classes, a third of their values black and a third white."""
     random = np.random.default_rng(0)
-    images = np.clip(random.integers(-255, 511, (30, 16, 16, 3)), 0, 255).astype(np.uint8)
-    return from_arrays(images, random.permutation(np.arange(30) % 3), name="x",
-                       classes=list("abc"), root={}, test=None)
+    images = np.clip(random.integers(-255, 511, (20, 8, 8, 3)), 0, 255).astype(np.uint8)
+    return from_arrays(images, random.permutation(np.arange(20) % 4), name="x",
+                       classes=list("abcd"), root={}, test=None)
 
 
 @pytest.fixture
@@ -90,12 +90,12 @@ def in_double(monkeypatch):
     return install
 
 
-def network_of(classes: int = 3) -> torch.nn.Module:
+def network_of(seed: int = 0) -> torch.nn.Module:
     """A random ResNet-18 of width 4 with statistics of its own, behind CIFAR's mean and std."""
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Normalised(resnet18(classes, 4), tap.CIFAR_MEAN, tap.CIFAR_STD).train()
-        model(torch.rand(64, 3, 16, 16))
+        torch.manual_seed(seed)
+        model = Normalised(resnet18(4, 4), tap.CIFAR_MEAN, tap.CIFAR_STD).train()
+        model(torch.rand(64, 3, 8, 8))
     return model.double().eval()
 
 
@@ -131,7 +131,7 @@ def plain_tap(clean: ImageSet, config: tap.Config, network, mistake: str = "") -
         theta = torch.zeros(len(x), 2, 3, dtype=torch.float64)
         theta[:, 0, 0] = torch.where((draws[:, 2] < 0.5) & config.flip, -1.0, 1.0)
         theta[:, 1, 1] = 1
-        theta[:, :, 2] = (2 * draws[:, :2] - 1) * config.shift * 2 / 15
+        theta[:, :, 2] = (2 * draws[:, :2] - 1) * config.shift * 2 / 7
         grid = F.affine_grid(theta, list(images.shape), align_corners=True)
         if mistake == "black outside":
             return (F.grid_sample(images, grid, align_corners=True) - mean) / std
@@ -172,7 +172,7 @@ def test_taps_crafting_is_the_releases_loop(tmp_path, contrasts, in_double, monk
     network, scaled = network_of(), tap.Transform._scaled
     in_double(tap, network)
     monkeypatch.setattr(tap.Transform, "_scaled", lambda self, draws: scaled(self, draws.double()))
-    config = tap.Config(epsilon=24 / 255, step_size=3 / 255, steps=5, restarts=2, shift=2.0)
+    config = tap.Config(epsilon=24 / 255, step_size=3 / 255, steps=6, restarts=2, shift=2.0)
     with new_run(tmp_path / "ours") as run:
         ours = np.array(tap.poison(contrasts, config, run).images)
     np.testing.assert_array_equal(ours, plain_tap(contrasts, config, network))
@@ -214,7 +214,7 @@ def plain_pil(clean: ImageSet, config: pil.Config, network, mistake: str = "") -
 
 def test_pils_crafting_is_the_releases_loop(tmp_path, contrasts, in_double):
     torch.manual_seed(0)
-    network = classifier("two_linear", 3, (16, 16)).double()
+    network = classifier("two_linear", 4, (8, 8)).double()
     in_double(pil, network)
     # a weight at which both terms count on so small a network
     config = pil.Config(epsilon=24 / 255, step_size=5 / 255, steps=8, weight=0.5)
@@ -301,6 +301,121 @@ def test_pil_trains_in_index_order(few, monkeypatch, tmp_path):
             surrogate.learning_rate, surrogate.momentum, surrogate.weight_decay,
             surrogate.schedule, surrogate.clip_norm, surrogate.crop_padding, surrogate.flip) == (
         "two_linear", 30, 512, False, 3e-3, 0.9, 0.0, "cosine", None, 0, False)
+
+
+HYPO_MISTAKES = ["the next class", "away from the class", "random start", "never in the box",
+                 "batch statistics", "epsilon / steps a step", "no ball"]
+
+
+def plain_hypo(clean: ImageSet, config: hypo.Config, network, mistake: str = "") -> np.ndarray:
+    """Section 9: steps of epsilon / 5 from the image, onto the ball, then the box."""
+    x, y = doubles(clean)
+    network.train(mistake == "batch statistics")
+    targets = (y + 1) % clean.num_classes if mistake == "the next class" else y
+    size = config.epsilon / (config.steps if mistake == "epsilon / steps a step" else 5)
+    z = x.clone()
+    if mistake == "random start":
+        z = (x + config.epsilon * drawn(torch.randn, "x", len(x), *x.shape[1:])).clamp(0, 1)
+    for _ in range(config.steps):
+        z.requires_grad_()
+        [gradient] = torch.autograd.grad(F.cross_entropy(network(z), targets), z)
+        if mistake == "away from the class":
+            gradient = -gradient
+        if config.norm == "linf":
+            delta = z.detach() - size * gradient.sign() - x
+            delta = delta if mistake == "no ball" else delta.clamp(-config.epsilon, config.epsilon)
+        else:
+            lengths = gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            delta = z.detach() - size * gradient / lengths - x
+            if mistake != "no ball":
+                delta = delta.flatten(1).renorm(2, 0, config.epsilon).view_as(x)
+        z = x + delta if mistake == "never in the box" else (x + delta).clamp(0, 1)
+    network.eval()
+    return to_pixels(z)
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 24 / 255), ("l2", 2.0)])
+def test_hypos_crafting_is_the_releases_loop(tmp_path, contrasts, in_double, norm, epsilon):
+    network = network_of()
+    in_double(hypo, network)
+    config = hypo.Config(norm=norm, epsilon=epsilon, steps=8)
+    with new_run(tmp_path / "ours") as run:
+        ours = np.array(hypo.poison(contrasts, config, run).images)
+    np.testing.assert_array_equal(ours, plain_hypo(contrasts, config, network))
+    for mistake in HYPO_MISTAKES:
+        assert (plain_hypo(contrasts, config, network, mistake) != ours).any(), mistake
+
+
+SEP_MISTAKES = {
+    "sep": ["own class", "the next class", "away from the class", "last checkpoint alone",
+            "signs averaged", "random start", "never in the box"],
+    "fa": ["own class", "first checkpoint's centroids", "last checkpoint alone",
+           "away from the class"],
+    "fa_vr": ["own class", "last checkpoint's centroids", "no correction", "correction reversed",
+              "no inner steps", "one checkpoint drawn", "not summed"],
+}
+
+
+def plain_sep(clean: ImageSet, config: sep.Config, networks, mistake: str = "") -> np.ndarray:
+    """Section 8, each checkpoint with its own centroids."""
+    x, y = doubles(clean)
+    half = {"own class": 0, "the next class": 1}.get(mistake, clean.num_classes // 2)
+    targets = (y + half) % clean.num_classes
+    sign = -1 if mistake == "away from the class" else 1
+    centroids = [torch.stack([n.features(x)[y == k].mean(0) for k in range(clean.num_classes)])
+                 for n in networks]
+    if "centroids" in mistake:
+        centroids = [centroids[0 if "first" in mistake else -1]] * len(networks)
+
+    def gradient(z, i: int):
+        z = z.detach().requires_grad_()
+        if config.loss == "sep":
+            loss = F.cross_entropy(networks[i](z), targets)
+        else:
+            loss = F.mse_loss(networks[i].features(z), centroids[i].detach()[targets])
+        return sign * torch.autograd.grad(loss, z)[0]
+
+    def moved(z, direction):
+        delta = (z - config.step_size * direction.sign() - x).clamp(-config.epsilon, config.epsilon)
+        return x + delta if mistake == "never in the box" else (x + delta).clamp(0, 1)
+
+    z = x.clone()
+    if mistake == "random start":
+        z = moved(z, drawn(torch.randn, "x", len(x), *x.shape[1:]))
+    for step in range(config.steps):
+        at_z = [gradient(z, i) for i in range(len(networks))]
+        if mistake == "signs averaged":
+            at_z = [g.sign() for g in at_z]
+        total = at_z[-1] if mistake == "last checkpoint alone" else sum(at_z)
+        if config.loss == "fa_vr":
+            mean, v, total = total / len(networks), z, torch.zeros_like(x)
+            chosen = torch.randint(len(networks), (config.inner_steps,),
+                                   generator=generator(0, "sep/checkpoint", step)).tolist()
+            for c in [chosen[0]] * len(chosen) if mistake == "one checkpoint drawn" else chosen:
+                correction = {"no correction": 0, "correction reversed": -1}.get(mistake, 1)
+                found = gradient(v, c) - correction * (at_z[c] - mean)
+                total = found if mistake == "not summed" else total + found
+                v = v if mistake == "no inner steps" else moved(v, total)
+        z = moved(z, total)
+    return to_pixels(z)
+
+
+@pytest.mark.parametrize("loss", SEP_MISTAKES)
+def test_seps_crafting_is_the_releases_loop(tmp_path, contrasts, in_double, monkeypatch, loss):
+    networks = [network_of(seed=seed) for seed in range(3)]
+    in_double(sep, networks[0])
+    x, y = doubles(contrasts)
+    monkeypatch.setattr(sep, "class_features", lambda frozen, *_: torch.stack(
+        [frozen.features(x)[y == k].mean(0) for k in range(4)]))
+    config = sep.Config(loss=loss, epsilon=24 / 255, step_size=5 / 255, steps=4, inner_steps=4,
+                        checkpoints=3)
+    with new_run(tmp_path / "ours") as run:
+        monkeypatch.setattr(sep, "train_ensemble", lambda *_: [
+            FrozenSurrogate(network, run.device) for network in networks])
+        ours = np.array(sep.poison(contrasts, config, run).images)
+    np.testing.assert_array_equal(ours, plain_sep(contrasts, config, networks))
+    for mistake in SEP_MISTAKES[loss]:
+        assert (plain_sep(contrasts, config, networks, mistake) != ours).any(), mistake
 
 
 # --- TAP -------------------------------------------------------------------------------------
