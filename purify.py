@@ -73,7 +73,9 @@ def find_checkpoint(request: Request, poisoned: ImageSet) -> Checkpoint | None:
             note(f"{given} was trained on {describe(saw)}, another set than this one")
         return checkpoint
     for one in history(saw):
-        if share_images(one["root"], poisoned.meta["root"]):
+        roots = [{**meta["root"], "digest": meta.get("root_digest")}
+                 for meta in (one, poisoned.meta)]
+        if share_images(*roots):
             note(f"{given} was trained on {describe(saw)}: " + (
                 "if those are poisoned, it learned the poison too" if one["lineage"] else
                 "clean originals of these images, which is fair for AVATAR only"))

@@ -329,8 +329,10 @@ def take(whole: ImageSet, split: str) -> ImageSet:
 
 
 def share_images(one: dict, other: dict) -> bool:
-    """Whether two roots may hold an image in common: the same data, and splits that overlap."""
-    if any(one.get(key) != other.get(key) for key in ("data", "size")):
+    """Whether two roots may hold an image in common: the same data, by name or by `digest` where
+    both have one, and splits that overlap."""
+    same = one.get("digest") == other.get("digest") is not None
+    if not same and any(one.get(key) != other.get(key) for key in ("data", "size")):
         return False
     a, b = sorted(root.get("split", "train") for root in (one, other))
     if a == b:

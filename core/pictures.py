@@ -203,7 +203,7 @@ def to_rgb(image, file: Path):
         if lowest < 0 or highest > 65_535 or 0 < highest < 2**15:
             raise UserError(f"{file}: its values reach from {lowest:,} to {highest:,}, and 16 bits "
                             "from 0 to 65,535: it would come out dark or wrong; store it in 8 bits")
-        image = Image.fromarray((levels >> 8).astype(np.uint8))
+        return Image.fromarray((levels >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "P":               # through RGBA: else Pillow warns of transparency
         image = image.convert("RGBA")
     image = image.convert("RGB")

@@ -49,6 +49,9 @@ def main(argv: list[str] | None = None) -> None:
     clean = load(DataSettings(arguments.clean, root=arguments.root), "CLEAN") if arguments.clean \
         else clean_of(poison, arguments.root)
     found = measure(clean, poison)
+    if not np.array_equal(clean.labels, poison.labels):
+        raise UserError(f"{arguments.clean} has other labels than {arguments.set}: row i of one is "
+                        "not row i of the other")
     if found.changed_rows == 0:
         raise UserError(f"{arguments.set} does not differ from the set it is compared with")
     spectra = Spectra.of(clean, poison)

@@ -4,16 +4,24 @@ import hashlib
 import pickle
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_imageset
+from conftest import CONFIGS, run_command, succeed, write_imageset
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from core import datasets
+import evaluate
+import purify
+import train_vae
+from core import datasets, planning, tables
 from core.datasets import DataSettings, load, load_test, share_images
 from core.errors import UserError
+from poisons.__main__ import main as poison
+
+LSP, GRAY, EM60 = (CONFIGS / name for name in (
+    "poisons/lsp.yaml", "purifiers/gray.yaml", "learners/em60.yaml"))
 
 # --- digits ----------------------------------------------------------------------------------
 
@@ -314,8 +322,17 @@ def test_first_and_after_part_the_rows_at_n(digits):
     assert load(DataSettings("digits", split="first:9999")).fingerprint == digits.fingerprint
 
 
+def test_spread_takes_rows_evenly(digits):
+    part = load(DataSettings("digits", split="spread:100"))
+    rows = [i * 1437 // 100 for i in range(100)]
+    np.testing.assert_array_equal(part.images, digits.images[rows])
+    assert part.meta["root"]["split"] == "spread:100"
+    assert load(DataSettings("digits", split="spread:1437")).fingerprint == digits.fingerprint
+
+
 @pytest.mark.parametrize("split", ["tset", "first", "first:", "first:x", "first:-1", "first:0",
-                                   "after:1437", "last:3", "first:1.5", "first:²", ""])
+                                   "after:1437", "last:3", "first:1.5", "first:²", "", "spread:",
+                                   "spread:0", "spread:-3"])
 def test_a_wrong_split_is_refused(split):
     with pytest.raises(UserError, match="split: "):
         load(DataSettings("digits", split=split))
@@ -345,6 +362,56 @@ def test_a_split_of_a_split_is_refused(tmp_path, digits, images, labels):
 def test_only_named_sets_have_a_test_split(few_path):
     with pytest.raises(UserError, match="has no test split"):
         load(DataSettings(str(few_path), split="test"))
+
+
+# --- missing classes ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_class(tmp_path, images):
+    """60 images of ten classes, ordered by class."""
+    np.savez(tmp_path / "ordered.npz", images=images, labels=np.repeat(np.arange(10), 6))
+    return tmp_path / "ordered.npz"
+
+
+@pytest.mark.parametrize("words", [["--limit", "12"], ["split=first:12"], ["split=after:48"]])
+@pytest.mark.parametrize("command", ["poison", "purify", "train", "evaluate"])
+def test_every_command_says_which_classes_are_missing(by_class, images, labels, command, words):
+    """A model that never saw eight of ten classes scores as if the set were poisoned."""
+    np.savez("test.npz", images=images, labels=labels)
+    main, *settings = {
+        "poison": (poison, LSP, "lsp.patch=4"), "purify": (purify.main, GRAY),
+        "train": (train_vae.main, CONFIGS / "purifiers/vae.yaml", "--dry-run"),
+        "evaluate": (evaluate.main, EM60, "--dry-run", "test=test.npz")}[command]
+    outcome = run_command(main, *settings, f"data={by_class}", "out=out", *words)
+    assert outcome.status == 0, outcome.stderr
+    [line] = [line for line in outcome.stderr.splitlines() if "classes" in line]
+    assert line.startswith(f"note: the 12 rows of {by_class} hold 2 of 10 classes, and a model")
+    missing = "0, 1, 2, 3, 4, 5, 6, 7" if "after" in words[0] else "2, 3, 4, 5, 6, 7, 8, 9"
+    assert f"cannot know {missing}; split=spread:12 takes" in line
+
+
+def test_a_set_with_all_classes_needs_no_note(by_class):
+    outcome = run_command(purify.main, GRAY, f"data={by_class}", "split=spread:10", "out=out")
+    assert outcome.status == 0
+    assert "classes" not in outcome.stderr
+
+
+def test_a_set_that_was_cut_before_is_noted_too(by_class):
+    """The artefact remembers ten classes, and has images of one."""
+    succeed(purify.main, GRAY, f"data={by_class}", "--limit", 6, "out=cut")
+    outcome = run_command(purify.main, GRAY, "data=cut", "out=again")
+    assert "the 6 rows of cut hold 1 of 10 classes" in outcome.stderr
+    assert "spread" not in outcome.stderr       # of this there are no others
+
+
+def test_a_planned_table_notes_missing_classes(by_class, capsys):
+    Path("table.yaml").write_text(
+        f"title: t\nsettings: {{data: {by_class}, test: {by_class}}}\nseeds: [0]\n"
+        f"rows: {{lsp: {{poison: {LSP}, limit: 6}}}}\n"
+        f"columns: {{none: []}}\nevaluate: {{evaluate: {EM60}}}\n")
+    list(planning.Planner(tables.read(Path("table.yaml"))).cells())
+    assert "the 6 rows of" in capsys.readouterr().err
 
 
 # --- test sets -------------------------------------------------------------------------------
@@ -495,7 +562,7 @@ def test_photos_are_tiles_of_the_two_photographs():
     ("reference", "protected", False), ("reference", "train", True),
     ("first:10", "after:10", False),
     ("first:10", "after:9", True), ("first:10", "first:20", True), ("train", "after:5", True),
-    ("protected", "first:10", True)])
+    ("protected", "first:10", True), ("spread:9", "after:10", True), ("test", "spread:9", False)])
 def test_which_splits_share_images(one, other, shared):
     roots = [{"data": "cifar10", "split": split} for split in (one, other)]
     assert share_images(*roots) == share_images(*roots[::-1]) == shared
