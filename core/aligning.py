@@ -143,10 +143,12 @@ def noise_of_rows(found: Foreign, values: np.ndarray, base: ImageSet, where: str
     labels, count = base.labels, len(base)
     if found.by_label:
         order = np.empty(count, np.int64)
+        if len(found.labels) != len(values):
+            raise UserError(f"{where}: {len(found.labels)} labels for {len(values)} noises")
         if found.labels.min() == 1 and found.labels.max() == base.num_classes:
             raise UserError(f"{where}: its labels count from 1; save labels - 1")
         for label in np.unique(labels):
-            pool = np.flatnonzero(found.labels[: len(values)] == label)
+            pool = np.flatnonzero(found.labels == label)
             mine = np.flatnonzero(labels == label)
             if len(pool) < len(mine):
                 raise UserError(f"{where}: {len(pool)} noises of label {label} for {len(mine)} "

@@ -26,6 +26,7 @@ LABEL_FILES = ("{stem}_labels.npy", "{stem}_label.npy", "{stem}_target.npy", "{s
 LABEL_NAMES = {"data": ("target", "targets", "label", "labels")}    # x_data.npy -> x_target.npy
 IMAGE_KEYS, LABEL_KEYS = ("data", "images", "x"), ("targets", "labels", "fine_labels", "y")
 UNFOLDED = 64           # times the bytes that a file holds: more is a bomb
+FILES = (".pt", ".pth", ".pkl", ".npz", *(f".p{number}" for number in range(1, 6)))   # of one set
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
@@ -52,9 +53,10 @@ def read(path: Path) -> Foreign:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     cifars = path.name == "train" or path.name.startswith("data_batch_")
-    if path.suffix not in readers and not cifars:
+    kind = path.suffix.lower()
+    if kind not in readers and not cifars:
         raise UserError(f"{path}: a poison comes as .pt, .pkl, .npy, .npz or a folder of images")
-    found = readers.get(path.suffix, read_pickle)(path)
+    found = readers.get(kind, read_pickle)(path)
     if found.values.size == 0:
         raise UserError(f"{path}: an empty array")
     return found
@@ -182,7 +184,10 @@ def as_labels(value: Any, path: Path) -> np.ndarray | None:
             found = found.argmax(1)
         found = found.reshape(-1)
         with np.errstate(invalid="raise"):
-            return found.astype(np.int64)
+            numbers = found.astype(np.int64)
+        if (numbers != found).any():
+            raise ValueError("fractions")
+        return numbers
     except (TypeError, ValueError, OverflowError, FloatingPointError):
         raise UserError(f"{path}: its labels are no numbers") from None
 
@@ -231,9 +236,8 @@ def poisons_below(path: Path) -> list[Path]:
     """What in a folder could be meant, as in the root of TAP's releases: files, or folders that
     hold pictures, parts or batches, perhaps one deeper."""
     for depth in ("*", "*/*"):
-        found = [file for file in sorted(path.glob(depth), key=natural)
-                 if file.suffix in (".pt", ".pth", ".pkl", ".npz")
-                 or (file.is_dir() and holds_poison(file))]
+        found = [file for file in sorted(path.glob(depth), key=natural) if visible(file) and (
+                     file.suffix.lower() in FILES or (file.is_dir() and holds_poison(file)))]
         if found:
             return found
     return []
@@ -241,7 +245,7 @@ def poisons_below(path: Path) -> list[Path]:
 
 def holds_poison(folder: Path) -> bool:
     return any(file.suffix.lower() in (*PICTURES, ".npy") or file.name.startswith("data_batch_")
-               for pattern in ("*", "*/*") for file in folder.glob(pattern))
+               for pattern in ("*", "*/*") for file in folder.glob(pattern) if visible(file))
 
 
 def natural(path: Path) -> list:

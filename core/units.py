@@ -44,6 +44,8 @@ def units_of(values: np.ndarray, base: ImageSet, asked: Units, bounded: bool, wh
     """The units of `values` (n, h, w, 3). `bounded`: a norm is checked afterwards. Raises UserError
     where they are ambiguous, or where what is said to be noise are whole images."""
     low, high = float(values.min()), float(values.max())
+    if -1e-3 < low < 0 and high > MOST_NOISE:           # a rounding error of images from 0 on
+        low = 0.0
     if asked.startswith("noise") or (asked == "auto" and low < 0):
         refuse_images(values, base, where)
     units = recognise(values, low, high, where) if asked == "auto" else asked

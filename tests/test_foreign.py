@@ -971,3 +971,18 @@ def test_units_that_the_values_cannot_have(tmp_path, base, noise):
     assert "float32 cannot be noise that wrapped" in wrong(path, base, "--units", "wrapped")
     assert "values from -8 to 8 are no images, which lie in [0, 1]" in wrong(
         save(tmp_path / "y.npy", noise.astype(np.int8)), base, "--units", "images")
+
+
+def test_a_rounding_error_below_zero_is_no_noise(tmp_path, base, poisoned):
+    values = (poisoned / 255).astype(np.float32)
+    values[0, 0, 0] = (-1e-7, 1 + 1e-6, 0)
+    found = imported(save(tmp_path / "x.npy", values), base)
+    np.testing.assert_array_equal(found[1:], poisoned[1:])
+
+
+def test_labels_of_a_pool_are_one_each_and_whole(tmp_path, base):
+    np.save(tmp_path / "simple_data.npy", np.full((3 * ROWS, 32, 32, 3), 0.02, np.float32))
+    np.save(tmp_path / "simple_label.npy", np.arange(4 * ROWS) % K)
+    assert "240 labels for 180 noises" in wrong(tmp_path / "simple_data.npy", base)
+    np.save(tmp_path / "simple_label.npy", np.arange(3 * ROWS) % K + 0.5)
+    assert "its labels are no numbers" in wrong(tmp_path / "simple_data.npy", base)
