@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from conftest import new_run, run_command, succeed
 from torchvision.transforms import RandomResizedCrop
 
-from core.imageset import ImageSet
+from core.imageset import ImageSet, from_arrays
+from core.streams import BLOCK, generator
+from core.training import Normalised
 from models.resnet import resnet18
 from poisons import rem, sem
 from poisons.__main__ import main as poison_main
@@ -104,6 +106,123 @@ def test_the_defence_is_that_of_a_plain_loop(surrogate, inside, padding):
     levels = found * 255
     torch.testing.assert_close(levels, levels.round(), atol=1e-4, rtol=0)
     assert levels.abs().max() <= 8.0001
+
+
+MISTAKES = ["no decay of the rate", "trained on what is not attacked", "no momentum",
+            "no weight decay", "one order for all epochs", "last batch kept",
+            "trained in eval mode", "no transform in training", "attacked before the transform", "adversary without a step",
+            "last pass with the other adversary", "last pass with the first surrogate",
+            "trained on clean images"]
+
+
+def plain_loop(clean: ImageSet, config: rem.Config, run, inside: str, mistake: str = ""
+               ) -> np.ndarray:
+    """Section 2's (and 10's) outer loop, around the defence that the tests above check."""
+    x = (torch.from_numpy(np.array(clean.images)).float() / 255).permute(0, 3, 1, 2).double()
+    y = torch.from_numpy(np.array(clean.labels))
+    with run.initialisation("surrogate"):
+        network = resnet18(clean.num_classes, config.width).double()
+    first = FrozenSurrogate(Normalised(network, (0.5,) * 3, (1.0,) * 3), run.device)
+    parameters = list(network.parameters())
+    velocity = [torch.zeros_like(p) for p in parameters]
+
+    def numbers(name: str, step: int, rows: int):
+        def draw(of: str, like):
+            return rem.uniform(rows, like, generator(0, f"rem/{name}{of}", step))
+
+        return draw
+
+    def seen(images):
+        return network.eval()(images - 0.5)
+
+    def attacked(u, labels, noise):
+        a = (u + (2 * noise - 1) * config.adversary).clamp(0, 1)
+        for _ in range(0 if mistake == "adversary without a step" else config.inner_steps):
+            a.requires_grad_()
+            [g] = torch.autograd.grad(F.cross_entropy(seen(a), labels), a)
+            moved = (a.detach() + config.inner_step_size * g.sign() - u)
+            a = (u + moved.clamp(-config.adversary, config.adversary)).clamp(0, 1)
+        return a
+
+    number, epoch = 0, 0
+    while number < config.train_steps:
+        order = torch.randperm(len(x), generator=generator(
+            0, "rem/batches", 0 if mistake == "one order for all epochs" else epoch))
+        for rows in order.split(config.batch_size):
+            short = len(rows) < config.batch_size and mistake != "last batch kept"
+            if short or number == config.train_steps:
+                break
+            draw, labels = numbers("", number, len(rows)), y[rows]
+            frozen = FrozenSurrogate(Normalised(network, (0.5,) * 3, (1.0,) * 3), run.device)
+            delta = rem.defend(x[rows], labels, frozen, config, draw, inside)
+            protected = x[rows] if mistake == "trained on clean images" else x[rows] + delta
+            drawn, noise = draw("train", config.numbers), draw("train/start", x)
+            u = protected.clamp(0, 1)
+            if mistake == "attacked before the transform":
+                u = rem.transformed(attacked(u, labels, noise), drawn, config)
+            elif mistake != "no transform in training":
+                u = rem.transformed(u, drawn, config)
+            if mistake not in ("trained on what is not attacked", "attacked before the transform"):
+                u = attacked(u, labels, noise)
+            network.train(mistake != "trained in eval mode")
+            gradients = torch.autograd.grad(F.cross_entropy(network(u - 0.5), labels), parameters)
+            rate = config.learning_rate * 0.1 ** (number // config.decay_every)
+            if mistake == "no decay of the rate":
+                rate = config.learning_rate
+            momentum = 0.0 if mistake == "no momentum" else config.momentum
+            decay = 0.0 if mistake == "no weight decay" else config.weight_decay
+            with torch.no_grad():
+                for p, g, v in zip(parameters, gradients, velocity, strict=True):
+                    v.mul_(momentum).add_(g + decay * p)
+                    p.sub_(rate * v)
+            number += 1
+        epoch += 1
+    frozen = FrozenSurrogate(Normalised(network, (0.5,) * 3, (1.0,) * 3), run.device)
+    if mistake == "last pass with the first surrogate":
+        frozen = first
+    if mistake == "last pass with the other adversary":
+        inside = "pgd" if inside == "noise" else "noise"
+
+    def block(of: str, like):
+        return numbers("final/", 0, BLOCK)(of, like)[: len(x)]
+
+    delta = rem.defend(x, y, frozen, config, block, inside)
+    pixels = (x + delta).clamp(0, 1).permute(0, 2, 3, 1).numpy() * 255
+    return np.rint(pixels).astype(np.uint8)
+
+
+@pytest.mark.parametrize("attack", [rem, sem], ids=["rem", "sem"])
+def test_the_outer_loop_is_that_of_the_notes(tmp_path, monkeypatch, attack):
+    """The same bytes, in double precision on both sides; and others with each mistake, of which SEM
+    can make one of its own."""
+    take, draws, network, add_noise = rem.take, rem.uniform, rem.classifier, rem.add_noise
+
+    def double_take(*arguments):
+        images, labels = take(*arguments)
+        return images.double(), labels
+
+    def double_noise(clean, craft, run, **keys):
+        return add_noise(clean, lambda images, *rest: craft(images.double(), *rest), run, **keys)
+
+    monkeypatch.setattr(rem, "take", double_take)
+    monkeypatch.setattr(rem, "uniform", lambda *arguments: draws(*arguments).double())
+    monkeypatch.setattr(rem, "classifier", lambda *arguments: network(*arguments).double())
+    monkeypatch.setattr(rem, "add_noise", double_noise)
+    random = np.random.default_rng(0)
+    clean = from_arrays(random.integers(0, 256, (22, 8, 8, 3), dtype=np.uint8),
+                        random.permutation(np.arange(22) % 3), name="x", classes=list("abc"),
+                        root={}, test=None)
+    config = attack.Config(epsilon=24 / 255, step_size=10 / 255, steps=3, transforms=2,
+                           inner_steps=2, inner_step_size=3 / 255, adversary=8 / 255,
+                           train_steps=5, batch_size=8, learning_rate=0.1, decay_every=2,
+                           weight_decay=0.05, crop_padding=2, width=4)
+    inside = "pgd" if attack is rem else "noise"
+    with new_run(tmp_path / "ours") as run:
+        ours = np.array(attack.poison(clean, config, run).images)
+    with new_run(tmp_path / "plain") as run:
+        np.testing.assert_array_equal(ours, plain_loop(clean, config, run, inside))
+        for mistake in MISTAKES if attack is rem else ["last pass with the other adversary"]:
+            assert (plain_loop(clean, config, run, inside, mistake) != ours).any(), mistake
 
 
 def test_grouped_transforms_change_speed_alone(surrogate, monkeypatch):
