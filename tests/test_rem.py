@@ -110,7 +110,8 @@ def test_the_defence_is_that_of_a_plain_loop(surrogate, inside, padding):
 
 MISTAKES = ["no decay of the rate", "trained on what is not attacked", "no momentum",
             "no weight decay", "one order for all epochs", "last batch kept",
-            "trained in eval mode", "no transform in training", "attacked before the transform", "adversary without a step",
+            "trained in eval mode", "no transform in training",
+            "attacked before the transform", "adversary without a step",
             "last pass with the other adversary", "last pass with the first surrogate",
             "trained on clean images"]
 
@@ -212,8 +213,8 @@ def test_the_outer_loop_is_that_of_the_notes(tmp_path, monkeypatch, attack):
     clean = from_arrays(random.integers(0, 256, (22, 8, 8, 3), dtype=np.uint8),
                         random.permutation(np.arange(22) % 3), name="x", classes=list("abc"),
                         root={}, test=None)
-    config = attack.Config(epsilon=24 / 255, step_size=10 / 255, steps=3, transforms=2,
-                           inner_steps=2, inner_step_size=3 / 255, adversary=8 / 255,
+    config = attack.Config(epsilon=24 / 255, step_size=10 / 255, steps=2, transforms=2,
+                           inner_steps=1, inner_step_size=3 / 255, adversary=8 / 255,
                            train_steps=5, batch_size=8, learning_rate=0.1, decay_every=2,
                            weight_decay=0.05, crop_padding=2, width=4)
     inside = "pgd" if attack is rem else "noise"
