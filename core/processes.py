@@ -49,10 +49,12 @@ def stop(processes: Iterable[subprocess.Popen]) -> None:
 
 
 def end_with_starter() -> None:
-    """In a command that `start` or a script started: have the kernel send SIGTERM, upon which a run
-    saves its state, if that process dies, however it dies (Linux). Raises KeyboardInterrupt if it
-    died already."""
+    """In a command that `start`, a script or torchrun started: have the kernel send SIGTERM, upon
+    which a run saves its state, if that process dies, however it dies (Linux). Raises
+    KeyboardInterrupt if it died already."""
     starter = os.environ.get(STARTER, "")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        starter = str(os.getppid())
     if not starter.isdecimal():
         return
     if os.getppid() == int(starter) and sys.platform == "linux":
