@@ -76,6 +76,10 @@ def load(settings: DataSettings, key: str = "data", digest: str | None = None) -
     elif Path(source).exists() or "/" in source or Path(source + ".partial").exists():
         reject_size(settings)
         whole = ImageSet.load(source)
+        if settings.test:               # wins over what the set remembers
+            meta = {key: value for key, value in whole.meta.items() if key != "test_digest"}
+            meta["test"] = test_spec(settings.test, whole.image_shape[0])
+            whole = dataclasses.replace(whole, meta=meta)
     else:
         raise UserError(f"{key}: '{source}' is neither a path nor a known data set"
                         + config.suggest(source, [*NAMED, "folder:PATH", "FILE.npz"]))
@@ -125,7 +129,7 @@ def clean_of(images: ImageSet, root: str) -> ImageSet:
     no longer the same."""
     spec, digest = images.meta["root"], images.meta.get("root_digest")
     whose = f"the clean images that '{images.meta['name']}' was made from"
-    found = recall({"split": "train", **spec}, digest, root, whose, "put them back")
+    found = recall(spec, digest, root, whose, "put them back")
     clean = found.first(len(images))
     if (clean.images.shape != images.images.shape
             or not np.array_equal(clean.labels, images.labels)):
@@ -140,6 +144,10 @@ def clean_of(images: ImageSet, root: str) -> ImageSet:
 def recall(spec: dict, digest: str | None, root: str, whose: str, remedy: str) -> ImageSet:
     """Load again what a set remembers, checked by digest where it has one (sets that were made
     before there were digests have none). `whose` and `remedy` are for people."""
+    types = {"data": str, "split": str, "size": int | None}
+    if not isinstance(spec, dict) or not all(
+            isinstance(value, types.get(key, ())) for key, value in spec.items()):
+        raise UserError(f"{whose}: {spec} in its meta.json names no data; {remedy}")
     try:
         return load(DataSettings(**spec, root=root), digest=digest)
     except UserError as error:
@@ -147,9 +155,10 @@ def recall(spec: dict, digest: str | None, root: str, whose: str, remedy: str) -
 
 
 def remember_test(images: ImageSet, settings: DataSettings) -> ImageSet:
-    """A set from outside, about to become an artefact, with the digest of its test set. Raises
-    UserError if that was typed and cannot be read or does not fit."""
-    if images.meta["lineage"] or images.meta["test"] is None or "test_digest" in images.meta:
+    """A set that is about to become an artefact, with the digest of its test set, if that was named
+    just now. Raises UserError if it was typed and cannot be read or does not fit."""
+    known = "test_digest" in images.meta or (images.meta["lineage"] and not settings.test)
+    if known or images.meta["test"] is None:
         return images
     try:
         with world().leader_first():

@@ -222,6 +222,26 @@ def test_a_typed_test_set_is_read_before_the_work(tmp_path, images, labels):
         assert not Path("out.partial").exists()
 
 
+def test_a_typed_test_set_is_what_an_image_set_remembers_on(made, tmp_path, monkeypatch):
+    succeed(purify.main, GRAY, f"data={made}", "test=test.npz", "out=gray")
+    monkeypatch.chdir(tmp_path)
+    test = load_test(ImageSet.load("B/gray"), DataSettings("B/gray"))
+    with np.load("B/test.npz") as archive:
+        np.testing.assert_array_equal(test.images, archive["images"])
+    random_set(tmp_path / "B/test.npz", 16, 7)
+    with pytest.raises(UserError, match="holds other images"):
+        load_test(ImageSet.load("B/gray"), DataSettings("B/gray"))
+
+
+@pytest.mark.parametrize("root", [{}, 3, {"data": 3}, {"data": "digits", "colour": 1},
+                                  {"data": "digits", "size": "x"}, {"data": None}])
+def test_an_odd_root_is_one_sentence(few, root):
+    path = write_imageset(Path("odd"), few.images, few.labels, root=root, working_folder="..")
+    outcome = run_command(export.main, path, "--as", "pt", "--out", "x.pt")
+    assert outcome.status == 1
+    assert outcome.error, outcome.stderr
+
+
 def test_one_set_at_two_places_shares_its_images():
     one, other = {"data": "a.npz", "split": "first:10"}, {"data": "/b/a.npz"}
     assert not share_images(one, other)
