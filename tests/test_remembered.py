@@ -149,6 +149,21 @@ def test_digits_of_another_version_are_refused(few, monkeypatch):
         load_test(found, DataSettings("lsp"))
 
 
+def test_torchvisions_sets_are_checked(images, labels, monkeypatch):
+    def stand_in(change):
+        return lambda source, split, root: (images ^ change if split == "test" else images, labels,
+                                            [str(i) for i in range(10)])
+
+    monkeypatch.setattr(datasets, "from_torchvision", stand_in(0))
+    succeed(poison, LSP, "lsp.patch=4", "data=cifar10", "out=lsp")
+    found = ImageSet.load("lsp")
+    assert len(load_test(found, DataSettings("lsp"))) == len(clean_of(found, "data")) == 60
+    monkeypatch.setattr(datasets, "from_torchvision", stand_in(1))
+    clean_of(found, "data")
+    with pytest.raises(UserError, match="cifar10 holds other images"):
+        load_test(found, DataSettings("lsp"))
+
+
 def test_a_test_set_that_was_edited_with_its_digests_is_refused(tmp_path, images, labels):
     """An image set's fingerprint is its job's; what is remembered is its content."""
     np.savez("train.npz", images=images, labels=labels)
