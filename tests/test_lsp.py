@@ -169,6 +169,22 @@ def test_floor_gives_the_releases_images(tmp_path):
     assert apart(radius=1.3041) > 100
 
 
+@pytest.mark.parametrize("steps", [-8, -3, -1])
+def test_floor_sums_in_double_as_the_release(tmp_path, monkeypatch, steps):
+    """Every level less whole levels, where the two precisions end a level apart."""
+    levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3).repeat(2, 0)
+    noise = np.float32(steps / 255)
+    monkeypatch.setattr(lsp, "perturbation", lambda cells, height, width, config: torch.full(
+        (len(cells), height, width, 3), float(noise)))
+    clean = as_set(levels, np.arange(2), classes=2)
+    found = levels + added(tmp_path, clean, lsp.Config(rounding="floor"))
+    expected = np.clip((levels.astype(np.float64) / 255 + noise) * 255, 0, 255).astype(np.uint8)
+    single = np.clip((levels.astype(np.float32) / np.float32(255) + noise) * np.float32(255),
+                     0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(found, expected)
+    assert (single != expected).any()
+
+
 def test_no_seed_is_the_releases_where_classes_are_unequal(tmp_path):
     """K times the largest class is drawn, not 2N as for SVHN: other samples."""
     labels = np.repeat(np.arange(10), [70, 30, *[50] * 8])
