@@ -58,7 +58,9 @@ class Config:
                                          "the release has 0.5")
         in_range("epsilon", self.epsilon, above=0)
         if self.step_size is not None:
-            budget("step_size", self.step_size)
+            in_range("step_size", self.step_size, above=0)
+            if self.norm == "linf":
+                budget("step_size", self.step_size)
         in_range("steps", self.steps, at_least=1)
 
 

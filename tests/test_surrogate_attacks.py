@@ -502,6 +502,9 @@ def test_hypo_helps_the_surrogate(few_path, few, norm, tmp_path):
 def test_hypos_l2_needs_a_radius_of_its_own(few_path):
     outcome = run_command(poison_main, "method=hypo", f"data={few_path}", "hypo.norm=l2")
     assert "hypo.epsilon: an l2 radius of 0.03137 is lost in rounding" in outcome.error
+    outcome = run_command(poison_main, "method=hypo", f"data={few_path}", "hypo.step_size=8")
+    assert "hypo.step_size: 8 is above 1" in outcome.error
+    assert hypo.Config(norm="l2", epsilon=7.0, step_size=1.4).step_size == 1.4
 
 
 def test_hypos_first_variant_goes_to_the_next_class(few_path):
