@@ -82,17 +82,6 @@ def save_weights(model: nn.Module, run: Run, part: str) -> None:
     files.write_bytes(run.work / f"{part}.safetensors", save(tensors))
 
 
-def load_weights(model: nn.Module, run: Run, part: str) -> nn.Module | None:
-    """The part that an earlier process of this run wrote, or None."""
-    from safetensors.torch import load_file
-
-    path = run.work / f"{part}.safetensors"
-    if not path.exists():
-        return None
-    model.load_state_dict(load_file(path))
-    return model
-
-
 def trained_on(images: ImageSet, before: dict | None = None) -> dict:
     """What a checkpoint, and every record after it, says of its training set; `before` is that of
     the checkpoint that it was fine-tuned from."""

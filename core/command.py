@@ -29,8 +29,8 @@ from core.imageset import ImageSet
 from core.names import printable
 from core.run import Job, Run, otherwise, this_line
 
-EXPLAINED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
-             errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG}
+# What no disk and no user causes: a mistake in the code, and its traceback is wanted.
+UNEXPLAINED = (None, errno.EBADF, errno.EFAULT, errno.ECHILD, errno.ESRCH)
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")      # torch's words on CUDA, on a CPU
 SMOKE_ROWS = 320
 # Embedded, and large enough for every method: what --smoke reads unless data= is typed.
@@ -133,6 +133,7 @@ class Request:
             run.holder(), "holds other unfinished work (--force would drop it)")
         done = f"already done{otherwise(run.out, self.device)}"
         state = {"this": done, "nothing": unfinished,
+                 "damaged": "is damaged (--force would move it aside)",
                  "other": "holds other work (--force would move it aside)"}[run.occupant()]
         for role, text in inputs.items():
             print(f"# {role}: {printable(text)}")
@@ -321,7 +322,7 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
         except BrokenPipeError:
             return 1
         except OSError as error:
-            if error.errno not in EXPLAINED:
+            if error.errno in UNEXPLAINED:
                 raise
             return fail(f"{error.filename or 'a file'}: {(error.strerror or '').lower()}; nothing "
                         "was left half-written: mend that and repeat the same line")

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from core import files, reading, remembered, streams
+from core import files, reading, remembered, shapes, streams
 from core.errors import UserError
 from core.run import Run
 
@@ -65,6 +65,11 @@ class ImageSet:
         """Hex: of the content for a set from outside, of the job that made it for the others."""
         return self.meta["fingerprint"]
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the files behind it; none for a set from outside: its fingerprint is one."""
+        return self.meta.get("digests", {})
+
     def without_labels(self) -> "ImageSet":
         """For methods that must not see them."""
         return dataclasses.replace(self, labels=None)
@@ -109,10 +114,10 @@ class ImageSet:
     def save(self, run: Run) -> None:
         """Finish a run with this set, whose `images.npy` map_rows or map_pixels has written."""
         labels = np.ascontiguousarray(self.labels, np.int64)
-        target = files.RowFile(run.work / "labels.npy", labels.shape, np.int64)
-        target.write(0, labels)
-        target.sync()
-        target.close()
+        if run.world.leads:
+            files.write_array(run.work / "labels.npy", labels)
+            read_back(run.work, {"images.npy": (self.images.shape, np.uint8),
+                                 "labels.npy": (labels.shape, np.int64)})
         run.finish({"kind": "imageset", "shape": list(self.images.shape),
                     "working_folder": remembered.way_back(run.out),
                     **{k: v for k, v in self.meta.items() if k not in WRITTEN_BY_RUN}})
@@ -175,7 +180,21 @@ class ImageSet:
 
 
 WRITTEN_BY_RUN = ("format", "kind", "shape", "fingerprint", "digests", "device", "versions",
-                  "working_folder")
+                  "working_folder", "sha256", "log_sha256")
+
+
+def read_back(folder: Path, expected: dict[str, tuple[tuple[int, ...], type]]) -> None:
+    """Raise UserError unless every array of a folder can be read, and those `expected` have their
+    shape and dtype: before the folder becomes an artefact."""
+    for path in sorted({*folder.glob("*.npy"), *(folder / name for name in expected)}):
+        try:
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            found = None
+        if found is None or (found.shape, found.dtype) != expected.get(
+                path.name, (found.shape, found.dtype)):
+            raise UserError(f"{path} was not written as it should have been; remove {folder} to "
+                            "start again")
 
 
 def quantize(floats: torch.Tensor, rounding: Rounding = "round") -> torch.Tensor:
@@ -234,27 +253,21 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, classes: int, where: st
                         f"lie in 0..{classes - 1}")
 
 
-REQUIRED = {
-    "imageset": ("fingerprint", "name", "classes", "root", "test", "lineage", "digests"),
-    "checkpoint": ("fingerprint", "method", "config", "seed", "precision", "trained_on", "digests"),
-    "record": ("fingerprint", "digests"),
-}
-
-
 KINDS = {"imageset": "an ImageSet", "checkpoint": "a checkpoint", "record": "a record"}
 
 
 def read_any_meta(path: Path) -> dict:
     """The meta.json of a finished artefact of whatever kind."""
     for kind in KINDS:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            if reading.read_json(path / "meta.json").get("kind") == kind:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            if files.read_json(path / "meta.json")["kind"] == kind:
                 return read_meta(path, kind)
     return read_meta(path, "imageset")
 
 
 def read_meta(path: Path, kind: str) -> dict:
-    """The meta.json of a finished artefact of this kind; UserError names what is missing."""
+    """The meta.json of a finished artefact of this kind, every entry of its type (core.shapes);
+    UserError names what is missing or damaged."""
     if not path.exists():
         unfinished = path.with_name(path.name + ".partial").exists()
         hint = "; it is unfinished: repeat the command that makes it" if unfinished else ""
@@ -263,21 +276,46 @@ def read_meta(path: Path, kind: str) -> dict:
         hint = f"; for a folder per class write folder:{path}" if kind == "imageset" else ""
         raise UserError(f"{path} is not {KINDS[kind]}: it has no meta.json{hint}")
     try:
-        meta = reading.parse_json(reading.text(path / "meta.json"))
+        meta = files.read_json(path / "meta.json")
         if meta["kind"] != kind:
-            raise UserError(f"{path} is {KINDS.get(meta['kind'], 'something else')}, not "
+            raise UserError(f"{path} is {KINDS.get(str(meta['kind']), 'something else')}, not "
                             f"{KINDS[kind]}")
         if meta["format"] != FORMAT:
             raise UserError(f"{path}/meta.json: format {meta['format']}, but this code reads "
                             f"format {FORMAT}")
-        for key in REQUIRED[kind]:
-            if key not in meta:
-                raise UserError(f"{path}/meta.json lacks '{key}'; {again(path)}")
+        check_shape(meta, shapes.META[kind], path / "meta.json")
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}/meta.json is damaged; {again(path)}") from None
     return meta
+
+
+def check_shape(value: dict, shape: dict, path: Path) -> None:
+    """Raise UserError that names the first entry of a JSON file that is missing or no such type."""
+    for key in shape:
+        if not key.endswith("?") and key not in value:
+            raise UserError(f"{path} lacks '{key}'; {again(path.parent)}")
+    try:
+        fault = shapes.misshapen(value, shape)
+    except RecursionError:
+        fault = "lineage"
+    if fault is not None:
+        raise UserError(f"{path}: '{fault}' is not what it must be; {again(path.parent)}")
+
+
+def read_log(folder: Path) -> list[dict]:
+    """The lines of a finished artefact's log.jsonl. Raises UserError if it is damaged."""
+    path, meta = folder / "log.jsonl", read_any_meta(folder)
+    try:
+        if meta.get("log_sha256") not in (None, files.sha256(path)):
+            raise ValueError
+        lines = [reading.parse_json(line) for line in reading.text(path).splitlines()]
+        if not all(isinstance(line, dict) for line in lines):
+            raise ValueError
+    except (OSError, ValueError, RecursionError):
+        raise UserError(f"{path} is missing, damaged or edited; {again(folder)}") from None
+    return lines
 
 
 def again(folder: Path) -> str:

@@ -25,6 +25,15 @@ def fingerprint_at(path: str) -> str:
     return read_any_meta(Path(path))["fingerprint"]
 
 
+def digests_at(path: str) -> dict[str, str]:
+    """SHA-256 of each file of a finished artefact; none, if it is a file (whose digest is its
+    fingerprint) or still to be made."""
+    try:
+        return read_any_meta(Path(path))["digests"]
+    except UserError:
+        return {}
+
+
 def poison(request: Request, clean: ImageSet, resolve: Resolve = fingerprint_at) -> Job:
     """The attack on all of `clean`, or on `fraction` of it."""
     settings, extra = request.settings, {}
@@ -44,10 +53,14 @@ def purify(request: Request, poisoned: ImageSet, checkpoint: tuple[str, int] | N
            resolve: Resolve = fingerprint_at) -> Job:
     """`checkpoint`: fingerprint and seed of what a trained purifier applies."""
     inputs, seed = {"data": poisoned.fingerprint}, request.settings.seed
+    digests = {"data": poisoned.digests}
     if checkpoint is not None:
         inputs["checkpoint"] = checkpoint[0]
         seed = checkpoint[1] if seed is None else seed
-    return make(request, "purified", poisoned, inputs, request.config, seed, resolve)
+        if request.settings.checkpoint:
+            digests["checkpoint"] = digests_at(request.settings.checkpoint)
+    return make(request, "purified", poisoned, inputs, request.config, seed, resolve,
+                digests=digests)
 
 
 def record(request: Request, train: ImageSet, test: ImageSet, resolve: Resolve = fingerprint_at
@@ -55,15 +68,16 @@ def record(request: Request, train: ImageSet, test: ImageSet, resolve: Resolve =
     """Training on a set and scoring on another."""
     return make(request, "records", train,
                 {"train": train.fingerprint, "test": test.fingerprint}, request.config,
-                resolve=resolve)
+                resolve=resolve, digests={"train": train.digests, "test": test.digests})
 
 
 def make(request: Request, kind: str, images: ImageSet, inputs: dict[str, str], method_config,
-         seed: int | None = None, resolve: Resolve = fingerprint_at, extra: dict | None = None
-         ) -> Job:
+         seed: int | None = None, resolve: Resolve = fingerprint_at, extra: dict | None = None,
+         digests: dict | None = None) -> Job:
     """A method's PATHS are keys that name artefacts: they count by content, not by place. Where
-    null is allowed, it names none."""
+    null is allowed, it names none. `digests`: of each input's files, by role."""
     counted = config.plain(method_config, identity=True)
+    digests = {"data": images.digests} if digests is None else digests
     for key in getattr(request.module, "PATHS", ()):
         path = counted.pop(key, None)
         if path == "":
@@ -73,6 +87,7 @@ def make(request: Request, kind: str, images: ImageSet, inputs: dict[str, str], 
                 inputs[key] = resolve(path)
             except UserError as error:
                 raise UserError(f"{request.method}.{key}: {error}") from None
+            digests[key] = digests_at(path)
     settings = {"smoke": True} if request.smoke else {}
     if request.limit is not None:
         settings["limit"] = request.limit
@@ -81,4 +96,4 @@ def make(request: Request, kind: str, images: ImageSet, inputs: dict[str, str], 
     steps = [step["method"] for step in images.meta["lineage"]]
     return Job(kind, "-".join([images.meta["name"], *steps, request.preset]), request.method,
                request.module.VERSION, counted, seed, inputs, request.preset,
-               {**settings, **(extra or {})})
+               {**settings, **(extra or {})}, digests)

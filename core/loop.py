@@ -51,10 +51,14 @@ class Loop:
         if state is not None:
             try:
                 self._restore(state)
-            except (KeyError, RuntimeError, ValueError):
+                log = state["log"]
+            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
                 raise UserError(f"{run.work} was begun by another version of this code; remove it "
                                 "to start again") from None
         run.rewind_log(name, self.epoch)
+        if state is not None and run.world.leads and log != run.log_digest(name):
+            raise UserError(f"{run.work / 'log.jsonl'} is damaged: it lacks lines of '{name}' as "
+                            f"they were written; remove {run.work} to start again")
 
     def __iter__(self) -> Iterator[int]:
         try:
@@ -156,7 +160,7 @@ class Loop:
         self.run.save_state(self.name, {
             "epoch": self.epoch, "step": self.step, "images": self.images,
             "timed": self.timed, "seconds": self.seconds, "means": self.means,
-            "sums": self._sums, "weight": self._weight,
+            "sums": self._sums, "weight": self._weight, "log": self.run.log_digest(self.name),
             "objects": {key: list(value) if isinstance(value, list) else value.state_dict()
                         for key, value in self.objects.items()},
         })

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core import config, jobs, reading, records
+from core import config, files, jobs, records
 from core.checkpoint import Checkpoint, trained_on
 from core.command import Request, parse
 from core.datasets import load, load_test
@@ -40,7 +40,7 @@ class Artefact:
     def done(self) -> bool:
         """Whether it is there. An edited record is not: making it again will say so."""
         try:
-            meta = reading.read_json(self.out / "meta.json")
+            meta = files.read_json(self.out / "meta.json")
             if self.job.kind == "records":
                 records.load(self.out)
             return meta["fingerprint"] == self.job.fingerprint

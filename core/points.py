@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core import config, planning, reading, records, tables
+from core import config, planning, records, tables
 from core.datasets import clean_of
 from core.distance import build_lpips
 from core.errors import UserError
-from core.imageset import SLICE_ROWS, ImageSet
+from core.imageset import SLICE_ROWS, ImageSet, read_log
 from core.names import markdown_cell
 from core.perturbation import measure
 
@@ -140,9 +140,8 @@ def mean_lpips(a: ImageSet, b: ImageSet) -> float:
 
 def kld_reached(checkpoint: Path) -> float | None:
     """The mean KLD of the last epoch of a checkpoint's last stage; None if it has no such rate."""
-    log = reading.text(checkpoint / "log.jsonl")
-    lines = [reading.parse_json(line) for line in log.splitlines()]
-    return next((line["kld"] for line in reversed(lines) if "kld" in line), None)
+    return next((line["kld"] for line in reversed(read_log(checkpoint))
+                 if isinstance(line.get("kld"), (int, float))), None)
 
 
 def mean(values: Iterable[float | None]) -> float | None:

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from core import files, reading
+from core import files, shapes
 from core.errors import UserError
-from core.imageset import ImageSet, read_meta, title, verify
+from core.imageset import ImageSet, again, check_shape, read_meta, title, verify
 from core.run import Run, versions
 from core.training import Result
 
@@ -42,13 +42,20 @@ def load(path: str | Path) -> dict:
     path = Path(path)
     meta = read_meta(path, "record")
     verify(path / "record.json", meta)
-    return reading.read_json(path / "record.json")
+    try:
+        record = files.read_json(path / "record.json")
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f"{path / 'record.json'} is damaged; {again(path)}")
+    check_shape(record, shapes.RECORD, path / "record.json")
+    return record
 
 
 def find(folder: str | Path) -> Iterator[tuple[Path, dict]]:
     """Every finished record below a folder, in path order. Raises UserError if one is damaged."""
     for path in sorted(Path(folder).rglob("record.json")):
-        if ".partial" not in str(path):
+        if not any(part.endswith(".partial") for part in path.relative_to(folder).parts):
             yield path.parent, load(path.parent)
 
 

@@ -2,13 +2,16 @@
 
 A run lives in `OUT.partial/` and ends by renaming it to `OUT/`: if OUT exists, it is whole.
 `OUT.partial/` holds config.yaml, log.jsonl, the growing files of the artefact, and three things
-that do not survive the end: `lock`, `run.json` (fingerprint and resolved device) and `state/`.
-Writing meta.json is the commit point; what follows is tidying that any later process can finish.
+that do not survive the end: `lock`, `run.json` (fingerprint, resolved device, versions, digests of
+the inputs) and `state/`. What a later process goes on from has a digest: it is as it was written,
+or refused, or made again. Writing meta.json is the commit point; what follows is tidying that any
+later process can finish.
 """
 
+import contextlib
 import dataclasses
-import fcntl
 import hashlib
+import io
 import json
 import math
 import os
@@ -17,7 +20,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,13 +28,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from core import config, files, reading, streams, torchfile
+from core import config, files, lock, streams, torchfile
 from core.device import DeviceSettings, resolve, unlike
 from core.distributed import world
 from core.errors import UserError
 from core.names import component, printable
 
 SAVE_SECONDS = 60.0     # at most this much work is lost to a kill -9
+POLL_SECONDS = 0.2      # between two looks at a lock that another process holds
+SEAL_BYTES = 32         # of SHA-256, behind every state
 SCAFFOLD = ("lock", "run.json", "state")        # in OUT.partial/ only
 UNHASHED = ("config.yaml", "log.jsonl", "meta.json", *SCAFFOLD)
 
@@ -49,11 +54,14 @@ class Job:
     inputs: dict[str, str]          # role -> fingerprint of the artefact
     preset: str = ""                # the YAML's name, for people
     settings: dict = field(default_factory=dict)    # further keys that change the output
+    digests: dict[str, dict[str, str]] = field(default_factory=dict)    # role -> file -> SHA-256;
+                                    # no part of the identity, but the same at every resume
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the job without its names."""
-        content = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("name", "preset")}
+        """SHA-256 over the job without its names and the inputs' bytes."""
+        content = {k: v for k, v in dataclasses.asdict(self).items()
+                   if k not in ("name", "preset", "digests")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -80,9 +88,7 @@ class Run:
         wait: bool = False,
     ) -> None:
         self.job = job
-        self.out = out or job.default_out
-        if not self.out.name:
-            raise UserError(f"out: '{self.out}' is not a new folder; name one")
+        self.out = place_of(out or job.default_out)
         self.work = self.out.with_name(self.out.name + ".partial")
         self.seed = job.seed
         self.done = False
@@ -96,6 +102,7 @@ class Run:
         self._lock: int | None = None
         self._last_save, self._save_took = time.monotonic(), 0.0
         self._last_line = 0.0
+        self._loops: set[str] = set()   # whose lines of the log this process knows to be right
 
     # --- life cycle --------------------------------------------------------------------------
 
@@ -146,64 +153,65 @@ class Run:
         begun = any((self.work / "state").glob("*.pt"))
         shared = self.world.size > 1            # others may be writing there
         if isinstance(error, UserError) and not (begun or shared):
-            files.remove_tree(self.work)        # a mistake found before any work was done
+            with contextlib.suppress(OSError):
+                files.remove_tree(self.work)    # a mistake found before any work was done
         self._release()
 
-    def occupant(self) -> Literal["nothing", "this", "other"]:
-        """What OUT is: absent, this job's artefact, or something else."""
-        if not self.out.exists():
+    def occupant(self) -> Literal["nothing", "this", "damaged", "other"]:
+        """What OUT is: absent or empty, this job's artefact, one that cannot be read, or something
+        else."""
+        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
             return "nothing"
+        if not (self.out / "meta.json").exists():
+            return "other"
         try:
-            found = reading.read_json(self.out / "meta.json")["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError):
-            found = None
+            found = files.read_json(self.out / "meta.json")["fingerprint"]
+        except (ValueError, KeyError, TypeError):
+            return "damaged"
         return "this" if found == self.job.fingerprint else "other"
 
     def _finished(self) -> bool:
         """True if OUT is this job's artefact; refuses or moves aside anything else there."""
         occupant = self.occupant()
-        if occupant == "this" and (self.out / "lock").exists():
-            files.unlink(self.out / "lock")     # its maker died right after the rename
-        if occupant != "other":
-            return occupant == "this"
+        if occupant == "this":
+            self._drop_scaffold(self.out)       # its maker died right after the rename
+            return True
+        if occupant == "nothing":
+            if os.path.ismount(self.out):       # nothing can be renamed to it
+                raise UserError(f"{self.out} is a mount point; name a folder inside it")
+            return False
         if not self._force:
-            raise UserError(f"{self.out} holds other work (another config, seed or input); "
-                            "choose another out=, or --force to move it aside")
+            raise UserError(
+                f"{self.out}/meta.json is damaged; remove {self.out} to make it again"
+                if occupant == "damaged" else
+                f"{self.out} holds other work (another config, seed or input); choose another "
+                "out=, or --force to move it aside")
         self._move_aside(self.out)
         return False
 
     def _move_aside(self, path: Path) -> None:
         number = 1
-        while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+        while os.path.lexists(aside := path.with_name(f"{path.name}.old-{number}")):
             number += 1
         files.rename(path, aside)
         self.say(f"moved {path} aside to {aside}")
 
     def _acquire(self) -> None:
         """Take OUT.partial's lock. It is released by the kernel when this process dies."""
-        while True:
-            files.mkdir(self.work)
-            path = self.work / "lock"
-            with files.named_errors(path):
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        if self.work.is_symlink():
+            raise UserError(f"{self.work} is a link; remove it, or choose another out=")
+        told = None
+        while self._lock is None:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                os.close(descriptor)
-                raise UserError(f"{self.out} is being made by another process right now; wait for "
-                                "it, or choose another out=") from None
-            # Whoever held the lock may have finished and renamed the folder under us.
-            try:
-                current = os.stat(path).st_ino == os.fstat(descriptor).st_ino
-            except FileNotFoundError:
-                current = False
-            if current:
-                self._lock = descriptor
-                return
-            os.close(descriptor)
-            if self._finished():
-                self.done = True
-                return
+                self._lock = lock.take(self.work)
+            except lock.Held as holder:
+                if not self._wait:
+                    raise UserError(f"{self.out} is being made by {holder} right now; --wait for "
+                                    "it, or choose another out=") from None
+                if told != str(holder):
+                    told = str(holder)
+                    self.say(f"waiting for {holder} to make {self.out}")
+                time.sleep(POLL_SECONDS)
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -212,8 +220,6 @@ class Run:
 
     def _recover(self) -> None:
         """With the lock held: resume, finish what was committed, or begin."""
-        if self.done:
-            return
         if self._finished():                    # made while we waited for the lock
             files.remove_tree(self.work)
             self.done = True
@@ -237,42 +243,87 @@ class Run:
     def holder(self) -> str | None:
         """Whose work OUT.partial holds: the fingerprint in meta.json once that is there (run.json
         may be gone by then), else in run.json; None if it is nobody's. Raises UserError if the
-        file is damaged."""
+        file is damaged, or the folder is somebody's own."""
+        if not self.work.exists():
+            return None
+        lock.check_ours(self.work)
         for path in (self.work / "meta.json", self.work / "run.json"):
             try:
-                return reading.parse_json(path.read_text())["fingerprint"]
-            except (FileNotFoundError, NotADirectoryError):
+                return str(files.read_json(path)["fingerprint"])
+            except FileNotFoundError:
                 continue
             except (ValueError, KeyError, TypeError):
-                raise UserError(f"{path} is damaged; remove {self.work} to start again") from None
+                raise self._damaged(path) from None
         return None
 
+    def _damaged(self, path: Path, why: str = "is damaged") -> UserError:
+        return UserError(f"{path} {why}; remove {self.work} to start again")
+
     def _clear(self) -> None:
-        files.unlink(self.work / "meta.json")   # first: without it nothing here looks committed
+        # First what says whose this is: what a death leaves then is nobody's, never half a state.
+        for name in ("meta.json", "run.json"):
+            files.unlink(self.work / name)
+        files.fsync(self.work)
         for path in self.work.iterdir():
-            if path.name != "lock":
-                files.remove_tree(path) if path.is_dir() else files.unlink(path)
+            if path.name != lock.NAME:
+                is_folder = path.is_dir() and not path.is_symlink()
+                files.remove_tree(path) if is_folder else files.unlink(path)
 
     def _begin(self) -> None:
-        device = self.device.as_settings()
-        resolved = {**self.settings, **config.plain(device)}
-        files.write_bytes(self.work / "config.yaml", config.dump(resolved).encode())
+        self._write_config()
         files.mkdir(self.work / "state")
-        files.write_json(self.work / "run.json",
-                         {"fingerprint": self.job.fingerprint, "device": config.plain(device)})
+        files.write_sealed(self.work / "run.json", {
+            "fingerprint": self.job.fingerprint, "device": config.plain(self.device.as_settings()),
+            "inputs": self.job.digests, "versions": versions()})
+
+    def _write_config(self) -> None:
+        resolved = {**self.settings, **config.plain(self.device.as_settings())}
+        files.write_bytes(self.work / "config.yaml", config.dump(resolved).encode())
 
     def _resume(self) -> None:
-        begun = json.loads((self.work / "run.json").read_text())["device"]
+        begun = self._read_begun()
+        device = config.plain(begun["device"])
         try:
-            self.device = resolve(DeviceSettings(**begun))
+            self.device = resolve(begun["device"])
         except UserError:
-            raise UserError(f"{self.work} was begun on {begun['device']}; resume it there, or "
+            raise UserError(f"{self.work} was begun on {device['device']}; resume it there, or "
                             "remove it") from None
-        self._drop_torn_line()
+        for left in (*self.work.glob("*.tmp"), *(self.work / "state").glob("*.tmp")):
+            files.unlink(left)                  # its writer died
+        files.mkdir(self.work / "state")
+        self._write_config()
+        self._drop_lines(lambda entry: True)     # torn by a death or a power cut
         self.say(f"resuming {self.work}")
         for key, value in config.plain(self._device_settings).items():
-            if value not in (begun.get(key), getattr(DeviceSettings, key)):
-                self.say(f"{key}={value} is ignored: this was begun with {key}={begun.get(key)}")
+            if value not in (device.get(key), getattr(DeviceSettings, key)):
+                self.say(f"{key}={value} is ignored: this was begun with {key}={device.get(key)}")
+        for package, now in versions().items():
+            if (then := begun["versions"].get(package)) != now:
+                self.say(f"begun with {package} {then}, going on with {now}: the rest may differ "
+                         "in its last bits from a run of one version")
+
+    def _read_begun(self) -> dict:
+        """run.json, `device` as DeviceSettings. Raises UserError if it is damaged, and if an input
+        has other bytes than those that this run was begun with."""
+        path = self.work / "run.json"
+        try:
+            begun = files.read_json(path)
+            if not {"sha256", "inputs", "versions"} <= begun.keys():
+                raise self._damaged(path, "is damaged, or of an older version of this code")
+            begun["device"] = DeviceSettings(**begun["device"])
+        except UserError:
+            raise
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            raise self._damaged(path) from None
+        for role, digests in self.job.digests.items():
+            before = begun["inputs"].get(role, {})
+            if changed := sorted(name for name in {*before, *digests}
+                                 if before.get(name) != digests.get(name)):
+                raise UserError(
+                    f"{self.work} was begun with other bytes of its input '{role}' "
+                    f"({', '.join(changed)}), though its fingerprint is the same; restore that "
+                    f"input, or remove {self.work} to start again")
+        return begun
 
     def lineage_entry(self) -> dict:
         """What this run adds to the lineage of its output."""
@@ -297,22 +348,34 @@ class Run:
     def _commit(self, meta: dict) -> None:
         digests = {}
         for path in sorted(self.work.iterdir()):
-            if path.name not in UNHASHED and path.is_file() and path.suffix != ".tmp":
+            if path.name not in UNHASHED and path.is_file():
+                files.fsync(path)
                 digests[path.name] = files.sha256(path)
+        self._drop_lines(lambda entry: entry["loop"] in self._loops)
         self._sync_log()
+        log = self.work / "log.jsonl"
         files.fsync(self.work)
-        files.write_json(self.work / "meta.json", {
+        files.write_sealed(self.work / "meta.json", {
             "format": 1, "fingerprint": self.job.fingerprint, **meta,
             "device": {**self.device.describe(), "processes": self.world.size},
             "versions": versions(), "digests": digests,
+            **({"log_sha256": files.sha256(log)} if log.exists() else {}),
         })
         self._tidy()
 
     def _tidy(self) -> None:
-        files.unlink(self.work / "run.json")
-        files.remove_tree(self.work / "state")
+        for name in ("run.json", "state"):
+            self._drop_scaffold(self.work, name)
+        files.fsync(self.work)                  # before the rename: OUT never has them
         files.rename(self.work, self.out)
-        files.unlink(self.out / "lock")
+        self._drop_scaffold(self.out)
+
+    def _drop_scaffold(self, folder: Path, *names: str) -> None:
+        for path in (folder / name for name in names or SCAFFOLD):
+            if path.is_dir():
+                files.remove_tree(path)
+            elif path.exists():
+                files.unlink(path)
 
     # --- Ctrl-C ------------------------------------------------------------------------------
 
@@ -366,43 +429,62 @@ class Run:
 
     def save_state(self, name: str, state: dict) -> None:
         """Write a loop's resume state whole. Tensors, numbers, strings, dicts and lists only."""
-        import io
-
-        started, buffer = time.monotonic(), io.BytesIO()
-        torch.save(state, buffer)
-        self._sync_log()            # a state never knows more than the log
-        files.write_bytes(self._state_path(name), buffer.getbuffer())
+        started = time.monotonic()
+        self.keep(name, state)
         self._last_save = time.monotonic()
         self._save_took = self._last_save - started
 
-    def load_state(self, name: str) -> dict | None:
-        """What save_state wrote, on the CPU; None if nothing. Raises UserError if it is damaged."""
+    def keep(self, name: str, state: dict) -> None:
+        """The same for what a run will read again and no loop goes on from: saving that is not the
+        loop's saving."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        seal = hashlib.sha256(buffer.getbuffer()).digest()
+        buffer.seek(0, io.SEEK_END)
+        buffer.write(seal)
+        self._sync_log()            # a state never knows more than the log
+        files.write_bytes(self._state_path(name), buffer.getbuffer())
+
+    def load_state(self, name: str, *, required: bool = False) -> dict | None:
+        """What save_state or keep wrote, on the CPU; None if nothing. Raises UserError if it is
+        damaged, or `required` and missing."""
         path = self._state_path(name)
         if not path.exists():
+            if required:
+                raise self._damaged(path, "is missing")
             return None
+        with files.named_errors(path):
+            data = path.read_bytes()
+        seal = hashlib.sha256(memoryview(data)[:-SEAL_BYTES]).digest()
+        if seal != data[-SEAL_BYTES:]:
+            raise self._damaged(path, "is damaged, or of an older version of this code")
         try:
             return torchfile.load(path)
         except UserError:
-            raise UserError(f"{path} is damaged; remove {self.work} to start again") from None
+            raise self._damaged(path) from None
 
     def _state_path(self, name: str) -> Path:
         return self.work / "state" / f"{name.replace('/', '-')}.pt"
 
-    def sweep(self, name: str, rows: int, step: int, *files_to_sync: files.RowFile
+    def sweep(self, name: str, rows: int, step: int, *row_files: files.RowFile
               ) -> Iterator[tuple[int, int]]:
         """Yield (start, stop) over `rows` in slices of `step`, in order, without those that earlier
         processes finished. Processes of one run share the slices and wait for each other at the
         end.
 
-        The rows of a slice count as done once the files that hold them are synced.
+        The rows of a slice count as done once the files that hold them are synced, and as long as
+        these still hold what was written: slices of a file that is missing, cut short or damaged
+        are yielded again.
         """
         own = f"{name}@{self.world.rank}"
-        found = {path.stem: self.load_state(path.stem)
-                 for path in (self.work / "state").glob(f"{name}@*.pt")}
-        done = {number for state in found.values() for number in state["slices"]}
-        mine = found.get(own, {"slices": [], "seconds": 0.0})
+        mine = self.load_state(own) or {"slices": {}, "seconds": 0.0}
+        done, lost = self._swept(name, rows, step, row_files)
+        if lost:
+            self.say(f"{name}: {len(lost)} slices were done and are not on the disk as they were "
+                     "written; they are made again")
+        mine |= {"step": step, "slices": {number: digests for number, digests
+                                          in mine["slices"].items() if number in done}}
         before, started = mine["seconds"], time.perf_counter()
-        self.world.barrier()                    # nobody writes before all have read
         left = [number for number in range(-(-rows // step)) if number not in done]
         left = left[self.world.rank :: self.world.size]
         with self.progress(rows, name, initial=min(len(done) * step, rows)) as bar:
@@ -413,10 +495,10 @@ class Run:
                 left_seconds = (time.perf_counter() - started) / at * (len(left) - at)
                 self.say_sometimes(f"{name}: {at}/{len(left)} slices of {step} rows, about "
                                    f"{left_seconds:.0f} s left")
-                mine["slices"].append(number)
+                mine["slices"][number] = [file.digest(start, stop) for file in row_files]
                 mine["seconds"] = before + time.perf_counter() - started
                 if self.save_due() or at == len(left):
-                    for file in files_to_sync:
+                    for file in row_files:
                         file.sync()
                     self.save_state(own, mine)
                     if at < len(left):
@@ -424,15 +506,42 @@ class Run:
         self.seconds += mine["seconds"]
         self.world.barrier()
 
+    def require_sweep(self, name: str, rows: int, step: int, *row_files: files.RowFile) -> None:
+        """Raise UserError unless a sweep is finished and its rows are on the disk as they were
+        written: for rows that nothing can make again, since what made them has changed."""
+        done, _ = self._swept(name, rows, step, row_files)
+        if len(done) < -(-rows // step):
+            raise self._damaged(row_files[0].path, "does not hold what was written to it")
+
+    def _swept(self, name: str, rows: int, step: int, row_files: tuple[files.RowFile, ...]
+               ) -> tuple[set[int], set[int]]:
+        """Numbers of the slices that are done, and of those that were. Rank 0 looks, for all."""
+        if not self.world.leads:
+            return self.world.from_leader(None)
+        done, known = set(), set()
+        for path in sorted((self.work / "state").glob(f"{name}@*.pt")):
+            state = self.load_state(path.stem)
+            try:
+                slices = state["slices"].items() if state["step"] == step else ()
+                for number, digests in slices:
+                    start, stop = number * step, min((number + 1) * step, rows)
+                    known.add(number)
+                    if digests == [file.digest(start, stop) for file in row_files]:
+                        done.add(number)
+            except (KeyError, TypeError, ValueError, AttributeError):
+                raise self._damaged(path, "is of another version of this code") from None
+        return self.world.from_leader((done, known - done))
+
     def log(self, loop: str, at: int, **values: Any) -> None:
         """Append one line to log.jsonl: which loop, how far, and what was measured."""
         for key, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{loop}: {key} became {value} at {at}; lower the learning rate, "
                                 "or look at the data")
-        line = json.dumps({"loop": loop, "at": at, **values})
+        line = json.dumps({"loop": loop, "at": at, **values}).encode() + b"\n"
+        self._loops.add(loop)
         if self.world.leads:
-            files.append(self.work / "log.jsonl", line.encode() + b"\n")
+            files.append(self.work / "log.jsonl", line)
 
     def note(self, name: str, **values: Any) -> None:
         """A single log line outside any loop; a repeated run replaces it."""
@@ -441,14 +550,27 @@ class Run:
 
     def rewind_log(self, loop: str, at: int) -> None:
         """Drop the lines of a loop from `at` on: they will be written again."""
+        self._loops.add(loop)
+        self._drop_lines(lambda entry: entry["loop"] != loop or entry["at"] < at)
+
+    def _drop_lines(self, keep: Callable[[dict], bool]) -> None:
+        """Keep the lines of log.jsonl that are whole and that `keep` is true of."""
         path = self.work / "log.jsonl"
         if not path.exists() or not self.world.leads:
             return
-        lines = path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines
-                if (entry := json.loads(line))["loop"] != loop or entry["at"] < at]
-        if len(kept) < len(lines):
-            files.write_bytes(path, b"".join(kept))
+        data = path.read_bytes()
+        kept = b"".join(line for line in data.splitlines(keepends=True)
+                        if (entry := _entry(line)) is not None and keep(entry))
+        if kept != data:
+            files.write_bytes(path, kept)
+
+    def log_digest(self, loop: str) -> str:
+        """SHA-256 of a loop's lines so far, whatever stands between them."""
+        path, digest = self.work / "log.jsonl", hashlib.sha256()
+        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+            if (entry := _entry(line)) is not None and entry["loop"] == loop:
+                digest.update(line)
+        return digest.hexdigest()
 
     def read_log(self) -> list[dict]:
         """The lines of log.jsonl so far."""
@@ -459,12 +581,6 @@ class Run:
     def _sync_log(self) -> None:
         if (self.work / "log.jsonl").exists():
             files.fsync(self.work / "log.jsonl")
-
-    def _drop_torn_line(self) -> None:
-        path = self.work / "log.jsonl"
-        data = path.read_bytes() if path.exists() else b""
-        if data and not data.endswith(b"\n"):
-            files.write_bytes(path, data[: data.rfind(b"\n") + 1])
 
     # --- talking to a person -----------------------------------------------------------------
 
@@ -493,10 +609,35 @@ def otherwise(out: Path, asked: DeviceSettings) -> str:
     """What to add where a finished artefact was made in another precision than the one asked for,
     which is no part of its fingerprint; '' where it was not, or does not say."""
     try:
-        found = unlike(reading.read_json(out / "meta.json")["device"], asked)
+        found = unlike(files.read_json(out / "meta.json")["device"], asked)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
     return f", made with {found}: another out= makes it anew" if found else ""
+
+
+def place_of(out: Path) -> Path:
+    """Where OUT is made: a link is followed, also to a folder that is not there yet. Raises
+    UserError for what cannot be a new folder."""
+    if out.name in ("", ".."):
+        raise UserError(f"out: '{out}' is not a new folder; name one")
+    if out.name.endswith(".partial"):
+        raise UserError(f"out: '{out}' is the name of an unfinished run; choose another")
+    if not out.is_symlink():
+        return out
+    target = Path(os.path.realpath(out))
+    if target.is_symlink():
+        raise UserError(f"out: '{out}' is a link that leads in a circle")
+    return target
+
+
+def _entry(line: bytes) -> dict | None:
+    """A line of the log; None if it is torn or damaged."""
+    with contextlib.suppress(ValueError, RecursionError):
+        entry = json.loads(line)
+        if line.endswith(b"\n") and isinstance(entry, dict) and isinstance(entry.get("loop"), str) \
+                and type(entry.get("at")) is int:
+            return entry
+    return None
 
 
 def versions() -> dict[str, str]:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core import planning, reading
+from core import planning
 from core.datasets import clean_of
-from core.imageset import ImageSet
+from core.imageset import ImageSet, read_array
 from core.plots import INK, plain_label
 from core.points import records_of, sets_of
 
@@ -73,7 +73,7 @@ def strips_of(cells: list[planning.Cell], root: str, rows: slice) -> list[Strip]
             strips.append(Strip("clean", clean, None))
         saved = chain[-1].out / "p_hat1.npy"
         if saved.exists():
-            p_hat = reading.npy(saved, mapped=True)[rows].astype(np.float64)
+            p_hat = read_array(saved, final.meta)[rows].astype(np.float64)
             strips.append(Strip("p_hat of stage 1", None, p_hat))
         name = "poisoned" if len(chain) == 1 else cell.column.name
         images = final.images[rows] / 255.0

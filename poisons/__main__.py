@@ -9,7 +9,6 @@ is poisoned and the rest stays clean; the attack itself is an artefact of its ow
 every fraction of it shares (craft_on=all) or which saw that part alone (craft_on=part).
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import sys
@@ -17,11 +16,10 @@ import sys
 import numpy as np
 import torch
 
-from core import jobs
+from core import files, jobs
 from core.command import Request, command, parse
 from core.datasets import remember_test, rows_split
 from core.errors import UserError
-from core.files import RowFile
 from core.imageset import ImageSet
 from core.perturbation import check_bound, linear_probe, measure
 from core.run import Run
@@ -75,10 +73,8 @@ def poison_part(request: Request, clean: ImageSet, run: Run) -> ImageSet:
         return images
 
     mixed = clean.map_pixels(pixels, run)
-    file = RowFile(run.work / "poisoned_rows.npy", chosen.shape, chosen.dtype)
-    with contextlib.closing(file):
-        file.write(0, chosen)
-        file.sync()
+    if run.world.leads:
+        files.write_array(run.work / "poisoned_rows.npy", chosen)
     inspect(request, clean, mixed, run)
     return mixed
 

@@ -86,6 +86,11 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     errors: list[float] = []
     loop = Loop(run, "em", config.max_rounds, save_epochs=True, model=model, optimizer=optimizer,
                 errors=errors)
+    delta, _ = noise.files(loop.epoch)
+    if loop.epoch:
+        run.require_sweep(f"round{loop.epoch}", len(clean), SLICE_ROWS, delta)
+    else:
+        delta.clear()       # a run whose loop's state was lost starts from no noise
 
     for round_ in () if reached(errors, config) else loop:
         delta, new_delta = noise.files(round_)

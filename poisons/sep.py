@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core import files
 from core.config import ConfigError, budget, in_range, linf_radius
 from core.imageset import ImageSet, Rounding
 from core.run import Run
@@ -137,21 +136,13 @@ def train_ensemble(clean: ImageSet, config: Config, run: Run) -> list[FrozenSurr
 
     def keep(epoch: int, model: nn.Module) -> None:
         if epoch in kept and run.world.leads:
-            from safetensors.torch import save
-
-            tensors = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
-            files.write_bytes(place(epoch), save(tensors))
-
-    def place(epoch: int):
-        return run.work / "state" / f"surrogate{epoch}.safetensors"
+            run.keep(f"surrogate{epoch}", model.state_dict())
 
     model = train_surrogate(clean, config.surrogate, run, after_epoch=keep)
     run.world.barrier()
-    from safetensors.torch import load_file
-
     ensemble = []
     for epoch in kept:
-        model.load_state_dict(load_file(place(epoch)))
+        model.load_state_dict(run.load_state(f"surrogate{epoch}", required=True))
         ensemble.append(FrozenSurrogate(model, run.device))
     return ensemble
 

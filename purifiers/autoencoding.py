@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from core.batches import Batches
-from core.checkpoint import load_weights, save_weights
+from core.checkpoint import save_weights
 from core.imageset import ImageSet
 from core.loop import Loop
 from core.run import Run
@@ -34,9 +34,6 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, step: Callable, im
     step(x, labels, generator, epoch) returns the losses to log. Writes `<name>.safetensors` into
     the run and returns the model in eval mode.
     """
-    if load_weights(model, run, name) is not None:
-        return model.eval()
-
     batches = Batches(images, config.batch_size, run, name)     # no augmentation
     loop = Loop(run, name, config.epochs, model=model, optimizer=optimizer)
     model.train()

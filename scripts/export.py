@@ -11,9 +11,11 @@ large changes, such as OPS's and CUDA's, with --units noise).
 """
 
 import argparse
+import contextlib
 import io
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from core import files
+from core import files, lock
 from core.command import command
 from core.datasets import clean_of
 from core.errors import UserError
@@ -44,24 +46,49 @@ def main(argv: list[str] | None = None) -> None:
     if not out.name or (suffix and out.suffix != suffix):
         raise UserError(f"--out: '{out}' is no name for --as {arguments.form}"
                         + (f", which ends in '{suffix}'" if suffix else ""))
+    export(images, out, arguments)
+    print(out)
+
+
+def export(images: ImageSet, out: Path, arguments: argparse.Namespace) -> None:
+    """Write OUT whole. Of two that do so at once, the second is told."""
     labels, its_labels = out.with_name(f"{out.stem}_labels.npy"), None
     if arguments.form == "npy":
         its_labels = bytes_of(np.save, np.asarray(images.labels))
-    for path in (out, labels) if arguments.form == "npy" else (out,):
-        if path.exists() and not (path == labels and path.read_bytes() == its_labels):
-            raise UserError(f"--out: {path} exists; remove it or choose another name")
+    with work_beside(out) as work:
+        for path in (out, labels) if arguments.form == "npy" else (out,):
+            if os.path.lexists(path) and not (
+                    path == labels and path.is_file() and path.read_bytes() == its_labels):
+                raise UserError(f"--out: {path} exists; remove it or choose another name")
+        if arguments.form == "png":
+            write_png(images, out, work)
+        elif arguments.form == "npy":
+            files.write_bytes(labels, its_labels)
+            files.write_bytes(out, bytes_of(np.save, np.asarray(images.images)))
+        elif arguments.form == "npz":
+            files.write_bytes(out, bytes_of(np.savez, data=np.asarray(images.images),
+                                            targets=np.asarray(images.labels)))
+        else:
+            files.write_bytes(out, perturbation(images, clean_of(images, arguments.root)))
+
+
+@contextlib.contextmanager
+def work_beside(out: Path) -> Iterator[Path]:
+    """OUT.export, ours alone while it is there (.partial is an unfinished run's). Raises UserError
+    if another process works in it, or if it is somebody's own."""
+    work = out.with_name(out.name + ".export")
     files.mkdir(out.parent)
-    if arguments.form == "png":
-        write_png(images, out)
-    elif arguments.form == "npy":
-        files.write_bytes(labels, its_labels)
-        files.write_bytes(out, bytes_of(np.save, np.asarray(images.images)))
-    elif arguments.form == "npz":
-        files.write_bytes(out, bytes_of(np.savez, data=np.asarray(images.images),
-                                        targets=np.asarray(images.labels)))
-    else:
-        files.write_bytes(out, perturbation(images, clean_of(images, arguments.root)))
-    print(out)
+    try:
+        descriptor = lock.take(work)
+    except lock.Held as holder:
+        raise UserError(f"--out: {holder} is writing {out} right now; wait for it, or choose "
+                        "another name") from None
+    try:
+        yield work
+    finally:
+        with contextlib.suppress(OSError):
+            files.remove_tree(work)
+        os.close(descriptor)
 
 
 def bytes_of(save, *arrays: np.ndarray, **named: np.ndarray) -> bytes:
@@ -70,15 +97,17 @@ def bytes_of(save, *arrays: np.ndarray, **named: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def write_png(images: ImageSet, out: Path) -> None:
+def write_png(images: ImageSet, out: Path, work: Path) -> None:
     from PIL import Image
     from tqdm import tqdm
 
-    work = out.with_name(out.name + ".export")          # .partial is an unfinished run's
-    files.remove_tree(work)
+    work = work / "png"
+    files.remove_tree(work)             # of one that was killed
     files.mkdir(work)
     for row in tqdm(range(len(images)), desc="png", disable=None, leave=False):
-        Image.fromarray(np.asarray(images.images[row])).save(work / f"{row}.png")
+        path = work / f"{row}.png"
+        with files.named_errors(path):
+            Image.fromarray(np.asarray(images.images[row])).save(path)
     lines = ["index,label", *(f"{row},{label}" for row, label in enumerate(images.labels))]
     files.write_bytes(work / "labels.csv", ("\n".join(lines) + "\n").encode())
     os.sync()

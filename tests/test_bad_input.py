@@ -641,3 +641,18 @@ def test_the_meta_of_a_copy_can_be_signed_again(copy):
     refused(run_command(purify.main, GRAY, f"data={copy}", f"out={OUT}"), "SHA-256")
     sign(copy, meta)
     assert len(np.load(succeed(purify.main, GRAY, f"data={copy}") / "images.npy")) == 10
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ELOOP, errno.ESTALE, errno.ENOLCK, errno.EBUSY,
+                                    errno.ENOTEMPTY, errno.EXDEV, errno.ENXIO, errno.ETIMEDOUT])
+def test_whatever_a_disk_answers_is_a_sentence(number, capsys):
+    def body(argv):
+        raise OSError(number, os.strerror(number), "place")
+
+    assert command(body)() == 1
+    assert f"error: place: {os.strerror(number).lower()}; " in capsys.readouterr().err
+
+
+def test_a_mistake_in_the_code_keeps_its_traceback():
+    with pytest.raises(OSError, match="descriptor"):
+        command(lambda argv: os.close(10_000))()

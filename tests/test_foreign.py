@@ -12,7 +12,7 @@ import torch
 from conftest import digest, run_command, write_imageset
 from PIL import Image
 
-from core import aligning, pickles, units
+from core import aligning, lock, pickles, units
 from core.datasets import DataSettings, load, rows_split, split_rows
 from core.errors import UserError
 from core.imageset import ImageSet
@@ -651,6 +651,28 @@ def test_an_export_leaves_an_unfinished_run_alone(tmp_path, base):
     (tmp_path / "tree.partial" / "run.json").write_text("{}")
     assert run_command(export.main, base, "--as", "png", "--out", tmp_path / "tree").status == 0
     assert (tmp_path / "tree.partial" / "run.json").exists()
+
+
+def test_an_export_leaves_a_folder_that_it_did_not_make(tmp_path, base):
+    mine = tmp_path / "tree.export"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("precious")
+    refused = run_command(export.main, base, "--as", "png", "--out", tmp_path / "tree")
+    assert "tree.export is in the way" in refused.error
+    assert (mine / "thesis.tex").read_text() == "precious"
+    assert not (tmp_path / "tree").exists()
+
+
+@pytest.mark.parametrize(("form", "name"), [("png", "tree"), ("npy", "x.npy")])
+def test_of_two_exports_at_once_one_is_told(tmp_path, base, form, name):
+    arguments = [base, "--as", form, "--out", tmp_path / name]
+    other = lock.take(tmp_path / f"{name}.export")
+    refused = run_command(export.main, *arguments)
+    assert "another process" in refused.error
+    assert not (tmp_path / name).exists()
+    os.close(other)             # killed: what it left is cleared
+    assert run_command(export.main, *arguments).status == 0
+    assert not (tmp_path / f"{name}.export").exists()
 
 
 @pytest.mark.parametrize(("name", "found", "message"), [

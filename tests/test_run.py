@@ -1,20 +1,25 @@
 """Runs: locks, occupied folders, Ctrl-C, resume; by real processes where it matters."""
 
+import contextlib
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import core.files
 import core.run
+from core import lock
 from core.device import DeviceSettings
 from core.errors import UserError
+from core.files import RowFile
 from core.loop import Loop
 from core.run import Job, Run
 
@@ -124,9 +129,9 @@ def test_a_device_that_is_not_there_leaves_nothing(tmp_path):
 
 def test_resuming_elsewhere_says_where_it_was_begun(tmp_path):
     with Run(job(), out=tmp_path / "set", device=DeviceSettings("cpu")) as run:
-        begun = json.loads((run.work / "run.json").read_text())
+        begun = core.files.read_json(run.work / "run.json")
         begun["device"]["device"] = "cuda:99"
-        (run.work / "run.json").write_text(json.dumps(begun))
+        core.files.write_sealed(run.work / "run.json", begun)
     with pytest.raises(UserError, match=r"set\.partial was begun on cuda:99; resume it there"), \
             Run(job(), out=tmp_path / "set", device=DeviceSettings("cpu")):
         pass
@@ -292,3 +297,303 @@ def test_interrupt_saves_and_the_same_line_resumes(tmp_path, number):
     assert "Traceback" not in errors
     saved = torch.load(tmp_path / "record.partial" / "state" / "classifier.pt", weights_only=True)
     assert saved["epoch"] * 6 + saved["step"] > 0
+
+
+# --- damage ----------------------------------------------------------------------------------
+
+
+def flips(data, count=20):
+    """`data` with one bit changed, at `count` places spread over it."""
+    for place in np.linspace(0, 8 * len(data) - 1, count).astype(int):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        yield bytes(flipped)
+
+
+def test_no_flipped_bit_of_a_state_is_silent(tmp_path):
+    with Run(job(), out=tmp_path / "set") as run:
+        run.save_state("loop", {"weights": torch.arange(300.0), "epoch": 3})
+        path = run.work / "state" / "loop.pt"
+        for flipped in flips(path.read_bytes(), 60):
+            path.write_bytes(flipped)
+            with pytest.raises(UserError, match=r"loop\.pt is damaged.*; remove .*set\.partial"):
+                run.load_state("loop")
+
+
+def test_no_flipped_bit_of_the_identity_is_silent(tmp_path):
+    with Run(job(), out=tmp_path / "set") as run:
+        path = run.work / "run.json"
+    for flipped in flips(path.read_bytes(), 60):
+        path.write_bytes(flipped)
+        with pytest.raises(UserError, match=r"run\.json is damaged|other unfinished work"), \
+                Run(job(), out=tmp_path / "set"):
+            pass
+
+
+def test_no_flipped_bit_of_a_log_is_silent(tmp_path, monkeypatch):
+    """A line of a saved epoch is refused; a later one, or a note, is written again."""
+    monkeypatch.setattr(core.run, "SAVE_SECONDS", 0.0)
+
+    def steps(run, stop_at=None):
+        walk(run, stop_at)
+        run.note("end", value=5)
+
+    def lines(run):
+        return [{k: v for k, v in line.items() if k != "seconds"} for line in run.read_log()]
+
+    with Run(job(), out=tmp_path / "whole") as run:
+        steps(run)
+        whole = lines(run)
+    with Run(job(), out=tmp_path / "set") as run:
+        steps(run, stop_at=8)
+        path = run.work / "log.jsonl"
+    log, state = path.read_bytes(), (run.work / "state" / "walk.pt").read_bytes()
+    saved = len(b"".join(log.splitlines(keepends=True)[:2]))    # after 8 steps of 3 an epoch
+
+    def survives(flipped):
+        return flipped[:saved] == log[:saved]
+
+    refused = 0
+    for flipped in flips(log, 40):
+        path.write_bytes(flipped)
+        (run.work / "state" / "walk.pt").write_bytes(state)
+        with Run(job(), out=tmp_path / "set") as run:
+            told = contextlib.nullcontext() if survives(flipped) else pytest.raises(
+                UserError, match=r"log\.jsonl is damaged")
+            with told:
+                steps(run)
+            if not survives(flipped):
+                refused += 1
+                continue
+            run._drop_lines(lambda entry: entry["loop"] in run._loops)      # as the commit does
+            assert lines(run) == whole
+    assert refused > 10
+
+
+def test_no_flipped_bit_of_a_finished_meta_is_silent(tmp_path):
+    finish(tmp_path / "set")
+    path = tmp_path / "set" / "meta.json"
+    for flipped in flips(path.read_bytes(), 60):
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"meta\.json|JSON|Expecting|Invalid|decode|Extra"):
+            core.files.read_json(path)
+        with pytest.raises(UserError, match=r"meta\.json is damaged"), \
+                Run(job(), out=tmp_path / "set"):
+            pass
+
+
+def test_an_older_meta_without_a_digest_is_still_this_work(tmp_path):
+    finish(tmp_path / "set")
+    path = tmp_path / "set" / "meta.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items()
+                                if k not in ("sha256", "log_sha256")}))
+    with Run(job(), out=tmp_path / "set") as run:
+        assert run.done
+
+
+def test_other_bytes_of_an_input_are_refused_at_resume(tmp_path):
+    first = {"data": {"images.npy": "a" * 64, "labels.npy": "b" * 64}}
+    other = {"data": {"images.npy": "c" * 64, "labels.npy": "b" * 64}}
+    assert job(digests=first).fingerprint == job(digests=other).fingerprint
+    with Run(job(digests=first), out=tmp_path / "set"):
+        pass
+    with pytest.raises(UserError, match=r"other bytes of its input 'data' \(images\.npy\)"), \
+            Run(job(digests=other), out=tmp_path / "set"):
+        pass
+    with Run(job(digests=first), out=tmp_path / "set") as run:
+        assert not run.done
+
+
+def test_another_torch_is_said_at_resume(tmp_path, monkeypatch, capsys):
+    with Run(job(), out=tmp_path / "set"):
+        pass
+    monkeypatch.setattr(core.run, "versions", lambda: {"torch": "1.0"})
+    with Run(job(), out=tmp_path / "set"):
+        pass
+    assert f"begun with torch {torch.__version__.split('+')[0]}" in capsys.readouterr().err
+
+
+def swept(run, rows=10, step=3):
+    """A sweep that writes 1 + its row number; the starts of the slices that it yielded."""
+    file = RowFile(run.work / "images.npy", (rows, 2), np.uint8)
+    starts = []
+    with contextlib.closing(file):
+        for start, stop in run.sweep("images", rows, step, file):
+            file.write(start, np.repeat(np.arange(start + 1, stop + 1, dtype=np.uint8)[:, None],
+                                        2, axis=1))
+            starts.append(start)
+    return starts
+
+
+@pytest.mark.parametrize(("damage", "again"), [
+    (lambda path: None, []),
+    (lambda path: path.unlink(), [0, 3, 6, 9]),
+    (lambda path: os.truncate(path, 5), [0, 3, 6, 9]),
+    (lambda path: os.truncate(path, path.stat().st_size - 1), [9]),
+    (lambda path: path.write_bytes(bytes(path.stat().st_size)), [0, 3, 6, 9]),
+    (lambda path: path.write_bytes(bytes(100) + path.read_bytes()[100:]), []),     # the header
+    (lambda path: path.write_bytes(path.read_bytes()[:-8] + bytes(8)), [6, 9]),
+], ids=["whole", "gone", "short", "a byte short", "zeros", "no header", "zeros at the end"])
+def test_rows_that_are_not_on_the_disk_are_made_again(tmp_path, capsys, damage, again):
+    with Run(job(), out=tmp_path / "set") as run:
+        assert swept(run) == [0, 3, 6, 9]
+        whole = (run.work / "images.npy").read_bytes()
+    damage(run.work / "images.npy")
+    with Run(job(), out=tmp_path / "set") as run:
+        assert swept(run) == again
+        assert (run.work / "images.npy").read_bytes() == whole
+    assert ("made again" in capsys.readouterr().err) == bool(again)
+
+
+def test_rows_that_nothing_can_make_again_are_required(tmp_path):
+    with Run(job(), out=tmp_path / "set") as run:
+        swept(run)
+        with contextlib.closing(RowFile(run.work / "images.npy", (10, 2), np.uint8)) as file:
+            run.require_sweep("images", 10, 3, file)
+            file.clear()
+            with pytest.raises(UserError, match=r"images\.npy does not hold what was written"):
+                run.require_sweep("images", 10, 3, file)
+
+
+def test_a_header_is_written_in_as_many_pieces_as_it_takes(tmp_path, monkeypatch):
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: pwrite(file, data[:7], at))
+    with contextlib.closing(RowFile(tmp_path / "rows.npy", (4, 3), np.int64)) as file:
+        file.write(0, np.arange(12).reshape(4, 3))
+    np.testing.assert_array_equal(np.load(tmp_path / "rows.npy"), np.arange(12).reshape(4, 3))
+
+
+def test_names_are_synced_before_a_state_speaks_of_them(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(core.files, "operation",
+                        lambda kind, path: seen.append((kind, path.name)))
+    with Run(job(), out=tmp_path / "set") as run:
+        swept(run)
+    at = seen.index(("rename", "images@0.pt"))
+    images = seen.index(("fsync", "images.npy"))
+    assert seen[images + 1] == ("fsync", "set.partial")
+    assert images + 1 < at
+
+
+# --- folders that are not ours ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [["thesis.tex"], ["lock"], ["lock", "thesis.tex"], ["state"]])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_in_the_way_is_not_touched(tmp_path, names, force):
+    mine = tmp_path / "set.partial"
+    mine.mkdir()
+    for name in names:
+        (mine / name).write_text("precious")
+    with pytest.raises(UserError, match=r"set\.partial is in the way"), \
+            Run(job(), out=tmp_path / "set", force=force):
+        pass
+    assert {path.name: path.read_text() for path in mine.iterdir()} \
+        == dict.fromkeys(names, "precious")
+
+
+def test_names_beside_a_file_are_not_touched(tmp_path):
+    (tmp_path / "a.png.tmp").mkdir()
+    (tmp_path / "a.png.tmp" / "thesis.tex").write_text("precious")
+    (tmp_path / f"a.png.{os.getpid()}-0.tmp").write_text("precious")
+    core.files.write_bytes(tmp_path / "a.png", b"picture")
+    assert (tmp_path / "a.png").read_bytes() == b"picture"
+    assert (tmp_path / f"a.png.{os.getpid()}-0.tmp").read_text() == "precious"
+    assert (tmp_path / "a.png.tmp" / "thesis.tex").exists()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_what_was_moved_aside_before_is_not_moved_over(tmp_path):
+    finish(tmp_path / "set")
+    (tmp_path / "set.old-1").symlink_to("nowhere")
+    with Run(job(seed=1), out=tmp_path / "set", force=True):
+        pass
+    assert (tmp_path / "set.old-1").is_symlink()
+    assert (tmp_path / "set.old-2" / "images.npy").exists()
+
+
+def test_an_empty_folder_is_used_and_links_are_followed(tmp_path):
+    (tmp_path / "empty").mkdir()
+    finish(tmp_path / "empty")
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "dangling").symlink_to(tmp_path / "scratch" / "set")
+    finish(tmp_path / "dangling")
+    assert (tmp_path / "dangling").is_symlink()
+    for out in (tmp_path / "empty", tmp_path / "dangling", tmp_path / "scratch" / "set"):
+        assert (out / "meta.json").exists()
+        with Run(job(), out=out) as run:
+            assert run.done
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_names_that_can_be_no_new_folder_are_refused(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for out, words in (("a", "circle"), ("..", "not a new folder"), ("x.partial", "unfinished")):
+        with pytest.raises(UserError, match=words):
+            Run(job(), out=tmp_path / out)
+    (tmp_path / "c.partial").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=r"c\.partial is a link"), Run(job(), out=tmp_path / "c"):
+        pass
+
+
+@pytest.mark.parametrize("kept", ["state", "run.json", "lock"])
+def test_out_never_keeps_what_was_for_resuming(tmp_path, kept):
+    """Whatever a maker left behind, the same line removes."""
+    finish(tmp_path / "set")
+    (tmp_path / "set" / kept).mkdir() if kept == "state" else (tmp_path / "set" / kept).touch()
+    with Run(job(), out=tmp_path / "set") as run:
+        assert run.done
+    assert not (tmp_path / "set" / kept).exists()
+
+
+# --- the lock --------------------------------------------------------------------------------
+
+
+def test_a_folder_renamed_between_mkdir_and_open_is_made_again(tmp_path, monkeypatch):
+    """Its holder finished just then."""
+    check, calls = lock.check_ours, []
+
+    def renamed_first(folder):
+        check(folder)
+        if not calls:
+            os.rename(folder, tmp_path / "finished")
+        calls.append(folder)
+
+    monkeypatch.setattr(lock, "check_ours", renamed_first)
+    os.close(lock.take(tmp_path / "set.partial"))
+    assert len(calls) == 2
+    assert (tmp_path / "set.partial" / "lock").exists()
+
+
+@pytest.mark.parametrize("left", [b"", lock.SIGN[:9], bytes(60)])
+def test_a_lock_whose_maker_died_while_it_signed_is_taken(tmp_path, left):
+    (tmp_path / "set.partial").mkdir()
+    (tmp_path / "set.partial" / "lock").write_bytes(left)
+    finish(tmp_path / "set")
+
+
+def test_waiting_says_for_whom_and_that_it_is_stopped(tmp_path, monkeypatch, capsys):
+    code = f"import time; from core import lock; from pathlib import Path; " \
+           f"lock.take(Path({str(tmp_path / 'set.partial')!r})); print('locked', flush=True); " \
+           "time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(UserError, match=rf"another process \({other.pid} on .*, since 20"), \
+                Run(job(), out=tmp_path / "set"):
+            pass
+        other.send_signal(signal.SIGSTOP)
+
+        def looked(_):
+            if "which is stopped" in (said := capsys.readouterr().err):
+                assert f"waiting for another process ({other.pid} on" in said
+                other.kill()
+
+        monkeypatch.setattr(core.run.time, "sleep", looked)
+        with Run(job(), out=tmp_path / "set", wait=True) as run:
+            assert other.wait() == -signal.SIGKILL
+            assert not run.done
+    finally:
+        other.kill()
+        other.wait()
