@@ -1,11 +1,16 @@
 """Kill each command at every change it makes on disk, repeat the line, compare the bytes.
 
-    python tests/crash_driver.py COMMAND WORK [--every N] [--kills N]
+    python tests/crash_driver.py COMMAND WORK [--every N] [--kills N] [--cut names | bytes]
 
 COMMAND is one of `lines`. The process dies by `os._exit` at core.files' k-th operation, k = 1,
 1 + N, 1 + 2N, ... until a run survives; then by SIGKILL and by Ctrl-C at random moments. Each time
 the same line must end with the bytes of an uninterrupted run, timings aside. Children are forked
 from this process, which has torch loaded and has computed nothing yet.
+
+With --cut the death is a power cut: what was not synced is gone. `names`: a file whose folder was
+not synced since is not there (or has its old name), and its bytes are those of its last sync.
+`bytes`: names and sizes are there, as a journal of metadata keeps them, and bytes that were not
+synced are zeros.
 """
 
 import argparse
@@ -50,9 +55,69 @@ def lines(work: Path) -> dict[str, tuple[str, list[str]]]:
     }
 
 
+class Disk:
+    """What of a folder would be there after a power cut, learnt from core.files' operations."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.synced: dict[int, bytes] = {}              # inode -> bytes
+        self.names: dict[int, dict[str, int]] = {}      # inode of a folder -> its synced names
+        self.folders: set[int] = set()
+        self.new: Path | None = None                    # about to be made
+        self.was_synced(root)
+
+    def see(self, kind: str, path: Path) -> None:
+        """An operation, before it is done."""
+        if self.new and self.new.exists():
+            self.synced.pop(self.new.stat().st_ino, None)   # an inode of one that was removed
+        self.new = path if kind == "write" and not path.exists() else None
+        if kind == "fsync":
+            self.was_synced(path)
+
+    def was_synced(self, path: Path) -> None:
+        """A sync is about to return: what is there now is kept."""
+        path = Path(os.path.abspath(path))
+        if not path.exists() or not path.is_relative_to(self.root):
+            return
+        if path.is_dir():
+            self.names[path.stat().st_ino] = {
+                entry.name: self.number(Path(entry.path)) for entry in os.scandir(path)}
+        else:
+            self.synced[path.stat().st_ino] = path.read_bytes()
+
+    def number(self, path: Path) -> int:
+        inode = path.stat().st_ino
+        if path.is_dir():
+            self.folders.add(inode)
+        return inode
+
+    def cut(self, how: str) -> None:
+        """Make the folder what is left of it. The dead write nothing more."""
+        left: dict[Path, bytes | None] = {}             # None: a folder
+
+        def kept(inode: int, at: Path) -> None:
+            for name, entry in self.names.get(inode, {}).items():
+                left[at / name] = None if entry in self.folders else self.synced.get(entry, b"")
+                if entry in self.folders:
+                    kept(entry, at / name)
+
+        if how == "names":
+            kept(self.root.stat().st_ino, self.root)
+        else:
+            for path in sorted(self.root.rglob("*")):
+                data = None if path.is_dir() else path.read_bytes()
+                if data is not None and data != (whole := self.synced.get(path.stat().st_ino, b"")):
+                    data = whole[:len(data)] + bytes(len(data) - len(whole))
+                left[path] = data
+        for path in self.root.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path, data in left.items():
+            path.mkdir() if data is None else path.write_bytes(data)
+
+
 def run(
     work: Path, command: str, die_at: int | None = None,
-    signal_after: tuple[signal.Signals, float] | None = None,
+    signal_after: tuple[signal.Signals, float] | None = None, cut: str | None = None,
 ) -> int:
     """Run a command in a fork; the exit status, DIED or -SIGKILL."""
     module, arguments = lines(work)[command]
@@ -63,17 +128,25 @@ def run(
         os.dup2(log, 1)
         os.dup2(log, 2)
         core.run.SAVE_SECONDS = 0.0             # state after every step: as many places to die
-        count = 0
+        count, out = 0, work / command
+        if cut:                                 # in a folder of its own
+            out = work / "disk" / command
+            out.parent.mkdir(exist_ok=True)
+            disk = Disk(out.parent)
 
         def operation(kind, path):
             nonlocal count
             count += 1
             if count == die_at:
+                if cut:
+                    disk.cut(cut)
                 os._exit(DIED)
+            if cut:
+                disk.see(kind, path)
 
         core.files.operation = operation
         try:
-            status = main([*arguments, *SMOKE, f"out={work / command}"])
+            status = main([*arguments, *SMOKE, f"out={out}"])
         except BaseException:
             import traceback
 
@@ -111,21 +184,23 @@ def without_timings(value):
 
 
 def clear(work: Path, command: str) -> None:
-    for path in (work / command, work / f"{command}.partial"):
+    for path in (work / command, work / f"{command}.partial", work / "disk"):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def check(work: Path, command: str, reference: dict[str, bytes], what: str) -> None:
+def check(work: Path, command: str, reference: dict[str, bytes], what: str,
+          cut: str | None = None) -> None:
     """The same line again must succeed, leave the reference's bytes and nothing else."""
-    status = run(work, command)
+    status = run(work, command, cut=cut)
     if status != 0:
         raise SystemExit(f"{command}, {what}: the same line again ended with {status}:\n"
                          + (work / "output.txt").read_text())
-    found = content(work / command)
+    place = work / "disk" if cut else work
+    found = content(place / command)
     for name in sorted(set(found) | set(reference)):
         if found.get(name) != reference.get(name):
             raise SystemExit(f"{command}, {what}: {name} differs from an uninterrupted run")
-    if (work / f"{command}.partial").exists():
+    if (place / f"{command}.partial").exists():
         raise SystemExit(f"{command}, {what}: {command}.partial was left behind")
 
 
@@ -135,6 +210,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--every", type=int, default=1, help="kill at every N-th operation")
     parser.add_argument("--kills", type=int, default=5, help="random SIGKILLs and Ctrl-Cs")
+    parser.add_argument("--cut", choices=("names", "bytes"), help="cut the power instead")
     arguments = parser.parse_args()
     work, command = arguments.work.resolve(), arguments.command
     work.mkdir(parents=True, exist_ok=True)
@@ -146,20 +222,24 @@ def main() -> None:
             raise SystemExit(f"{earlier} failed:\n" + (work / "output.txt").read_text())
     clear(work, command)
     started = time.monotonic()
-    if run(work, command) != 0:
+    if run(work, command, cut=arguments.cut) != 0:
         raise SystemExit(f"{command} failed:\n" + (work / "output.txt").read_text())
     duration = time.monotonic() - started
-    reference = content(work / command)
+    reference = content((work / "disk" if arguments.cut else work) / command)
 
     deaths, k = 0, 1
     while True:
         clear(work, command)
-        if run(work, command, die_at=k) != DIED:
+        if run(work, command, die_at=k, cut=arguments.cut) != DIED:
             break
         deaths, k = deaths + 1, k + arguments.every
-        check(work, command, reference, f"died at operation {k - arguments.every}")
-    print(f"{command}: died at {deaths} of its operations (every {arguments.every}), "
+        what = f"{'power cut' if arguments.cut else 'died'} at operation {k - arguments.every}"
+        check(work, command, reference, what, arguments.cut)
+    what = f"power cut ({arguments.cut})" if arguments.cut else "died"
+    print(f"{command}: {what} at {deaths} of its operations (every {arguments.every}), "
           "same bytes each time")
+    if arguments.cut:
+        return
 
     moments = random.Random(0)
     for number in (signal.SIGKILL, signal.SIGINT):
