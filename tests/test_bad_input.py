@@ -362,7 +362,7 @@ def damaged(checkpoint: Path, where: Path, change) -> Path:
         (where / path.name).write_bytes(path.read_bytes())
     meta = json.loads((where / "meta.json").read_text())
     change(where, meta)
-    (where / "meta.json").write_text(json.dumps(meta))
+    files.write_sealed(where / "meta.json", meta)
     return where
 
 

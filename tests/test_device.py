@@ -11,7 +11,7 @@ import torch
 from conftest import CONFIGS, ROOT, run_command, succeed
 
 import evaluate
-from core import device, records
+from core import device, files, records
 from core.command import parse
 from core.device import Device, DeviceSettings, resolve
 from core.errors import UserError
@@ -127,7 +127,7 @@ def test_already_done_says_when_another_precision_was_asked_for(few_path, tmp_pa
 
     meta = json.loads((tmp_path / "lsp" / "meta.json").read_text())     # an older one says nothing
     del meta["device"]
-    (tmp_path / "lsp" / "meta.json").write_text(json.dumps(meta))
+    files.write_sealed(tmp_path / "lsp" / "meta.json", meta)
     assert "made with" not in run_command(poison_main, *keys, "precision=fp32").stderr
 
 

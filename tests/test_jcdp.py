@@ -11,6 +11,7 @@ from conftest import run_command, succeed
 
 import purify
 import train_ddpm
+from core import files
 from core.distance import build_lpips
 from purifiers import ddpm, diffusion, jcdp
 
@@ -210,7 +211,7 @@ def test_a_checkpoint_of_another_size_or_damaged(prior, few_path, tmp_path):
     assert "does not match its SHA-256" in refused(broken, few_path)
     meta = json.loads((broken / "meta.json").read_text())
     meta["method"] = "dvae"
-    (broken / "meta.json").write_text(json.dumps(meta))
+    files.write_sealed(broken / "meta.json", meta)
     assert "is a checkpoint of 'dvae', not of 'ddpm'" in refused(broken, few_path)
 
 
