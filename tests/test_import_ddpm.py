@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -26,15 +27,20 @@ def refused(source, *words):
     return outcome.error
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
     """A diffusers folder of a small network for 16x16 images."""
     torch.manual_seed(0)
-    model = theirs(32, 16, 3)
-    model.save_config(tmp_path / "diffusers" / "unet")
-    save_file(model.state_dict(),
-              tmp_path / "diffusers" / "unet" / "diffusion_pytorch_model.safetensors")
-    return tmp_path / "diffusers"
+    model, path = theirs(32, 16, 3), tmp_path_factory.mktemp("saved")
+    model.save_config(path / "unet")
+    save_file(model.state_dict(), path / "unet" / "diffusion_pytorch_model.safetensors")
+    return path
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of it, to change."""
+    return shutil.copytree(saved, tmp_path / "diffusers")
 
 
 def test_a_diffusers_folder_purifies(folder, few_path):
