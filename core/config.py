@@ -52,7 +52,7 @@ def read_file(path: Path, parents: tuple[Path, ...] = ()) -> Node:
     if path in parents:
         raise UserError(f"{path}: base: the file includes itself")
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8")
     except OSError as error:
         raise UserError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
     except UnicodeDecodeError:

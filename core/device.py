@@ -17,6 +17,7 @@ from torch import nn
 
 from core import distributed
 from core.errors import UserError
+from core.names import printable
 
 # cuBLAS reads it once, when CUDA starts: before any run can ask for repeatable kernels.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -209,7 +210,7 @@ def unlike(made: dict, settings: DeviceSettings) -> str:
     """How what `settings` ask for differs from how an artefact was `made` (the `device` of its
     meta.json): 'precision=bf16, not fp32', or '' where it does not. An `auto` asks for nothing."""
     asked = {"precision": settings.precision, "craft_precision": settings.craft_precision}
-    return ", ".join(f"{key}={made[key]}, not {value}" for key, value in asked.items()
+    return ", ".join(f"{key}={printable(made[key])}, not {value}" for key, value in asked.items()
                      if value != "auto" and made.get(key, value) != value)
 
 
