@@ -20,6 +20,18 @@ def test_poison_survives_a_sample_of_deaths(tmp_path):
     assert "same bytes each time" in drive("poison", tmp_path, "--every", "4", "--kills", "1")
 
 
+@pytest.mark.parametrize("left", ["names", "bytes"])
+def test_poison_survives_a_sample_of_power_cuts(left, tmp_path):
+    assert "same bytes each time" in drive("poison", tmp_path, "--every", "12", "--cut", left)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", ["names", "bytes"])
+@pytest.mark.parametrize("command", ["poison", "tap", "sep", "train_vae", "purify", "evaluate"])
+def test_commands_survive_every_power_cut(command, left, tmp_path):
+    assert "same bytes each time" in drive(command, tmp_path, "--cut", left)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["poison", "tap", "rem", "sep", "train_vae", "purify",
                                      "evaluate", "train_ddpm", "jcdp"])
