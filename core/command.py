@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from core import config, distributed, output, processes
-from core.config import TYPED
+from core.config import TYPED, Place
 from core.datasets import DataSettings, load, note_missing_classes
 from core.device import DeviceSettings
 from core.errors import UserError
@@ -47,9 +47,9 @@ class Settings:
 
     method: str
     preset: str = ""                # what the work is called after: the first YAML's name
-    out: str | None = None          # the artefact's folder; null: runs/<kind>/<name>-<hash>
+    out: Place | None = None        # the artefact's folder; null: runs/<kind>/<name>-<hash>
     seed: int | None = None         # null: 0, or the checkpoint's
-    checkpoint: str | None = None   # purify.py: a folder made by train_vae.py or train_ddpm.py
+    checkpoint: Place | None = None     # purify.py: a folder made by train_vae.py or train_ddpm.py
     fraction: float = 1.0           # python -m poisons: share of the images that are poisoned
     craft_on: Literal["all", "part"] = "all"    # poison all and take a part, or that part alone
     limit: int | None = None        # --limit
@@ -165,8 +165,8 @@ def parse(argv: list[str] | None, doc: str, room: str, program: str) -> Request:
                         help="wait for another process that is making the same")
     arguments = parser.parse_intermixed_args(argv)
 
-    yamls = [word for word in arguments.config if "=" not in word]
-    overrides = [word for word in arguments.config if "=" in word]
+    yamls = [word for word in arguments.config if not config.is_setting(word)]
+    overrides = [word for word in arguments.config if config.is_setting(word)]
     for word in yamls:
         if not word.endswith((".yaml", ".yml")):
             raise UserError(f"'{word}' is neither a YAML file nor key=value")

@@ -4,34 +4,61 @@ Scalars are read by the type of the field that they fill, not by YAML's guesses:
 `8/255` are numbers, `off` is False for a switch and a word for a name, `010` is ten. Unknown and
 repeated keys are errors that name the nearest known one; every error names file, line and key.
 Several files merge left to right (lists replace, sections merge), `base: other.yaml` inside a
-file goes under it, and `key=value` arguments go on top.
+file goes under it, and `key=value` arguments go on top; where the field is a text, what stands
+behind `=` is taken as it was typed. Files are bounded, for they may be somebody else's.
 """
 
 import dataclasses
 import difflib
+import itertools
+import json
 import math
+import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union
 
 import yaml
 
+from core import reading
 from core.errors import ConfigError, UserError
 
+Place = typing.NewType("Place", str)    # a text that is a path, perhaps behind `folder:`
+MOST_TEXT = 1 << 19     # bytes of a YAML file: some seconds
+MOST_DEPTH, MOST_NODES = 40, 100_000    # levels, and values with aliases unfolded
 TYPED = "command line"          # the origin of key=value
 TRUE, FALSE, NONE = {"true", "yes", "on"}, {"false", "no", "off"}, {"null", "none", "~", ""}
 
 
 @dataclasses.dataclass
 class Node:
-    """A piece of YAML with its place: `value` is a text, a dict or a list of nodes."""
+    """A piece of YAML with its place: `value` is a text, a dict or a list of nodes. Of key=value,
+    `typed` is what stood behind the `=`, and `problem` why that is no YAML."""
 
     value: "str | dict[str, Node] | list[Node]"
     origin: str
     quoted: bool = False
+    typed: str | None = None
+    problem: str = ""
+
+
+class Loader(yaml.SafeLoader):
+    """Refuses what nests so deep that Python could not follow."""
+
+    depth = 0
+
+    def compose_node(self, parent, index):
+        self.depth += 1
+        if self.depth > MOST_DEPTH:
+            raise yaml.composer.ComposerError(
+                None, None, f"more than {MOST_DEPTH} levels inside each other",
+                self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 # --- reading and merging ---------------------------------------------------------------------
@@ -41,7 +68,7 @@ def read(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Node:
     """Merge YAML files left to right, then `key=value` overrides (dotted keys, YAML values)."""
     tree = Node({}, TYPED)
     for file in files:
-        tree = merge(tree, read_file(Path(file)))
+        tree = merge(tree, read_file(as_path(file)))
     for override in overrides:
         apply(tree, override)
     return tree
@@ -51,18 +78,12 @@ def read_file(path: Path, parents: tuple[Path, ...] = ()) -> Node:
     """Read one YAML file; its `base:` (a file beside it) is read first and merged under it."""
     if path in parents:
         raise UserError(f"{path}: base: the file includes itself")
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file") from None
-    tree = parse(text, str(path))
+    tree = parse(reading.text(path, MOST_TEXT), str(path))
     if not isinstance(tree.value, dict):
         raise UserError(f"{path}: expected `key: value` lines")
     base = tree.value.pop("base", None)
     if base is not None:
-        under = path.parent / build(str, base, "base")
+        under = path.parent / build(Place, base, "base")
         tree = merge(read_file(under, (*parents, path)), tree)
     return tree
 
@@ -70,30 +91,42 @@ def read_file(path: Path, parents: tuple[Path, ...] = ()) -> Node:
 def parse(text: str, name: str) -> Node:
     """YAML text to nodes. `name` goes into every origin."""
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"{name}:{mark.line + 1}" if mark else name
+        place = line_of(name, mark) if mark else name
         reason = getattr(error, "problem", None) or "cannot be read"
         raise UserError(f"{place}: not valid YAML: {reason}") from None
     try:
-        return Node({}, name) if root is None else convert(root, name)
+        left = itertools.repeat(None, MOST_NODES)
+        return Node({}, name) if root is None else convert(root, name, left)
     except RecursionError:
         raise UserError(f"{name}: an alias (*name) contains itself") from None
 
 
-def convert(node: yaml.Node, name: str) -> Node:
-    origin = f"{name}:{node.start_mark.line + 1}" if name != TYPED else name
+def line_of(name: str, mark: yaml.Mark) -> str:
+    """'file.yaml:3'; of a command line there is but one."""
+    return name if name == TYPED else f"{name}:{mark.line + 1}"
+
+
+def convert(node: yaml.Node, name: str, left: Iterator[None]) -> Node:
+    """Nodes of ours. `left` ends when aliases, which share a node, unfold to too many."""
+    origin = line_of(name, node.start_mark)
+    if next(left, left) is left:
+        raise UserError(f"{origin}: more than {MOST_NODES:,} values, with aliases (*name) unfolded")
     if isinstance(node, yaml.ScalarNode):
         return Node(node.value, origin, quoted=node.style in ("'", '"'))
     if isinstance(node, yaml.SequenceNode):
-        return Node([convert(item, name) for item in node.value], origin)
+        return Node([convert(item, name, left) for item in node.value], origin)
     section: dict[str, Node] = {}
     for key_node, value_node in node.value:
-        key, line = str(key_node.value), key_node.start_mark.line + 1
+        place = line_of(name, key_node.start_mark)
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise UserError(f"{place}: a key is one word, not a section or list")
+        key = key_node.value
         if key in section:
-            raise UserError(f"{name}:{line}: repeated key '{key}'; keep one of them")
-        section[key] = convert(value_node, name)
+            raise UserError(f"{place}: repeated key '{key}'; keep one of them")
+        section[key] = convert(value_node, name, left)
     return Node(section, origin)
 
 
@@ -107,17 +140,31 @@ def merge(under: Node, over: Node) -> Node:
     return Node(merged, over.origin)
 
 
+def is_setting(word: str) -> bool:
+    """Whether a word of a command line is key=value, and not a file whose path has a `=`."""
+    return re.match(r"[A-Za-z_][\w.]*=", word) is not None
+
+
+def read_typed(text: str) -> Node:
+    """What stands behind `=`: YAML for numbers, switches, lists and sections, itself for texts."""
+    try:
+        node = parse(text, TYPED) if text.strip() else Node("", TYPED)
+    except UserError as error:
+        return Node(text, TYPED, typed=text, problem=str(error))
+    return dataclasses.replace(node, typed=text)
+
+
 def apply(tree: Node, override: str) -> None:
     """Put `a.b=value` into the tree; a number in the path picks an item of a list."""
     path, separator, text = override.partition("=")
     if not separator or not path:
         raise UserError(f"'{override}' is neither a YAML file nor key=value")
-    value = parse(text, TYPED) if text.strip() else Node("", TYPED)
+    value = read_typed(text)
     node, keys = tree, path.split(".")
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         if isinstance(node.value, list):
-            if not key.isdigit() or int(key) >= len(node.value):
+            if not re.fullmatch("[0-9]{1,6}", key) or int(key) >= len(node.value):
                 raise UserError(f"command line: {path}: '{key}' is not one of the "
                                 f"{len(node.value)} items of {'.'.join(keys[:depth])}")
             if last:
@@ -133,17 +180,39 @@ def apply(tree: Node, override: str) -> None:
             node = node.value.setdefault(key, Node({}, TYPED))
 
 
+# --- paths -----------------------------------------------------------------------------------
+
+
+def expand(text: str) -> str:
+    """`~` and `~name` at the start as home folders, also behind `folder:`: after `=` no shell has
+    done it."""
+    before = "folder:" if text.startswith("folder:") else ""
+    return before + os.path.expanduser(text.removeprefix(before))
+
+
+def as_path(text: str | Path) -> Path:
+    """A path that somebody typed: argparse's type for one."""
+    return Path(expand(str(text)))
+
+
 # --- typed values ----------------------------------------------------------------------------
 
 
 def build(kind: Any, node: Node, key: str) -> Any:
     """Turn a node into a value of type `kind`: a dataclass, bool, int, float, str, Literal,
     `X | None`, or `tuple[X, ...]`. `key` is the dotted name for messages."""
+    if kind is Place:
+        return expand(build(str, node, key))
+    if kind is str and node.typed is not None:
+        return node.typed
+    if node.problem and typing.get_origin(kind) not in (Union, types.UnionType):
+        raise UserError(node.problem)
     if dataclasses.is_dataclass(kind):
         return build_dataclass(kind, node, key)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
-        if isinstance(node.value, str) and not node.quoted and node.value.lower() in NONE:
+        word = node.value if node.typed is None else node.typed.strip()
+        if isinstance(word, str) and not node.quoted and word.lower() in NONE:
             return None
         return build(next(a for a in arguments if a is not type(None)), node, key)
     if origin is tuple:
@@ -172,7 +241,7 @@ def read_choice(choices: tuple[str, ...], node: Node, key: str) -> str:
 def read_scalar(kind: type, node: Node, key: str) -> Any:
     text = node.value.strip()
     if kind is str:
-        return text
+        return node.value if node.quoted else text
     if kind is bool:
         if text.lower() in TRUE | FALSE:
             return text.lower() in TRUE
@@ -284,10 +353,26 @@ def linf_radius(key: str, value: float) -> None:
 def text(node: Node) -> str:
     """A node as it would be typed after `key=`: what `apply` reads back to the same."""
     if isinstance(node.value, dict):
-        return "{" + ", ".join(f"{key}: {text(item)}" for key, item in node.value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {text_inside(item)}"
+                               for key, item in node.value.items()) + "}"
     if isinstance(node.value, list):
-        return "[" + ", ".join(map(text, node.value)) + "]"
+        return "[" + ", ".join(map(text_inside, node.value)) + "]"
     return node.value
+
+
+def text_inside(node: Node) -> str:
+    """A node as it would be typed in a list or section: there, a text that YAML would read
+    otherwise is quoted."""
+    if not isinstance(node.value, str):
+        return text(node)
+    if not node.quoted:
+        try:
+            again = parse(f"[{node.value}]", TYPED).value
+        except UserError:
+            again = []
+        if [item.value for item in again] == [node.value]:
+            return node.value
+    return json.dumps(node.value)
 
 
 # --- writing ---------------------------------------------------------------------------------

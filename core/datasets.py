@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from core import config, pictures, reading, streams
+from core.config import Place
 from core.distributed import note, world
 from core.errors import UserError
 from core.imageset import ImageSet, content_digest, from_arrays
@@ -49,11 +50,11 @@ MOST_CLASSES = 100_000          # in an .npz, whose labels say how many there ar
 class DataSettings:
     """Which images: keys at the top level of every command's YAML."""
 
-    data: str | None = None
+    data: Place | None = None
     split: str = "train"
     size: int | None = None             # side in pixels, for digits, photos and folders
-    test: str | None = None             # a test set, where `data` has none of its own
-    root: str = "data"                  # where torchvision looks and downloads to
+    test: Place | None = None           # a test set, where `data` has none of its own
+    root: Place = "data"                # where torchvision looks and downloads to
 
 
 def load(settings: DataSettings, key: str = "data", digest: str | None = None) -> ImageSet:

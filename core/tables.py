@@ -69,8 +69,7 @@ def fill(text: str, variables: dict[str, str], where: str) -> str:
         if name not in variables:
             raise UserError(f"{where}: there is no {{{name}}} here; known: "
                             + ", ".join(f"{{{known}}}" for known in variables))
-        text = text.replace(f"{{{name}}}", variables[name])
-    return text
+    return re.sub(r"\{(\w+)\}", lambda match: variables[match[1]], text)
 
 
 @dataclass(frozen=True)

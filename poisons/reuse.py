@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core.config import in_range
+from core.config import Place, in_range
 from core.errors import UserError
 from core.imageset import ImageSet, Rounding, read_array, read_meta
 from core.run import Run
@@ -24,7 +24,7 @@ PATHS = ("source",)             # counts by its content
 
 @dataclass(frozen=True)
 class Config:
-    source: str = ""                # the purified set's folder
+    source: Place = ""              # the purified set's folder
     stage: int = 1                  # whose p_hat: 1 is p_hat of the poisoned images themselves
     rounding: Rounding = "round"
 

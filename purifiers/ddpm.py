@@ -26,7 +26,7 @@ from torch import nn
 from core import plots
 from core.batches import Augmentation, Batches
 from core.checkpoint import Checkpoint, save_weights
-from core.config import ConfigError, in_range, rebuild
+from core.config import ConfigError, Place, in_range, rebuild
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.loop import Loop
@@ -61,7 +61,7 @@ class TrainConfig:
     # see `ema_weight`; source: the EMA of init_from; init: the weights that training starts from
     ema_start: Literal["source", "warmup", "init"] = "warmup"
     t_train_max: int = 1000             # only steps below are trained; purifying uses t_star
-    init_from: str | None = None        # a checkpoint to fine-tune
+    init_from: Place | None = None      # a checkpoint to fine-tune
     initialisation: Literal["ho", "pytorch"] = "ho"     # ddim: pytorch
     width: int = 128                    # channels of the first level
     multipliers: tuple[int, ...] = (1, 2, 2, 2)

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 
 from core.checkpoint import Checkpoint
-from core.config import in_range
+from core.config import Place, in_range
 from core.distance import Net, build_lpips, check_lpips
 from core.errors import UserError
 from core.imageset import ImageSet
@@ -48,7 +48,7 @@ class Config(ddpm.Passes):
                                     # more costs accuracy here (docs/evidence/issue-10.md)
     target_noise: Literal["fresh", "shared", "none"] = "fresh"  # shared: the pass's own
     lpips_net: Net = "alex"
-    lpips_weights: str | None = None    # the trunk's weights; null: torchvision's
+    lpips_weights: Place | None = None  # the trunk's weights; null: torchvision's
     lpips_resize: int | None = None     # side that images are enlarged to for the trunk
 
     def __post_init__(self) -> None:

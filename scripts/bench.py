@@ -581,7 +581,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME | key=value",
                         help=f"some of {', '.join(BENCHES)}; all but levers by default")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds after the warm-up")
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser.add_argument("--json", type=config.as_path, help="also write the numbers here")
     parser.add_argument("--smoke", action="store_true", help="tiny models, one round")
     arguments = parser.parse_intermixed_args(argv)
     names = [word for word in arguments.names if "=" not in word]
@@ -589,7 +589,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in names:
         if name not in BENCHES:
             parser.error(f"unknown bench '{name}'{config.suggest(name, list(BENCHES))}")
-    overrides = config.read([], [word for word in arguments.names if "=" in word])
+    overrides = config.read([], [word for word in arguments.names if config.is_setting(word)])
     device = resolve(config.build(DeviceSettings, overrides, ""))
 
     core.run.SAVE_SECONDS = float("inf")

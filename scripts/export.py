@@ -25,6 +25,7 @@ import torch
 
 from core import files, lock
 from core.command import command
+from core.config import as_path, expand
 from core.datasets import clean_of
 from core.errors import UserError
 from core.imageset import ImageSet
@@ -36,10 +37,11 @@ SUFFIX = {"npy": ".npy", "npz": ".npz", "pt": ".pt", "png": ""}
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python scripts/export.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("set", metavar="SET", help="an image set's folder")
+    parser.add_argument("set", type=expand, metavar="SET", help="an image set's folder")
     parser.add_argument("--as", dest="form", choices=tuple(SUFFIX), required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--root", default="data", help="where torchvision's data sets are")
+    parser.add_argument("--out", type=as_path, required=True)
+    parser.add_argument("--root", type=expand, default="data",
+                        help="where torchvision's data sets are")
     arguments = parser.parse_args(argv)
     out, images = arguments.out, ImageSet.load(arguments.set)
     suffix = SUFFIX[arguments.form]

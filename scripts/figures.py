@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core import planning, processes, records, tables
 from core.charts import draw_epochs, draw_rate, draw_sweep, draw_trade_off, title_of
 from core.command import command
+from core.config import expand
 from core.datasets import clean_of
 from core.errors import UserError
 from core.imageset import ImageSet
@@ -51,19 +52,21 @@ def main(argv: list[str] | None = None) -> None:
     grid = figures.add_parser("grid", help="rows of images with residuals")
     grid.add_argument("sets", nargs="+", metavar="[NAME=]SET", help="ImageSet folders, perhaps "
                       "named; else a row is called after the set's methods")
-    grid.add_argument("--out", default="grid.png", help="the PNG to write")
+    grid.add_argument("--out", type=expand, default="grid.png", help="the PNG to write")
     grid.add_argument("--images", type=int, default=8, help="images a row")
     grid.add_argument("--first", type=int, default=0, help="row number of the first image")
-    grid.add_argument("--root", default="data", help="where torchvision's data sets are")
+    grid.add_argument("--root", type=expand, default="data",
+                      help="where torchvision's data sets are")
     quick = figures.add_parser("quickstart", help="table and picture of the quickstart")
-    quick.add_argument("folder", help="what scripts/quickstart.sh wrote")
+    quick.add_argument("folder", type=expand, help="what scripts/quickstart.sh wrote")
     for name, (draw, _) in PAPER.items():
         paper = figures.add_parser(name, help=draw.__doc__.splitlines()[0])
         paper.add_argument("--quick", action="store_true",
                            help="digits, small; what is missing is made")
         table = name.removesuffix("_images")
         paper.add_argument("--table", default=f"configs/tables/{table}.yaml", metavar="TABLE.yaml")
-        paper.add_argument("--out", help="the PNG to write (results/figures/NAME-DATA.png)")
+        paper.add_argument("--out", type=expand,
+                           help="the PNG to write (results/figures/NAME-DATA.png)")
         if draw is draw_trade_off:
             paper.add_argument("--to", choices=("poisoned", "clean"), default="poisoned",
                                help="what PSNR is measured to")
@@ -102,7 +105,9 @@ def draw_grid(arguments: argparse.Namespace) -> None:
 def load_alike(words: list[str]) -> list[tuple[str, ImageSet]]:
     """(label, set) for each [NAME=]PATH: its name, or the methods behind it, or the path where two
     share them. Raises UserError unless all come from the same clean images."""
-    given, paths = zip(*(word.rpartition("=")[::2] for word in words), strict=True)
+    pairs = [("", word) if Path(expand(word)).exists() else word.rpartition("=")[::2]
+             for word in words]         # a path may have a `=` of its own
+    given, paths = [name for name, _ in pairs], [expand(path) for _, path in pairs]
     sets = [ImageSet.load(path) for path in paths]
     names = [name or " > ".join(other.made_by) or Path(path).name
              for name, path, other in zip(given, paths, sets, strict=True)]

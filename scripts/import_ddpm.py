@@ -21,7 +21,7 @@ import torch
 
 from core import checkpoint, files, reading, torchfile
 from core.command import command
-from core.config import plain, read_number
+from core.config import as_path, plain, read_number
 from core.datasets import place
 from core.errors import ConfigError, UserError
 from core.run import Job, Run
@@ -69,12 +69,12 @@ IMAGES = {("cifar10", "train"): 50_000, ("cifar10", "test"): 10_000, ("cifar100"
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python scripts/import_ddpm.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path)
+    parser.add_argument("source", type=as_path)
     parser.add_argument("--data", required=True, help="what it was trained on, such as cifar10")
     parser.add_argument("--split", required=True, help="train, test, or what you know")
     parser.add_argument("--images", type=int, help="how many; known for cifar10, cifar100, svhn")
     parser.add_argument("--size", type=int, help="side of its images (32)")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=as_path)
     arguments = parser.parse_args(argv)
 
     for key in ("images", "size"):

@@ -26,6 +26,7 @@ import torch
 
 from core import aligning, config, files, foreign
 from core.command import command
+from core.config import as_path, expand
 from core.datasets import (
     DataSettings,
     load,
@@ -49,13 +50,16 @@ VERSION = 3
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python scripts/import_poison.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, metavar="FILE")
-    parser.add_argument("--base", required=True, help="the clean set, as data= takes it")
+    parser.add_argument("source", type=as_path, metavar="FILE")
+    parser.add_argument("--base", type=expand, required=True,
+                        help="the clean set, as data= takes it")
     parser.add_argument("--split", default="train", help="of the base, such as first:40000")
     parser.add_argument("--size", type=int, help="of the base: folders and digits")
-    parser.add_argument("--test", help="the clean test set, where the base has none of its own")
-    parser.add_argument("--root", default="data", help="where torchvision's data sets are")
-    parser.add_argument("--out", type=Path, help="the folder to make (runs/poisons/...)")
+    parser.add_argument("--test", type=expand,
+                        help="the clean test set, where the base has none of its own")
+    parser.add_argument("--root", type=expand, default="data",
+                        help="where torchvision's data sets are")
+    parser.add_argument("--out", type=as_path, help="the folder to make (runs/poisons/...)")
     parser.add_argument("--name", help="of the attack (the file's)")
     parser.add_argument("--units", choices=UNITS, default="auto")
     parser.add_argument("--rounding", choices=("round", "floor"), default="round",

@@ -19,6 +19,7 @@ import numpy as np
 
 from core import streams
 from core.command import command
+from core.config import as_path, expand
 from core.datasets import DataSettings, clean_of, load
 from core.errors import UserError
 from core.imageset import SLICE_ROWS, ImageSet
@@ -36,11 +37,13 @@ BANDS = (("low", 0, 1 / 8), ("middle", 1 / 8, 1 / 4), ("high", 1 / 4, 1))  # cyc
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python scripts/inspect_poison.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("set", metavar="SET", help="a poisoned (or purified) image set")
-    parser.add_argument("clean", metavar="CLEAN", nargs="?",
+    parser.add_argument("set", type=expand, metavar="SET",
+                        help="a poisoned (or purified) image set")
+    parser.add_argument("clean", type=expand, metavar="CLEAN", nargs="?",
                         help="the set to compare with, as data= takes it")
-    parser.add_argument("--out", type=Path, help="the PNG to write (SET's name beside it)")
-    parser.add_argument("--root", default="data", help="where torchvision's data sets are")
+    parser.add_argument("--out", type=as_path, help="the PNG to write (SET's name beside it)")
+    parser.add_argument("--root", type=expand, default="data",
+                        help="where torchvision's data sets are")
     arguments = parser.parse_args(argv)
     out = arguments.out or Path(f"{Path(arguments.set).name}.png")
     if out.is_dir():

@@ -24,6 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.command import command
+from core.config import expand
 from core.plots import BAD, GOOD, INK, MUTED, PLAIN, axis_style, end_labels, pyplot, save
 
 IMAGE, POISON, DISTANCE, SAMPLES = 10, 5, 2.0, 50_000
@@ -36,7 +37,8 @@ A, S = 0.3, 0.1
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python scripts/toy.py",
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="results/figures/toy.png", help="the PNG to write")
+    parser.add_argument("--out", type=expand, default="results/figures/toy.png",
+                        help="the PNG to write")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     print("| a, s | " + " | ".join(f"{a}, {s}" for a, s in PAIRS) + " |")

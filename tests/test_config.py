@@ -27,6 +27,7 @@ class Sample:
     mode: Literal["auto", "true", "false"] = "auto"
     maybe: float | None = None
     label: str | None = None
+    folder: config.Place | None = None
     steps: tuple[int, ...] = ()
     parts: tuple[Part, ...] = (Part(1),)
     part: Part = Part(2)
@@ -183,7 +184,7 @@ def test_a_file_that_is_no_section_is_refused(tmp_path, text):
 def test_unreadable_files(tmp_path):
     with pytest.raises(UserError, match=r"none\.yaml: no such file"):
         config.read([tmp_path / "none.yaml"])
-    with pytest.raises(UserError, match="is a directory"):
+    with pytest.raises(UserError, match="is no regular file"):
         config.read([tmp_path])
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(UserError, match=r"binary\.yaml: not a text file"):
@@ -316,7 +317,7 @@ def test_mistakes_on_the_command_line(tmp_path, override, words):
 ])
 def test_what_is_dumped_is_read_back(sample):
     back = config.rebuild(Sample, config.plain(sample), "meta.json")
-    expected = dataclasses.replace(sample, name=sample.name.strip())    # words are trimmed
+    expected = sample
     if sample.label == "":
         expected = dataclasses.replace(expected, label=back.label)
         assert back.label in ("", None)
@@ -346,3 +347,96 @@ def test_a_key_added_later_enters_no_fingerprint_at_its_default():
     changed = Outer((Inner(new=0.5),), "x")
     assert config.plain(changed, identity=True) == config.plain(changed)
     assert config.rebuild(Outer, config.plain(Outer(), identity=True), "") == Outer()
+
+
+# --- values after `=` ------------------------------------------------------------------------
+
+
+def typed(*words: str) -> Sample:
+    return config.build(Sample, config.read([], words), "")
+
+
+LITERAL = ["run #2", "a: b", "[x", "x]", "{y", "[x]", "{a: b}", "&x", "*x", "!x", "@x", "%x", "'q'",
+           '"q', "`b`", "- x", "? x", "| x", "> x", "#x", " x ", "a=b", "off", "1e-3", "x\\n",
+           "a\tb", "---", "größe", "..", "null #2"]
+
+
+@pytest.mark.parametrize("text", LITERAL)
+def test_a_text_is_taken_as_typed(text):
+    sample = typed(f"name={text}", f"label={text}", f"folder={text}")
+    assert (sample.name, sample.label, sample.folder) == (text,) * 3
+    kept = config.rebuild(Sample, config.plain(sample), "x")        # as config.yaml has it
+    assert (kept.name, kept.label, kept.folder) == (text,) * 3
+
+
+def test_other_values_are_yaml():
+    sample = typed("rate=8/255", "count='010'", "flag=off", "maybe=null", "label=none",
+                   "steps=[80, 1e2]", "parts=[{size: 4, kind: large}, {size: 5}]",
+                   "parts.1.size=6", "part={size: 7}", "mode=off", "folder=~")
+    assert sample == Sample(8 / 255, 10, "plain", False, "false", None, None, None, (80, 100),
+                            (Part(4, "large"), Part(6)), Part(7))
+
+
+@pytest.mark.parametrize(("word", "message"), [
+    ("rate=[1", "command line: not valid YAML"), ("steps=[1, {", "command line: not valid YAML"),
+    ("part={size: 1, size: 2}", "repeated key 'size'"), ("maybe=: 1", "not valid YAML"),
+    ("parts.\u0661.size=3", "is not one of the 1 items"), ("rate=" + "9" * 5000, "not a number"),
+    ("count=[" * 200, "YAML"), ("part.size.x=3", "is a single value")])
+def test_a_mistake_in_such_a_value_is_named(word, message):
+    with pytest.raises(UserError, match=message):
+        typed("parts=[{size: 1}]", "part={size: 3}", word)
+
+
+def test_home_folders_are_expanded_wherever_a_path_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert typed("folder=~/x").folder == f"{tmp_path}/x"
+    assert typed("folder=folder:~/x").folder == f"folder:{tmp_path}/x"
+    assert typed("folder=a~/x").folder == "a~/x"
+    assert typed("name=~/x").name == "~/x"
+    (tmp_path / "base.yaml").write_text("folder: ~/y\n")
+    (tmp_path / "file.yaml").write_text("base: ~/base.yaml\n")
+    assert config.build(Sample, config.read(["~/file.yaml"]), "").folder == f"{tmp_path}/y"
+    assert config.as_path("~/z") == tmp_path / "z"
+
+
+@pytest.mark.parametrize(("word", "setting"), [
+    ("data=x", True), ("a.b.0=", True), ("a_1=b=c", True), ("runs/a=b/config.yaml", False),
+    ("./a=b.yaml", False), ("x.yaml", False), ("=3", False)])
+def test_a_path_with_an_equals_sign_is_a_file(word, setting):
+    assert config.is_setting(word) is setting
+
+
+@pytest.mark.parametrize("text", [
+    "label: run #2", "label: 'run #2'", "steps: [80, 100]", "maybe: 0.5",
+    "parts: [{size: 1, kind: 'large'}]"])
+def test_what_a_table_passes_on_is_read_back(text):
+    """A table's YAML becomes words of a command line."""
+    tree = config.parse(text, "t.yaml")
+    key, node = next(iter(tree.value.items()))
+    expected = read(text)
+    assert typed(f"{key}={config.text(node)}") == expected
+
+
+def test_texts_in_a_list_are_quoted_where_they_must_be():
+    node = config.parse("x: ['a, b', 'c #d', e, \"null\", 'f: g', '[']", "t.yaml").value["x"]
+    again = config.parse(config.text(node), "y")
+    assert [item.value for item in again.value] == ["a, b", "c #d", "e", "null", "f: g", "["]
+    assert config.text(config.parse("x: [a, 1]", "t").value["x"]) == "[a, 1]"
+
+
+# --- files made to harm ----------------------------------------------------------------------
+
+
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (LAUGHS, "with aliases .* unfolded"), ("[" * 10_000, "levels inside each other"),
+    ("{a: " * 500, "levels inside each other"),
+    ("".join(" " * i + "a:\n" for i in range(200)), "levels inside each other"),
+    ("a: &a [*a]", "contains itself"), ("k: &k [x]\n? *k\n: 1\n", "a key is one word"),
+    ("x" * (1 << 20), "too many for a text")])
+def test_what_would_unfold_or_nest_without_end_is_refused(tmp_path, text, message):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        config.read([tmp_path / "a.yaml"])

@@ -226,7 +226,7 @@ def hostile(folder: Path) -> dict[str, Path]:
                        ("cycle", "method: &m [*m]\n"), ("tag", "!!python/object/apply:os.system "
                                                               "['touch ran']\n"),
                        ("long", "a: " + "x" * (3 << 20)), ("base", "base: /dev/zero\n"),
-                       ("many", "".join(f"k{i}: {{a: [1, 2]}}\n" for i in range(50_000)))):
+                       ("many", "".join(f"k{i}: {{a: [1, 2]}}\n" for i in range(15_000)))):
         (folder / f"{name}.yaml").write_text(text)
 
     for suffix in ("npz", "npy", "pt", "pkl", "safetensors", "yaml", "png"):
