@@ -359,16 +359,17 @@ def split_rows(split: str, total: int) -> np.ndarray:
         reference = round(total * REFERENCE_SHARE)
         return np.sort(order[:reference] if split == "reference" else order[reference:])
     word, _, number = split.partition(":")
+    counts = number.isdecimal() and len(number) < 19        # Python reads no number of 5,000 digits
     if word == "rows":
         rows = read_rows(number, total)
-    elif word == "spread" and number.isdecimal():
+    elif word == "spread" and counts:
         wanted = min(int(number), total)
         rows = np.arange(wanted) * total // max(wanted, 1)
-    elif word in ("first", "after") and number.isdecimal():
+    elif word in ("first", "after") and counts:
         rows = np.arange(total)
         rows = rows[:int(number)] if word == "first" else rows[int(number):]
     else:
-        raise UserError(f"split: '{split}' is not train, test, protected, reference, first:N, "
+        raise UserError(f"split: '{short(split)}' is not train, test, protected, reference, first:N, "
                         "after:N, spread:N or rows:CODE")
     if not len(rows):
         raise UserError(f"split: '{short(split)}' leaves none of the {total} rows")

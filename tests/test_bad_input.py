@@ -127,6 +127,7 @@ def test_without_a_method_the_choices_are_named(main):
     ("threads=0", ["threads: must be at least 1"]),
     ("size=20", ["size: digits come in 16 or 32 pixels, not 20"]),
     ("split=tset", ["split: 'tset' is not train, test"]),
+    ("split=first:" + "9" * 5000, ["split: 'first:999999999999999...' is not train, test"]),
     ("data=digts", ["data: 'digts'", "did you mean 'digits'"]),
     ("nonsense", ["'nonsense' is neither a YAML file nor key=value"]),
     ("missing.yaml", ["missing.yaml: no such file"]),
