@@ -107,10 +107,12 @@ def write_imageset(folder: Path, images: np.ndarray, labels: np.ndarray, classes
 
 
 def sign(folder: Path, meta: dict) -> None:
-    """Write meta.json with the digests of the arrays as they are now."""
+    """Write meta.json with the digests of the arrays as they are now; it has none of its own, as
+    those of older artefacts."""
     digests = {path.name: digest(path) for path in folder.glob("*.npy")}
-    (folder / "meta.json").write_text(json.dumps(
-        {"format": 1, "kind": "imageset", **meta, "digests": digests}))
+    meta = {"format": 1, "kind": "imageset", **meta, "digests": digests}
+    meta.pop("sha256", None)
+    (folder / "meta.json").write_text(json.dumps(meta))
 
 
 @contextlib.contextmanager
