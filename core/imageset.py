@@ -6,6 +6,7 @@ On disk a folder that NumPy alone can open: `images.npy` uint8 (N, H, W, 3), `la
 
 import contextlib
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +88,6 @@ class ImageSet:
 
     def subset(self, rows: np.ndarray, label: str, **meta) -> "ImageSet":
         """The given rows; `label` says which, for the fingerprint. `meta` replaces entries."""
-        import hashlib
-
         fingerprint = hashlib.sha256(f"{self.fingerprint}/{label}".encode()).hexdigest()
         labels = None if self.labels is None else self.labels[rows]
         meta = {**self.meta, "fingerprint": fingerprint, **meta}
@@ -135,10 +134,11 @@ class ImageSet:
         beside: Sequence[files.RowFile] = (),
         slice_rows: int | None = None,
         exact: bool = True,
+        dtype: torch.dtype = torch.float32,
     ) -> "ImageSet":
         """A new set whose rows are `function(images, rows)`, written as they come; resumable.
 
-        `function` takes float32 (n, H, W, 3) in [0, 1] on `device` and the slice of row numbers,
+        `function` takes `dtype` (n, H, W, 3) in [0, 1] on `device` and the slice of row numbers,
         computes in exact float32 (with `exact`; else in the run's precision), and returns the same
         shape; values outside [0, 1] are clipped. No float copy of the whole set exists: it meets
         `slice_rows` (SLICE_ROWS) at a time. `beside` are further files that it writes by row.
@@ -147,7 +147,7 @@ class ImageSet:
 
         def pixels(images: torch.Tensor, rows: slice) -> torch.Tensor:
             with run.device.exact() if exact else contextlib.nullcontext():
-                floats = function(images.float().div_(255), rows)
+                floats = function(images.to(dtype).div_(255), rows)
             if not torch.isfinite(floats.sum()):
                 bad = torch.isfinite(floats).flatten(1).all(1).logical_not().nonzero()[0].item()
                 raise UserError(f"{run.out}: row {rows.start + bad} has non-finite pixels; the "
@@ -227,8 +227,6 @@ def from_arrays(
 
 def content_digest(images: np.ndarray, labels: np.ndarray, classes: int) -> str:
     """SHA-256 (hex) of what a set holds: shape, number of classes, pixels and labels."""
-    import hashlib
-
     digest = hashlib.sha256(repr((images.shape, classes)).encode())
     digest.update(np.ascontiguousarray(images).data)
     digest.update(np.ascontiguousarray(labels).data)

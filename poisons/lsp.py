@@ -19,7 +19,7 @@ import torch
 
 from core.config import in_range
 from core.errors import UserError
-from core.imageset import ImageSet, Rounding, quantize
+from core.imageset import ImageSet, Rounding
 from core.run import Run
 
 VERSION = 2     # 1: norms in float32, off by 2e-6
@@ -55,15 +55,12 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     features, labels = draw_samples(clean, grid[0] * grid[1] * 3, config, run.seed)
     cells = torch.from_numpy(assign(features, labels, clean.labels)).view(-1, *grid, 3)
 
+    def rows(images: torch.Tensor, rows: slice) -> torch.Tensor:
+        return images.add_(perturbation(cells[rows], height, width, config))
+
     # double: as the release, whose bytes `floor` is for
-    precision = torch.float64 if config.rounding == "floor" else torch.float32
-
-    def pixels(images: torch.Tensor, rows: slice) -> torch.Tensor:
-        floats = images.to(precision).div_(255)
-        return quantize(floats.add_(perturbation(cells[rows], height, width, config)),
-                        config.rounding)
-
-    return clean.map_pixels(pixels, run)
+    dtype = torch.float64 if config.rounding == "floor" else torch.float32
+    return clean.map_rows(rows, run, rounding=config.rounding, dtype=dtype)
 
 
 def draw_samples(clean: ImageSet, features: int, config: Config, seed: int

@@ -277,3 +277,11 @@ def test_another_seed_is_another_poison(photos):
     few = photos.first(200)
     assert not np.array_equal(deltas(few, lsp.Config(), 1), deltas(few, lsp.Config(), 2))
     np.testing.assert_array_equal(deltas(few, lsp.Config(), 1), deltas(few, lsp.Config(), 1))
+
+
+@pytest.mark.parametrize("rounding", ["round", "floor"])
+def test_samples_beyond_float32_are_one_sentence(tmp_path, rounding):
+    clean = as_set(np.full((20, 32, 32, 3), 128, np.uint8), np.arange(20) % 10)
+    with pytest.raises(UserError, match="row 0 has non-finite pixels"), \
+            np.errstate(over="ignore"):
+        added(tmp_path, clean, lsp.Config(class_sep=1e60, rounding=rounding))
