@@ -89,7 +89,7 @@ def trained_on(images: ImageSet, before: dict | None = None) -> dict:
         "name": images.meta["name"], "fingerprint": images.fingerprint,
         "shape": list(images.images.shape), "num_classes": images.num_classes,
         "root": images.meta["root"], "lineage": [step["method"] for step in images.meta["lineage"]],
-        **{key: images.meta[key] for key in ("root_digest",) if key in images.meta},
+        **({"root_digest": images.meta["root_digest"]} if "root_digest" in images.meta else {}),
         **({"after": before} if before else {}),
     }
 

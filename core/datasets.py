@@ -91,8 +91,12 @@ def load(settings: DataSettings, key: str = "data", digest: str | None = None) -
     return take(whole, split)
 
 
-def digest_of(images: ImageSet) -> str:
-    return content_digest(images.images, images.labels, images.num_classes)
+def digest_of(whole: ImageSet) -> str:
+    """Of the content of a set of which no part was taken: the fingerprint, if it is from outside
+    (`from_arrays` just read it all); an artefact's is its job's."""
+    if not whole.digests:
+        return whole.fingerprint
+    return content_digest(whole.images, whole.labels, whole.num_classes)
 
 
 def load_test(train: ImageSet, settings: DataSettings) -> ImageSet:

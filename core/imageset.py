@@ -256,11 +256,10 @@ KINDS = {"imageset": "an ImageSet", "checkpoint": "a checkpoint", "record": "a r
 
 def read_any_meta(path: Path) -> dict:
     """The meta.json of a finished artefact of whatever kind."""
-    for kind in KINDS:
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            if files.read_json(path / "meta.json")["kind"] == kind:
-                return read_meta(path, kind)
-    return read_meta(path, "imageset")
+    kind = "imageset"           # of what cannot be read, so that read_meta says why
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        kind = str(files.read_json(path / "meta.json")["kind"])
+    return read_meta(path, kind if kind in KINDS else "imageset")
 
 
 def read_meta(path: Path, kind: str) -> dict:
@@ -311,7 +310,7 @@ def read_log(folder: Path) -> list[dict]:
         lines = [reading.parse_json(line) for line in reading.text(path).splitlines()]
         if not all(isinstance(line, dict) for line in lines):
             raise ValueError
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         raise UserError(f"{path} is missing, damaged or edited; {again(folder)}") from None
     return lines
 

@@ -85,12 +85,17 @@ def text(path: Path, most: int = MOST_TEXT) -> str:
             raise UserError(f"{path}: not a text file") from None
 
 
-def parse_json(data: str | bytes) -> Any:
-    """JSON. Raises ValueError, for too many brackets inside each other too."""
+def parse_json(data: str | bytes, *, strict: bool = False) -> Any:
+    """JSON. Raises ValueError, for too many brackets inside each other too; if `strict`, also for
+    NaN and infinity, which other languages cannot read."""
     try:
-        return json.loads(data)
+        return json.loads(data, parse_constant=no_number if strict else None)
     except RecursionError:
         raise ValueError("too many brackets inside each other") from None
+
+
+def no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def read_json(path: Path, most: int = MOST_TEXT) -> Any:

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from core import config, files, lock, streams, torchfile
+from core import config, files, lock, reading, streams, torchfile
 from core.device import DeviceSettings, resolve, unlike
 from core.distributed import world
 from core.errors import UserError
@@ -632,8 +632,8 @@ def place_of(out: Path) -> Path:
 
 def _entry(line: bytes) -> dict | None:
     """A line of the log; None if it is torn or damaged."""
-    with contextlib.suppress(ValueError, RecursionError):
-        entry = json.loads(line)
+    with contextlib.suppress(ValueError):
+        entry = reading.parse_json(line)
         if line.endswith(b"\n") and isinstance(entry, dict) and isinstance(entry.get("loop"), str) \
                 and type(entry.get("at")) is int:
             return entry

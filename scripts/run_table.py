@@ -23,7 +23,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core import files, planning, processes, records, tables
+from core import files, planning, processes, reading, records, tables
 from core.command import command
 from core.device import free_cores
 from core.errors import UserError
@@ -53,8 +53,9 @@ def main(argv: list[str] | None = None) -> None:
 
     table = tables.read(arguments.table, quick=arguments.quick, overrides=settings)
     cells = list(planning.Planner(table).cells())
-    missing = planning.wanted(cells, records.committed(), sets=arguments.sets)
-    say_made_otherwise(cells)
+    committed = records.committed()
+    missing = planning.wanted(cells, committed, sets=arguments.sets)
+    say_made_otherwise(cells, committed)
     for artefact in missing:                # now, not after what they stand on was trained
         artefact.check()
     timings = read_timings()
@@ -76,10 +77,9 @@ def main(argv: list[str] | None = None) -> None:
                         "the same line")
 
 
-def say_made_otherwise(cells: list[planning.Cell]) -> None:
+def say_made_otherwise(cells: list[planning.Cell], committed: dict[str, Path]) -> None:
     """Where finished records have another precision than the one asked for, which they are not
     known by."""
-    committed = records.committed()
     places = [(planning.place_of(cell.record, committed), cell.record.device) for cell in cells]
     found = [f"{place} is already done{text}" for place, asked in places
              if place is not None and (text := otherwise(place, asked))]
@@ -213,8 +213,8 @@ def read_timings() -> dict[str, list[float]]:
     except OSError:
         return found
     for line in lines:
-        with contextlib.suppress(ArithmeticError, KeyError, RecursionError, TypeError, ValueError):
-            entry = json.loads(line)
+        with contextlib.suppress(ArithmeticError, KeyError, TypeError, ValueError):
+            entry = reading.parse_json(line)
             seconds = float(entry["seconds"])
             if 0 <= seconds < math.inf:
                 found.setdefault(json.dumps(entry["key"], sort_keys=True), []).append(seconds)
