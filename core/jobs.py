@@ -20,7 +20,7 @@ def fingerprint_at(path: str) -> str:
     none."""
     if Path(path).is_file():
         return files.sha256(Path(path))
-    if Path(path).suffix:
+    if Path(path).suffix and not Path(path).is_dir():
         raise UserError(f"{path}: no such file")
     return read_any_meta(Path(path))["fingerprint"]
 
