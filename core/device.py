@@ -7,7 +7,6 @@ import functools
 import importlib.util
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -200,10 +199,8 @@ def has_amx() -> bool:
 @functools.cache
 def say_bf16_is_faster() -> None:
     """Once a process, where the first network is about to compute."""
-    from tqdm import tqdm
-
-    tqdm.write("precision=bf16 would be faster: this processor has AMX (auto is fp32 on every CPU; "
-               "bf16 gives other bytes)", file=sys.stderr)
+    distributed.note("precision=bf16 would be faster: this processor has AMX (auto is fp32 on "
+                     "every CPU; bf16 gives other bytes)")
 
 
 def unlike(made: dict, settings: DeviceSettings) -> str:

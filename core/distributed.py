@@ -140,10 +140,17 @@ def world() -> World:
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
 
-def note(text: str) -> None:
-    """A line on stderr that a person should read; from rank 0 alone."""
+def say(text: str) -> None:
+    """A line on stderr, above a progress bar if there is one; from rank 0 alone."""
+    from tqdm import tqdm
+
     if world().leads:
-        print(f"note: {printable(text)}", file=sys.stderr)
+        tqdm.write(printable(text), file=sys.stderr)
+
+
+def note(text: str) -> None:
+    """A line that a person should not overlook."""
+    say(f"note: {text}")
 
 
 def group_of(tensor: torch.Tensor) -> torch.distributed.ProcessGroup | None:

@@ -28,11 +28,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from core import config, files, lock, reading, streams, torchfile
+from core import config, distributed, files, lock, reading, streams, torchfile
 from core.device import DeviceSettings, resolve, unlike
-from core.distributed import world
 from core.errors import UserError
-from core.names import component, printable
+from core.names import component
 
 SAVE_SECONDS = 60.0     # at most this much work is lost to a kill -9
 POLL_SECONDS = 0.2      # between two looks at a lock that another process holds
@@ -96,7 +95,7 @@ class Run:
         self.interrupted = False
         self.settings = settings or {}
         self.seconds = 0.0              # spent in sweeps by this process and those before it
-        self.world = world()
+        self.world = distributed.world()
         self._device_settings = device or DeviceSettings()
         self._force, self._wait = force, wait
         self._lock: int | None = None
@@ -586,10 +585,7 @@ class Run:
 
     def say(self, text: str) -> None:
         """A line on stderr, above a progress bar if there is one; from rank 0 alone."""
-        from tqdm import tqdm
-
-        if self.world.leads:
-            tqdm.write(printable(text), file=sys.stderr)
+        distributed.say(text)
 
     def say_sometimes(self, text: str) -> None:
         """For a log file: what a progress bar would show, at most every ten seconds."""

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core import files, planning, processes, reading, records, tables
 from core.command import command
 from core.device import free_cores
+from core.distributed import say
 from core.errors import UserError
 from core.run import otherwise
 
@@ -242,10 +243,6 @@ def about(seconds: float | None) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
