@@ -40,7 +40,8 @@ def test_auto_is_fp32_on_every_cpu(amx):
 
 def test_one_line_says_what_would_be_faster(amx, capsys, few_path, tmp_path):
     """Where networks compute and nothing was asked for; once, and the record is the same."""
-    keys = ["method=standard", f"data={few_path}", "--smoke"]
+    keys = [CONFIGS / "learners/cpu12.yaml", f"data={few_path}", "standard.width=4",
+            "standard.epochs=1", "standard.batch_size=32", "--limit", 64]
     records_of = [records.load(succeed(evaluate.main, *keys, f"out={tmp_path / name}", *words))
                   for name, words in (("asked", ["precision=fp32"]), ("auto", []))]
     assert records_of[0]["accuracy_last"] == records_of[1]["accuracy_last"]
@@ -51,7 +52,7 @@ def test_one_line_says_what_would_be_faster(amx, capsys, few_path, tmp_path):
                 for name, words in (("asked", ["precision=fp32"]), ("auto", []))}
     assert outcomes["asked"].stderr.count("would be faster") == 0
     assert outcomes["auto"].stderr.count("precision=bf16 would be faster") == amx
-    closed = run_command(poison_main, "method=lsp", f"data={few_path}", "--smoke")
+    closed = run_command(poison_main, "method=lsp", f"data={few_path}", "--smoke", "--limit", 64)
     assert closed.status == 0
     assert "faster" not in closed.stderr                    # it has no network
 
