@@ -20,14 +20,12 @@ import torch
 
 from core import pickles, reading, torchfile
 from core.errors import UserError
-from core.pictures import opened, to_rgb, visible
+from core.pictures import is_picture, opened, to_rgb, visible
 
 LABEL_FILES = ("{stem}_labels.npy", "{stem}_label.npy", "{stem}_target.npy", "{stem}_targets.npy")
 LABEL_NAMES = {"data": ("target", "targets", "label", "labels")}    # x_data.npy -> x_target.npy
 IMAGE_KEYS, LABEL_KEYS = ("data", "images", "x"), ("targets", "labels", "fine_labels", "y")
-UNFOLDED = 64           # times the bytes that a file holds: more is a bomb
 FILES = (".pt", ".pth", ".pkl", ".npz", *(f".p{number}" for number in range(1, 6)))   # of one set
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -133,8 +131,9 @@ def of_object(found: Any, path: Path, source: str) -> Foreign:
 
 
 def unfolds(claimed: int, held: int, path: Path) -> None:
-    """Refuse what refers so often to the same bytes that it would fill the memory."""
-    if claimed > UNFOLDED * held:
+    """Refuse what refers so often to the same bytes that it would fill the memory; also if small,
+    unlike what is compressed (`reading.unfolds`): no poison is stored so."""
+    if claimed > reading.UNFOLDED * held:
         raise UserError(f"{path}: claims {claimed:,} bytes of images but holds {held:,}")
 
 
@@ -217,14 +216,14 @@ def read_folder(path: Path) -> Foreign:
                       f"{path.name}/, parts as .npy")
     inside = path / "data" if (path / "data").is_dir() else path
     pictures = [file for file in inside.iterdir()
-                if file.suffix.lower() in PICTURES and visible(file)]
+                if is_picture(file) and visible(file)]
     if pictures:
         return indexed_pictures(pictures, inside)
     classes = sorted((folder for folder in path.iterdir() if folder.is_dir() and visible(folder)),
                      key=natural)
     files = [(label, file) for label, folder in enumerate(classes)
              for file in sorted(folder.iterdir(), key=natural)
-             if file.suffix.lower() in PICTURES and visible(file)]
+             if is_picture(file) and visible(file)]
     if not files:
         inside = [str(folder.relative_to(path)) for folder in poisons_below(path)]
         raise UserError(f"{path}: neither <index>.png, nor a folder a class, nor data_batch_1 is "
@@ -244,7 +243,8 @@ def poisons_below(path: Path) -> list[Path]:
 
 
 def holds_poison(folder: Path) -> bool:
-    return any(file.suffix.lower() in (*PICTURES, ".npy") or file.name.startswith("data_batch_")
+    return any(is_picture(file) or file.suffix.lower() == ".npy"
+               or file.name.startswith("data_batch_")
                for pattern in ("*", "*/*") for file in folder.glob(pattern) if visible(file))
 
 

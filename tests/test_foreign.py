@@ -84,6 +84,13 @@ def make_pngs(path: Path, _, images: np.ndarray, labels: np.ndarray) -> None:  #
         Image.fromarray(images[row]).save(path / "data" / f"{row}.png")
 
 
+def make_tiffs(path: Path, _, images: np.ndarray, labels: np.ndarray) -> None:
+    """What a folder that is a data set may hold, an import may hold too."""
+    path.mkdir()
+    for row in range(len(images)):
+        Image.fromarray(images[row]).save(path / f"{row}.TIF", "TIFF")
+
+
 def make_tap_numpy(path: Path, _, images: np.ndarray, labels: np.ndarray) -> None:
     np.save(path, images.astype(np.float64))
     np.save(path.with_name(f"{path.stem}_labels.npy"), labels)
@@ -138,7 +145,7 @@ def make_aue_list(path: Path, noise: np.ndarray, *_) -> None:
 
 
 FORMATS = [("perturbation.pt", make_em), ("imagenet.pt", make_dvae_imagenet),
-           ("rem-fin-def-noise.pkl", make_rem), ("tap", make_pngs),
+           ("rem-fin-def-noise.pkl", make_rem), ("tap", make_pngs), ("tiffs", make_tiffs),
            ("poisoned.npy", make_tap_numpy),
            ("samples", make_sep), ("linf.pt", make_hypo), ("unlearnable.pt", make_pil),
            ("avatar.npz", make_avatar), ("EM.pkl", make_eclipse), ("batches", make_batches),
