@@ -373,8 +373,8 @@ def split_rows(split: str, total: int) -> np.ndarray:
         rows = np.arange(total)
         rows = rows[:int(number)] if word == "first" else rows[int(number):]
     else:
-        raise UserError(f"split: '{short(split)}' is not train, test, protected, reference, first:N, "
-                        "after:N, spread:N or rows:CODE")
+        raise UserError(f"split: '{short(split)}' is not train, test, protected, reference, "
+                        "first:N, after:N, spread:N or rows:CODE")
     if not len(rows):
         raise UserError(f"split: '{short(split)}' leaves none of the {total} rows")
     return rows
