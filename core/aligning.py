@@ -14,14 +14,13 @@ import torch
 from core.errors import UserError
 from core.foreign import Foreign
 from core.imageset import SLICE_ROWS, ImageSet
-from core.units import LENGTH, SURE, Units, directions, thumbnails, units_of
+from core.units import LENGTH, PROBE_ROWS, SURE, Units, directions, spread, thumbnails, units_of
 
 LIKE = 0.5                  # outlines of an image and its poison are at least so alike ...
 STRANGE = 0.01              # ... and for this share another's may be more alike (blurs, one colour)
 CANDIDATES, EQUAL = 5, 0.01     # nearest outlines that pixels decide between; as good as equal
 PIXELS_AT_ONCE = 1 << 22    # whose candidates are in memory together
 COLOUR, COLOUR_ROWS = 4, 50     # grey levels that a class is shifted by; its rows that tell it
-PROBE_ROWS = 256            # that tell how the axes lie
 
 
 @dataclass(frozen=True)
@@ -287,7 +286,7 @@ def check_labels(labels: np.ndarray | None, own: np.ndarray, rows: np.ndarray, w
 def check_axes(images: np.ndarray, base: ImageSet, where: str) -> None:
     """Refuse the base's images in another order of the numbers in each: these then fit much better.
     """
-    rows = np.unique(np.linspace(0, len(images) - 1, PROBE_ROWS).astype(int))
+    rows = spread(len(images), PROBE_ROWS)
     ours, theirs = images[rows].astype(np.int16), base.images[rows]
     n, height, width, _ = ours.shape
     ways = {"the channels are blue, green, red": ours[..., ::-1],
@@ -320,8 +319,7 @@ def less_class_colour(images: np.ndarray, base: ImageSet, groups: np.ndarray) ->
     """The images without a colour that all of a group share (DUNE shifts each class by up to 0.1),
     to compare: int16. Told by rows that match without the mean of their channels."""
     members = split_by(groups)
-    picked = [rows[np.unique(np.linspace(0, len(rows) - 1, COLOUR_ROWS).astype(int))]
-              for rows in members]
+    picked = [rows[spread(len(rows), COLOUR_ROWS)] for rows in members]
     shifts, sure = shifts_of(images, np.concatenate(picked), base)
     moved, start = images, 0
     for rows, probed in zip(members, picked, strict=True):

@@ -143,7 +143,7 @@ def refuse_images(values: np.ndarray, base: ImageSet, where: str) -> None:
 def scaling(values: np.ndarray, base: ImageSet) -> tuple[np.ndarray, np.ndarray] | None:
     """(mean, deviation), (3,) each, for which values * deviation + mean are the base's images in
     [0, 1], in its order or in another; None if they do not follow them."""
-    rows = np.unique(np.linspace(0, len(values) - 1, PROBE_ROWS).astype(int))
+    rows = spread(len(values), PROBE_ROWS)
     ours, theirs = thumbnails(values[rows]), None
     if len(values) == len(base):
         own = thumbnails(base.images[rows])
@@ -164,6 +164,11 @@ def scaling(values: np.ndarray, base: ImageSet) -> tuple[np.ndarray, np.ndarray]
     if not any(((slope >= least) & (slope <= most)).all() for least, most in SLOPES):
         return None
     return x.mean(0) - y.mean(0) / slope, 1 / slope
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """At most so many of `count` rows, evenly over them, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, most).astype(int))
 
 
 def thumbnails(images: np.ndarray) -> np.ndarray:
