@@ -24,6 +24,7 @@ from core.command import command
 from core.config import as_path, plain, read_number
 from core.datasets import place
 from core.errors import ConfigError, UserError
+from core.names import printable
 from core.run import Job, Run
 from models.unet import UNet
 from purifiers import ddpm
@@ -163,9 +164,8 @@ def check_keys(config: dict, path: Path, expected: dict[str, tuple], harmless: s
 
 
 def said(value: object) -> str:
-    """A config's value for people: short, and nothing that a terminal would obey."""
-    text = ascii(value)[:60]
-    return text[1:-1] if isinstance(value, str) and len(text) < 60 else text
+    """A config's value for people: it may be long."""
+    return printable(value)[:60]
 
 
 def number_in(value: object) -> float | int | None:
@@ -337,7 +337,7 @@ def network(config: ddpm.TrainConfig, size: int, weights: dict[str, torch.Tensor
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise UserError(f"{path}: not the network of Ho et al.: "
-                        f"{ascii(str(error).splitlines()[-1].strip())[1:300]}") from None
+                        f"{str(error).splitlines()[-1].strip()[:300]}") from None
     return model
 
 
