@@ -330,7 +330,7 @@ def test_every_row_has_noise_in_whole_levels(name, few_path, few):
 def test_presets_say_what_they_are(few_path):
     out = succeed(poison_main, "/".join([str(rem.__file__).rsplit("/", 2)[0],
                                          "configs/poisons/rem_lite.yaml"]), f"data={few_path}",
-                  "--smoke")
+                  "--smoke", "--limit", 64)
     [step] = ImageSet.load(out).meta["lineage"]
     assert step["preset"] == "rem_lite"
     assert sem.Config() == sem.Config(**dataclasses.asdict(rem.Config()))

@@ -23,14 +23,12 @@ from poisons.crafting import shift_and_flip
 from poisons.pgd import FrozenSurrogate, gradient_of, pgd
 from poisons.surrogates import train_surrogate
 
-LEARNT = ["surrogate.width=8", "surrogate.epochs=10", "surrogate.batch_size=32",
+# What these attacks do to digits shows on a linear surrogate; the plain loops have residual ones.
+LEARNT = ["surrogate.architecture=linear", "surrogate.epochs=10", "surrogate.batch_size=32",
           "surrogate.schedule=onecycle", "surrogate.milestones=[]", "surrogate.crop_padding=0",
           "surrogate.flip=false"]
-LEARNT_FIELDS = {"width": 8, "epochs": 10, "batch_size": 32, "schedule": "onecycle",
+LEARNT_FIELDS = {"architecture": "linear", "epochs": 10, "batch_size": 32, "schedule": "onecycle",
                  "milestones": (), "crop_padding": 0, "flip": False}
-
-# What these attacks do to digits shows on a linear surrogate; the plain loops have residual ones.
-LINEAR = [*LEARNT, "surrogate.architecture=linear"]
 
 
 def make(name: str, few_path, *keys: str, preset: str = ""):
@@ -426,7 +424,7 @@ def test_seps_crafting_is_the_releases_loop(tmp_path, contrasts, in_double, monk
 
 def test_tap_reaches_its_target(few_path, few):
     """The surrogate predicts (y + 1) mod K for nearly all images, digits though they are."""
-    images, log = make("tap", few_path, *LINEAR, "steps=40", "restarts=2",
+    images, log = make("tap", few_path, *LEARNT, "steps=40", "restarts=2",
                        "epsilon=160/255", "step_size=8/255", "shift=0.5", "flip=false")
     assert share(log) > 0.95
     assert np.abs(images.astype(int) - few.images).max() == 160
@@ -436,7 +434,7 @@ def test_tap_reaches_its_target(few_path, few):
 
 
 def test_untargeted_tap_leaves_the_own_class(few_path):
-    _, log = make("tap", few_path, *LINEAR, "steps=10", "restarts=1", "epsilon=64/255",
+    _, log = make("tap", few_path, *LEARNT, "steps=10", "restarts=1", "epsilon=64/255",
                   "step_size=8/255", "shift=1", "targeted=false")
     assert share(log) < 0.05
 
@@ -487,9 +485,9 @@ def test_taps_constants():
 def test_hypo_helps_the_surrogate(few_path, few, norm, tmp_path):
     """Its loss on the images falls, with the network that it trained, trained here again."""
     epsilon = "24/255" if norm == "linf" else "1.5"
-    images, log = make("hypo", few_path, *LINEAR, "steps=10", f"norm={norm}", f"epsilon={epsilon}")
+    images, log = make("hypo", few_path, *LEARNT, "steps=10", f"norm={norm}", f"epsilon={epsilon}")
     assert share(log) > 0.97
-    model = surrogate_of(few, tmp_path, hypo, **{**LEARNT_FIELDS, "architecture": "linear"})
+    model = surrogate_of(few, tmp_path, hypo, **LEARNT_FIELDS)
     assert cross_entropy(model, images, few.labels) < \
         0.5 * cross_entropy(model, few.images, few.labels)
     delta = (images.astype(float) - few.images) / 255
@@ -510,15 +508,15 @@ def test_hypos_l2_needs_a_radius_of_its_own(few_path):
 
 
 def test_hypos_first_variant_goes_to_the_next_class(few_path):
-    _, log = make("hypo", few_path, *LINEAR, "steps=20", "variant=p1", "epsilon=128/255")
+    _, log = make("hypo", few_path, *LEARNT, "steps=20", "variant=p1", "epsilon=128/255")
     assert share(log) > 0.9
 
 
 def test_hypos_step_is_a_fifth_of_epsilon_or_its_own(few_path):
     """`step_size: null` is the release's; one step shows it."""
     def change(*keys: str) -> int:
-        images, _ = make("hypo", few_path, "surrogate.architecture=linear", *LEARNT,
-                         "surrogate.epochs=1", "steps=1", "epsilon=40/255", *keys)
+        images, _ = make("hypo", few_path, *LEARNT, "surrogate.epochs=1", "steps=1",
+                         "epsilon=40/255", *keys)
         return np.abs(images.astype(int) - np.load(few_path / "images.npy")).max()
 
     assert change() == change("step_size=8/255") == 8
@@ -543,7 +541,7 @@ def test_pgd_in_an_l2_ball():
 
 
 def test_sep_goes_half_way_round(few_path):
-    _, log = make("sep", few_path, *LINEAR, "steps=10", "epsilon=128/255", "step_size=16/255",
+    _, log = make("sep", few_path, *LEARNT, "steps=10", "epsilon=128/255", "step_size=16/255",
                   "checkpoints=3")
     assert share(log) > 0.4             # of the last of three, the first of which knows little
 
