@@ -38,7 +38,7 @@ from core.datasets import (
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.names import component
-from core.perturbation import limit_of, measure, nearest_mean
+from core.perturbation import Bound, Perturbation, limit_of, measure, nearest_mean
 from core.remembered import place
 from core.run import Job, Run
 from core.units import UNITS
@@ -93,28 +93,32 @@ def main(argv: list[str] | None = None) -> None:
     for labels in foreign.labels_beside(source)[:1]:
         inputs["labels"] = origin["labels_sha256"] = files.sha256(labels)
     shown = {**config.plain(options), "name": name}
-    job = Job("poisons", f"{base.meta['name']}-{shown['name']}", "import", VERSION,
-              {**shown, "how": origin["how"]}, 0,
-              inputs, shown["name"])
+    job = Job("poisons", f"{base.meta['name']}-{name}", "import", VERSION,
+              {**shown, "how": aligned.how}, 0, inputs, name)
     with Run(job, out=arguments.out, settings={"method": "import", **origin, **shown}) as run:
         if not run.done:
-            poisoned = clean.map_pixels(
-                lambda _, rows: torch.from_numpy(np.array(aligned.images[rows])), run)
-            run.note("perturbation", **{**vars(found), "psnr": min(found.psnr, 999.0)}, **origin)
-            run.say(aligned.how)
-            run.say(found.line())
-            share = nearest_mean(clean, poisoned, run.rng("probe"))
-            if share is not None:
-                run.say(f"nearest class mean of the perturbation: {share:.1%} held out (chance "
-                        f"{1 / clean.num_classes:.1%}: the poison of another order, or none by "
-                        "class)")
-            poisoned.meta["lineage"][-1]["imported"] = origin
-            poisoned.save(run)
+            save(aligned, clean, found, origin, run)
     ImageSet.load(run.out)
     print(run.out)
 
 
-def bound_of(arguments: argparse.Namespace) -> tuple[str, float] | None:
+def save(aligned: aligning.Aligned, clean: ImageSet, found: Perturbation, origin: dict, run: Run
+         ) -> None:
+    """Write the set, and say what was done and what it looks like."""
+    poisoned = clean.map_pixels(
+        lambda _, rows: torch.from_numpy(np.array(aligned.images[rows])), run)
+    run.note("perturbation", **{**vars(found), "psnr": min(found.psnr, 999.0)}, **origin)
+    run.say(aligned.how)
+    run.say(found.line())
+    share = nearest_mean(clean, poisoned, run.rng("probe"))
+    if share is not None:
+        run.say(f"nearest class mean of the perturbation: {share:.1%} held out (chance "
+                f"{1 / clean.num_classes:.1%}: the poison of another order, or none by class)")
+    poisoned.meta["lineage"][-1]["imported"] = origin
+    poisoned.save(run)
+
+
+def bound_of(arguments: argparse.Namespace) -> Bound:
     if (arguments.norm is None) != (arguments.radius is None):
         raise UserError("--norm and --radius go together")
     if arguments.norm is None:
@@ -138,8 +142,8 @@ def part_of(base: ImageSet, rows: np.ndarray, where: str) -> ImageSet:
     return take(base, rows_split(rows, len(base)))
 
 
-def check(bound, found, clean: ImageSet, arguments: argparse.Namespace, where: str, units: str
-          ) -> None:
+def check(bound: Bound, found: Perturbation, clean: ImageSet, arguments: argparse.Namespace,
+          where: str, units: str) -> None:
     if found.changed_rows == 0:
         raise UserError(f"{where}: these are the base set's images, unchanged")
     if bound is None:
