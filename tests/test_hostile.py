@@ -199,7 +199,7 @@ def hostile(folder: Path) -> dict[str, Path]:
     old = io.BytesIO()
     torch.save({"data": torch.zeros(4)}, old, _use_new_zipfile_serialization=False)
     (folder / "old-claim.pt").write_bytes(old.getvalue().replace(
-        b"K\x04", b"\x8a\x05\0\0\0\0\x40", 1))
+        b"K\x04N", b"\x8a\x05\0\0\0\0\x40N"))        # the storage's length
     (folder / "old-short.pt").write_bytes(old.getvalue()[:-4])
 
     entry = {"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 64]}
@@ -289,7 +289,8 @@ def as_diffusers(path: Path) -> Outcome:
     """A .safetensors file in the place of a diffusers folder's."""
     folder = Path("diffusers")
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    (folder / "config.json").write_text(json.dumps(
+        {key: values[0] for key, values in import_ddpm.EXPECTED.items()}))
     for old in folder.glob("*.safetensors"):
         old.unlink()
     (folder / "diffusion_pytorch_model.safetensors").symlink_to(path.resolve())
