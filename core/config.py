@@ -98,8 +98,7 @@ def parse(text: str, name: str) -> Node:
         reason = getattr(error, "problem", None) or "cannot be read"
         raise UserError(f"{place}: not valid YAML: {reason}") from None
     try:
-        left = itertools.repeat(None, MOST_NODES)
-        return Node({}, name) if root is None else convert(root, name, left)
+        return Node({}, name) if root is None else convert(root, name, itertools.count(1))
     except RecursionError:
         raise UserError(f"{name}: an alias (*name) contains itself") from None
 
@@ -109,15 +108,15 @@ def line_of(name: str, mark: yaml.Mark) -> str:
     return name if name == TYPED else f"{name}:{mark.line + 1}"
 
 
-def convert(node: yaml.Node, name: str, left: Iterator[None]) -> Node:
-    """Nodes of ours. `left` ends when aliases, which share a node, unfold to too many."""
+def convert(node: yaml.Node, name: str, number: Iterator[int]) -> Node:
+    """Nodes of ours. `number` counts them: aliases, which share a node, may unfold to too many."""
     origin = line_of(name, node.start_mark)
-    if next(left, left) is left:
+    if next(number) > MOST_NODES:
         raise UserError(f"{origin}: more than {MOST_NODES:,} values, with aliases (*name) unfolded")
     if isinstance(node, yaml.ScalarNode):
         return Node(node.value, origin, quoted=node.style in ("'", '"'))
     if isinstance(node, yaml.SequenceNode):
-        return Node([convert(item, name, left) for item in node.value], origin)
+        return Node([convert(item, name, number) for item in node.value], origin)
     section: dict[str, Node] = {}
     for key_node, value_node in node.value:
         place = line_of(name, key_node.start_mark)
@@ -126,7 +125,7 @@ def convert(node: yaml.Node, name: str, left: Iterator[None]) -> Node:
         key = key_node.value
         if key in section:
             raise UserError(f"{place}: repeated key '{key}'; keep one of them")
-        section[key] = convert(value_node, name, left)
+        section[key] = convert(value_node, name, number)
     return Node(section, origin)
 
 
