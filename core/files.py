@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from core import reading
+from core.errors import UserError
 
 
 def operation(kind: str, path: Path) -> None:
@@ -48,6 +49,21 @@ def _create_beside(path: Path) -> tuple[Path, int]:
         operation("write", temporary)
         with named_errors(path), contextlib.suppress(FileExistsError):
             return temporary, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+
+def replaceable(path: Path, start: bytes) -> Path:
+    """Where a file that somebody named is written: a link is followed, and an earlier file of its
+    kind, which has this start, replaced. Raises UserError for anything else in the way."""
+    found = Path(os.path.realpath(path))
+    if not os.path.lexists(found):
+        return found
+    if not found.is_file():             # a folder, a device, a link that leads in a circle
+        raise UserError(f"{path} is no regular file and is not written over; choose another name")
+    with reading.regular(found) as file:
+        if file.read(len(start)) not in (b"", start):
+            raise UserError(f"{path} is a file of another kind and is not written over; remove it "
+                            "or choose another name")
+    return found
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

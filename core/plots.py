@@ -53,6 +53,12 @@ def end_labels(axis, x: float, labels: list[tuple[float, str, str]], size: float
                       color=colour, va="center", annotation_clip=False)
 
 
+def picture_path(out: str | Path) -> Path:
+    """Where a picture goes. Raises UserError, before there is work to lose, for what else is there
+    (`files.replaceable`)."""
+    return files.replaceable(Path(out), b"\x89PNG")
+
+
 def save(figure, path: Path) -> None:
     """Write it whole or not at all, at 150 dots an inch."""
     buffer = io.BytesIO()

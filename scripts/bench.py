@@ -589,6 +589,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in names:
         if name not in BENCHES:
             parser.error(f"unknown bench '{name}'{config.suggest(name, list(BENCHES))}")
+    if arguments.json:
+        arguments.json = files.replaceable(arguments.json, b"{")
     overrides = config.read([], [word for word in arguments.names if config.is_setting(word)])
     device = resolve(config.build(DeviceSettings, overrides, ""))
 

@@ -40,8 +40,10 @@ from core.datasets import clean_of
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.names import markdown_cell
-from core.plots import BAD, GOOD, INK, MUTED, PLAIN, pyplot, save
+from core.plots import BAD, GOOD, INK, MUTED, PLAIN, picture_path, pyplot, save
 from core.strips import common_scale, image_strips, own_scales, show_strips, strips_of
+
+MOST_IMAGES = 100       # side by side: three such strips are as wide as matplotlib draws
 
 
 @command
@@ -88,18 +90,25 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def draw_grid(arguments: argparse.Namespace) -> None:
-    sets = load_alike(arguments.sets)
+    out, sets = picture_path(arguments.out), load_alike(arguments.sets)
     clean = clean_of(sets[0][1], arguments.root)
-    rows = slice(arguments.first, arguments.first + arguments.images)
-    if arguments.images < 1 or not 0 <= arguments.first < len(clean):
-        raise UserError(f"--first {arguments.first} --images {arguments.images}: the set has rows "
-                        f"0 to {len(clean) - 1}")
+    rows = rows_of(arguments)
+    if arguments.first >= len(clean):
+        raise UserError(f"--first {arguments.first}: the set has rows 0 to {len(clean) - 1}")
     strips = image_strips(clean, sets, rows)
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(0.95 * arguments.images + 1.6, 0.95 * len(strips) + 0.2))
     show_strips(axis, strips)
-    save(figure, Path(arguments.out))
+    save(figure, out)
     print(arguments.out)
+
+
+def rows_of(arguments: argparse.Namespace) -> slice:
+    """--first and --images, as many as a picture can hold."""
+    if arguments.first < 0 or not 1 <= arguments.images <= MOST_IMAGES:
+        raise UserError(f"--first {arguments.first} --images {arguments.images}: rows count from "
+                        f"0, and a picture has 1 to {MOST_IMAGES} images side by side")
+    return slice(arguments.first, arguments.first + arguments.images)
 
 
 def load_alike(words: list[str]) -> list[tuple[str, ImageSet]]:
@@ -192,9 +201,9 @@ def draw_paper(arguments: argparse.Namespace, settings: list[str]) -> None:
     draw, sets = PAPER[arguments.figure]
     table = tables.read(arguments.table, quick=arguments.quick, overrides=tuple(settings))
     cells = list(planning.Planner(table).cells())
-    require(cells, arguments, settings, sets)
     data = Path(table.settings.get("data", table.dataset)).stem
-    path = Path(arguments.out or f"results/figures/{arguments.figure}-{data}.png")
+    path = picture_path(arguments.out or f"results/figures/{arguments.figure}-{data}.png")
+    require(cells, arguments, settings, sets)
     save(draw(table, cells, data, arguments), path)
     print(path, file=sys.stderr)
 
@@ -238,7 +247,7 @@ def words_of(arguments: argparse.Namespace, settings: list[str], sets: bool) -> 
 
 def draw_stages(table: tables.Table, cells: list[planning.Cell], data: str, arguments) -> object:
     """Images and residuals stage by stage."""
-    rows = slice(arguments.first, arguments.first + arguments.images)
+    rows = rows_of(arguments)
     groups = [[cell for cell in cells if cell.row is row and cell.seed == table.seeds[0]]
               for row in table.rows]
     drawn = {title_of(group[0].row.name): strips_of(group, table.settings.get("root", "data"), rows)

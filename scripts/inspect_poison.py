@@ -25,7 +25,7 @@ from core.errors import UserError
 from core.imageset import SLICE_ROWS, ImageSet
 from core.names import printable
 from core.perturbation import difference, linear_probe, measure, nearest_mean
-from core.plots import BAD, INK, MUTED, axis_style, plain_label, pyplot, save
+from core.plots import BAD, INK, MUTED, axis_style, picture_path, plain_label, pyplot, save
 from core.strips import image_strips, show_strips
 
 SPECTRUM_ROWS = 2000
@@ -45,9 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--root", type=expand, default="data",
                         help="where torchvision's data sets are")
     arguments = parser.parse_args(argv)
-    out = arguments.out or Path(f"{Path(arguments.set).name}.png")
-    if out.is_dir():
-        raise UserError(f"--out: {out} is a folder")
+    out = picture_path(arguments.out or f"{Path(arguments.set).name}.png")
     poison = ImageSet.load(arguments.set)
     clean = load(DataSettings(arguments.clean, root=arguments.root), "CLEAN") if arguments.clean \
         else clean_of(poison, arguments.root)

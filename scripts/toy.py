@@ -25,7 +25,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.command import command
 from core.config import expand
-from core.plots import BAD, GOOD, INK, MUTED, PLAIN, axis_style, end_labels, pyplot, save
+from core.plots import (
+    BAD,
+    GOOD,
+    INK,
+    MUTED,
+    PLAIN,
+    axis_style,
+    end_labels,
+    picture_path,
+    pyplot,
+    save,
+)
 
 IMAGE, POISON, DISTANCE, SAMPLES = 10, 5, 2.0, 50_000
 PAIRS = ((0, 1), (0.1, 0.1), (0.3, 0.3), (0.3, 0.1), (0.3, 0.03), (1, 0.1))     # (a, s) of toy 1
@@ -41,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
                         help="the PNG to write")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
+    out = picture_path(arguments.out)
     print("| a, s | " + " | ".join(f"{a}, {s}" for a, s in PAIRS) + " |")
     print("|---" * (len(PAIRS) + 1) + "|")
     measured = [simulated_accuracy(a, s, arguments.seed) for a, s in PAIRS]
@@ -57,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     entropies = [mixture_entropy(A, sigma) for sigma in sigmas]
     print(line("entropy (nats)", [h for h, _ in entropies]))
     print(line("information on the label", [i for _, i in entropies]))
-    draw(measured, arguments.seed, Path(arguments.out))
+    draw(measured, arguments.seed, out)
     print(arguments.out, file=sys.stderr)
 
 

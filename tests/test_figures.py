@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import core.points
 import evaluate
 import purify
 import train_vae
@@ -172,8 +173,8 @@ def record_data(cell: planning.Cell) -> str:
     return next(word for word in cell.record.arguments if word.startswith("data=")).split("=")[1]
 
 
-def test_a_kld_that_was_never_there(tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"loop": "stage1", "at": 0, "mse": 0.1}\n')
+def test_a_kld_that_was_never_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(core.points, "read_log", lambda folder: [{"loop": "stage1", "mse": 0.1}])
     assert kld_reached(tmp_path) is None
 
 
@@ -349,6 +350,16 @@ def test_an_interrupt_lets_the_table_save(tmp_path, number):
     process.communicate(timeout=30)
     assert process.returncode != 0
     assert Path("saved").read_text() == "a b"
+
+
+@pytest.mark.parametrize("words", [
+    ["--images", "0"], ["--images", "-3"], ["--images", str(10**11)], ["--first", "-5"],
+    ["--first", "100000"]])
+def test_a_grid_is_of_rows_that_are_there_and_fit(few_path, tmp_path, words):
+    outcome = run_command(figures.main, "grid", few_path, "--out", tmp_path / "grid.png", *words)
+    assert outcome.status == 1
+    assert "--first" in outcome.stderr
+    assert not (tmp_path / "grid.png").exists()
 
 
 def test_unknown_words_are_a_usage_error():

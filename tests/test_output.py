@@ -7,12 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_command
+from PIL import Image
 
 from core import output
 from core.command import command
 from core.errors import UserError
+from core.plots import picture_path, save_image
+from scripts import bench, figures, inspect_poison, toy
 
 CODE = """
 import sys
@@ -132,6 +136,43 @@ def test_drawing_heeds_no_notebook():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
                           check=False, env={**os.environ, "MPLBACKEND": "module://nowhere.at_all"})
     assert (done.returncode, done.stdout.lower()) == (0, "agg\n"), done.stderr
+
+
+def in_the_way(folder: Path) -> dict[str, Path]:
+    """Names that a picture must not take, by what is there."""
+    there = {name: folder / f"{name}.png"
+             for name in ("folder", "pipe", "circle", "device", "data")}
+    there["folder"].mkdir()
+    os.mkfifo(there["pipe"])
+    there["circle"].symlink_to(there["circle"].name)
+    there["device"].symlink_to("/dev/null")
+    there["data"].write_bytes(b"\x93NUMPY, somebody's")
+    return there
+
+
+@pytest.mark.parametrize("what", ["folder", "pipe", "circle", "device", "data"])
+@pytest.mark.parametrize(("main", "arguments"), [
+    (inspect_poison.main, ["no-such-set"]), (figures.main, ["grid", "no-such-set"]),
+    (toy.main, []), (bench.main, ["--smoke", "device=nowhere"])])
+def test_what_is_no_picture_is_not_written_over(tmp_path, what, main, arguments):
+    path = in_the_way(tmp_path)[what]
+    before = os.lstat(path)
+    option = "--json" if main is bench.main else "--out"
+    outcome = run_command(main, *arguments, option, str(path))
+    assert outcome.status == 1
+    assert f"{path} is " in outcome.stderr
+    assert "not written over" in outcome.stderr
+    assert os.lstat(path).st_ino == before.st_ino
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_picture_is_replaced_and_a_link_followed(tmp_path):
+    (tmp_path / "link.png").symlink_to("there.png")
+    assert picture_path(tmp_path / "link.png") == tmp_path / "there.png"
+    for pixels in (np.zeros((2, 2, 3), np.uint8), np.ones((2, 2, 3), np.uint8)):
+        save_image(picture_path(tmp_path / "link.png"), pixels)
+    assert np.asarray(Image.open(tmp_path / "there.png")).all()
+    assert (tmp_path / "link.png").is_symlink()
 
 
 def test_only_plots_imports_matplotlib():
