@@ -32,7 +32,7 @@ from core import config, pictures, reading, streams
 from core.config import Place
 from core.distributed import note, world
 from core.errors import UserError
-from core.imageset import ImageSet, content_digest, from_arrays
+from core.imageset import ImageSet, check_arrays, content_digest, from_arrays
 from core.remembered import NAMED, place
 
 TORCHVISION = {
@@ -72,7 +72,7 @@ def load(settings: DataSettings, key: str = "data", digest: str | None = None) -
         whole = load_named(source, base, settings)
     elif source.startswith("folder:"):
         whole = load_folder(Path(source.removeprefix("folder:")), settings)
-    elif source.endswith(".npz"):
+    elif source.lower().endswith(".npz"):
         whole = load_npz(Path(source), settings)
     elif Path(source).exists() or "/" in source or Path(source + ".partial").exists():
         reject_size(settings)
@@ -303,6 +303,7 @@ def load_npz(path: Path, settings: DataSettings) -> ImageSet:
     classes = [str(i) for i in range(max(largest, 0) + 1)]
     size = images.shape[1] if images.ndim > 1 else None
     test = test_spec(settings.test, size) if settings.test else None
+    check_arrays(images, labels, len(classes), str(path))
     return from_arrays(images, labels, name=path.stem, classes=classes,
                        root={"data": place(path)}, test=test)
 

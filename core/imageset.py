@@ -241,8 +241,8 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, classes: int, where: st
     if labels.dtype != np.int64 or labels.ndim != 1:
         raise UserError(f"{where}: labels are {labels.dtype} {labels.shape}; they must be int64 "
                         "(N,)")
-    if len(images) == 0:
-        raise UserError(f"{where}: the set is empty")
+    if images.size == 0:
+        raise UserError(f"{where}: the set is empty, {images.shape}")
     if len(images) != len(labels):
         raise UserError(f"{where}: {len(images)} images but {len(labels)} labels")
     outside = np.flatnonzero((labels < 0) | (labels >= classes))
@@ -270,7 +270,8 @@ def read_meta(path: Path, kind: str) -> dict:
         hint = "; it is unfinished: repeat the command that makes it" if unfinished else ""
         raise UserError(f"{path}: no such folder; it should be {KINDS[kind]}{hint}")
     if not (path / "meta.json").exists():
-        hint = f"; for a folder per class write folder:{path}" if kind == "imageset" else ""
+        folder = kind == "imageset" and path.is_dir()
+        hint = f"; for a folder per class write folder:{path}" if folder else ""
         raise UserError(f"{path} is not {KINDS[kind]}: it has no meta.json{hint}")
     try:
         meta = files.read_json(path / "meta.json")

@@ -188,12 +188,22 @@ def opened(file: Path) -> Iterator[Any]:
             raise UserError(f"{file}: not a readable image; repair or remove it") from None
 
 
+def is_deep(image) -> bool:
+    """Whether a Pillow image, not yet loaded, has more than 8 bits a channel on disk."""
+    if not image.tile:
+        return False
+    arguments = image.tile[0].args
+    if image.format == "PPM" and isinstance(arguments, tuple):      # (mode, largest value)
+        return arguments[-1] > 255
+    return ";16" in str(arguments)
+
+
 def to_rgb(image, file: Path):
     """A Pillow image, not yet loaded, as RGB; the module's docstring says how. Raises UserError
     for a range that cannot be told."""
     from PIL import Image, ImageOps
 
-    deep = any(";16" in str(tile.args) for tile in image.tile[:1])
+    deep = is_deep(image)
     if image.mode == "F":
         raise UserError(f"{file}: floats have no known range; store it in 8 bits")
     image = ImageOps.exif_transpose(image)

@@ -132,6 +132,8 @@ def npz(path: Path, *names: str) -> dict[str, np.ndarray]:
         try:
             with members(file) as archive:
                 found = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+                if len(found) < len(archive.infolist()):
+                    raise UserError(f"{path} holds two arrays of one name")
                 chosen = {name: info for name, info in found.items() if not names or name in names}
                 unfolds(sum(info.file_size for info in chosen.values()), file.held, path)
                 return {name: member(archive, info) for name, info in chosen.items()}

@@ -1,9 +1,11 @@
 """Data sets: digits, torchvision's real loaders, folders, .npz files, splits and test sets."""
 
 import hashlib
+import io
 import pickle
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +275,8 @@ def test_an_npz_takes_any_whole_labels(tmp_path, images, labels, dtype):
     (lambda x, y: {"images": x, "labels": y + 10**12}, "label"),
     (lambda x, y: {"images": x, "labels": y[:40]}, "60 images but 40 labels"),
     (lambda x, y: {"images": x[:0], "labels": y[:0]}, "empty"),
+    (lambda x, y: {"images": x[:, :0], "labels": y}, "empty"),
+    (lambda x, y: {"images": x[:, :, :0], "labels": y}, "empty"),
     (lambda x, y: {"images": x.astype(object), "labels": y}, "not a readable"),
     (lambda x, y: {"images": x, "labels": np.int64(3)}, "labels are int64"),
 ])
@@ -281,6 +285,22 @@ def test_a_wrong_npz_is_refused_by_name(tmp_path, images, labels, arrays, words)
     with pytest.raises(UserError, match=words) as caught:
         load(DataSettings(str(tmp_path / "bad.npz")))
     assert "bad" in str(caught.value)
+
+
+def test_an_npz_with_two_arrays_of_one_name_is_refused(tmp_path, images, labels):
+    buffer = io.BytesIO()
+    np.save(buffer, 255 - images)
+    np.savez(tmp_path / "set.npz", images=images, labels=labels)
+    with zipfile.ZipFile(tmp_path / "set.npz", "a") as archive:
+        archive.writestr("images", buffer.getvalue())
+    with pytest.raises(UserError, match="two arrays of one name"):
+        load(DataSettings(str(tmp_path / "set.npz")))
+
+
+def test_an_npz_is_known_by_its_name_in_any_case(tmp_path, images, labels):
+    np.savez(tmp_path / "set.npz", images=images, labels=labels)
+    (tmp_path / "set.npz").rename(tmp_path / "SET.NPZ")
+    assert len(load(DataSettings(str(tmp_path / "SET.NPZ")))) == len(images)
 
 
 def test_an_unreadable_npz_is_refused_by_name(tmp_path):

@@ -223,6 +223,22 @@ def test_grey_of_another_range_is_refused(tmp_path, bits, dtype, extension):
         pixels(tmp_path)
 
 
+@pytest.mark.parametrize(("most", "factor", "refused"), [
+    (65_535, 1, True), (65_535, 257, False), (1020, 4, False), (255, 1, False)])
+@pytest.mark.parametrize("kind", ["P2", "P3", "P5", "P6"])
+def test_a_ppm_of_more_than_8_bits_is_scaled_or_refused(tmp_path, kind, most, factor, refused):
+    levels = np.repeat(GREY[..., None], 1 if kind in ("P2", "P5") else 3, axis=2).astype(int)
+    body = " ".join(map(str, (levels * factor).ravel())).encode() if kind in ("P2", "P3") \
+        else (levels * factor).astype(">u2" if most > 255 else np.uint8).tobytes()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/x.ppm").write_bytes(f"{kind}\n8 8\n{most}\n".encode() + body)
+    if refused:
+        with pytest.raises(UserError, match=r"x\.ppm: its .* in 8 bits"):
+            pixels(tmp_path)
+    else:
+        assert np.abs(pixels(tmp_path)[0].astype(int) - levels).max() <= 1
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
 def test_grey_of_16_bits_keeps_its_upper_8(tmp_path, dtype):
     (tmp_path / "a").mkdir()
