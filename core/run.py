@@ -281,6 +281,10 @@ class Run:
 
     def _resume(self) -> None:
         begun = self._read_begun()
+        for path in (*self.work.iterdir(), *self.work.glob("state/*")):
+            folder = path == self.work / "state"
+            if path.is_symlink() or not (path.is_dir() if folder else path.is_file()):
+                raise self._damaged(path, "is not what this code makes, a regular file")
         device = config.plain(begun["device"])
         try:
             self.device = resolve(begun["device"])

@@ -210,8 +210,9 @@ def read_timings() -> dict[str, list[float]]:
     """What steps took here before: key -> seconds. Lines that are torn or not ours do not count."""
     found: dict[str, list[float]] = {}
     try:
-        lines = TIMINGS.read_bytes().splitlines()
-    except OSError:
+        with reading.regular(TIMINGS) as file:
+            lines = file.read().splitlines()
+    except (OSError, UserError):
         return found
     for line in lines:
         with contextlib.suppress(ArithmeticError, KeyError, TypeError, ValueError):

@@ -88,7 +88,7 @@ def collect(table: tables.Table) -> list[Entry]:
         place = planning.place_of(cell.record, kept)
         if place is not None:
             here.append(records.load(place))
-    published = yaml.safe_load(REPORTED.read_text())["published"]
+    published = yaml.safe_load(REPORTED.read_text("utf-8"))["published"]
     entries = []
     for row in table.rows:
         of_row = [entry(table, row, column, found[row.name, column.name], published)

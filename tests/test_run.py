@@ -320,6 +320,25 @@ def test_no_flipped_bit_of_a_state_is_silent(tmp_path):
                 run.load_state("loop")
 
 
+@pytest.mark.parametrize("name", ["images.npy", "log.jsonl", "state/loop.pt", "config.yaml"])
+@pytest.mark.parametrize("what", ["pipe", "link", "circle", "folder"])
+def test_what_is_no_regular_file_is_not_resumed_from(tmp_path, name, what):
+    with Run(job(), out=tmp_path / "set") as run:
+        swept(run)
+        run.log("loop", 0, loss=1.0)
+        run.save_state("loop", {"epoch": 1})
+        path = run.work / name
+    path.rename(tmp_path / "elsewhere")
+    before = (tmp_path / "elsewhere").read_bytes()
+    {"pipe": os.mkfifo, "folder": os.mkdir,
+     "link": lambda path: path.symlink_to(tmp_path / "elsewhere"),
+     "circle": lambda path: path.symlink_to(path.name)}[what](path)
+    with pytest.raises(UserError, match=rf"{path.name} is not what .*; remove .*set\.partial"), \
+            Run(job(), out=tmp_path / "set"):
+        pass
+    assert (tmp_path / "elsewhere").read_bytes() == before
+
+
 def test_no_flipped_bit_of_the_identity_is_silent(tmp_path):
     with Run(job(), out=tmp_path / "set") as run:
         path = run.work / "run.json"

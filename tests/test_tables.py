@@ -401,11 +401,13 @@ def test_torn_and_foreign_lines_of_the_timings_do_not_count():
         assert run_table.read_timings() == {'["poison", "lsp"]': [2, 2]}, line
 
 
-@pytest.mark.parametrize("place", ["nothing", "a folder", "below a file"])
+@pytest.mark.parametrize("place", ["nothing", "a folder", "below a file", "a pipe"])
 def test_timings_that_cannot_be_read_or_written_are_skipped(tmp_path, monkeypatch, place):
     path = tmp_path / "timings.jsonl"
     if place == "a folder":
         path.mkdir()
+    elif place == "a pipe":
+        os.mkfifo(path)
     elif place == "below a file":
         (tmp_path / "file").touch()
         path = tmp_path / "file" / "timings.jsonl"
