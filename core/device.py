@@ -148,8 +148,11 @@ def resolve(settings: DeviceSettings) -> Device:
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     torch.backends.cudnn.benchmark = not settings.deterministic
-    torch.use_deterministic_algorithms(settings.deterministic)      # both ways: the process may
-    torch.utils.deterministic.fill_uninitialized_memory = False     # have resolved another before
+    # Both ways: the process may have resolved another before. Only where it differs: telling torch
+    # imports its compiler, which takes seconds.
+    if torch.are_deterministic_algorithms_enabled() != settings.deterministic:
+        torch.use_deterministic_algorithms(settings.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False
     if settings.compile == "true" and not compiler(device):
         raise UserError("compile: there is no C compiler here (g++ for a CPU, gcc for CUDA), which "
                         "torch.compile needs; install one, or write compile=false")

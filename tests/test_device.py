@@ -65,6 +65,15 @@ def test_determinism_is_set_both_ways():
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_no_run_waits_for_a_compiler_that_it_does_not_use():
+    """torch imports it, some seconds, when it is told of determinism."""
+    code = ("import sys; from core.device import DeviceSettings, resolve; "
+            "resolve(DeviceSettings('cpu')); print('torch._inductor' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+                          check=False)
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_cublas_is_told_before_cuda_starts():
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
