@@ -282,4 +282,5 @@ class RowFile:
             self._new = False
 
     def close(self) -> None:
-        os.close(self._file)
+        with named_errors(self.path):
+            os.close(self._file)

@@ -139,8 +139,9 @@ class Run:
         try:
             self._recover()
         except BaseException:
-            if [path.name for path in self.work.glob("*")] == ["lock"]:
-                files.remove_tree(self.work)        # nothing was begun: leave nothing behind
+            with contextlib.suppress(OSError):      # what went wrong first is what is said
+                if [path.name for path in self.work.glob("*")] == ["lock"]:
+                    files.remove_tree(self.work)    # nothing was begun: leave nothing behind
             self._release()
             raise
         return self

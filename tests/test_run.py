@@ -1,6 +1,7 @@
 """Runs: locks, occupied folders, Ctrl-C, resume; by real processes where it matters."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -520,6 +521,19 @@ def test_names_beside_a_file_are_not_touched(tmp_path):
     assert (tmp_path / f"a.png.{os.getpid()}-0.tmp").read_text() == "precious"
     assert (tmp_path / "a.png.tmp" / "thesis.tex").exists()
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_disk_that_fails_also_while_tidying_is_named_and_unlocks(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "the first")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Run, "_begin", fail)
+        failing.setattr(core.files, "remove_tree", fail)
+        with pytest.raises(OSError, match="the first"), Run(job(), out=tmp_path / "set"):
+            pass
+    finish(tmp_path / "set")                    # not locked by what failed
+    assert (tmp_path / "set" / "meta.json").exists()
 
 
 def test_what_was_moved_aside_before_is_not_moved_over(tmp_path):
