@@ -86,12 +86,21 @@ def text(path: Path, most: int = MOST_TEXT) -> str:
 
 
 def parse_json(data: str | bytes, *, strict: bool = False) -> Any:
-    """JSON. Raises ValueError, for too many brackets inside each other too; if `strict`, also for
-    NaN and infinity, which other languages cannot read."""
+    """JSON. Raises ValueError, also for too many brackets inside each other and for a key that is
+    there twice; if `strict`, also for NaN and infinity, which other languages cannot read."""
     try:
-        return json.loads(data, parse_constant=no_number if strict else None)
+        return json.loads(data, object_pairs_hook=once,
+                          parse_constant=no_number if strict else None)
     except RecursionError:
         raise ValueError("too many brackets inside each other") from None
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict of keys that are each there once: readers disagree about which of two counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
 
 
 def no_number(name: str) -> None:
