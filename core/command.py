@@ -20,9 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from core import config, distributed, output, processes
+from core import config, distributed, output, processes, variants
 from core.config import TYPED, Place
-from core.datasets import DataSettings, load, note_missing_classes
+from core.datasets import DataSettings, load, note_missing_classes, root_of
 from core.device import DeviceSettings
 from core.errors import UserError
 from core.imageset import ImageSet
@@ -73,6 +73,7 @@ class Request:
     module: ModuleType
     config: Any
     train_config: Any               # of a trained purifier; else None
+    fit: str                        # a note where the YAML has no values for this data set
     dry_run: bool
     force: bool
     wait: bool
@@ -101,6 +102,8 @@ class Request:
 
     def load_data(self) -> ImageSet:
         """The input set, cut to --limit."""
+        if self.fit:
+            distributed.note(self.fit)
         with distributed.world().leader_first():
             images = self.cut(load(self.data))
         self.note_missing_classes(images)
@@ -142,8 +145,12 @@ class Request:
         return True
 
 
-def parse(argv: list[str] | None, doc: str, room: str, program: str) -> Request:
-    """Read a command line. Raises UserError for what is in it, SystemExit(2) for its form."""
+def parse(argv: list[str] | None, doc: str, room: str, program: str,
+          data_set: str | None = None) -> Request:
+    """Read a command line. `data_set` is that of images which are still to be made, for `for:`.
+
+    Raises UserError for what is in it, SystemExit(2) for its form.
+    """
     if distributed.started() and program not in SHARED:
         raise UserError(f"python {program} runs in one process: start it without torchrun")
     methods = list_methods(room)
@@ -170,7 +177,7 @@ def parse(argv: list[str] | None, doc: str, room: str, program: str) -> Request:
     for word in yamls:
         if not word.endswith((".yaml", ".yml")):
             raise UserError(f"'{word}' is neither a YAML file nor key=value")
-    tree = config.read(yamls, overrides)
+    tree, fit = read_variant(yamls, overrides, arguments.smoke, data_set)
     if "method" not in tree.value:
         raise UserError(f"no method: name a YAML such as configs/{room}/{methods[0]}.yaml, or "
                         f"write method= one of {', '.join(methods)}")
@@ -179,7 +186,7 @@ def parse(argv: list[str] | None, doc: str, room: str, program: str) -> Request:
 
     section = tree.value.pop(method, config.Node({}, "defaults"))
     check_section(module, section, method, program)
-    tree.value.setdefault("preset", config.Node(Path(yamls[0]).stem if yamls else method, TYPED))
+    tree.value.setdefault("preset", config.Node(method, TYPED))
     if arguments.limit is not None:
         tree.value["limit"] = config.Node(str(arguments.limit), "--limit")
     if arguments.smoke:
@@ -193,8 +200,43 @@ def parse(argv: list[str] | None, doc: str, room: str, program: str) -> Request:
         if key in tree.value and owner != program:
             raise UserError(f"{tree.value[key].origin}: {key}: python {program} takes none; it is "
                             f"a key of python {owner}")
-    return Request(settings, data, device, module, method_config, train_config,
+    return Request(settings, data, device, module, method_config, train_config, fit,
                    arguments.dry_run, arguments.force, arguments.wait)
+
+
+def read_variant(yamls: list[str], overrides: list[str], smoke: bool, data_set: str | None
+                 ) -> tuple[config.Node, str]:
+    """The YAMLs as their `for:` and `presets:` say for this data set, under what is typed; and a
+    note where they have no values of their own for it."""
+    try:
+        tree = config.read(yamls)
+    except UserError as error:
+        raise UserError(f"{error}{variants.new_form(yamls)}") from None
+    words = [word for word in overrides if word.partition("=")[0] in ("data", "like", "preset")]
+    typed = config.read([], words).value
+    named = {key: config.build(str | None, node, key)
+             for key, node in {**tree.value, **typed}.items() if key in ("data", "like", "preset")}
+    if smoke and "data" not in typed:
+        data_set = SMOKE_DATA["data"]
+    sets = variants.meant_for(tree)
+    like = named.get("like")
+    if like is not None and sets and like not in sets:
+        raise UserError(f"like: {yamls[-1]} has no values for '{like}'"
+                        + config.suggest(like, sets, "it has some for"))
+    data_set = like or data_set or root_of(named.get("data"))
+    preset = named.get("preset")
+    picked = preset if "preset" in typed or "presets" in tree.value else None
+    note = ""
+    if sets and data_set not in sets:
+        note = (f"{yamls[-1]} has no values of its own for {data_set or 'these images'}; those for "
+                f"{sets[0]} are used (like=NAME takes those for {', '.join(sets)})")
+    tree = variants.choose(tree, picked, data_set)
+    for word in overrides:
+        config.apply(tree, word)
+    if yamls and (picked or not preset):
+        stem = config.as_path(yamls[0]).stem
+        tree.value["preset"] = config.Node(f"{stem}_{picked}" if picked else stem, TYPED)
+    return tree, note
 
 
 def known_keys(module: ModuleType, method: str) -> list[str]:

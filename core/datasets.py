@@ -32,7 +32,7 @@ from core import config, pictures, reading, streams
 from core.config import Place
 from core.distributed import note, world
 from core.errors import UserError
-from core.imageset import ImageSet, check_arrays, content_digest, from_arrays
+from core.imageset import ImageSet, check_arrays, content_digest, from_arrays, read_meta
 from core.remembered import NAMED, place
 
 TORCHVISION = {
@@ -55,6 +55,18 @@ class DataSettings:
     size: int | None = None             # side in pixels, for digits, photos and folders
     test: Place | None = None           # a test set, where `data` has none of its own
     root: Place = "data"                # where torchvision looks and downloads to
+    like: str | None = None             # whose values of a YAML (`for:`) images from elsewhere take
+
+
+def root_of(data: str | None) -> str | None:
+    """The named data set that images come from, through what was made of it; None for others."""
+    if data in NAMED:
+        return data
+    try:
+        root = read_meta(config.as_path(data or ""), "imageset")["root"].get("data")
+    except UserError:                   # no set of ours: loading it says what is wrong
+        return None
+    return root if root in NAMED else None
 
 
 def load(settings: DataSettings, key: str = "data", digest: str | None = None) -> ImageSet:

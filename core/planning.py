@@ -158,7 +158,7 @@ class Planner:
         settings |= step.settings
         state.arguments = (*step.yamls, *(f"{key}={value}" for key, value in settings.items()))
         try:
-            return parse(list(state.arguments), "", room, " ".join(words))
+            return parse(list(state.arguments), "", room, " ".join(words), state.data_set(settings))
         except UserError as error:
             raise UserError(f"{step.origin}: {error}") from None
 
@@ -201,6 +201,11 @@ class State:
     checkpoint: Artefact | None = None
     trained_on: ImageSet | None = None      # what it sees
     arguments: tuple[str, ...] = ()         # of the step being planned
+
+    def data_set(self, settings: dict[str, str]) -> str | None:
+        """Where the images of the current set come from, for a step that reads it."""
+        reads = self.folder is not None and settings.get("data") == self.folder
+        return self.images.meta["root"].get("data") if reads else None
 
     @property
     def folder(self) -> str | None:

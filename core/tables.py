@@ -118,13 +118,13 @@ class Table:
 LINE_KEYS = ("steps", "over", "reported", "only")
 KEYS = ("title", "dataset", "source", "seeds", "settings", "rows", "columns", "derived", "evaluate",
         "quick")
-QUICK_KEYS = ("yamls", "sets", "with", "over")      # of --quick only
+QUICK_KEYS = ("sets", "with", "over")       # of --quick only
 
 
 def read(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> Table:
     """Read a table YAML. With `quick`, configs/tables/quick.yaml and the table's own `quick:`
     section replace its keys and (`over: {x: [1]}`) the values of its `over`, and every step takes
-    the small YAML and data set in the place of its own. `overrides` are key=value for every
+    the small data set in the place of its own. `overrides` are key=value for every
     command. Raises UserError that names file and line."""
     tree = config.read([path])
     extra = section(tree.value, "quick")
@@ -172,17 +172,16 @@ def read(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> 
 
 
 def quicken(step: Step, small: dict[str, Node]) -> Step:
-    """A step with the small YAMLs and further settings of quick.yaml."""
+    """A step with the small data sets and further settings of quick.yaml."""
     if not small:
         return step
-    swaps, extra = section(small, "yamls"), section(small, "with").get(step.command)
-    yamls = tuple(config.text(swaps[yaml]) if yaml in swaps else yaml for yaml in step.yamls)
+    extra = section(small, "with").get(step.command)
     settings = {key: config.text(node) for key, node in extra.value.items()} if extra else {}
     settings |= step.settings
     sets = section(small, "sets")
     if settings.get("data") in sets:
         settings["data"] = config.text(sets[settings["data"]])
-    return dataclasses.replace(step, yamls=yamls, settings=settings)
+    return dataclasses.replace(step, settings=settings)
 
 
 def section(tree: dict[str, Node], key: str) -> dict[str, Node]:

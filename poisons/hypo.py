@@ -9,7 +9,7 @@ Deviations: L-inf 8/255 as in the benchmarks (the release: L2 0.5, which is `nor
 `epsilon: 0.5`); rounding to the nearest level (the release truncates: `rounding: floor`); the
 surrogate of the last epoch, not the best on held-out images; P3-P5, which are universal noises, are
 not here. APBench's HYPO takes steps of 0.8/255 (`step_size`) on a ResNet-18
-(`surrogate.architecture`), whose training it does not tell: `configs/poisons/hypo_apbench.yaml`.
+(`surrogate.architecture`), whose training it does not tell: `preset=apbench`.
 """
 
 from dataclasses import dataclass, field

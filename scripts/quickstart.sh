@@ -22,16 +22,16 @@ done
 for ((seed = 1; seed <= seeds; seed++)); do
   dir=$out/seed$seed
   evaluate() {
-    python evaluate.py configs/learners/digits10.yaml data="$2" out="$dir/records/$1" seed=$seed compile=false >/dev/null
+    python evaluate.py configs/learners/em60.yaml data="$2" out="$dir/records/$1" seed=$seed compile=false >/dev/null
   }
   echo "== seed $seed of $seeds" >&2
-  python -m poisons configs/poisons/lsp_digits.yaml out="$dir/lsp" seed=$seed >/dev/null
-  python train_vae.py configs/purifiers/dvae_digits.yaml data="$dir/lsp" out="$dir/dvae-checkpoint" seed=$seed \
+  python -m poisons configs/poisons/lsp.yaml data=digits out="$dir/lsp" seed=$seed >/dev/null
+  python train_vae.py configs/purifiers/dvae.yaml data="$dir/lsp" out="$dir/dvae-checkpoint" seed=$seed \
     compile=false >/dev/null
   for purifier in gray jpeg; do
     python purify.py configs/purifiers/$purifier.yaml data="$dir/lsp" out="$dir/$purifier" >/dev/null
   done
-  python purify.py configs/purifiers/dvae_digits.yaml data="$dir/lsp" checkpoint="$dir/dvae-checkpoint" out="$dir/dvae" >/dev/null
+  python purify.py configs/purifiers/dvae.yaml data="$dir/lsp" checkpoint="$dir/dvae-checkpoint" out="$dir/dvae" >/dev/null
   evaluate clean digits
   for set in lsp gray jpeg dvae; do evaluate $set "$dir/$set"; done
 done

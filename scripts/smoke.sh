@@ -6,17 +6,24 @@ out=${1:-$(mktemp -d)}
 
 (cd configs/poisons; ls | grep -v reuse) | sed 's/.yaml$//' | xargs -P 2 -I NAME \
   python -m poisons configs/poisons/NAME.yaml --smoke data=digits size=32 threads=1 out="$out/NAME"
+for preset in em:eps16 hypo:apbench lsp:radius1 lsp:radius2 rem:eps16 rem:lite sep:eps16 sep:fa sep:fa_vr tap:eps16; do
+  python -m poisons configs/poisons/${preset%:*}.yaml preset=${preset#*:} --smoke data=digits size=32 threads=1 out="$out/$preset"
+done
 python train_vae.py configs/purifiers/dvae.yaml --smoke data="$out/lsp" out="$out/checkpoint"
 for purifier in identity gray jpeg bdr; do
   python purify.py configs/purifiers/$purifier.yaml --smoke data="$out/lsp" out="$out/$purifier"
 done
 python purify.py configs/purifiers/dvae.yaml --smoke data="$out/lsp" checkpoint="$out/checkpoint" out="$out/dvae" \
   dvae.save_perturbation=true
-for prior in $(cd configs/purifiers; ls ddpm*.yaml); do
-  python train_ddpm.py configs/purifiers/$prior --smoke split=test out="$out/${prior%.yaml}-prior"
+python train_ddpm.py configs/purifiers/ddpm.yaml --smoke split=test out="$out/prior"
+for preset in cpu fast finetune ho released; do
+  python train_ddpm.py configs/purifiers/ddpm.yaml preset=$preset --smoke split=test out="$out/prior-$preset"
 done
-for purifier in ddpm avatar_released jcdp jcdp_released; do
-  python purify.py configs/purifiers/$purifier.yaml --smoke data="$out/lsp" checkpoint="$out/ddpm-prior" out="$out/$purifier"
+for purifier in ddpm jcdp; do
+  python purify.py configs/purifiers/$purifier.yaml --smoke data="$out/lsp" checkpoint="$out/prior" out="$out/$purifier"
+done
+for preset in ddpm:avatar_released jcdp:released; do
+  python purify.py configs/purifiers/${preset%:*}.yaml preset=${preset#*:} --smoke data="$out/lsp" checkpoint="$out/prior" out="$out/$preset"
 done
 python -m poisons configs/poisons/reuse.yaml --smoke data=digits size=32 reuse.source="$out/dvae" out="$out/reuse"
 for learner in $(ls configs/learners); do

@@ -41,16 +41,16 @@ SMOKE = ["--smoke", "--limit", "200", "threads=1"]
 def lines(work: Path) -> dict[str, tuple[str, list[str]]]:
     """Command -> (module, arguments); later ones stand on earlier ones' output."""
     return {
-        "poison": ("poisons.__main__", ["configs/poisons/lsp_digits.yaml", "data=digits"]),
-        **{name: ("poisons.__main__", [f"configs/poisons/{name}_digits.yaml", "data=digits"])
+        "poison": ("poisons.__main__", ["configs/poisons/lsp.yaml", "data=digits"]),
+        **{name: ("poisons.__main__", [f"configs/poisons/{name}.yaml", "data=digits"])
            for name in ("tap", "rem", "sep")},
         "train_vae": ("train_vae", ["configs/purifiers/dvae.yaml", f"data={work}/poison"]),
         "purify": ("purify", ["configs/purifiers/dvae.yaml", f"data={work}/poison",
                               f"checkpoint={work}/train_vae", "dvae.save_perturbation=true"]),
-        "evaluate": ("evaluate", ["configs/learners/digits10.yaml", f"data={work}/poison"]),
-        "train_ddpm": ("train_ddpm", ["configs/purifiers/ddpm_digits.yaml", "data=digits",
+        "evaluate": ("evaluate", ["configs/learners/em60.yaml", f"data={work}/poison"]),
+        "train_ddpm": ("train_ddpm", ["configs/purifiers/ddpm.yaml", "data=digits",
                                       "split=test", "ddpm.train.sample_every=2"]),
-        "jcdp": ("purify", ["configs/purifiers/jcdp_digits.yaml", f"data={work}/poison",
+        "jcdp": ("purify", ["configs/purifiers/jcdp.yaml", f"data={work}/poison",
                             f"checkpoint={work}/train_ddpm", "jcdp.batch_size=64"]),
     }
 

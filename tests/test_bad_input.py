@@ -285,10 +285,10 @@ def test_a_broken_image_in_a_folder_is_named(few):
 
 
 def test_a_set_smaller_than_the_batch_says_so(few_path):
-    refused(run_command(evaluate.main, EM60, f"data={few_path}", "--limit", 100, f"out={OUT}"),
-            "100 rows", "batch of 128", "lower batch_size")
-    refused(run_command(train_vae.main, DVAE, f"data={few_path}", "--limit", 100, "out=other"),
-            "100 rows", "batch of 128", out=Path("other"))
+    refused(run_command(evaluate.main, EM60, f"data={few_path}", "--limit", 60, f"out={OUT}"),
+            "60 rows", "batch of 64", "lower batch_size")
+    refused(run_command(train_vae.main, DVAE, f"data={few_path}", "--limit", 60, "out=other"),
+            "60 rows", "batch of 64", out=Path("other"))
 
 
 @pytest.mark.parametrize("rows", [65, 64, 33])

@@ -141,12 +141,13 @@ def test_already_done_says_when_another_precision_was_asked_for(few_path, tmp_pa
     assert "made with" not in run_command(poison_main, *keys, "precision=fp32").stderr
 
 
-@pytest.mark.parametrize(("name", "program"), [
-    ("jcdp_released", "purify.py"), ("avatar_released", "purify.py"),
-    ("ddpm_released", "train_ddpm.py")])
-def test_released_presets_are_fp32(name, program):
+@pytest.mark.parametrize(("method", "preset", "program"), [
+    ("jcdp", "released", "purify.py"), ("ddpm", "avatar_released", "purify.py"),
+    ("ddpm", "released", "train_ddpm.py")])
+def test_released_presets_are_fp32(method, preset, program):
     """In bf16 6 % of JCDP's pixels are a grey level off what the released code gives."""
-    request = parse([str(CONFIGS / "purifiers" / f"{name}.yaml")], "", "purifiers", program)
+    request = parse([f"{CONFIGS}/purifiers/{method}.yaml", f"preset={preset}"], "", "purifiers",
+                    program)
     assert request.device.precision == "fp32"
 
 

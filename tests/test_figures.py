@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import core.points
 import evaluate
 import purify
 import train_vae
@@ -23,7 +22,7 @@ from core.plots import end_labels, pyplot
 from core.points import Point, clean_of, curves, kld_reached, points, sets_of
 from poisons.__main__ import main as poison_main
 from scripts import figures, toy
-from tests.conftest import CONFIGS, ROOT, run_command, succeed
+from tests.conftest import CONFIGS, ROOT, run_command, succeed, write_imageset
 
 MAINS = {"poison": poison_main, "train_vae": train_vae.main, "purify": purify.main,
          "evaluate": evaluate.main}
@@ -32,7 +31,7 @@ title: tiny
 settings: {{data: digits, split: "first:96", threads: 1, device: cpu}}
 seeds: [0, 1]
 evaluate:
-  evaluate: {CONFIGS}/learners/digits10.yaml
+  evaluate: {CONFIGS}/learners/em60.yaml
   standard.width: 4
   standard.epochs: 2
   standard.batch_size: 32
@@ -41,7 +40,7 @@ rows:
     only: [none]
     steps: []
   lsp:
-    poison: {CONFIGS}/poisons/lsp_digits.yaml
+    poison: {CONFIGS}/poisons/lsp.yaml
 columns:
   none: []
   jpeg:
@@ -52,41 +51,41 @@ columns:
   vae:
     over: {{kld: [0.5, 3]}}
     steps:
-      - train_vae: {CONFIGS}/purifiers/vae_digits.yaml
+      - train_vae: {CONFIGS}/purifiers/vae.yaml
         vae.train.kld_target: "{{kld}}"
         vae.train.epochs: 2
         vae.train.width: 8
         vae.train.latent_channels: 16
-      - purify: {CONFIGS}/purifiers/vae_digits.yaml
+      - purify: {CONFIGS}/purifiers/vae.yaml
 """
 STAGES = f"""
 title: tiny stages
 settings: {{data: digits, split: "first:96", threads: 1, device: cpu}}
 evaluate:
-  evaluate: {CONFIGS}/learners/digits10.yaml
+  evaluate: {CONFIGS}/learners/em60.yaml
   standard.width: 4
   standard.epochs: 1
   standard.batch_size: 32
   standard.test_every: 0
 rows:
   lsp:
-    poison: {CONFIGS}/poisons/lsp_digits.yaml
+    poison: {CONFIGS}/poisons/lsp.yaml
 columns:
   none: []
   x1:
-    - train_vae: {CONFIGS}/purifiers/dvae_digits.yaml
+    - train_vae: {CONFIGS}/purifiers/dvae.yaml
       dvae.train.epochs: 2
       dvae.train.width: 8
       dvae.train.latent_channels: 16
-    - purify: {CONFIGS}/purifiers/dvae_digits.yaml
+    - purify: {CONFIGS}/purifiers/dvae.yaml
       dvae.stages: 1
       dvae.save_perturbation: true
   x3:
-    - train_vae: {CONFIGS}/purifiers/dvae_digits.yaml
+    - train_vae: {CONFIGS}/purifiers/dvae.yaml
       dvae.train.epochs: 2
       dvae.train.width: 8
       dvae.train.latent_channels: 16
-    - purify: {CONFIGS}/purifiers/dvae_digits.yaml
+    - purify: {CONFIGS}/purifiers/dvae.yaml
 """
 
 
@@ -173,9 +172,12 @@ def record_data(cell: planning.Cell) -> str:
     return next(word for word in cell.record.arguments if word.startswith("data=")).split("=")[1]
 
 
-def test_a_kld_that_was_never_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(core.points, "read_log", lambda folder: [{"loop": "stage1", "mse": 0.1}])
-    assert kld_reached(tmp_path) is None
+def test_a_kld_that_was_never_there(few_path, tmp_path):
+    """An artefact whose log has none, such as an auto-encoder's checkpoint."""
+    folder = write_imageset(tmp_path / "made", np.load(few_path / "images.npy"),
+                            np.load(few_path / "labels.npy"))
+    (folder / "log.jsonl").write_text('{"loop": "stage1", "at": 0, "mse": 0.1}\n')
+    assert kld_reached(folder) is None
 
 
 def test_curves_are_the_records(sweep, monkeypatch):

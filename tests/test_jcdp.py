@@ -135,7 +135,7 @@ def test_the_released_preset():
 
     from core.command import parse
 
-    config = parse([str(CONFIGS / "purifiers" / "jcdp_released.yaml")], "", "purifiers",
+    config = parse([f"{CONFIGS}/purifiers/jcdp.yaml", "preset=released"], "", "purifiers",
                    "purify.py").config
     assert (config.passes, config.t_star, config.start, config.threshold) == (4, 20, 20, 11)
     assert config.strength == 1 / 500

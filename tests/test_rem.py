@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import new_run, run_command, succeed
+from conftest import CONFIGS, new_run, run_command, succeed
 from torchvision.transforms import RandomResizedCrop
 
 from core.imageset import ImageSet, from_arrays
@@ -328,8 +328,7 @@ def test_every_row_has_noise_in_whole_levels(name, few_path, few):
 
 
 def test_presets_say_what_they_are(few_path):
-    out = succeed(poison_main, "/".join([str(rem.__file__).rsplit("/", 2)[0],
-                                         "configs/poisons/rem_lite.yaml"]), f"data={few_path}",
+    out = succeed(poison_main, f"{CONFIGS}/poisons/rem.yaml", "preset=lite", f"data={few_path}",
                   "--smoke", "--limit", 64)
     [step] = ImageSet.load(out).meta["lineage"]
     assert step["preset"] == "rem_lite"

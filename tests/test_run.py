@@ -283,7 +283,7 @@ def test_not_a_number_stops_the_loop(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_saves_and_the_same_line_resumes(tmp_path, number):
-    line = [sys.executable, "evaluate.py", "configs/learners/digits10.yaml", "data=digits",
+    line = [sys.executable, "evaluate.py", "configs/learners/em60.yaml", "data=digits",
             f"out={tmp_path / 'record'}", "--limit", "400", "standard.epochs=400", "threads=1"]
     process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "record.partial" / "log.jsonl"
@@ -294,7 +294,7 @@ def test_interrupt_saves_and_the_same_line_resumes(tmp_path, number):
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130, errors
     assert "the same line resumes" in errors
-    assert "evaluate.py configs/learners/digits10.yaml" in errors
+    assert "evaluate.py configs/learners/em60.yaml" in errors
     assert "Traceback" not in errors
     saved = torch.load(tmp_path / "record.partial" / "state" / "classifier.pt", weights_only=True)
     assert saved["epoch"] * 6 + saved["step"] > 0

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, content, new_run, process, run_command, succeed
 
-from core import config as configs
+from core.command import parse
 from core.imageset import ImageSet, from_arrays
 from core.streams import BLOCK, generator
 from core.training import Normalised
@@ -666,19 +666,19 @@ def test_processes_share_the_crafting(few_path, tmp_path, name):
 
 
 def test_presets_change_what_they_say():
-    def of(preset: str, module, name: str):
-        tree = configs.read([ROOT / "configs" / "poisons" / f"{preset}.yaml"])
-        return configs.build(module.Config, tree.value[name], name)
+    def of(name: str, *typed: str):
+        return parse([f"{ROOT}/configs/poisons/{name}.yaml", *typed], "", "poisons",
+                     "-m poisons").config
 
-    assert of("sep_fa", sep, "sep") == dataclasses.replace(sep.Config(), loss="fa")
-    assert of("sep_fa_vr", sep, "sep") == dataclasses.replace(sep.Config(), loss="fa_vr",
-                                                              checkpoints=15)
-    assert of("tap_svhn", tap, "tap") == dataclasses.replace(tap.Config(), flip=False)
-    assert of("hypo", hypo, "hypo") == hypo.Config()
-    assert of("hypo_apbench", hypo, "hypo") == hypo.Config(
+    assert of("sep", "preset=fa") == dataclasses.replace(sep.Config(), loss="fa")
+    assert of("sep", "preset=fa_vr") == dataclasses.replace(sep.Config(), loss="fa_vr",
+                                                            checkpoints=15)
+    assert of("tap", "data=svhn") == dataclasses.replace(tap.Config(), flip=False)
+    assert of("hypo") == hypo.Config()
+    assert of("hypo", "preset=apbench") == hypo.Config(
         step_size=0.8 / 255,
         surrogate=dataclasses.replace(hypo.Surrogate(), architecture="resnet18"))
-    assert of("pil", pil, "pil") == pil.Config()
+    assert of("pil") == pil.Config()
 
 
 def test_targets_are_the_attacks_own(few_path):

@@ -31,14 +31,14 @@ source: LE
 seeds: [0, 1]
 settings: {{data: {few}, threads: 1}}
 evaluate:
-  evaluate: configs/learners/digits10.yaml
+  evaluate: configs/learners/em60.yaml
   standard.width: 4
   standard.epochs: 1
   standard.test_every: 0
 rows:
   clean: []
   lsp:
-    poison: configs/poisons/lsp_digits.yaml
+    poison: configs/poisons/lsp.yaml
     lsp.patch: 8
 columns:
   none: []
@@ -179,14 +179,14 @@ title: diffusion
 dataset: cifar10
 seeds: [0]
 settings: {{data: {few}, threads: 1}}
-evaluate: {{evaluate: configs/learners/digits10.yaml}}
+evaluate: {{evaluate: configs/learners/em60.yaml}}
 rows:
-  lsp: {{poison: configs/poisons/lsp_digits.yaml}}
+  lsp: {{poison: configs/poisons/lsp.yaml}}
 columns:
   jcdp:
-    - train_ddpm: configs/purifiers/ddpm_digits.yaml
+    - train_ddpm: configs/purifiers/ddpm.yaml
       ddpm.train.steps: 5
-    - purify: configs/purifiers/jcdp_digits.yaml
+    - purify: configs/purifiers/jcdp.yaml
       jcdp.lpips_resize: 64
 """
 
@@ -223,8 +223,8 @@ def test_what_a_later_step_needs_is_found_before_its_prior_is_trained(
 @pytest.mark.parametrize(("old", "new", "message"), [
     ("ddpm.train.steps: 5", "data: digits\n      size: 32", "was trained on 32x32 images, but the "
      "set has 16x16"),
-    ("purify: configs/purifiers/jcdp_digits.yaml\n      jcdp.lpips_resize: 64",
-     "purify: configs/purifiers/dvae_digits.yaml", "is a checkpoint of 'ddpm', not of 'dvae'"),
+    ("purify: configs/purifiers/jcdp.yaml\n      jcdp.lpips_resize: 64",
+     "purify: configs/purifiers/dvae.yaml", "is a checkpoint of 'ddpm', not of 'dvae'"),
 ])
 def test_a_checkpoint_that_cannot_fit_is_a_mistake_in_the_table(here, few_path, old, new, message):
     path = here / "diffusion.yaml"
@@ -234,16 +234,19 @@ def test_a_checkpoint_that_cannot_fit_is_a_mistake_in_the_table(here, few_path, 
         plan(path)
 
 
-def test_quick_swaps_the_yamls(here):
+def test_quick_is_the_same_grid_on_digits(here):
     full = tables.read("configs/tables/dvae_cifar10.yaml")
     quick = tables.read("configs/tables/dvae_cifar10.yaml", quick=True)
     assert [line.name for line in quick.rows] == [line.name for line in full.rows]
     assert [line.name for line in quick.columns] == [line.name for line in full.columns]
-    yamls = {yaml for line in (*quick.rows, *quick.columns) for step in line.steps
-             for yaml in step.yamls} | set(quick.evaluate.yamls)
-    assert "configs/purifiers/dvae_digits.yaml" in yamls
-    assert not any("dvae.yaml" in yaml or "em60" in yaml for yaml in yamls)
     assert quick.settings == {"data": "digits"}
+    cell = next(cell for cell in planning.Planner(quick).cells()
+                if (cell.row.name, cell.column.name) == ("em", "dvae"))
+    purify, = (need for need in cell.record.needs if need.job.kind == "purified")
+    poison, dvae = purify.needs
+    assert poison.job.config["epsilon"] == 32 / 255     # what the YAMLs hold `for: digits:`
+    assert dvae.job.config["width"] == 16
+    assert cell.record.job.config["epochs"] == 10
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/tables").glob("*.yaml")),
@@ -307,7 +310,7 @@ def test_a_table_is_made_once(tiny):
 
 
 def test_a_failed_cell_does_not_stop_the_others(tiny):
-    changed(tiny, "  lsp:\n", "  broken:\n    poison: configs/poisons/lsp_digits.yaml\n"
+    changed(tiny, "  lsp:\n", "  broken:\n    poison: configs/poisons/lsp.yaml\n"
                               "    lsp.patch: 16\n    lsp.radius: 1e-30\n  lsp:\n")
     changed(tiny, "lsp.radius: 1e-30", "data: /nowhere/at-all")
     changed(tiny, "seeds: [0, 1]", "seeds: [0]")

@@ -1,0 +1,141 @@
+"""`for:` a data set and `presets:` of a YAML."""
+
+from pathlib import Path
+
+import pytest
+from conftest import CONFIGS, ROOT, run_command, succeed
+
+from core import config, variants
+from core.command import list_methods, parse
+from core.errors import UserError
+from poisons.__main__ import main as poison_main
+
+PROGRAMS = {"poisons": "-m poisons", "purifiers": "purify.py", "learners": "evaluate.py"}
+YAML = """
+method: lsp
+data: cifar10
+lsp: {radius: 1, patch: 8}
+for:
+  svhn: {lsp: {radius: 2}}
+  digits: {lsp: {radius: 3, patch: 4}}
+presets:
+  large:
+    lsp: {radius: 10}
+    for: {digits: {lsp: {radius: 30}}}
+"""
+
+
+@pytest.fixture
+def lsp(tmp_path):
+    """Resolve YAML as `python -m poisons FILE words` would: (radius, patch)."""
+    (tmp_path / "mine.yaml").write_text(YAML)
+
+    def resolve(*words: str, file: str = "mine.yaml") -> tuple[float, int]:
+        found = parse([file, *words], "", "poisons", "-m poisons").config
+        return found.radius, found.patch
+
+    return resolve
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    ([], (1, 8)), (["data=cifar10"], (1, 8)), (["data=cifar100"], (1, 8)),
+    (["data=svhn"], (2, 8)), (["data=digits"], (3, 4)), (["data=x.npz", "like=digits"], (3, 4)),
+    (["preset=large"], (10, 8)), (["preset=large", "data=svhn"], (10, 8)),
+    (["preset=large", "data=digits"], (30, 4)),         # the preset's own section comes last
+    (["preset=large", "data=digits", "lsp.radius=5"], (5, 4)),          # and what is typed over all
+    (["--smoke"], (3, 8)),                              # smoke is on digits, with its own patch
+])
+def test_what_goes_over_what(lsp, words, expected):
+    assert lsp(*words) == expected
+
+
+def test_a_yaml_on_top_of_another_has_its_sections_too(lsp):
+    Path("yours.yaml").write_text(
+        "base: mine.yaml\nlsp: {radius: 7}\nfor: {svhn: {lsp: {patch: 2}}}")
+    assert lsp(file="yours.yaml") == (7, 8)
+    assert lsp("data=svhn", file="yours.yaml") == (2, 2)
+    assert lsp("preset=large", file="yours.yaml") == (10, 8)
+
+
+def test_the_root_of_a_set_picks_the_section(lsp, few_path):
+    """What is made of digits is read as digits, however far away."""
+    made = succeed(poison_main, "method=lsp", f"data={few_path}", "lsp.patch=4", "threads=1")
+    assert lsp(f"data={made}") == (3, 4)
+
+
+def test_the_name_says_the_preset_and_config_yaml_is_read_back(lsp):
+    request = parse(["mine.yaml", "preset=large"], "", "poisons", "-m poisons")
+    assert request.preset == "mine_large"
+    Path("config.yaml").write_text("method: lsp\npreset: mine_large\nlsp: {radius: 10}\n")
+    assert parse(["config.yaml"], "", "poisons", "-m poisons").preset == "mine_large"
+
+
+def test_a_data_set_without_a_section_is_said(few_path, tmp_path):
+    (tmp_path / "mine.yaml").write_text(YAML)
+    words = ["mine.yaml", f"data={few_path}", "lsp.patch=4", "threads=1"]
+    assert "no values of its own" not in run_command(poison_main, *words).stderr
+    (tmp_path / "mine.yaml").write_text(YAML.replace("  digits:", "  photos:"))
+    notes = [line for line in run_command(poison_main, *words, "out=again").stderr.splitlines()
+             if line.startswith("note: ") and "no values of its own for digits" in line]
+    assert len(notes) == 1
+    assert "like=" in notes[0]
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["preset=larg"], "did you mean 'large'?"),
+    (["like=digit"], "did you mean 'digits'?"),
+])
+def test_mistakes(lsp, words, said):
+    with pytest.raises(UserError, match=said.replace("?", r"\?")):
+        lsp(*words)
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("method: lsp\nfor: 3", "for: expected"), ("method: lsp\npresets: [a]", "presets: expected"),
+    ("method: lsp\nfor: {digits: 3}", "for: expected"),
+    ("method: lsp\nfor: {digits: {lsp: {radus: 3}}}", "did you mean 'lsp.radius'"),
+])
+def test_a_section_that_is_none(lsp, text, said):
+    Path("odd.yaml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        lsp("data=digits", "preset=x" if "presets" in text else "seed=0", file="odd.yaml")
+
+
+def test_a_preset_of_a_yaml_without_any():
+    with pytest.raises(UserError, match="no presets"):
+        parse([f"{CONFIGS}/poisons/ops.yaml", "preset=lite"], "", "poisons", "-m poisons")
+
+
+@pytest.mark.parametrize(("old", "said"), [
+    ("poisons/em_cifar100", "em.yaml data=cifar100"), ("poisons/rem_lite", "rem.yaml preset=lite"),
+    ("poisons/sep_fa_vr", "sep.yaml preset=fa_vr"), ("poisons/em_classwise_svhn", "data=svhn"),
+    ("purifiers/ddpm_finetune_digits", "data=digits"), ("poisons/em_16", "preset=eps16"),
+])
+def test_the_name_of_an_older_yaml_says_the_new_form(old, said):
+    room = old.split("/")[0]
+    with pytest.raises(UserError, match="no such file") as error:
+        parse([f"{CONFIGS}/{old}.yaml"], "", room, PROGRAMS[room])
+    assert said in str(error.value)
+
+
+def every_variant():
+    for room, program in PROGRAMS.items():
+        for path in sorted((CONFIGS / room).glob("*.yaml")):
+            _, sets, presets = variants.split(config.read([path]))
+            for preset in (None, *presets):
+                for data_set in (None, *sets):
+                    yield pytest.param(path, room, program, preset, data_set,
+                                       id=f"{path.stem}-{preset}-{data_set}")
+
+
+@pytest.mark.parametrize(("path", "room", "program", "preset", "data_set"), list(every_variant()))
+def test_every_variant_is_read_to_its_end(path, room, program, preset, data_set):
+    words = [f"like={data_set}"] * (data_set is not None) + [f"preset={preset}"] * bool(preset)
+    request = parse([str(path), *words], "", room, program)
+    assert request.preset == (f"{path.stem}_{preset}" if preset else path.stem)
+
+
+def test_every_method_has_its_one_yaml():
+    for room in ("poisons", "purifiers"):
+        files = {path.stem for path in (ROOT / "configs" / room).glob("*.yaml")}
+        assert files == set(list_methods(room))
