@@ -742,7 +742,7 @@ def test_an_inspection_prints_and_draws(tmp_path):
     beside = run_command(inspect_poison.main, poison, "digits", "--out", tmp_path / "other.png")
     assert beside.stdout == outcome.stdout          # CLEAN is what data= takes
     (tmp_path / "folder").mkdir()
-    assert "folder is a folder" in run_command(inspect_poison.main, poison, "--out",
+    assert "is no regular file" in run_command(inspect_poison.main, poison, "--out",
                                                tmp_path / "folder").error
     same = run_command(inspect_poison.main, poison, poison)
     assert "does not differ from the set it is compared with" in same.error
