@@ -494,9 +494,7 @@ def test_the_table_prints_what_the_records_say(tiny):
 
 
 def test_a_published_number_says_whose_it_is():
-    import yaml
-
-    published = yaml.safe_load((ROOT / table.REPORTED).read_text())["published"]
+    published = table.published()
     attacks = tables.read(str(ROOT / "configs/tables/attacks.yaml"))
     own, others = table.facts_of(attacks, "ops", "none", published)
     assert table.number(own) == "15.56 OPS paper"       # and not ISS's 36.55
@@ -508,9 +506,7 @@ def test_a_published_number_says_whose_it_is():
 
 def test_published_numbers_are_kept_whole():
     """The facts that the notes give, under our names."""
-    import yaml
-
-    published = yaml.safe_load((ROOT / "configs/tables/reported.yaml").read_text())["published"]
+    published = table.published()
     assert len(published) > 1000
     for fact in published:
         assert {"source", "table", "dataset", "attack", "defence", "arch", "accuracy",
