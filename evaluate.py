@@ -7,7 +7,7 @@ Prints what was measured to stderr, and accuracy and record folder to stdout.
 
 import sys
 
-from core import datasets, jobs, records
+from core import datasets, identity, records
 from core.command import command, parse
 from core.names import printable
 from core.run import otherwise
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     request = parse(argv, __doc__, "learners", "evaluate.py")
     train = request.load_data()
     test = datasets.load_test(train, request.data)
-    run = request.open(jobs.record(request, train, test))
+    run = request.open(identity.record(request, train, test))
     if request.plan(run, {"train": datasets.describe(train), "test": datasets.describe(test)}):
         return
     committed = None if request.settings.out else records.committed().get(run.job.fingerprint)

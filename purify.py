@@ -12,7 +12,7 @@ changed to stderr, and the purified set's folder to stdout.
 import dataclasses
 import sys
 
-from core import jobs
+from core import identity
 from core.checkpoint import Checkpoint, describe, history
 from core.command import Request, command, list_methods, parse
 from core.datasets import remember_test, share_images
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
         same_kind = checkpoint.meta["device"]["name"].startswith(kind_of(device))
         if device.precision == "auto" and same_kind:
             device = dataclasses.replace(device, precision=checkpoint.meta["precision"])
-    run = request.open(jobs.purify(request, poisoned, trained), device)
+    run = request.open(identity.purify(request, poisoned, trained), device)
     if request.plan(run, {"poisoned set": f"{poisoned.meta['name']}, {len(poisoned)} rows"}):
         return
     warn_if_clean(poisoned)

@@ -10,7 +10,7 @@ share the same global batch. Prints the checkpoint's folder to stdout.
 
 import sys
 
-from core import checkpoint, datasets, jobs
+from core import checkpoint, datasets, identity
 from core.command import command, parse
 from core.errors import UserError
 
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     if config is None or hasattr(method, "train_stage"):
         raise UserError(f"method: {request.method} is no DDPM and is not trained by this script")
     images = request.load_data()
-    run = request.open(jobs.train(request, images), section={"train": config})
+    run = request.open(identity.train(request, images), section={"train": config})
     if request.plan(run, {"training images": f"{len(images)} {datasets.describe(images)}"}):
         return
     with run:

@@ -8,7 +8,7 @@ for the others. Prints the checkpoint's folder to stdout.
 
 import sys
 
-from core import checkpoint, datasets, files, jobs
+from core import checkpoint, datasets, files, identity
 from core.command import command, parse
 from core.errors import UserError
 
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     if not hasattr(method, "train_stage"):
         raise UserError(f"method: {request.method} is not a VAE and is not trained by this script")
     poisoned = request.load_data()
-    run = request.open(jobs.train(request, poisoned), section={"train": config})
+    run = request.open(identity.train(request, poisoned), section={"train": config})
     if request.plan(run, {"poisoned set": f"{len(poisoned)} {datasets.describe(poisoned)}"}):
         return
     with run:

@@ -284,3 +284,12 @@ class RowFile:
     def close(self) -> None:
         with named_errors(self.path):
             os.close(self._file)
+
+
+def save_image(path: Path, pixels: np.ndarray) -> None:
+    """Write uint8 (H, W, 3) as a PNG, whole or not at all."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png")
+    write_bytes(path, buffer.getvalue())

@@ -16,7 +16,7 @@ import sys
 import numpy as np
 import torch
 
-from core import files, jobs
+from core import files, identity
 from core.command import Request, command, parse
 from core.datasets import remember_test, rows_split
 from core.errors import UserError
@@ -29,7 +29,7 @@ from core.run import Run
 def main(argv: list[str] | None = None) -> None:
     request = parse(argv, __doc__, "poisons", "-m poisons")
     clean = request.load_data()
-    run = request.open(jobs.poison(request, clean))
+    run = request.open(identity.poison(request, clean))
     if request.plan(run, {"clean set": f"{clean.meta['name']}, {len(clean)} rows"}):
         return
     with run:
@@ -59,7 +59,7 @@ def poison_part(request: Request, clean: ImageSet, run: Run) -> ImageSet:
         row_of[chosen] = np.arange(len(chosen))
     settings = dataclasses.replace(request.settings, fraction=1.0, craft_on="all", out=None)
     whole = dataclasses.replace(request, settings=settings, wait=True)
-    with whole.open(jobs.poison(whole, source)) as attack:
+    with whole.open(identity.poison(whole, source)) as attack:
         if not attack.done:
             poison_all(whole, source, attack).save(attack)
     crafted = ImageSet.load(attack.out).images

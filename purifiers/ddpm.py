@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core import plots
+from core import files
 from core.batches import Augmentation, Batches
 from core.checkpoint import Checkpoint, save_weights
 from core.config import ConfigError, Place, in_range, rebuild
@@ -299,7 +299,7 @@ def save_samples(model: nn.Module, images: torch.Tensor, config: TrainConfig, ru
             x0 = diffusion.predict_x0(x, eps, jump)
             x = diffusion.ancestral(x, x0, jump, None, None if jump.last else draw())
     levels = make_grid((x + 1).div_(2).clamp_(0, 1), nrow=8).mul_(255).round_().byte().cpu()
-    plots.save_image(run.work / f"samples-{number:07d}.png", levels.permute(1, 2, 0).numpy())
+    files.save_image(run.work / f"samples-{number:07d}.png", levels.permute(1, 2, 0).numpy())
 
 
 # --- purification ----------------------------------------------------------------------------

@@ -4,4 +4,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 DEV=1 source scripts/setup.sh
 work=${1:-$(mktemp -d)}
-for command in poison tap rem sep train_vae purify evaluate train_ddpm jcdp; do python tests/crash_driver.py $command "$work/$command"; done
+for command in poison tap rem sep train_vae purify evaluate train_ddpm jcdp; do python -m tests.crash_driver $command "$work/$command"; done

@@ -1,6 +1,6 @@
 """Kill each command at every change it makes on disk, repeat the line, compare the bytes.
 
-    python tests/crash_driver.py COMMAND WORK [--every N] [--kills N] [--cut names | bytes]
+    python -m tests.crash_driver COMMAND WORK [--every N] [--kills N] [--cut names | bytes]
 
 COMMAND is one of `lines`. The process dies by `os._exit` at core.files' k-th operation, k = 1,
 1 + N, 1 + 2N, ... until a run survives; then by SIGKILL and by Ctrl-C at random moments. Each time
@@ -23,8 +23,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import core.files
 import core.run

@@ -20,7 +20,7 @@ from PIL import Image
 import evaluate
 import purify
 import train_vae
-from core import files, jobs
+from core import files, identity
 from core.command import command, parse
 from core.run import Job, Run
 from poisons.__main__ import main as poison
@@ -483,7 +483,7 @@ def test_a_dry_run_says_what_it_would_meet():
 def the_job() -> Job:
     """Of lsp("--limit", 100)."""
     request = parse([str(LSP), "data=digits", PATCH, "--limit", "100"], "", "poisons", "-m poisons")
-    return jobs.poison(request, request.load_data())
+    return identity.poison(request, request.load_data())
 
 
 def test_an_out_that_is_a_file_or_a_strangers_folder_is_refused():

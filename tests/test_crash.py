@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-DRIVER = Path(__file__).with_name("crash_driver.py")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def drive(command, tmp_path, *arguments):
-    done = subprocess.run([sys.executable, DRIVER, command, tmp_path / "work", *arguments],
-                          capture_output=True, text=True, cwd=DRIVER.parents[1], check=False)
+    line = [sys.executable, "-m", "tests.crash_driver", command, tmp_path / "work", *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -17,10 +17,11 @@ from sklearn.datasets import load_digits
 import evaluate
 import purify
 import train_vae
-from core import datasets, planning, tables
+from core import datasets
 from core.datasets import DataSettings, load, load_test, share_images
 from core.errors import UserError
 from poisons.__main__ import main as poison
+from scripts.tables import plan, spec
 
 LSP, GRAY, EM60 = (CONFIGS / name for name in (
     "poisons/lsp.yaml", "purifiers/gray.yaml", "learners/em60.yaml"))
@@ -430,7 +431,7 @@ def test_a_planned_table_notes_missing_classes(by_class, capsys):
         f"title: t\nsettings: {{data: {by_class}, test: {by_class}}}\nseeds: [0]\n"
         f"rows: {{lsp: {{poison: {LSP}, limit: 6}}}}\n"
         f"columns: {{none: []}}\nevaluate: {{evaluate: {EM60}}}\n")
-    list(planning.Planner(tables.read(Path("table.yaml"))).cells())
+    list(plan.Planner(spec.read(Path("table.yaml"))).cells())
     assert "the 6 rows of" in capsys.readouterr().err
 
 

@@ -16,12 +16,13 @@ import pytest
 import evaluate
 import purify
 import train_vae
-from core import charts, planning, records, strips, tables
+from core import records
 from core.imageset import ImageSet
-from core.plots import end_labels, pyplot
-from core.points import Point, clean_of, curves, kld_reached, points, sets_of
 from poisons.__main__ import main as poison_main
-from scripts import figures, toy
+from scripts.pictures import charts, figures, strips, toy
+from scripts.pictures.style import end_labels, pyplot
+from scripts.tables import plan, spec
+from scripts.tables.measure import Point, clean_of, curves, kld_reached, points, sets_of
 from tests.conftest import CONFIGS, ROOT, run_command, succeed, write_imageset
 
 MAINS = {"poison": poison_main, "train_vae": train_vae.main, "purify": purify.main,
@@ -95,15 +96,15 @@ def made(folder: Path, text: str) -> Path:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        for artefact in planning.wanted(plan(), {}):
+        for artefact in plan.wanted(planned(), {}):
             succeed(MAINS[artefact.step.command], *artefact.arguments)
     finally:
         os.chdir(before)
     return folder
 
 
-def plan() -> list[planning.Cell]:
-    return list(planning.Planner(tables.read("table.yaml")).cells())
+def planned() -> list[plan.Cell]:
+    return list(plan.Planner(spec.read("table.yaml")).cells())
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def is_png(path: Path) -> bool:
 
 def test_points_are_what_the_folders_hold(sweep, monkeypatch, digits):
     monkeypatch.chdir(sweep)
-    found = {(p.row, p.family, p.value): p for p in points(tables.read("table.yaml"), plan())}
+    found = {(p.row, p.family, p.value): p for p in points(spec.read("table.yaml"), planned())}
     assert list(found) == [("clean", "none", ""), ("lsp", "none", ""), ("lsp", "jpeg", "5"),
                            ("lsp", "jpeg", "50"), ("lsp", "vae", "0.5"), ("lsp", "vae", "3")]
     clean = digits.images[:96] / 255.0
@@ -138,7 +139,7 @@ def test_points_are_what_the_folders_hold(sweep, monkeypatch, digits):
         return 10 * math.log10(1 / np.mean((a - b) ** 2))
 
     by_cell: dict = {}
-    for cell in plan():
+    for cell in planned():
         by_cell.setdefault((cell.row.name, cell.column.name), []).append(cell)
     for (row, family, value), point in found.items():
         [key] = [k for k in by_cell if k[0] == row and k[1].startswith(family)
@@ -167,7 +168,7 @@ def test_points_are_what_the_folders_hold(sweep, monkeypatch, digits):
     assert found["lsp", "vae", "0.5"].kld < found["lsp", "vae", "3"].kld
 
 
-def record_data(cell: planning.Cell) -> str:
+def record_data(cell: plan.Cell) -> str:
     """The set that a record's own line names."""
     return next(word for word in cell.record.arguments if word.startswith("data=")).split("=")[1]
 
@@ -182,10 +183,10 @@ def test_a_kld_that_was_never_there(few_path, tmp_path):
 
 def test_curves_are_the_records(sweep, monkeypatch):
     monkeypatch.chdir(sweep)
-    found = curves(plan())
+    found = curves(planned())
     curve = found["lsp", "vae kld=3"]
     assert curve.shape == (2, 2, 2)                     # seeds, epochs, (epoch, accuracy)
-    cells = [c for c in plan() if (c.row.name, c.column.name) == ("lsp", "vae kld=3")]
+    cells = [c for c in planned() if (c.row.name, c.column.name) == ("lsp", "vae kld=3")]
     for seed, cell in zip(curve, cells, strict=True):
         record = records.load(cell.record.out)
         np.testing.assert_allclose(seed[:, 0], [1, 2])
@@ -195,7 +196,7 @@ def test_curves_are_the_records(sweep, monkeypatch):
 
 def test_a_line_is_in_order_and_leaves_out_what_has_no_place(sweep, monkeypatch):
     monkeypatch.chdir(sweep)
-    found = points(tables.read("table.yaml"), plan())[::-1]
+    found = points(spec.read("table.yaml"), planned())[::-1]
     line = charts.swept(found, "lsp", "jpeg", "psnr_poisoned")
     assert [point.value for point in line] == ["5", "50"]
     assert charts.swept(found, "lsp", "none", "psnr_clean") == []
@@ -205,7 +206,7 @@ def test_a_line_is_in_order_and_leaves_out_what_has_no_place(sweep, monkeypatch)
 
 def test_strips_and_both_scales(stages, monkeypatch, digits):
     monkeypatch.chdir(stages)
-    found = strips.strips_of(plan(), "data", slice(3, 6))
+    found = strips.strips_of(planned(), "data", slice(3, 6))
     assert [strip.label.splitlines()[0] for strip in found] == [
         "clean", "poisoned", "p_hat of stage 1", "x1", "x3"]
     clean, x0, p_hat, x1, _ = found
@@ -213,7 +214,7 @@ def test_strips_and_both_scales(stages, monkeypatch, digits):
     np.testing.assert_allclose(x0.residual, x0.images - clean.images)
     # x1 = clip(x0 - p_hat), rounded: p_hat is saved as float16
     np.testing.assert_allclose(x1.images, np.clip(x0.images - p_hat.residual, 0, 1), atol=0.004)
-    for strip, cell in ((x0, plan()[0]), (x1, plan()[1])):
+    for strip, cell in ((x0, planned()[0]), (x1, planned()[1])):
         accuracy = records.load(cell.record.out)["accuracy_last"]
         assert strip.label.endswith(f"\n{100 * accuracy:.1f} %")
 
@@ -231,7 +232,7 @@ def test_strips_and_both_scales(stages, monkeypatch, digits):
 
 def test_the_clean_set_of_a_purified_one(sweep, monkeypatch, digits):
     monkeypatch.chdir(sweep)
-    purified = ImageSet.load(sets_of(plan()[-1].record)[-1].out)
+    purified = ImageSet.load(sets_of(planned()[-1].record)[-1].out)
     np.testing.assert_array_equal(clean_of(purified, "data").images, digits.images[:96])
 
 
@@ -247,7 +248,7 @@ def test_a_figure_prints_its_numbers_and_is_drawn(sweep, monkeypatch, name):
     lines = outcome.stdout.splitlines()
     assert len(lines) == 2 + 6                          # a head and the six cells
     if name != "fig3":
-        point = points(tables.read("table.yaml"), plan())[-1]
+        point = points(spec.read("table.yaml"), planned())[-1]
         assert lines[-1] == (f"| lsp | vae 3 | {point.kld:.2f} | {point.psnr_poisoned:.2f} | "
                              f"{point.psnr_clean:.2f} | {records.spread(point.accuracies)} |")
 
@@ -310,7 +311,7 @@ def test_missing_cells_are_counted_and_the_line_that_makes_them_is_named(name, s
 
 def test_a_record_without_its_sets_is_enough_for_curves_only(sweep, monkeypatch, tmp_path):
     monkeypatch.chdir(sweep)
-    last = sets_of(plan()[-1].record)[-1].out
+    last = sets_of(planned()[-1].record)[-1].out
     aside = tmp_path / "aside"
     last.rename(aside)
     try:
@@ -324,7 +325,7 @@ def test_quick_makes_what_is_missing_with_the_same_words(monkeypatch):
     Path("table.yaml").write_text(TABLE)
     called = []
     monkeypatch.setattr(figures, "run_table", called.append)
-    monkeypatch.setattr(tables, "QUICK", CONFIGS / "tables/quick.yaml")
+    monkeypatch.setattr(spec, "QUICK", CONFIGS / "tables/quick.yaml")
     outcome = figure("fig2b", "threads=1", "--quick")
     assert "cells of table.yaml lack" in outcome.error  # nobody made them
     assert called == [["table.yaml", "--quick", "--sets", "threads=1"]]
@@ -340,9 +341,9 @@ def test_an_interrupt_lets_the_table_save(tmp_path, number):
                       "try:\n    time.sleep(60)\n"
                       "except KeyboardInterrupt:\n    time.sleep(1)\n"
                       "    pathlib.Path('saved').write_text(' '.join(sys.argv[1:]))\n")
-    code = ("import sys; from scripts import figures; figures.__file__ = sys.argv[1]; "
+    code = ("import sys; from scripts.pictures import figures; figures.__file__ = sys.argv[1]; "
                       "figures.run_table(['a', 'b'])")
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "figures.py")],
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "pictures/figures.py")],
                                env={**os.environ, "PYTHONPATH": str(ROOT)},
                                stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
@@ -385,7 +386,7 @@ def test_labels_do_not_cover_each_other():
 def test_the_figures_of_the_paper_have_their_tables():
     for name in figures.PAPER:
         table = f"{name.removesuffix('_images')}.yaml"
-        assert tables.read(str(CONFIGS / "tables" / table)).rows
+        assert spec.read(str(CONFIGS / "tables" / table)).rows
 
 
 # --- toy -------------------------------------------------------------------------------------

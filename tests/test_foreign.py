@@ -12,11 +12,12 @@ import torch
 from conftest import digest, run_command, write_imageset
 from PIL import Image
 
-from core import aligning, lock, pickles, units
+from core import lock, pickles
 from core.datasets import DataSettings, load, rows_split, split_rows
 from core.errors import UserError
 from core.imageset import ImageSet
-from scripts import export, import_poison, inspect_poison
+from scripts.exchange import aligning, export, import_poison, units
+from scripts.pictures import inspect_poison
 
 ROWS, K = 60, 10
 

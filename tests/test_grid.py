@@ -4,8 +4,7 @@ from pathlib import Path
 
 from conftest import run_command, write_imageset
 
-from core import strips
-from scripts import figures
+from scripts.pictures import figures, strips
 
 
 def grid(*sets: object):

@@ -32,7 +32,7 @@ import purify
 from core import pickles, pictures, reading, torchfile
 from core.errors import UserError
 from poisons.__main__ import main as poison
-from scripts import import_ddpm, import_poison
+from scripts.exchange import import_ddpm, import_poison
 
 MOST_BYTES, MOST_SECONDS = 2 << 30, 60
 BASE = ["--base", "digits", "--size", "32"]

@@ -13,7 +13,7 @@ from test_unet import theirs
 
 import purify
 from models.unet import UNet
-from scripts import import_ddpm
+from scripts.exchange import import_ddpm
 
 diffusers = pytest.importorskip("diffusers")
 DDIMScheduler, DDPMScheduler = diffusers.DDIMScheduler, diffusers.DDPMScheduler

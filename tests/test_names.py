@@ -9,8 +9,9 @@ import evaluate
 import purify
 from core.names import component, markdown_cell, printable
 from core.run import Job
-from scripts import import_poison, inspect_poison
-from scripts.table import latex, markdown
+from scripts.exchange import import_poison
+from scripts.pictures import inspect_poison
+from scripts.tables.render import latex, markdown
 
 GRAY = CONFIGS / "purifiers" / "gray.yaml"
 NASTY = "\x1b[2J\x1b]0;title\x07\r\nrow\u202egnp\x00|$\\frac{"

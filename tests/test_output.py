@@ -15,8 +15,10 @@ from PIL import Image
 from core import output
 from core.command import command
 from core.errors import UserError
-from core.plots import picture_path, save_image
-from scripts import bench, figures, inspect_poison, toy
+from core.files import save_image
+from scripts.bench import bench
+from scripts.pictures import figures, inspect_poison, toy
+from scripts.pictures.style import picture_path
 
 CODE = """
 import sys
@@ -132,7 +134,7 @@ def test_a_mistake_is_said_also_over_a_full_disk(capsys):
 
 def test_drawing_heeds_no_notebook():
     """A notebook's MPLBACKEND names a module that the Python of a command may lack."""
-    code = "from core.plots import pyplot; print(pyplot().get_backend())"
+    code = "from scripts.pictures.style import pyplot; print(pyplot().get_backend())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
                           check=False, env={**os.environ, "MPLBACKEND": "module://nowhere.at_all"})
     assert (done.returncode, done.stdout.lower()) == (0, "agg\n"), done.stderr
@@ -175,11 +177,11 @@ def test_a_picture_is_replaced_and_a_link_followed(tmp_path):
     assert (tmp_path / "link.png").is_symlink()
 
 
-def test_only_plots_imports_matplotlib():
+def test_only_the_style_imports_matplotlib():
     """So that no other import meets a notebook's backend."""
     importing = {str(path.relative_to(ROOT)) for room in ("core", "scripts", "poisons", "purifiers",
                                                           "learners", "models")
                  for path in (ROOT / room).rglob("*.py")
                  if "import matplotlib" in path.read_text("utf-8")
                  or "from matplotlib" in path.read_text("utf-8")}
-    assert importing == {str(Path("core/plots.py"))}
+    assert importing == {str(Path("scripts/pictures/style.py"))}

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from core import foreign
 from core.datasets import DataSettings, load
 from core.errors import UserError
 from core.pictures import list_classes
+from scripts.exchange import foreign
 
 GREY = np.linspace(0, 255, 64).reshape(8, 8).round()
 

@@ -15,7 +15,8 @@ from core.datasets import DataSettings, clean_of, load, load_test, share_images
 from core.errors import UserError
 from core.imageset import ImageSet
 from poisons.__main__ import main as poison
-from scripts import export, figures, import_poison, inspect_poison
+from scripts.exchange import export, import_poison
+from scripts.pictures import figures, inspect_poison
 
 LSP, GRAY = CONFIGS / "poisons/lsp.yaml", CONFIGS / "purifiers/gray.yaml"
 EVALUATE = (CONFIGS / "learners/cpu12.yaml", "standard.width=4", "standard.epochs=1",

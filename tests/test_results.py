@@ -8,9 +8,9 @@ import pytest
 import yaml
 from conftest import CONFIGS, ROOT
 
-from core import planning, tables
 from core.datasets import take
 from core.imageset import ImageSet
+from scripts.tables import plan, spec
 
 RESULTS = ROOT / "results"
 INDEX = yaml.safe_load((RESULTS / "index.yaml").read_text())
@@ -33,7 +33,7 @@ def outline(path: str) -> ImageSet:
 @pytest.fixture
 def outlines(monkeypatch):
     """Planning reads the index's sets where a table names them."""
-    load, load_test = planning.load, planning.load_test
+    load, load_test = plan.load, plan.load_test
 
     def load_outline(settings, *rest):
         if settings.data not in INDEX["data"]:
@@ -46,8 +46,8 @@ def outlines(monkeypatch):
             return outline(TEST)
         return load_test(train, settings)
 
-    monkeypatch.setattr(planning, "load", load_outline)
-    monkeypatch.setattr(planning, "load_test", load_test_outline)
+    monkeypatch.setattr(plan, "load", load_outline)
+    monkeypatch.setattr(plan, "load_test", load_test_outline)
     monkeypatch.chdir(ROOT)
 
 
@@ -55,9 +55,9 @@ def outlines(monkeypatch):
 def test_every_committed_record_is_reached_by_its_table(folder, outlines):
     entry, reached = INDEX["tables"][folder], set()
     for name in entry["tables"]:
-        table = tables.read(str(CONFIGS / f"tables/{name}.yaml"),
+        table = spec.read(str(CONFIGS / f"tables/{name}.yaml"),
                             overrides=tuple(entry["settings"]))
-        reached |= {cell.record.job.fingerprint for cell in planning.Planner(table).cells()}
+        reached |= {cell.record.job.fingerprint for cell in plan.Planner(table).cells()}
     lost = [place for place, record in RECORDS.items() if place.startswith(f"{folder}/")
             and place not in INDEX["retired"] and record["fingerprint"] not in reached]
     assert not lost, "\n".join(lost)

@@ -16,7 +16,8 @@ from core.checkpoint import Checkpoint, describe
 from core.errors import UserError
 from core.imageset import ImageSet, read_any_meta, read_log
 from core.shapes import ROOT, misshapen
-from scripts import export, table
+from scripts.exchange import export
+from scripts.tables import render
 
 RECORDS = Path(__file__).resolve().parents[1] / "results"
 VALUES = (None, True, 3, -1, 2.5, 10**30, "x", [], {}, [[1]], {"a": 1})
@@ -110,7 +111,7 @@ def test_no_odd_type_in_a_record_is_a_traceback(tmp_path, name, capsys):
         except UserError:
             continue
         evaluate.report(record, tmp_path)
-        table.purifying(record)
+        render.purifying(record)
         for trained in record["purifier_trained_on"]:
             describe(trained)
 

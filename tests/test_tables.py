@@ -17,11 +17,11 @@ import pytest
 
 import evaluate
 import purify
-from core import files, planning, tables
+from core import files
 from core.errors import UserError
 from core.imageset import ImageSet
 from poisons.__main__ import main as poison_main
-from scripts import run_table, table
+from scripts.tables import plan, render, schedule, spec
 from tests.conftest import ROOT, run_command, succeed
 
 TABLE = """
@@ -85,8 +85,8 @@ def changed(path: Path, old: str, new: str) -> Path:
     return path
 
 
-def plan(path: Path, **options) -> list[planning.Cell]:
-    return list(planning.Planner(tables.read(str(path), **options)).cells())
+def planned(path: Path, **options) -> list[plan.Cell]:
+    return list(plan.Planner(spec.read(str(path), **options)).cells())
 
 
 def start(path: Path, *words: str, **options) -> subprocess.Popen:
@@ -102,12 +102,12 @@ def finished_at(folder: Path) -> dict[str, int]:
 
 
 def test_the_grid_and_its_artefacts(tiny):
-    cells = plan(tiny)
+    cells = planned(tiny)
     names = {(cell.row.name, cell.column.name) for cell in cells}
     assert names == {("clean", "none"), ("lsp", "none"), ("lsp", "jpeg quality=10"),
                      ("lsp", "jpeg quality=50")}
     assert len(cells) == 8                              # two seeds
-    missing = planning.wanted(cells, {})
+    missing = plan.wanted(cells, {})
     kinds = [artefact.job.kind for artefact in missing]
     assert kinds.count("poisons") == 1                  # shared by six cells
     assert kinds.count("purified") == 2                 # by two seeds each
@@ -118,11 +118,11 @@ def test_the_grid_and_its_artefacts(tiny):
 
 
 def test_the_plan_knows_the_fingerprints_of_the_commands(tiny, few_path):
-    [poison] = [a for a in planning.wanted(plan(tiny), {}) if a.job.kind == "poisons"]
+    [poison] = [a for a in plan.wanted(planned(tiny), {}) if a.job.kind == "poisons"]
     out = Path("runs/check")
     succeed(poison_main, *poison.arguments, f"out={out}")
     assert json.loads((out / "meta.json").read_text())["fingerprint"] == poison.job.fingerprint
-    record = plan(tiny)[0].record
+    record = planned(tiny)[0].record
     path = succeed(evaluate.main, *record.arguments, "out=runs/check-record")
     assert json.loads((path / "meta.json").read_text())["fingerprint"] == record.job.fingerprint
 
@@ -130,7 +130,7 @@ def test_the_plan_knows_the_fingerprints_of_the_commands(tiny, few_path):
 def test_a_step_may_take_fewer_rows(tiny):
     """`limit:` in a step: planned as the commands make it, and the set before it is made whole."""
     changed(tiny, "      purify:", "      limit: 100\n      purify:")
-    cell = next(cell for cell in plan(tiny) if cell.column.family == "jpeg")
+    cell = next(cell for cell in planned(tiny) if cell.column.family == "jpeg")
     [purified] = cell.record.needs
     [poison] = purified.needs
     assert "limit=100" in purified.arguments
@@ -164,14 +164,14 @@ def test_a_mistake_in_a_table_is_named(tiny, old, new, message):
     else:
         changed(tiny, old, new)
     with pytest.raises(UserError) as error:
-        plan(tiny)
+        planned(tiny)
     assert re.search(message, str(error.value)), error.value
 
 
 def test_a_trained_purifier_needs_its_training_step(tiny):
     changed(tiny, "  none: []", "  none: []\n  dvae:\n    purify: configs/purifiers/dvae.yaml")
     with pytest.raises(UserError, match="dvae is trained: a train step must come before"):
-        plan(tiny)
+        planned(tiny)
 
 
 DIFFUSION = """
@@ -207,17 +207,17 @@ def test_what_a_later_step_needs_is_found_before_its_prior_is_trained(
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    monkeypatch.setattr(run_table, "Scheduler", None)           # nothing is started
+    monkeypatch.setattr(schedule, "Scheduler", None)           # nothing is started
     monkeypatch.chdir(tmp_path)
     Path("configs").symlink_to(here / "configs")
     text = DIFFUSION.format(few=few_path)
     key = keys.partition(":")[0]
     Path("tiny.yaml").write_text(re.sub(rf"\n +{key}: .*", "", text).rstrip() + f"\n      {keys}\n")
     for words in ([], ["--dry-run"]):
-        outcome = run_command(run_table.main, "tiny.yaml", *words)
+        outcome = run_command(schedule.main, "tiny.yaml", *words)
         assert outcome.status == 1
         assert re.search(message, outcome.error), outcome.error
-    assert plan(Path("tiny.yaml"))                              # what is there can be printed
+    assert planned(Path("tiny.yaml"))                              # what is there can be printed
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [
@@ -231,16 +231,16 @@ def test_a_checkpoint_that_cannot_fit_is_a_mistake_in_the_table(here, few_path, 
     path.write_text(DIFFUSION.format(few=few_path))
     changed(path, old, new)
     with pytest.raises(UserError, match=rf"diffusion\.yaml:\d+: .*{message}"):
-        plan(path)
+        planned(path)
 
 
 def test_quick_is_the_same_grid_on_digits(here):
-    full = tables.read("configs/tables/dvae_cifar10.yaml")
-    quick = tables.read("configs/tables/dvae_cifar10.yaml", quick=True)
+    full = spec.read("configs/tables/dvae_cifar10.yaml")
+    quick = spec.read("configs/tables/dvae_cifar10.yaml", quick=True)
     assert [line.name for line in quick.rows] == [line.name for line in full.rows]
     assert [line.name for line in quick.columns] == [line.name for line in full.columns]
     assert quick.settings == {"data": "digits"}
-    cell = next(cell for cell in planning.Planner(quick).cells()
+    cell = next(cell for cell in plan.Planner(quick).cells()
                 if (cell.row.name, cell.column.name) == ("em", "dvae"))
     purify, = (need for need in cell.record.needs if need.job.kind == "purified")
     poison, dvae = purify.needs
@@ -254,15 +254,15 @@ def test_quick_is_the_same_grid_on_digits(here):
 def test_every_table_can_be_planned_on_digits(here, path):
     if path.stem in ("quick", "reported"):
         pytest.skip("not a table")
-    read = tables.read(f"configs/tables/{path.name}", quick=True)
-    cells = list(planning.Planner(read).cells())
+    read = spec.read(f"configs/tables/{path.name}", quick=True)
+    cells = list(plan.Planner(read).cells())
     assert {cell.row.name for cell in cells} == {row.name for row in read.rows}
     assert {cell.column.name for cell in cells} == {column.name for column in read.columns}
 
 
 def test_a_row_that_reads_a_set_still_to_be_made(here):
     """dvae_reuse: the poison `reuse` names the purified set that the step before will make."""
-    cells = plan(Path("configs/tables/dvae_reuse.yaml"), quick=True)
+    cells = planned(Path("configs/tables/dvae_reuse.yaml"), quick=True)
     [record] = [c.record for c in cells if c.row.name == "lsp reused" and c.seed == 0]
     [reuse] = record.needs
     assert reuse.job.method == "reuse"
@@ -283,9 +283,9 @@ def test_a_table_is_made_once(tiny):
     assert first.returncode == 0, stderr
     before = finished_at(Path("runs"))
     assert len(before) >= 11
-    cells = plan(tiny)
+    cells = planned(tiny)
     assert all(cell.record.done for cell in cells)
-    assert planning.wanted(cells, {}) == []
+    assert plan.wanted(cells, {}) == []
     assert json.loads((cells[0].record.out / "record.json").read_text())["device"]["threads"] == 1
 
     again = start(tiny, "--jobs", "2")
@@ -303,9 +303,9 @@ def test_a_table_is_made_once(tiny):
     assert len(new) == 4                                # two sets and two records
     assert all("gray" in name for name in new)
 
-    outcome = run_command(run_table.main, tiny, "--dry-run")    # all of it has been timed
+    outcome = run_command(schedule.main, tiny, "--dry-run")    # all of it has been timed
     assert "0 artefacts" in outcome.stderr
-    outcome = run_command(run_table.main, changed(tiny, "[0]", "[5]"), "--dry-run")
+    outcome = run_command(schedule.main, changed(tiny, "[0]", "[5]"), "--dry-run")
     assert re.search(r"estimate [\d.]+ \w+ for 6 of them", outcome.stderr), outcome.stderr
 
 
@@ -315,7 +315,7 @@ def test_a_failed_cell_does_not_stop_the_others(tiny):
     changed(tiny, "lsp.radius: 1e-30", "data: /nowhere/at-all")
     changed(tiny, "seeds: [0, 1]", "seeds: [0]")
     with pytest.raises(UserError, match="/nowhere/at-all"):
-        plan(tiny)                                      # found before anything is made
+        planned(tiny)                                      # found before anything is made
     changed(tiny, "    data: /nowhere/at-all\n", "")
     changed(tiny, "lsp.patch: 16", "lsp.patch: 300")    # 3 features: too few for ten classes
     process = start(tiny)
@@ -323,14 +323,14 @@ def test_a_failed_cell_does_not_stop_the_others(tiny):
     assert process.returncode == 1
     assert "broken x none (seed 0): lsp.patch" in stderr
     assert "1 of 5 cells failed" in stderr
-    done = {cell.row.name: cell.record.done for cell in plan(tiny)}
+    done = {cell.row.name: cell.record.done for cell in planned(tiny)}
     assert done == {"clean": True, "broken": False, "lsp": True}
 
 
 def test_an_edited_record_is_named(tiny):
     changed(tiny, "seeds: [0, 1]", "seeds: [0]")
     assert start(tiny).wait(timeout=300) == 0
-    record = plan(tiny)[0].record.out / "record.json"
+    record = planned(tiny)[0].record.out / "record.json"
     text = record.read_text()
     record.write_text(text.replace('"accuracy_last": 0.', '"accuracy_last": 0.9'))
     try:
@@ -358,12 +358,12 @@ def test_two_at_once_and_a_kill_make_the_same(tiny):
     both = [start(tiny), start(tiny)]
     assert [process.wait(timeout=600) for process in both] == [0, 0]
     assert not list(Path("runs").rglob("*.partial"))
-    assert all(cell.record.done for cell in plan(tiny))
+    assert all(cell.record.done for cell in planned(tiny))
 
 
 def test_ctrl_c_saves_and_says_so(tiny):
     changed(tiny, "standard.epochs: 1", "standard.epochs: 2000")
-    record = plan(tiny)[0].record.out
+    record = planned(tiny)[0].record.out
     process = start(tiny)
     log = Path(f"runs/logs/records-{record.name}.log")
     deadline = time.monotonic() + 120
@@ -379,16 +379,16 @@ def test_ctrl_c_saves_and_says_so(tiny):
 
 def test_finished_records_of_another_precision_are_said(tiny, monkeypatch):
     """As a committed record says of itself; an `auto` asks for nothing."""
-    cells = plan(tiny)
+    cells = planned(tiny)
     made = Path("made")
     made.mkdir(exist_ok=True)
     (made / "meta.json").write_text('{"device": {"precision": "bf16"}}')
-    monkeypatch.setattr(run_table.records, "committed",
+    monkeypatch.setattr(schedule.records, "committed",
                         lambda: {cell.record.job.fingerprint: made for cell in cells})
-    assert "made with" not in run_command(run_table.main, tiny, "--dry-run").stderr
+    assert "made with" not in run_command(schedule.main, tiny, "--dry-run").stderr
     assert (f"made is already done, made with precision=bf16, not fp32: another out= makes it anew "
             f"({len(cells)} such records)\n") in run_command(
-                run_table.main, tiny, "--dry-run", "precision=fp32").stderr
+                schedule.main, tiny, "--dry-run", "precision=fp32").stderr
 
 
 # --- estimates -------------------------------------------------------------------------------
@@ -399,9 +399,9 @@ def test_torn_and_foreign_lines_of_the_timings_do_not_count():
     for line in ('{"key": ["poison", "l', "[1, 2]", "7", '{"key": 1}', "\xff\xfe", "[" * 100_000,
                  '{"key": 1, "seconds": "soon"}', '{"key": 1, "seconds": NaN}',
                  f'{{"key": 1, "seconds": {10**400}}}', '{"key": 1, "seconds": -3}'):
-        files.mkdir(run_table.TIMINGS.parent)
-        run_table.TIMINGS.write_text(f"{good}\n{line}\n{good}\n{line}", "latin-1")
-        assert run_table.read_timings() == {'["poison", "lsp"]': [2, 2]}, line
+        files.mkdir(schedule.TIMINGS.parent)
+        schedule.TIMINGS.write_text(f"{good}\n{line}\n{good}\n{line}", "latin-1")
+        assert schedule.read_timings() == {'["poison", "lsp"]': [2, 2]}, line
 
 
 @pytest.mark.parametrize("place", ["nothing", "a folder", "below a file", "a pipe"])
@@ -414,8 +414,8 @@ def test_timings_that_cannot_be_read_or_written_are_skipped(tmp_path, monkeypatc
     elif place == "below a file":
         (tmp_path / "file").touch()
         path = tmp_path / "file" / "timings.jsonl"
-    monkeypatch.setattr(run_table, "TIMINGS", path)
-    assert run_table.read_timings() == {}
+    monkeypatch.setattr(schedule, "TIMINGS", path)
+    assert schedule.read_timings() == {}
     files.append_or_skip(path, b"x\n")
     assert place != "nothing" or path.read_bytes() == b"x\n"
 
@@ -438,15 +438,15 @@ def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
 def test_compiling_commands_share_the_cores(tiny, monkeypatch):
     """32 processes each, as torch would start, are too many."""
     started = []
-    monkeypatch.setattr(run_table.processes, "start",
+    monkeypatch.setattr(schedule.processes, "start",
                         lambda words, env, **options: started.append(env))
-    monkeypatch.setattr(run_table, "free_cores", lambda: 10)
-    record = plan(tiny)[0].record
+    monkeypatch.setattr(schedule, "free_cores", lambda: 10)
+    record = planned(tiny)[0].record
     key = "TORCHINDUCTOR_COMPILE_THREADS"
     monkeypatch.delenv(key, raising=False)
-    run_table.Scheduler([record], 4, [])._launch(record)
+    schedule.Scheduler([record], 4, [])._launch(record)
     monkeypatch.setenv(key, "7")
-    run_table.Scheduler([record], 4, ["GPU-1"])._launch(record)
+    schedule.Scheduler([record], 4, ["GPU-1"])._launch(record)
     assert started == [{key: "2"}, {key: "7", "CUDA_VISIBLE_DEVICES": "GPU-1"}]
 
 
@@ -456,12 +456,12 @@ def test_compiling_commands_share_the_cores(tiny, monkeypatch):
 def test_the_table_prints_what_the_records_say(tiny):
     assert start(tiny, "--jobs", "2").wait(timeout=300) == 0
     accuracies: dict = {}
-    for cell in plan(tiny):
+    for cell in planned(tiny):
         record = json.loads((cell.record.out / "record.json").read_text())
         accuracies.setdefault((cell.row.name, cell.column.name), []).append(
             100 * record["accuracy_last"])
 
-    outcome = run_command(table.main, tiny, "--format", "csv")
+    outcome = run_command(render.main, tiny, "--format", "csv")
     lines = [line.split(",") for line in outcome.stdout.splitlines()]
     assert lines[0][:3] == ["poison", "defence", "accuracy (%)"]
     shown = {(line[0], line[1]): line for line in lines[1:]}
@@ -480,33 +480,33 @@ def test_the_table_prints_what_the_records_say(tiny):
     assert gap == pytest.approx(statistics.mean(accuracies["lsp", "none"]) - 15.0, abs=0.051)
 
     for words in (["--format", "latex"], ["--wide"], []):
-        text = run_command(table.main, tiny, *words).stdout
+        text = run_command(render.main, tiny, *words).stdout
         assert f"{statistics.mean(accuracies['clean', 'none']):.1f}" in text
     assert text.splitlines()[1].count("---") == text.splitlines()[0].count("|") - 1
 
-    [purified] = next(c.record for c in plan(tiny) if c.column.name == best).needs
+    [purified] = next(c.record for c in planned(tiny) if c.column.name == best).needs
     [poison] = purified.needs
     errors = (ImageSet.load(purified.out).images / 255.0 - ImageSet.load(poison.out).images / 255.0)
     psnr = -10 * math.log10((errors**2).mean())         # of the whole set
-    text = run_command(table.main, tiny, "--distances").stdout
+    text = run_command(render.main, tiny, "--distances").stdout
     [line] = [line for line in text.splitlines() if f"jpeg {best[-2:]} |" in line]
     assert line.split(" | ")[2] == f"{psnr:.2f}"
 
 
 def test_a_published_number_says_whose_it_is():
-    published = table.published()
-    attacks = tables.read(str(ROOT / "configs/tables/attacks.yaml"))
-    own, others = table.facts_of(attacks, "ops", "none", published)
-    assert table.number(own) == "15.56 OPS paper"       # and not ISS's 36.55
-    shown = list(map(table.number, others))
+    published = render.published()
+    attacks = spec.read(str(ROOT / "configs/tables/attacks.yaml"))
+    own, others = render.facts_of(attacks, "ops", "none", published)
+    assert render.number(own) == "15.56 OPS paper"       # and not ISS's 36.55
+    shown = list(map(render.number, others))
     assert {"36.55 ISS README-main", "14.69 (leaderboard) APBench site-cifar10"} <= set(shown)
-    _, others = table.facts_of(attacks, "rem", "none", published)
-    assert "17.47 (simplified, leaderboard) APBench site-cifar10" in map(table.number, others)
+    _, others = render.facts_of(attacks, "rem", "none", published)
+    assert "17.47 (simplified, leaderboard) APBench site-cifar10" in map(render.number, others)
 
 
 def test_published_numbers_are_kept_whole():
     """The facts that the notes give, under our names."""
-    published = table.published()
+    published = render.published()
     assert len(published) > 1000
     for fact in published:
         assert {"source", "table", "dataset", "attack", "defence", "arch", "accuracy",

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from models.unet import UNet, initialise
-from scripts import import_ddpm
+from scripts.exchange import import_ddpm
 
 
 @pytest.mark.parametrize(("width", "parameters"), [

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core import planning
 from core.datasets import clean_of
 from core.imageset import ImageSet, read_array
-from core.plots import INK, plain_label
-from core.points import records_of, sets_of
+from scripts.pictures.style import INK, plain_label
+from scripts.tables import plan
+from scripts.tables.measure import records_of, sets_of
 
 GAINS = (10, 5, 2, 1)           # residual magnifications to choose from
 
@@ -60,7 +60,7 @@ class Strip:
     residual: np.ndarray | None     # to clean; None: it is the clean image
 
 
-def strips_of(cells: list[planning.Cell], root: str, rows: slice) -> list[Strip]:
+def strips_of(cells: list[plan.Cell], root: str, rows: slice) -> list[Strip]:
     """Of one poison: clean, then each column's set with its accuracy, and p_hat before the set of
     the column that saved it."""
     clean = None

@@ -4,11 +4,21 @@ to stdout and returns a matplotlib figure."""
 import math
 import statistics
 
-from core import planning, tables
 from core.errors import UserError
 from core.names import markdown_cell
-from core.plots import BAD, GOOD, INK, MUTED, PLAIN, SERIES, axis_style, end_labels, pyplot
-from core.points import Point, curves, points, print_points
+from scripts.pictures.style import (
+    BAD,
+    GOOD,
+    INK,
+    MUTED,
+    PLAIN,
+    SERIES,
+    axis_style,
+    end_labels,
+    pyplot,
+)
+from scripts.tables import plan, spec
+from scripts.tables.measure import Point, curves, points, print_points
 
 TITLES = {"em": "EM", "lsp": "LSP", "none": "not purified", "vae": "VAE", "ae": "AE",
           "jpeg": "JPEG", "dvae": "D-VAE", "jcdp": "JCDP"}
@@ -21,7 +31,7 @@ def title_of(name: str) -> str:
     return TITLES.get(name, name)
 
 
-def seeds_of(table: tables.Table) -> str:
+def seeds_of(table: spec.Table) -> str:
     return f"{len(table.seeds)} seed{'s' if len(table.seeds) > 1 else ''}"
 
 
@@ -61,7 +71,7 @@ def accuracy_line(axis, line: list[Point], by: str, colour: str) -> None:
                   markersize=4, elinewidth=0.8)
 
 
-def draw_rate(table: tables.Table, cells: list[planning.Cell], data: str, arguments) -> object:
+def draw_rate(table: spec.Table, cells: list[plan.Cell], data: str, arguments) -> object:
     """PSNR and accuracy against the KL divergence that VAEs reached."""
     measured = points(table, cells)
     print_points(measured)
@@ -98,7 +108,7 @@ def draw_rate(table: tables.Table, cells: list[planning.Cell], data: str, argume
     return figure
 
 
-def draw_trade_off(table: tables.Table, cells: list[planning.Cell], data: str, arguments) -> object:
+def draw_trade_off(table: spec.Table, cells: list[plan.Cell], data: str, arguments) -> object:
     """Accuracy against PSNR: a line for each purifier with a strength."""
     measured, by = points(table, cells), f"psnr_{arguments.to}"
     print_points(measured)
@@ -134,7 +144,7 @@ def draw_trade_off(table: tables.Table, cells: list[planning.Cell], data: str, a
     return figure
 
 
-def draw_sweep(table: tables.Table, cells: list[planning.Cell], data: str, arguments) -> object:
+def draw_sweep(table: spec.Table, cells: list[plan.Cell], data: str, arguments) -> object:
     """PSNR and LPIPS to the clean image, and accuracy, against what the columns vary."""
     measured = points(table, cells, perceptual=True)
     print_points(measured)
@@ -185,7 +195,7 @@ def draw_sweep(table: tables.Table, cells: list[planning.Cell], data: str, argum
     return figure
 
 
-def draw_epochs(table: tables.Table, cells: list[planning.Cell], data: str, arguments) -> object:
+def draw_epochs(table: spec.Table, cells: list[plan.Cell], data: str, arguments) -> object:
     """Accuracy after every epoch of training, poisoned and purified."""
     found = curves(cells)
     rows = [row.name for row in table.rows if sum(key[0] == row.name for key in found) > 1]

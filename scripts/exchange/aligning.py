@@ -12,9 +12,18 @@ import numpy as np
 import torch
 
 from core.errors import UserError
-from core.foreign import Foreign
 from core.imageset import SLICE_ROWS, ImageSet
-from core.units import LENGTH, PROBE_ROWS, SURE, Units, directions, spread, thumbnails, units_of
+from scripts.exchange.foreign import Foreign
+from scripts.exchange.units import (
+    LENGTH,
+    PROBE_ROWS,
+    SURE,
+    Units,
+    directions,
+    spread,
+    thumbnails,
+    units_of,
+)
 
 LIKE = 0.5                  # outlines of an image and its poison are at least so alike ...
 STRANGE = 0.01              # ... and for this share another's may be more alike (blurs, one colour)

@@ -1,4 +1,4 @@
-"""A table as its YAML says it: rows and columns of steps. core/planning.py makes them artefacts.
+"""A table as its YAML says it: rows and columns of steps, which plan.py turns into artefacts.
 
 A table YAML names
 

@@ -1,7 +1,7 @@
 """What a table's cells measured beside the accuracy: PSNR and LPIPS, the KLD that a VAE reached,
 curves.
 
-Figures draw these. The cells' records, sets and checkpoints must be there (`planning.wanted`).
+Figures draw these. The cells' records, sets and checkpoints must be there (`plan.wanted`).
 """
 
 import json
@@ -13,18 +13,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core import config, planning, records, tables
+from core import config, records
 from core.datasets import clean_of
 from core.distance import build_lpips
 from core.errors import UserError
 from core.imageset import SLICE_ROWS, ImageSet, read_log
 from core.names import markdown_cell
 from core.perturbation import measure
+from scripts.tables import plan, spec
 
 LPIPS_ROWS = 2048               # images of a set that its mean LPIPS is over
 
 
-def sets_of(record: planning.Artefact) -> list[planning.Artefact]:
+def sets_of(record: plan.Artefact) -> list[plan.Artefact]:
     """What a record's set was made through: the poison first, the set trained on last."""
     chain = []
     while (made := next((need for need in record.needs if need.job.kind in ("poisons", "purified")),
@@ -34,13 +35,13 @@ def sets_of(record: planning.Artefact) -> list[planning.Artefact]:
     return chain
 
 
-def records_of(cells: list[planning.Cell]
-               ) -> dict[tuple[str, str], list[tuple[planning.Cell, dict]]]:
+def records_of(cells: list[plan.Cell]
+               ) -> dict[tuple[str, str], list[tuple[plan.Cell, dict]]]:
     """(row, column) -> its cells, one a seed, each with its record."""
     committed = records.committed()
     grouped = {}
     for cell in cells:
-        record = records.load(planning.place_of(cell.record, committed))
+        record = records.load(plan.place_of(cell.record, committed))
         grouped.setdefault((cell.row.name, cell.column.name), []).append((cell, record))
     return grouped
 
@@ -71,12 +72,12 @@ class Point:
         return float(number)
 
 
-def points(table: tables.Table, cells: list[planning.Cell], *, perceptual: bool = False
+def points(table: spec.Table, cells: list[plan.Cell], *, perceptual: bool = False
            ) -> list[Point]:
     """Every cell's numbers, in the table's order; LPIPS where `perceptual`."""
     clean: dict[str, ImageSet] = {}         # by root and rows
 
-    def distances(chain: list[planning.Artefact]) -> tuple[float | None, ...]:
+    def distances(chain: list[plan.Artefact]) -> tuple[float | None, ...]:
         """PSNR to the poisoned and to the clean set, LPIPS to the clean set."""
         if not chain:
             return None, None, None
@@ -149,7 +150,7 @@ def mean(values: Iterable[float | None]) -> float | None:
     return statistics.mean(known) if known else None
 
 
-def curves(cells: list[planning.Cell]) -> dict[tuple[str, str], np.ndarray]:
+def curves(cells: list[plan.Cell]) -> dict[tuple[str, str], np.ndarray]:
     """(row, column) -> (seeds, epochs, 2): epoch and accuracy in percent. Raises UserError for a
     record of the last epoch alone."""
     found = {}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core import config, files, jobs, records
+from core import config, files, identity, records
 from core.checkpoint import Checkpoint, trained_on
 from core.command import Request, parse
 from core.datasets import load, load_test
@@ -15,7 +15,7 @@ from core.device import DeviceSettings
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.run import Job
-from core.tables import COMMANDS, DATA_KEYS, DEVICE_KEYS, Line, Step, Table, named
+from scripts.tables.spec import COMMANDS, DATA_KEYS, DEVICE_KEYS, Line, Step, Table, named
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +87,13 @@ class Planner:
             """The fingerprint of an artefact that a method names: perhaps still to be made."""
             made = self.artefacts.get(Path(path))
             if made is None:
-                return jobs.fingerprint_at(path)
+                return identity.fingerprint_at(path)
             needs.append(made)
             return made.job.fingerprint
 
         check = nothing
         if step.command == "poison":
-            job = jobs.poison(request, reads, resolve)
+            job = identity.poison(request, reads, resolve)
         elif step.command == "purify":
             trained = None
             if request.trained_as:
@@ -103,13 +103,13 @@ class Planner:
                 trained = state.checkpoint.job.fingerprint, state.checkpoint.job.seed
                 needs.append(state.checkpoint)
                 check = self._checks(step, request, reads, state)
-            job = jobs.purify(request, reads, trained, resolve)
+            job = identity.purify(request, reads, trained, resolve)
         elif step.command == "evaluate":
-            job = jobs.record(request, reads, self._test(reads, request), resolve)
+            job = identity.record(request, reads, self._test(reads, request), resolve)
         else:
             if request.train_config is None:
                 raise UserError(f"{step.origin}: {request.method} is not trained")
-            job = jobs.train(request, reads, resolve)
+            job = identity.train(request, reads, resolve)
 
         artefact = self._artefact(step, job, request, reads, needs, state, check)
         if step.command in ("poison", "purify"):

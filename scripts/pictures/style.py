@@ -4,8 +4,6 @@ import io
 import os
 from pathlib import Path
 
-import numpy as np
-
 from core import files
 from core.names import printable
 
@@ -64,13 +62,4 @@ def save(figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", facecolor="white")
     files.mkdir(path.parent)
-    files.write_bytes(path, buffer.getvalue())
-
-
-def save_image(path: Path, pixels: np.ndarray) -> None:
-    """Write uint8 (H, W, 3) as a PNG, whole or not at all."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="png")
     files.write_bytes(path, buffer.getvalue())

@@ -1,0 +1,1 @@
+"""How fast the hot paths are: one file a room."""

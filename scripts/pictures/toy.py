@@ -1,0 +1,217 @@
+"""D-VAE's theory on two Gaussians, in numbers: why a poison is what a rate limit drops first.
+
+    python scripts/toy.py [--out toy.png]
+
+A label y = ±1; ten image coordinates v_c ~ N(y m_c, I) with |m_c| = 2; five poison coordinates
+v_s ~ N(y a, s²) in the poisoned set, N(0, 1) in clean data. A classifier (LDA) is fitted on 50,000
+poisoned samples and tested on as many clean ones. Prints
+
+    toy 1   a and s against the closed form of its clean accuracy: wide apart and narrow is strong
+    toy 2   the same poison behind a VAE of rate weight beta, in closed form: above twice the
+            poison's variance it is gone, and the image coordinates are still there
+    toy 3   entropy and information of one poison coordinate: a strong one has few nats
+
+and draws the first two. Source: notes on D-VAE, section 9 (theorems 3.2 to 3.5, reconstructed).
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from core.command import command
+from core.config import expand
+from scripts.pictures.style import (
+    BAD,
+    GOOD,
+    INK,
+    MUTED,
+    PLAIN,
+    axis_style,
+    end_labels,
+    picture_path,
+    pyplot,
+    save,
+)
+
+IMAGE, POISON, DISTANCE, SAMPLES = 10, 5, 2.0, 50_000
+PAIRS = ((0, 1), (0.1, 0.1), (0.3, 0.3), (0.3, 0.1), (0.3, 0.03), (1, 0.1))     # (a, s) of toy 1
+BETAS = (0, 0.01, 0.05, 0.15, 0.25, 0.5, 1)                                     # of toy 2, at
+A, S = 0.3, 0.1
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python scripts/toy.py",
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=expand, default="results/figures/toy.png",
+                        help="the PNG to write")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    out = picture_path(arguments.out)
+    print("| a, s | " + " | ".join(f"{a}, {s}" for a, s in PAIRS) + " |")
+    print("|---" * (len(PAIRS) + 1) + "|")
+    measured = [simulated_accuracy(a, s, arguments.seed) for a, s in PAIRS]
+    print(line("formula", [formula(a, s) for a, s in PAIRS]))
+    print(line("measured", measured))
+    print("\n| beta | " + " | ".join(map(str, BETAS)) + " |\n" + "|---" * (len(BETAS) + 1) + "|")
+    points = [through_vae(beta, A, S, arguments.seed) for beta in BETAS]
+    print(line("rate (nats)", [point.rate for point in points], 1))
+    print(line("clean accuracy", [point.accuracy for point in points]))
+    print(line("residual's class mean, a poison coordinate", [p.residual_poison for p in points]))
+    print(line("an image coordinate", [p.residual_image for p in points]))
+    sigmas = (0.2, 0.1, 0.05)
+    print("\n| sigma (means ± 0.3) | " + " | ".join(map(str, sigmas)) + " |\n" + "|---" * 4 + "|")
+    entropies = [mixture_entropy(A, sigma) for sigma in sigmas]
+    print(line("entropy (nats)", [h for h, _ in entropies]))
+    print(line("information on the label", [i for _, i in entropies]))
+    draw(measured, arguments.seed, out)
+    print(arguments.out, file=sys.stderr)
+
+
+def line(name: str, values: list[float], digits: int = 3) -> str:
+    return f"| {name} | " + " | ".join(f"{value:.{digits}f}" for value in values) + " |"
+
+
+# --- toy 1 -----------------------------------------------------------------------------------
+
+
+def formula(a: float, s: float) -> float:
+    """Clean accuracy of the Bayes classifier of the poisoned distribution (theorem 3.2):
+    Phi(d² / sqrt(d² + m_t' S_t^-1 S_s S_t^-1 m_t)) with S_s = I, S_t = s² I, m_t = (a, ..., a)."""
+    return normal_cdf(DISTANCE**2 / math.sqrt(DISTANCE**2 + POISON * a**2 / s**4))
+
+
+def normal_cdf(x: float) -> float:
+    return (1 + math.erf(x / math.sqrt(2))) / 2
+
+
+def sample(a: float, s: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Features (SAMPLES, IMAGE + POISON) and labels ±1. Clean data is a = 0, s = 1."""
+    labels = rng.choice([-1.0, 1.0], SAMPLES)
+    features = rng.standard_normal((SAMPLES, IMAGE + POISON))
+    features[:, :IMAGE] += labels[:, None] * DISTANCE / math.sqrt(IMAGE)
+    features[:, IMAGE:] = s * features[:, IMAGE:] + labels[:, None] * a
+    return features, labels
+
+
+def lda(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Weights and offset of linear discriminant analysis: S^-1 (mu+ - mu-), through the middle."""
+    means = {y: features[labels == y].mean(0) for y in (-1, 1)}
+    within = features - np.where(labels[:, None] > 0, means[1], means[-1])
+    weights = np.linalg.solve(within.T @ within / len(features), means[1] - means[-1])
+    return weights, -weights @ (means[1] + means[-1]) / 2
+
+
+def accuracy(classifier: tuple[np.ndarray, float], features: np.ndarray, labels: np.ndarray
+             ) -> float:
+    weights, offset = classifier
+    return float(np.mean(np.sign(features @ weights + offset) == labels))
+
+
+def simulated_accuracy(a: float, s: float, seed: int = 0) -> float:
+    """Of LDA fitted on poisoned samples, on clean ones."""
+    rng = np.random.default_rng(seed)
+    return accuracy(lda(*sample(a, s, rng)), *sample(0, 1, rng))
+
+
+# --- toy 2 -----------------------------------------------------------------------------------
+
+
+class Purified:
+    """What a rate limit made of the poisoned set."""
+
+    def __init__(self, rate: float, accuracy: float, residual: np.ndarray) -> None:
+        self.rate, self.accuracy = rate, accuracy           # nats a sample; of LDA, on clean data
+        self.residual_image = float(np.abs(residual[:IMAGE]).mean())    # class mean of the
+        self.residual_poison = float(np.abs(residual[IMAGE:]).mean())   # residual, a coordinate
+
+
+def through_vae(beta: float, a: float, s: float, seed: int = 0) -> Purified:
+    """The optimum of squared error + beta KL for a linear VAE on the poisoned set, then LDA.
+
+    In each principal direction of variance v > beta / 2 the code costs log(2 v / beta) / 2 nats and
+    leaves an error of beta / 2: x_hat = g x + N(0, g beta / 2) with g = 1 - beta / (2 v). The other
+    directions become their mean. LDA is fitted on x_hat in the kept directions.
+    """
+    rng = np.random.default_rng(seed)
+    poisoned, labels = sample(a, s, rng)
+    mean = poisoned.mean(0)
+    variances, directions = np.linalg.eigh(np.cov(poisoned.T))
+    kept = variances > beta / 2
+    variances, directions = variances[kept], directions[:, kept]
+    gain = 1 - beta / 2 / variances
+    codes = (poisoned - mean) @ directions
+    noise = rng.standard_normal(codes.shape) * np.sqrt(gain * beta / 2)
+    codes = gain * codes + noise
+    residual = (poisoned - mean - codes @ directions.T) * labels[:, None]
+    clean, clean_labels = sample(0, 1, rng)
+    return Purified(float(np.log(2 * variances / beta).sum() / 2) if beta else math.inf,
+                    accuracy(lda(codes, labels), (clean - mean) @ directions, clean_labels),
+                    residual.mean(0))
+
+
+# --- toy 3 -----------------------------------------------------------------------------------
+
+
+def mixture_entropy(mean: float, sigma: float) -> tuple[float, float]:
+    """Entropy of ±mean + N(0, sigma²) and its information on the sign, nats (proposition 3.5)."""
+    x, step = np.linspace(-mean - 12 * sigma, mean + 12 * sigma, 20_001, retstep=True)
+    density = sum(np.exp(-((x - m) / sigma) ** 2 / 2) for m in (-mean, mean))
+    density /= 2 * sigma * math.sqrt(2 * math.pi)
+    density = density[density > 0]
+    entropy = -float((density * np.log(density)).sum() * step)
+    return entropy, entropy - math.log(2 * math.pi * math.e * sigma**2) / 2
+
+
+# --- drawing ---------------------------------------------------------------------------------
+
+
+def draw(measured: list[float], seed: int, path: Path) -> None:
+    plt = pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.8, 3.9), gridspec_kw={"wspace": 0.42})
+    spreads = np.geomspace(0.02, 1, 60)
+    labels = []
+    for a, colour in ((0.1, GOOD), (A, PLAIN), (1, BAD)):
+        left.plot(spreads, [100 * formula(a, s) for s in spreads], color=colour, linewidth=1.6)
+        labels.append((100 * formula(a, 1), f"means ± {a:g}", colour))
+        dots = [(s, 100 * m) for (a_, s), m in zip(PAIRS, measured, strict=True) if a_ == a]
+        left.scatter(*zip(*dots, strict=True), s=22, color=colour, zorder=3)
+    left.text(0.021, 90, "line: formula\ndot: LDA on 50,000 samples", fontsize=8, color=MUTED)
+    left.set_xlabel("standard deviation of the poison within a class")
+    left.set_title("Toy 1: a narrow poison is a strong one", fontsize=10, color=INK, loc="left")
+
+    betas = np.geomspace(0.01, 1.5, 24)
+    points = [through_vae(beta, A, S, seed) for beta in betas]
+    right.plot(betas, [100 * point.accuracy for point in points], color=PLAIN, linewidth=1.6,
+               marker="o", markersize=3.5)
+    switch = 2 * poison_variance(A, S)
+    right.axvline(switch, color=MUTED, linewidth=0.8, linestyle=":")
+    right.text(switch * 0.93, 74, f"twice the\npoison's\nvariance\n({switch:.3f})", fontsize=8,
+               color=MUTED, ha="right", va="center")
+    for i in (1, 8, -7, -1):
+        right.annotate(f"{points[i].rate:.0f} nats", (betas[i], 100 * points[i].accuracy),
+                       fontsize=8, color=INK, xytext=(0, 7 if points[i].accuracy < 0.75 else -13),
+                       textcoords="offset points", ha="center")
+    right.set_xlabel("beta, the price of a nat (squared error)")
+    right.set_title("Toy 2: behind a rate limit the poison goes first", fontsize=10, color=INK,
+                    loc="left")
+    for axis, ticks in ((left, (0.03, 0.1, 0.3, 1)), (right, (0.01, 0.03, 0.1, 0.3, 1))):
+        axis.set_xscale("log")
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+        axis_style(axis)
+        axis.set_ylim(48, 101)
+        axis.set_ylabel("clean accuracy (%)")
+    end_labels(left, 1, labels)
+    save(figure, path)
+
+
+def poison_variance(a: float, s: float) -> float:
+    """The eigenvalue of the poisoned set's covariance that the poison's class means leave."""
+    mean = np.r_[np.full(IMAGE, DISTANCE / math.sqrt(IMAGE)), np.full(POISON, a)]
+    within = np.r_[np.ones(IMAGE), np.full(POISON, s**2)]
+    # Four of the smallest five are s² (directions across m_t); the fifth lies along m_t.
+    return float(np.linalg.eigvalsh(np.diag(within) + np.outer(mean, mean))[POISON - 1])

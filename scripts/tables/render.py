@@ -1,0 +1,214 @@
+"""Print a table from the records that are there.
+
+    python scripts/table.py configs/tables/NAME.yaml [--quick] [--wide | --distances] [--format csv]
+
+One line a cell: clean test accuracy of the last epoch (mean ± sd over n seeds), the published
+number and others' re-runs, the gap to the published one, seconds of training, and what the purifier
+was trained on. `oracle` marks numbers chosen by test accuracy. --wide prints rows x columns.
+--distances prints PSNR and LPIPS to the clean images instead, of the sets that are here.
+"""
+
+import argparse
+import csv
+import io
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from core import records
+from core.checkpoint import describe
+from core.command import command, list_methods
+from core.names import markdown_cell, printable
+from scripts.tables import plan, spec
+from scripts.tables.measure import points, print_points
+
+PURIFIERS = list_methods("purifiers")
+# docs/reported.md says what its columns are
+REPORTED = Path(__file__).resolve().parents[2] / "results/reported.csv"
+HEAD = ("poison", "defence", "accuracy (%)", "reported", "independent", "gap", "oracle",
+        "purifying (s)", "training (s)", "purifier trained on")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell over its seeds. Accuracies in percent."""
+
+    row: str
+    column: str
+    accuracies: list[float]
+    purifying: float | None         # seconds a set; not the purifier's own training
+    training: float | None          # of the classifier
+    trained_on: str
+    reported: dict | None
+    independent: list[dict]
+    chosen: str = ""                # the column that an oracle chose
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.mean(self.accuracies) if self.accuracies else None
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python scripts/table.py",
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", metavar="TABLE.yaml")
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    parser.add_argument("--quick", action="store_true")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--wide", action="store_true", help="rows x columns, accuracies only")
+    form.add_argument("--distances", action="store_true",
+                      help="PSNR and LPIPS of the cells whose sets are here, as markdown")
+    parser.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown")
+    parser.add_argument("--jobs", help=argparse.SUPPRESS)       # so that run_table's words fit
+    parser.add_argument("--sets", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_intermixed_args(argv)
+    table = spec.read(arguments.table, quick=arguments.quick, overrides=tuple(arguments.settings))
+    if arguments.distances:
+        kept = records.committed()
+        print_points(points(table, [cell for cell in plan.Planner(table).cells()
+                                    if not plan.wanted([cell], kept, sets=True)],
+                            perceptual=True))
+        return
+    entries = collect(table)
+    head, lines = wide(table, entries) if arguments.wide else long(entries)
+    writer = {"markdown": markdown, "csv": as_csv, "latex": latex}[arguments.format]
+    print(writer(head, lines), end="")
+
+
+def published() -> list[dict]:
+    """The published numbers: a dict each, without what its row leaves empty."""
+    with open(REPORTED, newline="", encoding="utf-8") as file:
+        facts = [{key: text for key, text in row.items() if text} for row in csv.DictReader(file)]
+    return [{**fact, "accuracy": float(fact["accuracy"])} for fact in facts]
+
+
+def collect(table: spec.Table) -> list[Entry]:
+    """Every cell in the table's order, derived columns last in each row."""
+    kept = records.committed()
+    found: dict[tuple[str, str], list[dict]] = {}
+    for cell in plan.Planner(table).cells():
+        here = found.setdefault((cell.row.name, cell.column.name), [])
+        place = plan.place_of(cell.record, kept)
+        if place is not None:
+            here.append(records.load(place))
+    known = published()
+    entries = []
+    for row in table.rows:
+        of_row = [entry(table, row, column, found[row.name, column.name], known)
+                  for column in table.columns if (row.name, column.name) in found]
+        entries += of_row
+        for derived in table.derived:
+            measured = [e for e in of_row if e.column in derived.max_of and e.accuracies]
+            if measured:
+                best = max(measured, key=lambda e: e.mean)
+                facts = facts_of(table, row.reported, derived.name, known)
+                entries.append(Entry(row.name, derived.name, best.accuracies, best.purifying,
+                                     best.training, best.trained_on, *facts, chosen=best.column))
+    return entries
+
+
+def entry(table: spec.Table, row: spec.Line, column: spec.Line, found: list[dict],
+          published: list[dict]) -> Entry:
+    trained_on = {describe(on) for record in found for on in record["purifier_trained_on"]}
+    return Entry(
+        row.name, column.name, [100 * record["accuracy_last"] for record in found],
+        mean_of([seconds for record in found if (seconds := purifying(record)) is not None]),
+        mean_of([record["seconds"] for record in found]),
+        "; ".join(sorted(trained_on)), *facts_of(table, row.reported, column.reported, published))
+
+
+def purifying(record: dict) -> float | None:
+    """Seconds of the purifiers that made the set, where the record knows them."""
+    found = [step["seconds"] for step in record["train"]["lineage"]
+             if step["method"] in PURIFIERS and "seconds" in step]
+    return sum(found) if found else None
+
+
+def mean_of(values: list[float]) -> float | None:
+    return statistics.mean(values) if values else None
+
+
+def facts_of(table: spec.Table, attack: str, defence: str, published: list[dict]
+             ) -> tuple[dict | None, list[dict]]:
+    """The paper's number (from the table's source first, then the attack's own) and those of
+    others, for ResNet-18."""
+    facts = [fact for fact in published
+             if (fact["dataset"], fact["attack"], name_of(fact), fact["arch"])
+             == (table.dataset, attack, defence, "resnet18") and "eval" not in fact]
+    own = [fact for fact in facts if fact["kind"] == "paper"]
+    own.sort(key=lambda fact: (fact["source"] != table.source, fact["source"].lower() != attack))
+    return own[0] if own else None, own[1:] + [fact for fact in facts if fact["kind"] != "paper"]
+
+
+def name_of(fact: dict) -> str:
+    """The defence, with its diffusion model's training where that is part of the experiment."""
+    return ", ".join(fact[key] for key in ("defence", "prior") if key in fact)
+
+
+# --- lines -----------------------------------------------------------------------------------
+
+
+def long(entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """One line a cell."""
+    lines = []
+    for e in entries:
+        gap = f"{e.mean - e.reported['accuracy']:+.1f}" if e.reported and e.accuracies else ""
+        oracle = f"best of these: {e.chosen}" if e.chosen else ""
+        lines.append([
+            e.row, e.column, records.spread(e.accuracies), number(e.reported),
+            "; ".join(number(fact) for fact in e.independent), gap, oracle,
+            *("" if s is None else f"{s:.0f}" for s in (e.purifying, e.training)), e.trained_on])
+    used = [i for i in range(len(HEAD)) if i < 3 or any(line[i] for line in lines)]
+    return tuple(HEAD[i] for i in used), [[line[i] for i in used] for line in lines]
+
+
+def wide(table: spec.Table, entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """One line a row of the table."""
+    columns = list(dict.fromkeys(e.column for e in entries))
+    cells = {(e.row, e.column): records.spread(e.accuracies) for e in entries}
+    oracles = {derived.name for derived in table.derived}
+    head = ("poison", *(f"{name} (oracle)" if name in oracles else name for name in columns))
+    return head, [[row.name, *(cells.get((row.name, name), "") for name in columns)]
+                  for row in table.rows]
+
+
+def number(fact: dict | None) -> str:
+    """'93.1 LE T3', with its own spread and what is special about it."""
+    if fact is None:
+        return ""
+    sd = f" ± {fact['sd']}" if "sd" in fact else ""
+    marks = [*(["oracle"] if fact.get("oracle") else []), *([fact["variant"]] if "variant" in fact
+             else []), *(["leaderboard"] if fact["kind"] == "leaderboard" else [])]
+    mark = f" ({', '.join(marks)})" if marks else ""
+    return f"{fact['accuracy']}{sd}{mark} {fact['source']} {fact['table']}"
+
+
+# --- formats ---------------------------------------------------------------------------------
+
+
+def markdown(head: tuple[str, ...], lines: list[list[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "".join("| " + " | ".join(map(markdown_cell, row)) + " |\n" for row in rows)
+
+
+def as_csv(head: tuple[str, ...], lines: list[list[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(
+        [map(printable, row) for row in (head, *lines)])
+    return text.getvalue()
+
+
+def latex(head: tuple[str, ...], lines: list[list[str]]) -> str:
+    """A booktabs tabular."""
+    special = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$", ">": "$>$",
+               "$": r"\$", "{": r"\{", "}": r"\}", "<": "$<$", "\\": r"\textbackslash{}",
+               "^": r"\^{}", "~": r"\~{}"}
+
+    def row(cells) -> str:
+        safe = ("".join(special.get(character, character) for character in printable(cell))
+                for cell in cells)
+        return " & ".join(safe) + r" \\" + "\n"
+
+    return ("\\begin{tabular}{" + "l" * len(head) + "}\n\\toprule\n" + row(head) + "\\midrule\n"
+            + "".join(map(row, lines)) + "\\bottomrule\n\\end{tabular}\n")
