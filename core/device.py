@@ -172,7 +172,7 @@ def keep_freed_memory(keep: bool = True) -> None:
     """Tell glibc not to hand large freed blocks back to the kernel.
 
     By default every large activation is mapped, faulted in page by page and unmapped again, at
-    each layer of each step: that made CPU training 1.3-1.6 times slower (docs/evidence/issue-8.md).
+    each layer of each step: that made CPU training 1.3-1.6 times slower (docs/evidence/speed.md).
     """
     trim_threshold, mmap_max = -1, -4               # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
     try:

@@ -23,13 +23,12 @@ from core.run import Run
 TEST_BATCH = 500
 Transform = Callable[[torch.Tensor, int], torch.Tensor]
 Schedule = Literal["cosine", "multistep", "warm_multistep", "onecycle", "constant"]
-WARM_FROM = 1e-3        # warm_multistep's first rate (attack notes, table 0.1: SEP)
+WARM_FROM = 1e-3        # warm_multistep's first rate (code Sizhe-Chen/SEP)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a classifier is trained. Defaults: EM's 60 epochs, which D-VAE and ISS use too
-    (defences notes, section 2: em60)."""
+    """How a classifier is trained. Defaults: EM's 60 epochs, which D-VAE and ISS use too."""
 
     epochs: int = 60
     steps: int | None = None        # if set, training ends after so many steps, epochs or not

@@ -2,7 +2,7 @@
 
 At its defaults the CIFAR network of Ho et al. 2020: 35,746,307 parameters. Names and shapes of the
 weights are those of ermongroup/ddim, whose checkpoints load as they are. Source: code
-hojonathanho/diffusion, unet.py, and ermongroup/ddim, models/diffusion.py (JCDP notes, section 1.3).
+hojonathanho/diffusion, unet.py, and ermongroup/ddim, models/diffusion.py.
 """
 
 import math

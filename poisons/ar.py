@@ -3,7 +3,7 @@
 Each class has an autoregressive process a channel: a 3x3 window in which the last value is a fixed
 combination of the other eight. Every image gets a signal of its class, grown from noise of its own.
 Source: Sandoval-Segura et al., NeurIPS 2022; code psandovalsegura/autoregressive-poisoning, whose
-coefficients for 10 and 100 classes are in ar_coefficients.csv (attack notes, section 5).
+coefficients for 10 and 100 classes are in ar_coefficients.csv.
 
 Deviations: none that changes the law of a signal. Along a row the recurrence is a triangular
 system, solved for all images of a class at once. The finder, for numbers of classes that the table

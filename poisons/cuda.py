@@ -1,8 +1,8 @@
 """CUDA: a blur of its own for each class.
 
 A class has one small random filter, and its images are convolved with it. Not a small
-perturbation: about 19 dB on CIFAR-10. Source: Sadasivan et al., CVPR 2023 (attack notes, section
-7); written from the formula. Seed 0 draws the published filters.
+perturbation: about 19 dB on CIFAR-10. Source: Sadasivan et al., CVPR 2023; written from the
+formula. Seed 0 draws the published filters.
 
 Deviations: padding of half the filter, so that larger ones keep the image's size; rounding to the
 nearest level (the release truncates: `floor`).

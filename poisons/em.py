@@ -3,7 +3,7 @@
 A surrogate and the noise take turns: a few training steps on the noised images, then signed
 descent of every image's noise on its own label, until the surrogate makes almost no mistake. It
 sees about one epoch in all, so it stays under-trained by design. Source: Huang et al., ICLR 2021;
-code HanxunH/Unlearnable-Examples (attack notes, section 1).
+code HanxunH/Unlearnable-Examples.
 
 Deviations: signed noise, rounded to the nearest level (the release keeps positive noise only, and
 truncates: `positive_only`, `rounding: floor`); noise kept in half precision between rounds; the

@@ -3,7 +3,7 @@
 As `em`, but the noise is shared by a class and grows from a fixed 20 % of the set, shuffled every
 round: every image there takes one signed step from its class's noise, and the class's noise becomes
 the mean of what its images in the batch stepped to. Source: Huang et al., ICLR 2021; code
-HanxunH/Unlearnable-Examples (attack notes, sections 1.2 and 17).
+HanxunH/Unlearnable-Examples.
 
 Deviations: as in `em`, but that the noise is kept in single precision; a part smaller than one
 batch is one batch (the release drops the last incomplete batch, and would then make no noise).

@@ -2,8 +2,7 @@
 
 A fully trained surrogate's loss on every image is made smaller still (P2, what benchmarks call
 HYPO): a mild poison. P1 moves the images to the next class instead, as TAP does without its
-transforms. Source: Tao et al., NeurIPS 2021; code TLMichael/Delusive-Adversary (attack notes,
-section 9).
+transforms. Source: Tao et al., NeurIPS 2021; code TLMichael/Delusive-Adversary.
 
 Deviations: L-inf 8/255 as in the benchmarks (the release: L2 0.5, which is `norm: l2` and
 `epsilon: 0.5`); rounding to the nearest level (the release truncates: `rounding: floor`); the

@@ -2,7 +2,7 @@
 
 Every image of a class gets its own sample of a class-wise Gaussian in a coarse colour grid, blown
 up to blocks. No surrogate: seconds on a CPU. Source: Yu et al., KDD 2022; code
-dayu11/Availability-Attacks-Create-Shortcuts (attack notes, section 3).
+dayu11/Availability-Attacks-Create-Shortcuts.
 
 Deviations: K times the largest class is drawn, so that unequal classes are served: where classes
 are unequal, no seed gives the release's samples (it draws N, or 2N for SVHN). Rounding is to the

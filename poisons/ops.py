@@ -2,7 +2,7 @@
 
 Every image of a class gets the same pixel set to the same saturated colour: the place and colour
 that differ most, and most evenly, from the images of the class. Source: Wu et al., ICLR 2023; code
-cychomatica/One-Pixel-Shotcut (attack notes, section 6).
+cychomatica/One-Pixel-Shotcut.
 
 Deviations: any number of classes and any image shape (the release: 10 and square).
 """

@@ -1,7 +1,8 @@
 """The engine of the optimised attacks: signed gradient steps on the perturbation, over a frozen
 surrogate whose batch norms are folded into its convolutions.
 
-Source: Madry et al. 2018 for the step; attack notes, section 12 for what the attacks share.
+Source: Madry et al. 2018 for the step; the folding is of inference engines, exact up to
+rounding.
 """
 
 import copy

@@ -1,8 +1,8 @@
 """PIL: perturbations that induce linearisation.
 
 The surrogate is a linear classifier, so that this costs about a minute: noise that it recognises as
-the class, on images that it no longer recognises. Source: Liu et al., code jinlinll/pil (attack
-notes, sections 11 and 17).
+the class, on images that it no longer recognises. Source: Liu et al., ICLR 2026; code
+jinlinll/pil.
 
 Deviations: rounding is to the nearest level (the release stores floats, which its loader truncates:
 `rounding: floor`). Its surrogate has two linear layers without bias; one with a bias, as here once,

@@ -3,7 +3,7 @@
 A surrogate is adversarially trained on the protected images, and at every step the noise of its
 batch is made anew: descended through random transforms, each with an adversary inside. At the end
 every image gets noise from the last surrogate. Source: Fu et al., ICLR 2022; code
-fshp971/robust-unlearnable-examples (attack notes, section 2).
+fshp971/robust-unlearnable-examples.
 
     min over delta_u of  E over t of  max over delta_a of  CE(f(t(x + delta_u) + delta_a), y)
 

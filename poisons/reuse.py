@@ -1,7 +1,7 @@
 """Re-use of a disentangled perturbation as an attack: clean images plus the p_hat of a D-VAE.
 
 If p_hat carries the shortcut, it poisons the clean images anew. Source: Yu et al., ICML 2024,
-table 1 (D-VAE notes, section 6). Needs a set purified with `dvae.save_perturbation=true`.
+table 1. Needs a set purified with `dvae.save_perturbation=true`.
 
 Deviations: none known.
 """

@@ -2,7 +2,7 @@
 
 REM with one change that makes it nine times cheaper: inside the noise's descent a uniform draw
 takes the place of the adversary. The surrogate is still adversarially trained. Source: Liu et al.,
-AAAI 2024; code liuyixin-louis/Stable-Unlearnable-Example (attack notes, section 10).
+AAAI 2024; code liuyixin-louis/Stable-Unlearnable-Example.
 
 Deviations: as REM's.
 """

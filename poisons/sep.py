@@ -1,8 +1,7 @@
 """SEP: self-ensemble protection.
 
 Adversarial examples of many checkpoints of one training: the gradients of all of them are averaged.
-The target is the class half-way round. Source: Chen et al., ICLR 2023; code Sizhe-Chen/SEP (attack
-notes, section 8).
+The target is the class half-way round. Source: Chen et al., ICLR 2023; code Sizhe-Chen/SEP.
 
     sep         cross-entropy to the target class
     fa          feature alignment: squared distance to the target class's mean feature

@@ -2,7 +2,7 @@
 
 Adversarial examples of a fully trained surrogate as training data: every image is moved towards
 the next class, under its own label, through random shifts and flips. Source: Fowl et al., NeurIPS
-2021; code lhfowl/adversarial_poisons (attack notes, section 4).
+2021; code lhfowl/adversarial_poisons.
 
 Deviations: noise is kept in [0, 1] units, which is the same; a restart is judged by the loss of its
 noise as it ends, one step after the release does; CIFAR-10's mean and std on every data set

@@ -1,7 +1,7 @@
 """What vae, dvae and ae share: a network trained on the poisoned set, then a sweep over its rows.
 
 Source: Yu et al., ICML 2024, and code yuyi-sd/D-VAE: no clean data, no augmentation, a cosine to 0
-stepped once an epoch, the gradient clipped (D-VAE notes, sections 1, 2 and 5).
+stepped once an epoch, the gradient clipped.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,6 @@
 """BDR, bit-depth reduction: keep the top bits of every value.
 
-Source: ISS (Liu et al., ICML 2023) and its code: v & 0xC0 for two bits, levels 0, 64, 128, 192
-(defence notes, section 4).
+Source: ISS (Liu et al., ICML 2023) and its code: v & 0xC0 for two bits, levels 0, 64, 128, 192.
 
     iss         the low bits cleared, on the stored image
     dvae        int(4x) / 4 of x in [0, 1] for two bits, as D-VAE's code: white stays white (63

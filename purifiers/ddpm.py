@@ -4,8 +4,8 @@ The prior is a DDPM that train_ddpm.py trained on images without labels: the tes
 reference split, another data set. A purification pass takes the image to step t_star and walks
 back; what the noise drowns comes back as the prior expects it, the perturbation does not. By
 default one unguided pass of 100 steps: AVATAR's setting. Source: Ho et al. 2020, code
-hojonathanho/diffusion and ermongroup/ddim; Dolatabadi et al. 2023, code hmdolatabadi/AVATAR (JCDP
-notes, sections 1 and 2).
+hojonathanho/diffusion and ermongroup/ddim; Dolatabadi et al. 2023, code
+hmdolatabadi/AVATAR.
 
 Deviations: AVATAR's larger network is replaced by Ho et al.'s; x_0 is clamped, the last step draws
 no noise and pixels are rounded (released: `sampler: euler_maruyama`, `rounding: wrap`). On a GPU
@@ -249,7 +249,7 @@ def draw_steps(count: int, config: TrainConfig, generator: torch.Generator) -> t
 
 def ema_weight(number: int, config: TrainConfig) -> float:
     """Of step `number`, from 0. With a constant decay the EMA's start keeps 90 % after 1,000 steps
-    (JCDP notes, section 1.6): `warmup` forgets it, `source` and `init` do not."""
+    (0.9999^1000): `warmup` forgets it, `source` and `init` do not."""
     decay = config.ema_decay
     if config.ema_start == "warmup":
         decay = min(decay, (1 + number) / (10 + number))

@@ -2,8 +2,8 @@
 
 Steps are 0-based: x_t = sqrt(abar[t]) x_0 + sqrt(1 - abar[t]) eps, with abar[t] the product of
 1 - beta up to and including t, in [-1, 1] units. Coefficients are float64, tensors float32.
-Source: Ho et al. 2020; sub-sampled steps as Nichol and Dhariwal 2021 (JCDP notes, sections 3, 7.3
-and 8).
+Source: Ho et al. 2020; sub-sampled steps as Nichol and Dhariwal 2021;
+guidance as code jiangw-0/LE_JCDP.
 """
 
 import math
@@ -106,7 +106,7 @@ def euler_maruyama(x: torch.Tensor, network: Network, t_star: int,
                    draw: Callable[[int], torch.Tensor]) -> torch.Tensor:
     """AVATAR's released sampler: the reverse variance-preserving SDE of the schedule above in
     t_star steps of 1e-3, the last one down to 1e-5; x_0 is never clamped and the last step adds
-    noise too (JCDP notes, section 2)."""
+    noise too. Source: code hmdolatabadi/AVATAR, runners/diffpure_sde.py."""
     for i in range(t_star):
         t = (t_star - i) * 1e-3
         dt = t - max(t - 1e-3, 1e-5)

@@ -3,7 +3,7 @@
 As DDPM purification in a few short passes, but every reverse step's mean is moved down a distance
 to the poisoned image noised to the same step: in pixels (MSE), in what a network perceives (LPIPS),
 or both. Source: Jiang et al., ACM MM 2023, algorithm 1 and equations 10-20, and code jiangw-0/
-LE_JCDP (JCDP notes, sections 3 and 4).
+LE_JCDP.
 
 Deviations: `strength` is that of one image, whatever the batch: the released code's mean over its
 500 is 1/500; x starts at step t_star - 1, where the first network call is (released: t_star);
@@ -45,7 +45,7 @@ class Config(ddpm.Passes):
     mode: Literal["switch", "joint", "mse", "perceptual", "none"] = "switch"
     threshold: int = 11             # "i > 10" in the released code
     strength: float = 1 / 500       # lambda, per image: the released code's mean over its batch;
-                                    # more costs accuracy here (docs/evidence/issue-10.md)
+                                    # more costs accuracy here (docs/evidence/diffusion.md)
     target_noise: Literal["fresh", "shared", "none"] = "fresh"  # shared: the pass's own
     lpips_net: Net = "alex"
     lpips_weights: Place | None = None  # the trunk's weights; null: torchvision's

@@ -1,6 +1,7 @@
 """JPEG compression and decoding. Half of ISS. Source: Liu et al., ICML 2023.
 
-Pillow's encoder on the stored image, with its default 4:2:0 chroma (defence notes, section 4).
+Pillow's encoder on the stored image, with its default 4:2:0 chroma, as code
+liuzrcc/ImageShortcutSqueezing.
 """
 
 import io

@@ -3,7 +3,7 @@
 A VAE is trained on the poisoned set itself, without labels, clean data or augmentation. A hinge
 holds its KL divergence near a target, which leaves no room for the perturbation: the experiment of
 figure 2, and the half of D-VAE that knows no label. Source: Yu et al., ICML 2024, equation 3, and
-code yuyi-sd/D-VAE, class ResNetVAE (D-VAE notes, sections 1 and 5).
+code yuyi-sd/D-VAE, class ResNetVAE.
 
 Deviations: no script of it was released, so everything but the network and its optimiser
 (configs/cifar10/resnet18VAE.yaml) is as in D-VAE; pixels are rounded to the nearest level (released

@@ -60,7 +60,7 @@ def test_signals_equal_a_plain_loop(processes, shape):
 
 
 def test_the_coefficients(processes):
-    """Attack notes, sections 5 and 15; class 3's green row retyped from the table."""
+    """The release's; class 3's green row retyped from the table."""
     np.testing.assert_allclose(processes.sum((2, 3)), 1, atol=2e-4)
     assert (processes[:, :, 2, 2] == 0).all()
     if len(processes) == 10:

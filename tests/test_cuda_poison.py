@@ -1,4 +1,4 @@
-"""CUDA, the class-wise blur: filter values of the notes, and scipy's convolution."""
+"""CUDA, the class-wise blur: the release's filter values, and scipy's convolution."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from poisons.__main__ import main as poison_main
 
 
 def test_the_published_filters():
-    """Attack notes, section 7; the first ten of a 100-class run are the same."""
+    """The release's; the first ten of a 100-class run are the same."""
     filters = cuda.draw_filters(10, cuda.Config(), 0)
     np.testing.assert_allclose(
         filters[0], [[.1646, .2146, 1], [.1635, .1271, .1938], [.1313, .2675, .2891]], atol=6e-5)

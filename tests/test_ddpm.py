@@ -51,7 +51,7 @@ def test_the_antithetic_steps():
 @pytest.mark.parametrize(("steps", "kept"), [
     (1_000, .90483289), (5_000, .6065155), (10_000, .36786105), (80_000, 3.3532846e-4)])
 def test_what_an_ema_keeps_of_its_start(steps, kept):
-    """JCDP notes, section 1.6: with a constant decay."""
+    """With a constant decay: 0.9999^steps."""
     config = ddpm.TrainConfig(ema_start="init")
     left = math.prod(1 - ddpm.ema_weight(step, config) for step in range(steps))
     assert left == pytest.approx(kept, rel=1e-6)

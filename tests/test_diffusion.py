@@ -1,5 +1,5 @@
-"""purifiers/diffusion.py against the constants and the Gaussian oracle of the JCDP notes (sections
-3.4, 7.3 and 8) and against formulas retyped here."""
+"""purifiers/diffusion.py against the constants of the linear schedule, a Gaussian whose posterior
+is known in closed form, and formulas retyped here."""
 
 import math
 

@@ -75,7 +75,7 @@ def test_psnr_of_a_constant_shift(level, decibel):
 
 @pytest.mark.parametrize(("radius", "decibel"), [(1.0, 34.87), (1.3041, 32.57)])
 def test_psnr_of_the_two_l2_budgets_at_32_pixels(radius, decibel):
-    """Attack notes, section 15."""
+    """20 log10(sqrt(3 * 32 * 32) / radius): of LSP, here and in ISS."""
     delta = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     delta = delta / delta.norm() * radius
     flat = torch.full((1, 3, 32, 32), 0.5)
@@ -86,7 +86,7 @@ def test_psnr_of_the_two_l2_budgets_at_32_pixels(radius, decibel):
 
 
 def test_lpips_is_the_real_one():
-    """JCDP notes, section 3.6's pattern through SqueezeNet, retyped on torchvision's own network
+    """The sums of LPIPS through SqueezeNet, retyped on torchvision's own network
     with the heads that the package ships."""
     import lpips
     import numpy as np

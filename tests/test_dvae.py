@@ -1,4 +1,4 @@
-"""D-VAE against the D-VAE notes (sections 2, 3 and 12), and its stages bit for bit."""
+"""D-VAE against code yuyi-sd/D-VAE, retyped, and its stages bit for bit."""
 
 import json
 import math
@@ -232,7 +232,7 @@ def test_a_checkpoint_says_what_it_was_trained_on(poisoned, checkpoint):
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [1.0, 3.0])
 def test_the_kld_settles_at_its_target(tmp_path, digits, target):
-    """Notes, section 1.3: it rides at 1.0 to 1.25 times the target."""
+    """It rides at 1.0 to 1.25 times the target."""
     config = dvae.TrainConfig(width=8, latent_channels=16, batch_size=64, epochs=12, p_hat_start=4)
     with new_run(tmp_path / "out") as run:
         dvae.train_stage(digits, 1, dvae.Stage(target, "subtract"), config, run)

@@ -1,4 +1,4 @@
-"""EM, sample-wise and class-wise, against the attack notes (sections 1, 12 and 15): the whole
+"""EM, sample-wise and class-wise, against code HanxunH/Unlearnable-Examples: the whole
 attack typed again as a plain loop, with its own SGD, on the unfolded network.
 
 Both sides then compute in double precision and must give the same bytes. In float32 they could

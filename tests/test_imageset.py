@@ -41,7 +41,7 @@ def test_floor_truncates_after_the_clip():
 
 
 def test_truncating_a_sum_with_8_loses_no_level_but_perhaps_at_0():
-    """D-VAE notes, section 12, fact 7."""
+    """Released code truncates: 8/255 in float32 is 8 levels all the same."""
     floats = torch.from_numpy(LEVELS[:248]).float() / 255 + torch.tensor(8 / 255)
     found = quantize(floats, "floor").numpy().astype(int) - (LEVELS[:248].astype(int) + 8)
     assert not found[1:].any()

@@ -1,4 +1,4 @@
-"""LSP against the facts of the attack notes, sections 3 and 15."""
+"""LSP against what its release makes."""
 
 import math
 

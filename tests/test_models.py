@@ -232,7 +232,7 @@ def test_only_embeddings_of_labels_in_the_batch_get_gradient(spatial):
 
 
 def test_untrained_statistics():
-    # Six seeds gave KLD 64.0-68.2 and mean p_hat^2 1.2-2.8 (methods/dvae.md, 12.10).
+    # Six seeds gave KLD 64.0-68.2 and mean p_hat^2 1.2-2.8.
     torch.manual_seed(3)
     model = DVAE()
     x, labels, noise = batch_for(model, 32, rows=16)

@@ -1,4 +1,4 @@
-"""The PGD engine against the loop of the attack notes (section 1.1), typed again for one image,
+"""The PGD engine against the loop of EM's release, typed again for one image,
 and its folded surrogate against the plain network in eval mode.
 
 Where a sign could hang on a last bit, both sides compute in double precision and must agree to

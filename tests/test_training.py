@@ -83,7 +83,7 @@ def test_onecycle_of_a_handful_of_steps_is_a_rate(steps):
 
 
 def test_protocols_that_count_steps_change_the_rate_by_step():
-    """REM: 40,000 steps, the rate a tenth every 16,000 (defence notes, section 2)."""
+    """REM: 40,000 steps, the rate a tenth every 16,000."""
     protocol = Protocol(steps=40_000, schedule="multistep", milestones=(16_000, 32_000))
     found = [learning_rate(protocol, step, 40_000, 390)
              for step in (0, 15_999, 16_000, 31_999, 32_000, 39_999)]
@@ -252,7 +252,7 @@ def test_impossible_protocols_are_refused(keys):
         Protocol(**keys)
 
 
-# --- the published protocols (defence notes, section 2) --------------------------------------
+# --- the published protocols -------------------------------------------------------------------
 
 CLIP_5 = {"clip_norm": 5}
 PROTOCOLS = {

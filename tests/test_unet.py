@@ -1,4 +1,4 @@
-"""models/unet.py against the parameter counts of the notes and against diffusers."""
+"""models/unet.py against ermongroup/ddim's parameter counts and against diffusers."""
 
 import math
 
@@ -13,7 +13,7 @@ from scripts.exchange import import_ddpm
 @pytest.mark.parametrize(("width", "parameters"), [
     (32, 2_245_763), (64, 8_952_067), (96, 20_118_915), (128, 35_746_307)])
 def test_parameters(width, parameters):
-    """JCDP notes, section 1.3: 328 tensors."""
+    """Those of ermongroup/ddim: 328 tensors."""
     weights = UNet(width).state_dict()
     assert len(weights) == 328
     assert sum(tensor.numel() for tensor in weights.values()) == parameters

@@ -1,4 +1,4 @@
-"""The plain VAE and the auto-encoder against the D-VAE notes (sections 1 and 5), and by hand."""
+"""The plain VAE and the auto-encoder against code yuyi-sd/D-VAE, and by hand."""
 
 import json
 import math
@@ -254,7 +254,7 @@ def test_the_aes_steps_are_sgds_retyped(tmp_path, few):
 
 
 def test_training_lowers_the_loss_and_holds_the_kld_at_its_target(tmp_path, few):
-    """Notes, section 1.3: the KLD falls from about 64 and rides at 1.0 to 1.25 times the target."""
+    """The KLD falls from about 64 and rides at 1.0 to 1.25 times the target."""
     config = vae.TrainConfig(width=8, latent_channels=16, batch_size=32, epochs=15)
     with new_run(tmp_path / "out") as run:
         vae.train_stage(few, 1, "", config, run)

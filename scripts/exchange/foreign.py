@@ -5,9 +5,9 @@
     .npy, .npz      noise or images, labels beside them or inside
     a folder        <index>.png; <class>/<name>.png; CIFAR's data_batch_*; *.npy parts
 
-(attack notes, section 13, and defence notes, section 5). Noise is (N, ...), one row an image,
-(K, ...), one a class, or (1, ...); in units of [0, 1] or of grey levels. Nothing here runs a
-pickle.
+as the attacks' own code and APBench's loaders write and read them (docs/importing.md). Noise is
+(N, ...), one row an image, (K, ...), one a class, or (1, ...); in units of [0, 1] or of grey
+levels. Nothing here runs a pickle.
 """
 
 import re

@@ -208,7 +208,7 @@ def schedule_of(folder: Path) -> dict[str, float]:
     return found
 
 
-# pattern in diffusers' names -> in the plain ones (JCDP notes, section 9.1); up blocks count from
+# pattern in diffusers' names -> in the plain ones (diffusers' UNet2DModel); up blocks count from
 # the deepest level
 RENAMED = (
     (r"^time_embedding\.linear_(\d)", lambda m, n: f"temb.dense.{int(m[1]) - 1}"),

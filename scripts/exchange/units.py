@@ -1,6 +1,6 @@
 """What the numbers of a foreign file mean: noise or images, and in which units.
 
-Dtype and range tell most of it (attack notes, section 13). Whole images that a transform scaled are
+Dtype and range tell most of it. Whole images that a transform scaled are
 told from noise by the base set: they follow its images, and noise does not. What could be several
 things is asked about (`--units`), never guessed.
 """
