@@ -104,7 +104,7 @@ def made(folder: Path, text: str) -> Path:
 
 
 def planned() -> list[plan.Cell]:
-    return list(plan.Planner(spec.read("table.yaml")).cells())
+    return list(plan.Planner(spec.read_one("table.yaml")).cells())
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def is_png(path: Path) -> bool:
 
 def test_points_are_what_the_folders_hold(sweep, monkeypatch, digits):
     monkeypatch.chdir(sweep)
-    found = {(p.row, p.family, p.value): p for p in points(spec.read("table.yaml"), planned())}
+    found = {(p.row, p.family, p.value): p for p in points(spec.read_one("table.yaml"), planned())}
     assert list(found) == [("clean", "none", ""), ("lsp", "none", ""), ("lsp", "jpeg", "5"),
                            ("lsp", "jpeg", "50"), ("lsp", "vae", "0.5"), ("lsp", "vae", "3")]
     clean = digits.images[:96] / 255.0
@@ -196,7 +196,7 @@ def test_curves_are_the_records(sweep, monkeypatch):
 
 def test_a_line_is_in_order_and_leaves_out_what_has_no_place(sweep, monkeypatch):
     monkeypatch.chdir(sweep)
-    found = points(spec.read("table.yaml"), planned())[::-1]
+    found = points(spec.read_one("table.yaml"), planned())[::-1]
     line = charts.swept(found, "lsp", "jpeg", "psnr_poisoned")
     assert [point.value for point in line] == ["5", "50"]
     assert charts.swept(found, "lsp", "none", "psnr_clean") == []
@@ -248,7 +248,7 @@ def test_a_figure_prints_its_numbers_and_is_drawn(sweep, monkeypatch, name):
     lines = outcome.stdout.splitlines()
     assert len(lines) == 2 + 6                          # a head and the six cells
     if name != "fig3":
-        point = points(spec.read("table.yaml"), planned())[-1]
+        point = points(spec.read_one("table.yaml"), planned())[-1]
         assert lines[-1] == (f"| lsp | vae 3 | {point.kld:.2f} | {point.psnr_poisoned:.2f} | "
                              f"{point.psnr_clean:.2f} | {records.spread(point.accuracies)} |")
 
@@ -386,7 +386,7 @@ def test_labels_do_not_cover_each_other():
 def test_the_figures_of_the_paper_have_their_tables():
     for name in figures.PAPER:
         table = f"{name.removesuffix('_images')}.yaml"
-        assert spec.read(str(CONFIGS / "tables" / table)).rows
+        assert spec.read_one(str(CONFIGS / "tables" / table)).rows
 
 
 # --- toy -------------------------------------------------------------------------------------

@@ -55,9 +55,8 @@ def outlines(monkeypatch):
 def test_every_committed_record_is_reached_by_its_table(folder, outlines):
     entry, reached = INDEX["tables"][folder], set()
     for name in entry["tables"]:
-        table = spec.read(str(CONFIGS / f"tables/{name}.yaml"),
-                            overrides=tuple(entry["settings"]))
-        reached |= {cell.record.job.fingerprint for cell in plan.Planner(table).cells()}
+        tables = spec.read(str(CONFIGS / f"tables/{name}.yaml"), overrides=tuple(entry["settings"]))
+        reached |= {cell.record.job.fingerprint for cell in plan.cells_of(tables)}
     lost = [place for place, record in RECORDS.items() if place.startswith(f"{folder}/")
             and place not in INDEX["retired"] and record["fingerprint"] not in reached]
     assert not lost, "\n".join(lost)

@@ -86,7 +86,7 @@ def changed(path: Path, old: str, new: str) -> Path:
 
 
 def planned(path: Path, **options) -> list[plan.Cell]:
-    return list(plan.Planner(spec.read(str(path), **options)).cells())
+    return list(plan.Planner(spec.read_one(str(path), **options)).cells())
 
 
 def start(path: Path, *words: str, **options) -> subprocess.Popen:
@@ -235,8 +235,8 @@ def test_a_checkpoint_that_cannot_fit_is_a_mistake_in_the_table(here, few_path, 
 
 
 def test_quick_is_the_same_grid_on_digits(here):
-    full = spec.read("configs/tables/dvae_cifar10.yaml")
-    quick = spec.read("configs/tables/dvae_cifar10.yaml", quick=True)
+    full = spec.read_one("configs/tables/dvae_cifar10.yaml")
+    quick = spec.read_one("configs/tables/dvae_cifar10.yaml", quick=True)
     assert [line.name for line in quick.rows] == [line.name for line in full.rows]
     assert [line.name for line in quick.columns] == [line.name for line in full.columns]
     assert quick.settings == {"data": "digits"}
@@ -254,10 +254,120 @@ def test_quick_is_the_same_grid_on_digits(here):
 def test_every_table_can_be_planned_on_digits(here, path):
     if path.stem in ("quick", "reported"):
         pytest.skip("not a table")
-    read = spec.read(f"configs/tables/{path.name}", quick=True)
+    read = spec.read_one(f"configs/tables/{path.name}", quick=True)
     cells = list(plan.Planner(read).cells())
     assert {cell.row.name for cell in cells} == {row.name for row in read.rows}
     assert {cell.column.name for cell in cells} == {column.name for column in read.columns}
+
+
+SEVERAL = """
+title: Two sets
+data: [digits, photos]
+let: {{other: photos}}
+for:
+  photos: {{let: {{other: digits}}, evaluate: {{evaluate: configs/learners/em100.yaml}}}}
+seeds: [0]
+settings: {{size: 16, threads: 1}}
+evaluate: {{evaluate: configs/learners/em60.yaml, standard.epochs: 1}}
+rows:
+  lsp: {{poison: configs/poisons/lsp.yaml}}
+columns:
+  none: []
+  "{{other}} prior":
+    reported: jcdp, {{other}}
+    steps:
+      - {{train_ddpm: configs/purifiers/ddpm.yaml, data: "{{other}}"}}
+      - {{purify: configs/purifiers/jcdp.yaml}}
+"""
+
+
+@pytest.fixture
+def several(here) -> Path:
+    """The YAML of a table on two data sets."""
+    path = here / "several.yaml"
+    path.write_text(SEVERAL.format())
+    return path
+
+
+def test_a_table_stands_for_each_of_its_data_sets(several):
+    digits, photos = spec.read(str(several))
+    assert [table.title for table in (digits, photos)] == ["Two sets (digits)", "Two sets (photos)"]
+    assert (digits.dataset, photos.dataset) == ("digits", "photos")
+    assert [line.name for line in digits.columns] == ["none", "photos prior"]
+    assert [line.name for line in photos.columns] == ["none", "digits prior"]
+    assert photos.columns[1].reported == "jcdp, digits"
+    assert digits.evaluate.yamls == ("configs/learners/em60.yaml",)
+    assert photos.evaluate.yamls == ("configs/learners/em100.yaml",)
+    assert photos.evaluate.settings == digits.evaluate.settings
+    cells = plan.cells_of([digits, photos])
+    assert [str(cell) for cell in cells][1:3] == ["digits: lsp x photos prior (seed 0)",
+                                                  "photos: lsp x none (seed 0)"]
+    # The same work is one artefact: each table's clean images are the other's prior's.
+    assert len({cell.record.job.fingerprint for cell in cells}) == 4
+    for cell in cells:
+        [poison] = [need for need in artefacts_of(cell.record) if need.job.kind == "poisons"]
+        assert f"data={cell.table.block}" in poison.arguments
+
+
+def artefacts_of(artefact: plan.Artefact) -> set[plan.Artefact]:
+    return {artefact, *(found for need in artefact.needs for found in artefacts_of(need))}
+
+
+@pytest.mark.parametrize(("words", "title", "data", "prior"), [
+    (("data=photos",), "Two sets (photos)", "photos", "digits prior"),
+    (("data=few.npz",), "Two sets (digits)", "few.npz", "photos prior"),
+    (("data=few.npz", "like=photos"), "Two sets (photos)", "few.npz", "digits prior")])
+def test_data_names_one_of_a_tables_data_sets(several, words, title, data, prior):
+    table = spec.read_one(str(several), overrides=words)
+    assert (table.title, table.settings["data"], table.columns[1].name) == (title, data, prior)
+
+
+def test_quick_is_one_small_data_set(several):
+    table = spec.read_one(str(several), quick=True)
+    assert (table.title, table.settings) == ("Two sets", {"data": "digits"})
+    assert table.columns[1].words == {"other": "photos"}
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("  photos: {let", "  photo: {let", r"several\.yaml:\d+: for: photo: the table's data sets are "
+     "digits, photos"),
+    ("size: 16", "data: digits", "settings: data: the table names its data sets at its top"),
+    ("other} prior", "ohter} prior", r"several\.yaml:\d+: there is no \{ohter\} here"),
+    ("let: {other: photos}\n", "lett: {other: photos}\n", "unknown key 'lett'.*'let'")])
+def test_a_mistake_about_data_sets_is_named(several, old, new, message):
+    with pytest.raises(UserError, match=message):
+        spec.read(str(changed(several, old, new)))
+
+
+def test_what_is_drawn_is_of_one_data_set(several):
+    with pytest.raises(UserError, match="data= names one of digits, photos"):
+        spec.read_one(str(several))
+
+
+def test_several_data_sets_print_as_one_table(several):
+    tables = spec.read(str(several))
+    cells = plan.cells_of(tables)
+    entries = [entry for table in tables for entry in render.collect(table, cells)]
+    head, lines = render.long(entries)
+    assert head == ("data", "poison", "defence", "accuracy (%)")
+    assert [line[:3] for line in lines] == [["digits", "lsp", "none"],
+                                            ["digits", "lsp", "photos prior"],
+                                            ["photos", "lsp", "none"],
+                                            ["photos", "lsp", "digits prior"]]
+    head, lines = render.wide(entries)
+    assert head == ("data", "poison", "none", "photos prior", "digits prior")
+    assert [line[:2] for line in lines] == [["digits", "lsp"], ["photos", "lsp"]]
+
+
+def test_le_table_1_is_as_printed(here):
+    """Its three data sets, each with its own prior and protocol; jcdp's numbers are LE's."""
+    tables = spec.read("configs/tables/le_table1.yaml")
+    assert [table.dataset for table in tables] == ["cifar10", "cifar100", "svhn"]
+    priors = [table.columns[-1].words["prior"] for table in tables]
+    assert priors == ["cifar100", "cifar10", "cifar10"]
+    published = render.published()
+    found = [render.facts_of(table, "lsp", "jcdp", published)[0]["accuracy"] for table in tables]
+    assert len(set(found)) == 3
 
 
 def test_a_row_that_reads_a_set_still_to_be_made(here):
@@ -495,7 +605,7 @@ def test_the_table_prints_what_the_records_say(tiny):
 
 def test_a_published_number_says_whose_it_is():
     published = render.published()
-    attacks = spec.read(str(ROOT / "configs/tables/attacks.yaml"))
+    attacks = spec.read_one(str(ROOT / "configs/tables/attacks.yaml"), overrides=("data=cifar10",))
     own, others = render.facts_of(attacks, "ops", "none", published)
     assert render.number(own) == "15.56 OPS paper"       # and not ISS's 36.55
     shown = list(map(render.number, others))

@@ -198,7 +198,7 @@ def show_bars(axis, accuracies: dict[str, list[float]]) -> None:
 def draw_paper(arguments: argparse.Namespace, settings: list[str]) -> None:
     """Read the table, see that its cells are there, draw."""
     draw, sets = PAPER[arguments.figure]
-    table = spec.read(arguments.table, quick=arguments.quick, overrides=tuple(settings))
+    table = spec.read_one(arguments.table, quick=arguments.quick, overrides=tuple(settings))
     cells = list(plan.Planner(table).cells())
     data = Path(table.settings.get("data", table.dataset)).stem
     path = picture_path(arguments.out or f"results/figures/{arguments.figure}-{data}.png")

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,10 +50,15 @@ class Artefact:
 
 @dataclass(frozen=True)
 class Cell:
+    table: Table
     row: Line
     column: Line
     seed: int
     record: Artefact
+
+    def __str__(self) -> str:
+        block = f"{self.table.block}: " if self.table.block else ""
+        return f"{block}{self.row.name} x {self.column.name} (seed {self.seed})"
 
 
 @dataclass
@@ -75,7 +80,7 @@ class Planner:
                 for step in line.steps:
                     self._plan(step.fill(state.variables(line)), state)
             record = self._plan(self.table.evaluate.fill(state.variables(column)), state)
-            yield Cell(row, column, seed, record)
+            yield Cell(self.table, row, column, seed, record)
 
     def _plan(self, step: Step, state: "State") -> Artefact:
         room, words = COMMANDS[step.command]
@@ -216,7 +221,15 @@ class State:
         """What a step of the line may write in braces."""
         made = {"set": self.set_by, "checkpoint": self.checkpoint}
         current = {name: str(artefact.out) for name, artefact in made.items() if artefact}
-        return {"seed": str(self.seed), **current, **line.variables}
+        return {"seed": str(self.seed), **current, **line.words, **line.variables}
+
+
+def cells_of(tables: Iterable[Table]) -> list[Cell]:
+    """The cells of one table or of one on several data sets, which share artefacts."""
+    first, *rest = (Planner(table) for table in tables)
+    for planner in rest:
+        planner.artefacts, planner._loaded = first.artefacts, first._loaded
+    return [cell for planner in (first, *rest) for cell in planner.cells()]
 
 
 def nothing() -> None:

@@ -25,14 +25,16 @@ from scripts.tables.measure import points, print_points
 PURIFIERS = list_methods("purifiers")
 # docs/reported.md says what its columns are
 REPORTED = Path(__file__).resolve().parents[2] / "results/reported.csv"
-HEAD = ("poison", "defence", "accuracy (%)", "reported", "independent", "gap", "oracle",
+HEAD = ("data", "poison", "defence", "accuracy (%)", "reported", "independent", "gap", "oracle",
         "purifying (s)", "training (s)", "purifier trained on")
+ALWAYS = ("poison", "defence", "accuracy (%)")      # the others where some cell has them
 
 
 @dataclass(frozen=True)
 class Entry:
     """A cell over its seeds. Accuracies in percent."""
 
+    block: str                      # the data set, where a table has several
     row: str
     column: str
     accuracies: list[float]
@@ -63,15 +65,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--jobs", help=argparse.SUPPRESS)       # so that run_table's words fit
     parser.add_argument("--sets", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args(argv)
-    table = spec.read(arguments.table, quick=arguments.quick, overrides=tuple(arguments.settings))
+    tables = spec.read(arguments.table, quick=arguments.quick, overrides=tuple(arguments.settings))
+    cells = plan.cells_of(tables)
     if arguments.distances:
         kept = records.committed()
-        print_points(points(table, [cell for cell in plan.Planner(table).cells()
-                                    if not plan.wanted([cell], kept, sets=True)],
-                            perceptual=True))
+        for table in tables:
+            if table.block:
+                print(f"\n{table.block}\n")
+            print_points(points(table, [cell for cell in cells if cell.table is table
+                                        and not plan.wanted([cell], kept, sets=True)],
+                                perceptual=True))
         return
-    entries = collect(table)
-    head, lines = wide(table, entries) if arguments.wide else long(entries)
+    entries = [entry for table in tables for entry in collect(table, cells)]
+    head, lines = (wide if arguments.wide else long)(entries)
     writer = {"markdown": markdown, "csv": as_csv, "latex": latex}[arguments.format]
     print(writer(head, lines), end="")
 
@@ -83,11 +89,11 @@ def published() -> list[dict]:
     return [{**fact, "accuracy": float(fact["accuracy"])} for fact in facts]
 
 
-def collect(table: spec.Table) -> list[Entry]:
-    """Every cell in the table's order, derived columns last in each row."""
+def collect(table: spec.Table, cells: list[plan.Cell]) -> list[Entry]:
+    """The table's cells in its order, derived columns last in each row."""
     kept = records.committed()
     found: dict[tuple[str, str], list[dict]] = {}
-    for cell in plan.Planner(table).cells():
+    for cell in (cell for cell in cells if cell.table is table):
         here = found.setdefault((cell.row.name, cell.column.name), [])
         place = plan.place_of(cell.record, kept)
         if place is not None:
@@ -103,8 +109,9 @@ def collect(table: spec.Table) -> list[Entry]:
             if measured:
                 best = max(measured, key=lambda e: e.mean)
                 facts = facts_of(table, row.reported, derived.name, known)
-                entries.append(Entry(row.name, derived.name, best.accuracies, best.purifying,
-                                     best.training, best.trained_on, *facts, chosen=best.column))
+                entries.append(Entry(
+                    table.block, row.name, derived.name, best.accuracies, best.purifying,
+                    best.training, best.trained_on, *facts, chosen=best.column))
     return entries
 
 
@@ -112,7 +119,7 @@ def entry(table: spec.Table, row: spec.Line, column: spec.Line, found: list[dict
           published: list[dict]) -> Entry:
     trained_on = {describe(on) for record in found for on in record["purifier_trained_on"]}
     return Entry(
-        row.name, column.name, [100 * record["accuracy_last"] for record in found],
+        table.block, row.name, column.name, [100 * record["accuracy_last"] for record in found],
         mean_of([seconds for record in found if (seconds := purifying(record)) is not None]),
         mean_of([record["seconds"] for record in found]),
         "; ".join(sorted(trained_on)), *facts_of(table, row.reported, column.reported, published))
@@ -156,21 +163,23 @@ def long(entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
         gap = f"{e.mean - e.reported['accuracy']:+.1f}" if e.reported and e.accuracies else ""
         oracle = f"best of these: {e.chosen}" if e.chosen else ""
         lines.append([
-            e.row, e.column, records.spread(e.accuracies), number(e.reported),
+            e.block, e.row, e.column, records.spread(e.accuracies), number(e.reported),
             "; ".join(number(fact) for fact in e.independent), gap, oracle,
             *("" if s is None else f"{s:.0f}" for s in (e.purifying, e.training)), e.trained_on])
-    used = [i for i in range(len(HEAD)) if i < 3 or any(line[i] for line in lines)]
+    used = [i for i, name in enumerate(HEAD) if name in ALWAYS or any(line[i] for line in lines)]
     return tuple(HEAD[i] for i in used), [[line[i] for i in used] for line in lines]
 
 
-def wide(table: spec.Table, entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
+def wide(entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
     """One line a row of the table."""
-    columns = list(dict.fromkeys(e.column for e in entries))
-    cells = {(e.row, e.column): records.spread(e.accuracies) for e in entries}
-    oracles = {derived.name for derived in table.derived}
-    head = ("poison", *(f"{name} (oracle)" if name in oracles else name for name in columns))
-    return head, [[row.name, *(cells.get((row.name, name), "") for name in columns)]
-                  for row in table.rows]
+    columns = {e.column: f"{e.column} (oracle)" if e.chosen else e.column for e in entries}
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for e in entries:
+        lines.setdefault((e.block, e.row), {})[e.column] = records.spread(e.accuracies)
+    several = any(e.block for e in entries)
+    head = (*(("data",) if several else ()), "poison", *columns.values())
+    return head, [[*((block,) if several else ()), row, *(cells.get(name, "") for name in columns)]
+                  for (block, row), cells in lines.items()]
 
 
 def number(fact: dict | None) -> str:

@@ -50,8 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.jobs > 1 and not any(word.startswith("threads=") for word in settings):
         settings += (f"threads={max(1, free_cores() // arguments.jobs)}",)
 
-    table = spec.read(arguments.table, quick=arguments.quick, overrides=settings)
-    cells = list(plan.Planner(table).cells())
+    tables = spec.read(arguments.table, quick=arguments.quick, overrides=settings)
+    cells = plan.cells_of(tables)
     committed = records.committed()
     missing = plan.wanted(cells, committed, sets=arguments.sets)
     say_made_otherwise(cells, committed)
@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
         artefact.check()
     timings = read_timings()
     times = [seconds_of(artefact, timings) for artefact in missing]
-    say(f"{table.title}: {len(cells)} cells; {len(missing)} artefacts to make; {estimate(times)}")
+    titles = "; ".join(table.title for table in tables)
+    say(f"{titles}: {len(cells)} cells; {len(missing)} artefacts to make; {estimate(times)}")
     if arguments.dry_run:
         for artefact, seconds in zip(missing, times, strict=True):
             print(f"{about(seconds):>12}  python {shlex.join(artefact.line)}")
@@ -69,8 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     if failed:
         for cell in cells:
             if cell.record in failed:
-                say(f"{cell.row.name} x {cell.column.name} (seed {cell.seed}): "
-                    f"{failed[cell.record]}")
+                say(f"{cell}: {failed[cell.record]}")
         broken = sum(cell.record in failed for cell in cells)
         raise UserError(f"{broken} of {len(cells)} cells failed; mend the causes above and repeat "
                         "the same line")

@@ -2,12 +2,15 @@
 
 A table YAML names
 
+    data        its data sets: the whole table for each            [cifar10, cifar100]
+    for         what changes on one of them, merged over the rest  cifar100: {let: {prior: cifar10}}
+    let         words that steps and names may write as {word}     {prior: cifar100}
     rows        poisons: lists of steps that make a set            clean: []
     columns     defences: lists of steps that go on from there     none: []
     evaluate    the last step of every cell: a learner
     seeds       of everything but the poisons (a poison takes the table's with `seed: "{seed}"`)
     derived     columns computed from others                       iss_best: {max: [gray, jpeg]}
-    settings    keys for every command: data, test, threads ...
+    settings    keys for every command: test, split, threads ...
 
 A step is one command with its YAML and the keys that this table changes:
 
@@ -29,7 +32,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from core import config
+from core import config, variants
 from core.config import Node
 from core.datasets import DataSettings
 from core.device import DeviceSettings
@@ -79,6 +82,7 @@ class Line:
     name: str
     steps: tuple[Step, ...]
     variables: dict[str, str]       # of `over`
+    words: dict[str, str]           # of `let`
     reported: str
     only: tuple[str, ...]           # columns of a row, or rows of a column; empty: all
 
@@ -98,10 +102,11 @@ class Derived:
 
 @dataclass(frozen=True)
 class Table:
-    """A table as read from its YAML."""
+    """A table as read from its YAML, on one of its data sets."""
 
     path: str
     title: str
+    block: str                      # which data set, where the YAML names several
     dataset: str                    # of the published numbers
     source: str                     # whose numbers are `reported`
     seeds: tuple[int, ...]
@@ -116,21 +121,55 @@ class Table:
 
 
 LINE_KEYS = ("steps", "over", "reported", "only")
-KEYS = ("title", "dataset", "source", "seeds", "settings", "rows", "columns", "derived", "evaluate",
-        "quick")
+KEYS = ("title", "data", "for", "let", "dataset", "source", "seeds", "settings", "rows", "columns",
+        "derived", "evaluate", "quick")
 QUICK_KEYS = ("sets", "with", "over")       # of --quick only
 
 
-def read(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> Table:
-    """Read a table YAML. With `quick`, configs/tables/quick.yaml and the table's own `quick:`
-    section replace its keys and (`over: {x: [1]}`) the values of its `over`, and every step takes
-    the small data set in the place of its own. `overrides` are key=value for every
-    command. Raises UserError that names file and line."""
+def read(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> tuple[Table, ...]:
+    """Read a table YAML: one Table for each of its data sets, or for the one that `data=` names.
+
+    With `quick`, configs/tables/quick.yaml and the table's own `quick:` section replace its keys
+    and (`over: {x: [1]}`) the values of its `over`, and every step takes the small data set in the
+    place of its own. `overrides` are key=value for every command. Raises UserError that names file
+    and line.
+    """
     tree = config.read([path])
     extra = section(tree.value, "quick")
     tree.value.pop("quick", None)
     small = config.read([QUICK]).value | extra if quick else {}
     tree.value |= {key: node for key, node in small.items() if key not in QUICK_KEYS}
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"'{override}' is not key=value")
+    typed = dict(override.split("=", 1) for override in overrides)
+    if "data" not in tree.value:
+        return (read_block(path, tree, "", small, typed),)
+    sets = tuple(map(config.text, as_list(tree.value.pop("data"))))
+    changes = section(tree.value, "for")
+    for name, node in changes.items():
+        if name not in sets and not quick:
+            raise UserError(f"{node.origin}: for: {name}: the table's data sets are "
+                            + ", ".join(sets))
+    tree.value.pop("for", None)
+    wanted = typed.get("like", typed.get("data"))
+    chosen = (wanted,) if wanted in sets else sets[:1] if "data" in typed else sets
+    return tuple(read_block(path, variants.over(tree, changes.get(name)), name, small, typed,
+                            several=len(sets) > 1) for name in chosen)
+
+
+def read_one(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> Table:
+    """The table of a YAML, for what is drawn of one data set."""
+    first, *rest = read(path, quick=quick, overrides=overrides)
+    if rest:
+        names = ", ".join(table.block for table in (first, *rest))
+        raise UserError(f"{path}: data: it has several data sets; data= names one of {names}")
+    return first
+
+
+def read_block(path: str, tree: Node, data_set: str, small: dict[str, Node],
+               typed: dict[str, str], *, several: bool = False) -> Table:
+    """One data set's table; what is typed goes over its settings."""
     for key, node in tree.value.items():
         if key not in KEYS:
             raise UserError(f"{node.origin}: unknown key '{key}'{config.suggest(key, KEYS)}")
@@ -142,17 +181,21 @@ def read(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> 
         return config.build(kind, tree.value[key], key) if key in tree.value else default
 
     settings = {key: config.text(node) for key, node in section(tree.value, "settings").items()}
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise UserError(f"'{override}' is not key=value")
-        settings[key] = value
+    if data_set:
+        if "data" in settings:
+            raise UserError(f"{path}: settings: data: the table names its data sets at its top")
+        settings["data"] = data_set
+    settings |= typed
     known = [*DATA_KEYS, *DEVICE_KEYS]
     for key in settings:
         if key not in known:
             raise UserError(f"{path}: settings: unknown key '{key}'{config.suggest(key, known)}; "
                             "a method's own keys go to its step")
-    rows, columns = (read_lines(section(tree.value, key), small)
+    words = {key: config.text(node) for key, node in section(tree.value, "let").items()}
+    if small and (sets := section(small, "sets")):
+        words = {key: config.text(sets[value]) if value in sets else value
+                 for key, value in words.items()}
+    rows, columns = (read_lines(section(tree.value, key), small, words)
                      for key in ("rows", "columns"))
     for lines, others in ((rows, columns), (columns, rows)):
         for line in lines:
@@ -166,9 +209,10 @@ def read(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> 
     seeds = get("seeds", tuple[int, ...], (0,))
     if not seeds or not rows or not columns:
         raise UserError(f"{path}: a table needs at least one seed, one row and one column")
-    return Table(path, get("title", str, Path(path).stem), get("dataset", str, ""),
-                 get("source", str, ""), seeds, settings, rows, columns, derived,
-                 quicken(read_step(tree.value["evaluate"], ("evaluate",)), small))
+    title, block = get("title", str, Path(path).stem), data_set if several else ""
+    return Table(path, f"{title} ({block})" if block else title, block,
+                 get("dataset", str, data_set), get("source", str, ""), seeds, settings, rows,
+                 columns, derived, quicken(read_step(tree.value["evaluate"], ("evaluate",)), small))
 
 
 def quicken(step: Step, small: dict[str, Node]) -> Step:
@@ -194,10 +238,12 @@ def section(tree: dict[str, Node], key: str) -> dict[str, Node]:
     return node.value
 
 
-def read_lines(nodes: dict[str, Node], small: dict[str, Node]) -> tuple[Line, ...]:
-    """Rows or columns, with `over` spread out."""
+def read_lines(nodes: dict[str, Node], small: dict[str, Node], words: dict[str, str]
+               ) -> tuple[Line, ...]:
+    """Rows or columns, with `over` spread out and the words of `let` in their names."""
     lines, fewer = [], section(small, "over")
-    for name, node in nodes.items():
+    for written, node in nodes.items():
+        name = fill(written, words, node.origin)
         over, reported, only, steps = {}, name, (), node
         if isinstance(node.value, dict) and "steps" in node.value:
             for key, item in node.value.items():
@@ -213,10 +259,10 @@ def read_lines(nodes: dict[str, Node], small: dict[str, Node]) -> tuple[Line, ..
         values = [[(key, config.text(value)) for value in as_list(fewer.get(key, item))]
                   for key, item in over.items()]
         for chosen in itertools.product(*values):
-            variables = dict(chosen)
+            values_of = dict(chosen)
             label = " ".join([name, *(f"{key}={value}" for key, value in chosen)])
-            lines.append(Line(label, found, variables, fill(reported, variables, node.origin),
-                              only))
+            lines.append(Line(label, found, values_of, words,
+                              fill(reported, words | values_of, node.origin), only))
     return tuple(lines)
 
 

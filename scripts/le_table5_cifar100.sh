@@ -1,4 +1,0 @@
-#!/usr/bin/env bash
-# LE, Table 5: JCDP with priors of other data, on CIFAR-100.
-#   bash scripts/le_table5_cifar100.sh [--quick] [--jobs N] [--dry-run] [key=value ...]
-exec bash "$(dirname "$0")/table.sh" le_table5_cifar100 "$@"
