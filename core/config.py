@@ -75,7 +75,8 @@ def read(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Node:
 
 
 def read_file(path: Path, parents: tuple[Path, ...] = ()) -> Node:
-    """Read one YAML file; its `base:` (a file beside it) is read first and merged under it."""
+    """Read one YAML file; its `base:` (a file beside it, perhaps of another method that has the
+    same keys) is read first and merged under it."""
     if path in parents:
         raise UserError(f"{path}: base: the file includes itself")
     tree = parse(reading.text(path, MOST_TEXT), str(path))
@@ -83,9 +84,30 @@ def read_file(path: Path, parents: tuple[Path, ...] = ()) -> Node:
         raise UserError(f"{path}: expected `key: value` lines")
     base = tree.value.pop("base", None)
     if base is not None:
-        under = path.parent / build(Place, base, "base")
-        tree = merge(read_file(under, (*parents, path)), tree)
+        under = read_file(path.parent / build(Place, base, "base"), (*parents, path))
+        tree = merge(renamed(under, tree.value.get("method")), tree)
     return tree
+
+
+def renamed(tree: Node, method: Node | None) -> Node:
+    """A base as a file with another `method:` takes it: what the base has for its own method, also
+    in `for:` and `presets:`, is then that method's."""
+    own = tree.value.get("method")
+    if not (own and method and isinstance(own.value, str) and isinstance(method.value, str)):
+        return tree
+
+    def rename(node: Node) -> Node:
+        if not isinstance(node.value, dict):
+            return node
+        found = {method.value if key == own.value else key: item
+                 for key, item in node.value.items()}
+        for key in ("for", "presets"):
+            if key in found and isinstance(found[key].value, dict):
+                sections = {name: rename(item) for name, item in found[key].value.items()}
+                found[key] = Node(sections, found[key].origin)
+        return Node(found, node.origin)
+
+    return rename(tree)
 
 
 def parse(text: str, name: str) -> Node:

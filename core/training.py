@@ -16,12 +16,20 @@ from torch import nn
 
 from core.batches import Augmentation, Batches
 from core.config import ConfigError, in_range
+from core.device import Device
 from core.imageset import ImageSet
 from core.loop import Loop
 from core.run import Run
 
 TEST_BATCH = 500
-Transform = Callable[[torch.Tensor, int], torch.Tensor]
+# loss(model, images, labels, step) -> (the mean loss, the logits that training accuracy is of).
+# Calling `model` gives float32 logits in the run's precision; a loss that attacks it in eval mode
+# leaves it in train mode.
+Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+# transform(images, labels, step) -> (images, labels); labels int64 (B,), or float (B, K), the share
+# of each class. What a loss or a transform draws comes from run.stream(NAME, step): `step` counts
+# on over the epochs, so that a resumed run draws the same.
+Transform = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 Schedule = Literal["cosine", "multistep", "warm_multistep", "onecycle", "constant"]
 WARM_FROM = 1e-3        # warm_multistep's first rate (code Sizhe-Chen/SEP)
 
@@ -102,14 +110,35 @@ class Normalised(nn.Module):
         return self.network.features((images - self.mean) / self.std)
 
 
+class InPrecision(nn.Module):
+    """The network as a loss calls it: in the run's precision, compiled where the run compiles."""
+
+    def __init__(self, network: nn.Module, device: Device) -> None:
+        super().__init__()
+        self.network, self.device = device.maybe_compile(network), device
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        with self.device.autocast():
+            logits = self.network(images)
+        return logits.float()
+
+
+def cross_entropy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, step: int
+                  ) -> tuple[torch.Tensor, torch.Tensor]:
+    """The field's loss; of labels that are shares of classes too."""
+    logits = model(images)
+    return F.cross_entropy(logits, labels), logits
+
+
 def train_classifier(
     model: nn.Module, train: ImageSet, test: ImageSet | None, protocol: Protocol, run: Run,
-    name: str = "classifier", *, shuffle: bool = True, transform: Transform | None = None,
+    name: str = "classifier", *, shuffle: bool = True, loss: Loss = cross_entropy,
+    transform: Transform | None = None,
     after_epoch: Callable[[int, nn.Module], None] | None = None,
 ) -> tuple[nn.Module, Result]:
     """Train `model` (logits from images in [0, 1]) on `train`; resumable under `name`. Batches (in
-    index order without `shuffle`) pass through `transform` (images, step), and `after_epoch` gets
-    the number of each (from 0) and the network, before that epoch is saved.
+    index order without `shuffle`) pass through `transform` and then into `loss`, and `after_epoch`
+    gets the number of each (from 0) and the network, before that epoch is saved.
 
     Returns the trained model, on the run's device, and the clean test accuracies (NaN without a
     test set). Raises UserError if the loss stops being finite.
@@ -117,7 +146,7 @@ def train_classifier(
     if protocol.mean is not None:
         model = Normalised(model, protocol.mean, protocol.std)
     model = run.device.place(model)
-    forward = run.device.maybe_compile(model)
+    network = InPrecision(model, run.device)
     optimizer = make_optimizer(model, protocol)
     batches = Batches(
         train, protocol.batch_size, run, name, shuffle=shuffle, drop_last=protocol.drop_last,
@@ -135,18 +164,16 @@ def train_classifier(
         for images, labels in loop.steps(batches):
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(epoch, loop.step)
+            step = epoch * len(batches) + loop.step
             if transform is not None:
-                images = transform(images, epoch * len(batches) + loop.step)
-            with run.device.autocast():
-                logits = forward(images)
-            loss = F.cross_entropy(logits.float(), labels)
+                images, labels = transform(images, labels, step)
+            value, logits = loss(network, images, labels, step)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            value.backward()
             if protocol.clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), protocol.clip_norm)
             optimizer.step()
-            hits = (logits.detach().argmax(1) == labels).float().mean()
-            loop.add(len(labels), loss=loss, train_accuracy=hits)
+            loop.add(len(labels), loss=value, train_accuracy=right(logits, labels))
         last = epoch == epochs - 1
         tested = {}
         if test is not None and (last or (protocol.test_every and
@@ -157,6 +184,14 @@ def train_classifier(
             after_epoch(epoch, model)
         loop.end_epoch(**tested, learning_rate=rate_at(epoch, loop.step - 1))
     return model, result_of(curve, loop)
+
+
+def right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Share of right answers; where labels are shares of classes, that of the class answered."""
+    answers = logits.detach().argmax(1)
+    if labels.is_floating_point():
+        return labels.gather(1, answers[:, None]).mean()
+    return (answers == labels).float().mean()
 
 
 def make_optimizer(model: nn.Module, protocol: Protocol) -> torch.optim.SGD:

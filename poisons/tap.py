@@ -71,10 +71,13 @@ def bound(config: Config) -> tuple[str, float]:
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus the noise of the best restart."""
     transform = Transform(config, run)
-    frozen = FrozenSurrogate(train_surrogate(
-        clean, config.surrogate, run,
-        transform=lambda images, step: transform(images, *transform.draw("train", step, images))),
-        run.device)
+
+    def transformed(images: torch.Tensor, labels: torch.Tensor, step: int
+                    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return transform(images, *transform.draw("train", step, images)), labels
+
+    frozen = FrozenSurrogate(
+        train_surrogate(clean, config.surrogate, run, transform=transformed), run.device)
     losses = []
     for restart in range(config.restarts):
         losses.append(craft(clean, frozen, transform, restart, config, run))

@@ -88,7 +88,7 @@ def test_what_is_no_bibtex_is_seen(broken):
 def test_every_source_that_a_method_names_is_a_reference():
     """"Source: Yu et al., KDD 2022" and the like."""
     known = {(fields["author"].split(",")[0], fields["year"]) for fields in entries(BIB).values()}
-    for room in ("poisons", "purifiers"):
+    for room in ("poisons", "purifiers", "learners"):
         for method in list_methods(room):
             text = " ".join((ROOT / room / f"{method}.py").read_text().split())
             for author, year in re.findall(r"([A-Z][\w-]+) et al\.,? (?:[A-Z][A-Za-z]+ )*(\d{4})",

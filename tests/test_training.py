@@ -1,5 +1,6 @@
 """The SGD loop for classifiers: schedules and steps against torch's own, scores against loops."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,12 +11,13 @@ from conftest import CONFIGS, new_run
 from torch import nn
 from torch.optim import lr_scheduler
 
-from core import config
+import core.run
+from core import config, training
 from core.batches import Augmentation, Batches
 from core.errors import ConfigError, UserError
 from core.imageset import from_arrays
 from core.training import Normalised, Protocol, accuracy, learning_rate, train_classifier
-from learners import standard
+from learners import smoothing, standard
 
 PER_EPOCH = 7
 
@@ -250,6 +252,216 @@ def test_a_protocol_with_mean_and_std_trains_on_normalised_images(tmp_path, few)
 def test_impossible_protocols_are_refused(keys):
     with pytest.raises(ConfigError):
         Protocol(**keys)
+
+
+# --- a learner's own loss and transform ------------------------------------------------------
+
+# Shaped as what people train against availability poisons. Each is what a module of learners/ would
+# hold; beside it stands what it has to give, worked out on its own.
+PROTOCOL = Protocol(epochs=2, batch_size=80, learning_rate=0.05, crop_padding=0, flip=False)
+EPSILON = 4 / 255
+
+
+def normed() -> nn.Module:
+    """Small, with running statistics and dropout: train and eval mode differ."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(768, 10))
+
+
+def mixup(run):
+    """Two images and their labels in one, in the share that (seed, step) draws."""
+
+    def transform(images, labels, step):
+        share, other = mixed(run, step, len(images))
+        shares = F.one_hot(labels, 10).float()
+        return (share * images + (1 - share) * images[other],
+                share * shares + (1 - share) * shares[other])
+
+    return transform
+
+
+def mixed(run, step: int, count: int):
+    generator = run.stream("mixup", step)
+    return torch.rand((), generator=generator), torch.randperm(count, generator=generator)
+
+
+def adversarial(run):
+    """Two signed steps in eval mode, then the loss of the images where they end."""
+
+    def loss(model, images, labels, step):
+        model.eval()
+        drawn = torch.rand(images.shape, generator=run.stream("adversary", step))
+        delta = (2 * drawn - 1) * EPSILON
+        for _ in range(2):
+            delta.requires_grad_()
+            upward, = torch.autograd.grad(F.cross_entropy(model(images + delta), labels), delta)
+            delta = (delta.detach() + EPSILON / 2 * upward.sign()).clamp(-EPSILON, EPSILON)
+        model.train()
+        logits = model(images + delta)
+        return F.cross_entropy(logits, labels), logits
+
+    return loss
+
+
+def hardest_of_three(run):
+    """UEraser's: of three augmented copies of an image the one with the largest loss counts."""
+
+    def loss(model, images, labels, step):
+        generator = run.stream("copies", step)
+        copies = [images + 0.1 * torch.randn(images.shape, generator=generator) for _ in range(3)]
+        logits = [model(copy) for copy in copies]
+        losses = torch.stack([F.cross_entropy(one, labels, reduction="none") for one in logits])
+        return losses.amax(0).mean(), logits[0]
+
+    return loss
+
+
+KINDS = {"mixup": lambda run: {"transform": mixup(run)},
+         "adversarial": lambda run: {"loss": adversarial(run)},
+         "hardest of three": lambda run: {"loss": hardest_of_three(run)},
+         "both": lambda run: {"transform": lambda images, labels, step: (images.flip(3), labels),
+                              "loss": adversarial(run)}}
+
+
+def trained_with(kind: str, out, few, stop: int | None = None):
+    """(weights and running statistics, log) after training; None if killed at a step before."""
+    model = normed()
+    with new_run(out) as run:
+        keys, last = KINDS[kind](run), -1
+        loss = keys.pop("loss", training.cross_entropy)
+
+        def watched(model, images, labels, step):
+            nonlocal last
+            assert model.training
+            assert step == last + 1 or last == -1
+            last = step
+            if step == stop:
+                raise Died
+            return loss(model, images, labels, step)
+
+        try:
+            train_classifier(model, few, few, PROTOCOL, run, loss=watched, **keys)
+        except Died:
+            return None
+        assert last == 7                    # counted over both epochs, of four batches each
+        log = [{k: v for k, v in line.items() if k != "seconds"} for line in run.read_log()]
+        return {**model.state_dict()}, log
+
+
+class Died(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", ["mixup", "hardest of three", "both"])
+def test_a_killed_run_with_a_loss_or_a_transform_goes_on_with_the_same_bytes(
+        tmp_path, monkeypatch, few, kind):
+    monkeypatch.setattr(core.run, "SAVE_SECONDS", 0.0)
+    state, log = trained_with(kind, tmp_path / "whole", few)
+    for stop in (2, 5):
+        assert trained_with(kind, tmp_path / f"{stop}", few, stop) is None
+        again, its_log = trained_with(kind, tmp_path / f"{stop}", few)
+        assert its_log == log
+        for key, value in state.items():
+            assert torch.equal(again[key], value), key
+
+
+def plain_loop(run, few, gradients) -> nn.Module:
+    """The batches of PROTOCOL through `gradients(model, x, y, step)` and torch's SGD."""
+    model = normed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    batches = Batches(few, 80, run, "classifier", augmentation=Augmentation(0, False))
+    for step in range(8):
+        x, y = list(batches.epoch(step // 4))[step % 4]
+        optimizer.param_groups[0]["lr"] = learning_rate(PROTOCOL, step, 8, 4)
+        optimizer.zero_grad()
+        gradients(model, x, y, step)
+        nn.utils.clip_grad_norm_(model.parameters(), 5)
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("mistake", [None, "hard labels", "the same draw every step"])
+def test_mixup_is_two_cross_entropies(tmp_path, few, mistake):
+    found, log = trained_with("mixup", tmp_path / "a", few)
+    hits = []
+    with new_run(tmp_path / "b") as run:
+        def gradients(model, x, y, step):
+            share, other = mixed(run, 0 if mistake == "the same draw every step" else step, len(x))
+            logits = model(share * x + (1 - share) * x[other])
+            if mistake == "hard labels":
+                share = share.round()
+            (share * F.cross_entropy(logits, y)
+             + (1 - share) * F.cross_entropy(logits, y[other])).backward()
+            answers = logits.argmax(1)
+            hits.append((share * (answers == y) + (1 - share) * (answers == y[other])).mean())
+        expected = plain_loop(run, few, gradients).state_dict()
+    same = all(torch.allclose(found[key], value, rtol=1e-4, atol=1e-6)
+               for key, value in expected.items())
+    assert same == (mistake is None)
+    if mistake is None:
+        assert log[1]["train_accuracy"] == pytest.approx(float(sum(hits[4:]) / 4))
+
+
+@pytest.mark.parametrize("mistake", [None, "attacked in train mode", "trained in eval mode",
+                                     "trained on what is not attacked"])
+def test_adversarial_training_attacks_in_eval_mode_and_trains_in_train_mode(tmp_path, few, mistake):
+    found, _ = trained_with("adversarial", tmp_path / "a", few)
+    with new_run(tmp_path / "b") as run:
+        def gradients(model, x, y, step):
+            model.train(mistake == "attacked in train mode")
+            drawn = torch.rand(x.shape, generator=run.stream("adversary", step))
+            delta = (2 * drawn - 1) * EPSILON
+            for _ in range(2):
+                at = (x + delta).requires_grad_()
+                F.cross_entropy(model(at), y).backward()
+                delta = torch.clamp(delta + EPSILON / 2 * at.grad.sign(), -EPSILON, EPSILON)
+            model.zero_grad()
+            model.train(mistake != "trained in eval mode")
+            seen = x if mistake == "trained on what is not attacked" else x + delta
+            F.cross_entropy(model(seen), y).backward()
+        expected = plain_loop(run, few, gradients).state_dict()
+    same = all(torch.allclose(found[key], value, rtol=1e-3, atol=1e-5)
+               for key, value in expected.items())
+    assert same == (mistake is None)
+
+
+def test_a_loss_gets_float32_logits_in_any_precision(tmp_path, few):
+    inside, outside = [], []
+    model = normed()
+    model[2].register_forward_hook(lambda module, given, logits: inside.append(logits.dtype))
+
+    def loss(network, images, labels, step):
+        logits = network(images)
+        outside.append(logits.dtype)
+        return F.cross_entropy(logits, labels), logits
+
+    job = core.run.Job("tests", "test", "test", 1, {}, 0, {})
+    device = core.run.DeviceSettings(device="cpu", precision="bf16")
+    with core.run.Run(job, out=tmp_path / "out", device=device) as run:
+        train_classifier(model, few.first(80), None, PROTOCOL, run, loss=loss)
+    assert (set(inside), set(outside)) == ({torch.bfloat16}, {torch.float32})
+
+
+@pytest.mark.parametrize("s", [0.0, 0.1, 0.6])
+def test_label_smoothing_is_its_formula(tmp_path, few, s):
+    """The cross-entropy with q(k) = (1 - s) [k = y] + s / K, written out."""
+    rows, config = few.first(96), smoothing.Config(
+        epochs=1, batch_size=96, width=4, crop_padding=0, flip=False, label_smoothing=s)
+    with new_run(tmp_path / "a") as run:
+        result = smoothing.fit(rows, rows, config, run)
+        [log] = run.read_log()
+    with new_run(tmp_path / "b") as run:
+        [(x, y)] = Batches(rows, 96, run, "classifier").epoch(0)
+        p = standard.build(rows, config, run)(x).softmax(1)
+        expected = 0.0
+        for i in range(96):
+            for k in range(10):
+                expected -= ((1 - s) * (k == y[i]) + s / 10) * p[i, k].log() / 96
+        assert log["loss"] == pytest.approx(expected.item(), rel=1e-5)
+        assert result.train_accuracy == pytest.approx((p.argmax(1) == y).float().mean().item())
+        plain = standard.fit(rows, rows, config, run)
+    assert (plain == dataclasses.replace(result, seconds=plain.seconds,
+                                         images_per_second=plain.images_per_second)) or s > 0
 
 
 # --- the published protocols -------------------------------------------------------------------

@@ -57,6 +57,33 @@ def test_a_yaml_on_top_of_another_has_its_sections_too(lsp):
     assert lsp("preset=large", file="yours.yaml") == (10, 8)
 
 
+def test_a_yaml_of_another_method_takes_over_what_a_base_has_for_its_own(tmp_path):
+    """A learner's YAML goes on from a protocol: so with its forms for data sets and its presets."""
+    Path("old.yaml").write_text(
+        "method: standard\nstandard: {epochs: 5, width: 4}\n"
+        "for: {digits: {standard: {width: 2}, seed: 3}}\n"
+        "presets: {long: {standard: {epochs: 9}, for: {digits: {standard: {width: 3}}}}}\n")
+    Path("new.yaml").write_text("base: old.yaml\nmethod: smoothing\n"
+                                "smoothing: {label_smoothing: 0.2}\n")
+
+    def resolve(*words: str) -> tuple:
+        request = parse(["new.yaml", *words], "", "learners", "evaluate.py")
+        found = request.config
+        return request.method, found.label_smoothing, found.epochs, found.width, \
+            request.settings.seed
+
+    assert resolve() == ("smoothing", 0.2, 5, 4, None)
+    assert resolve("data=digits") == ("smoothing", 0.2, 5, 2, 3)
+    assert resolve("data=digits", "preset=long") == ("smoothing", 0.2, 9, 3, 3)
+    assert resolve("preset=long", "smoothing.width=7") == ("smoothing", 0.2, 9, 7, None)
+    Path("new.yaml").write_text("base: old.yaml\nmethod: smoothing\nstandard: {epochs: 5}\n")
+    with pytest.raises(UserError, match=r"new\.yaml:3: unknown key 'standard'"):
+        resolve()
+    Path("new.yaml").write_text("base: old.yaml\nmethod: [smoothing]\n")
+    with pytest.raises(UserError, match="method: expected a single value"):
+        resolve()
+
+
 def test_the_root_of_a_set_picks_the_section(lsp, few_path):
     """What is made of digits is read as digits, however far away."""
     made = succeed(poison_main, "method=lsp", f"data={few_path}", "lsp.patch=4", "threads=1")

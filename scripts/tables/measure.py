@@ -158,6 +158,6 @@ def curves(cells: list[plan.Cell]) -> dict[tuple[str, str], np.ndarray]:
         for cell, record in group:
             if len(record["curve"]) < 2:
                 raise UserError(f"{cell.record.out} has the last epoch's accuracy only; evaluate "
-                                "with standard.test_every: 1")
+                                f"with {record.get('learner', 'standard')}.test_every: 1")
         found[key] = np.array([record["curve"] for _, record in group]) * (1, 100)
     return found

@@ -219,13 +219,20 @@ def quicken(step: Step, small: dict[str, Node]) -> Step:
     """A step with the small data sets and further settings of quick.yaml."""
     if not small:
         return step
-    extra = section(small, "with").get(step.command)
-    settings = {key: config.text(node) for key, node in extra.value.items()} if extra else {}
+    extra = section(section(small, "with"), step.command)
+    settings = {fill(key, {"method": method_of(step)}, node.origin): config.text(node)
+                for key, node in extra.items()}
     settings |= step.settings
     sets = section(small, "sets")
     if settings.get("data") in sets:
         settings["data"] = config.text(sets[settings["data"]])
     return dataclasses.replace(step, settings=settings)
+
+
+def method_of(step: Step) -> str:
+    """The method that a step's YAMLs name."""
+    node = config.read(step.yamls).value.get("method")
+    return config.text(node) if node else ""
 
 
 def section(tree: dict[str, Node], key: str) -> dict[str, Node]:
