@@ -2,4 +2,5 @@
 
 from start import start
 
-start("scripts.pictures.figures")
+if __name__ == "__main__":           # and not again in a process that it spawns
+    start("scripts.pictures.figures")

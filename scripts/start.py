@@ -8,5 +8,5 @@ from pathlib import Path
 
 def start(module: str) -> None:
     """Run a module's `main` and exit with what it returns."""
-    sys.path[0] = str(Path(__file__).resolve().parents[1])      # it was this folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     sys.exit(importlib.import_module(module).main())

@@ -2,4 +2,5 @@
 
 from start import start
 
-start("scripts.tables.render")
+if __name__ == "__main__":           # and not again in a process that it spawns
+    start("scripts.tables.render")
