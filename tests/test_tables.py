@@ -378,6 +378,18 @@ def test_le_table_1_is_as_printed(here):
     assert len(set(found)) == 3
 
 
+def test_every_table_has_its_line_and_every_line_its_table():
+    tables = {path.stem for path in (ROOT / "configs/tables").glob("*.yaml")} - {"quick"}
+    for name in tables:
+        head = "".join((ROOT / f"configs/tables/{name}.yaml").read_text().splitlines(True)[:4])
+        lines = re.findall(r"(?:bash|python) (scripts/\w+\.(?:sh|py))", head)
+        assert lines, f"{name}.yaml names no line that makes it"
+        assert all((ROOT / line).exists() for line in lines), lines
+    for path in (ROOT / "scripts").glob("*.sh"):
+        for name in re.findall(r'table\.sh" (\w+)', path.read_text()):
+            assert name == path.stem and name in tables
+
+
 def test_a_row_that_reads_a_set_still_to_be_made(here):
     """dvae_reuse: the poison `reuse` names the purified set that the step before will make."""
     cells = planned(Path("configs/tables/dvae_reuse.yaml"), quick=True)
