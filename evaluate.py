@@ -10,7 +10,7 @@ import sys
 from core import datasets, identity, records
 from core.command import command, parse
 from core.names import printable
-from core.run import otherwise
+from core.workfolder import otherwise
 
 
 @command

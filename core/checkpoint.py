@@ -11,9 +11,10 @@ from pathlib import Path
 from torch import nn
 
 from core import files, reading
+from core.artefact import read_meta, verify
 from core.datasets import short
 from core.errors import UserError
-from core.imageset import ImageSet, read_meta, verify
+from core.imageset import ImageSet
 from core.run import Run
 
 

@@ -13,6 +13,7 @@ import errno
 import functools
 import importlib
 import pkgutil
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,9 +26,11 @@ from core.config import TYPED, Place
 from core.datasets import DataSettings, load, note_missing_classes, root_of
 from core.device import DeviceSettings
 from core.errors import UserError
+from core.identity import Job
 from core.imageset import ImageSet
 from core.names import printable
-from core.run import Job, Run, otherwise, this_line
+from core.run import Run
+from core.workfolder import otherwise
 
 # What no disk and no user causes: a mistake in the code, and its traceback is wanted.
 UNEXPLAINED = (None, errno.EBADF, errno.EFAULT, errno.ECHILD, errno.ESRCH)
@@ -133,11 +136,11 @@ class Request:
             return False
         print(config.dump({**run.settings, **config.plain(self.device)}), end="")
         unfinished = {None: "would be made", run.job.fingerprint: "would resume"}.get(
-            run.holder(), "holds other unfinished work (--force would drop it)")
+            run.folder.holder(), "holds other unfinished work (--force would drop it)")
         done = f"already done{otherwise(run.out, self.device)}"
         state = {"this": done, "nothing": unfinished,
                  "damaged": "is damaged (--force would move it aside)",
-                 "other": "holds other work (--force would move it aside)"}[run.occupant()]
+                 "other": "holds other work (--force would move it aside)"}[run.folder.occupant()]
         for role, text in inputs.items():
             print(f"# {role}: {printable(text)}")
         print(f"# fingerprint {run.job.fingerprint[:16]}")
@@ -378,6 +381,13 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
         return 0
 
     return wrapped
+
+
+def this_line() -> str:
+    """The command line as typed, for 'the same line resumes'."""
+    words = list(sys.orig_argv)
+    words[0] = Path(words[0]).name
+    return shlex.join(words)
 
 
 def fail(message: str) -> int:

@@ -29,10 +29,11 @@ from pathlib import Path
 import numpy as np
 
 from core import config, pictures, reading, streams
+from core.artefact import read_meta
 from core.config import Place
 from core.distributed import note, world
 from core.errors import UserError
-from core.imageset import ImageSet, check_arrays, content_digest, from_arrays, read_meta
+from core.imageset import ImageSet, check_arrays, content_digest, from_arrays
 from core.remembered import NAMED, place
 
 TORCHVISION = {

@@ -1,18 +1,54 @@
-"""What identifies each command's work, from its request and the sets it reads.
+"""What identifies a piece of work, and each command's from its request and the sets it reads.
 
 The commands build their runs from these, and tables address artefacts with them before they exist.
 """
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core import config, files
-from core.command import Request
+from core.artefact import read_any_meta
 from core.errors import UserError
-from core.imageset import ImageSet, read_any_meta
-from core.run import Job
+from core.names import component
+
+if TYPE_CHECKING:       # requests and sets know of runs, and each run of the job that it does
+    from core.command import Request
+    from core.imageset import ImageSet
 
 Resolve = Callable[[str], str]      # path of an artefact -> its fingerprint
+
+
+@dataclass(frozen=True)
+class Job:
+    """What identifies a piece of work: everything that its output depends on, and nothing else."""
+
+    kind: str                       # poisons, checkpoints, purified or records
+    name: str                       # for the default folder: runs/<kind>/<name>-<fingerprint8>
+    method: str
+    version: int
+    config: dict
+    seed: int
+    inputs: dict[str, str]          # role -> fingerprint of the artefact
+    preset: str = ""                # the YAML's name, for people
+    settings: dict = field(default_factory=dict)    # further keys that change the output
+    digests: dict[str, dict[str, str]] = field(default_factory=dict)    # role -> file -> SHA-256;
+                                    # no part of the identity, but the same at every resume
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the job without its names and the inputs' bytes."""
+        content = {k: v for k, v in dataclasses.asdict(self).items()
+                   if k not in ("name", "preset", "digests")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def default_out(self) -> Path:
+        return Path("runs", self.kind, f"{component(self.name)}-{self.fingerprint[:8]}")
 
 
 def fingerprint_at(path: str) -> str:
@@ -34,7 +70,7 @@ def digests_at(path: str) -> dict[str, str]:
         return {}
 
 
-def poison(request: Request, clean: ImageSet, resolve: Resolve = fingerprint_at) -> Job:
+def poison(request: "Request", clean: "ImageSet", resolve: Resolve = fingerprint_at) -> Job:
     """The attack on all of `clean`, or on `fraction` of it."""
     settings, extra = request.settings, {}
     if settings.fraction < 1:
@@ -43,13 +79,13 @@ def poison(request: Request, clean: ImageSet, resolve: Resolve = fingerprint_at)
                 resolve=resolve, extra=extra)
 
 
-def train(request: Request, images: ImageSet, resolve: Resolve = fingerprint_at) -> Job:
+def train(request: "Request", images: "ImageSet", resolve: Resolve = fingerprint_at) -> Job:
     """Training a purifier on a set."""
     return make(request, "checkpoints", images, {"data": images.fingerprint},
                 request.train_config, resolve=resolve)
 
 
-def purify(request: Request, poisoned: ImageSet, checkpoint: tuple[str, int] | None,
+def purify(request: "Request", poisoned: "ImageSet", checkpoint: tuple[str, int] | None,
            resolve: Resolve = fingerprint_at) -> Job:
     """`checkpoint`: fingerprint and seed of what a trained purifier applies."""
     inputs, seed = {"data": poisoned.fingerprint}, request.settings.seed
@@ -63,15 +99,15 @@ def purify(request: Request, poisoned: ImageSet, checkpoint: tuple[str, int] | N
                 digests=digests)
 
 
-def record(request: Request, train: ImageSet, test: ImageSet, resolve: Resolve = fingerprint_at
-           ) -> Job:
+def record(request: "Request", train: "ImageSet", test: "ImageSet",
+           resolve: Resolve = fingerprint_at) -> Job:
     """Training on a set and scoring on another."""
     return make(request, "records", train,
                 {"train": train.fingerprint, "test": test.fingerprint}, request.config,
                 resolve=resolve, digests={"train": train.digests, "test": test.digests})
 
 
-def make(request: Request, kind: str, images: ImageSet, inputs: dict[str, str], method_config,
+def make(request: "Request", kind: str, images: "ImageSet", inputs: dict[str, str], method_config,
          seed: int | None = None, resolve: Resolve = fingerprint_at, extra: dict | None = None,
          digests: dict | None = None) -> Job:
     """A method's PATHS are keys that name artefacts: they count by content, not by place. Where

@@ -15,11 +15,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from core import files, reading, remembered, shapes, streams
+from core import files, remembered, streams
+from core.artefact import read_array, read_meta
 from core.errors import UserError
 from core.run import Run
 
-FORMAT = 1
 SLICE_ROWS = 4 * streams.BLOCK      # rows in memory as floats at a time
 Rounding = Literal["round", "floor"]
 
@@ -249,94 +249,3 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, classes: int, where: st
     if len(outside):
         raise UserError(f"{where}: row {outside[0]} has label {labels[outside[0]]}; labels must "
                         f"lie in 0..{classes - 1}")
-
-
-KINDS = {"imageset": "an ImageSet", "checkpoint": "a checkpoint", "record": "a record"}
-
-
-def read_any_meta(path: Path) -> dict:
-    """The meta.json of a finished artefact of whatever kind."""
-    kind = "imageset"           # of what cannot be read, so that read_meta says why
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        kind = str(files.read_json(path / "meta.json")["kind"])
-    return read_meta(path, kind if kind in KINDS else "imageset")
-
-
-def read_meta(path: Path, kind: str) -> dict:
-    """The meta.json of a finished artefact of this kind, every entry of its type (core.shapes);
-    UserError names what is missing or damaged."""
-    if not path.exists():
-        unfinished = path.with_name(path.name + ".partial").exists()
-        hint = "; it is unfinished: repeat the command that makes it" if unfinished else ""
-        raise UserError(f"{path}: no such folder; it should be {KINDS[kind]}{hint}")
-    if not (path / "meta.json").exists():
-        folder = kind == "imageset" and path.is_dir()
-        hint = f"; for a folder per class write folder:{path}" if folder else ""
-        raise UserError(f"{path} is not {KINDS[kind]}: it has no meta.json{hint}")
-    try:
-        meta = files.read_json(path / "meta.json")
-        if meta["kind"] != kind:
-            raise UserError(f"{path} is {KINDS.get(str(meta['kind']), 'something else')}, not "
-                            f"{KINDS[kind]}")
-        if meta["format"] != FORMAT:
-            raise UserError(f"{path}/meta.json: format {meta['format']}, but this code reads "
-                            f"format {FORMAT}")
-        check_shape(meta, shapes.META[kind], path / "meta.json")
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}/meta.json is damaged; {again(path)}") from None
-    return meta
-
-
-def check_shape(value: dict, shape: dict, path: Path) -> None:
-    """Raise UserError that names the first entry of a JSON file that is missing or no such type."""
-    for key in shape:
-        if not key.endswith("?") and key not in value:
-            raise UserError(f"{path} lacks '{key}'; {again(path.parent)}")
-    try:
-        fault = shapes.misshapen(value, shape)
-    except RecursionError:
-        fault = "lineage"
-    if fault is not None:
-        raise UserError(f"{path}: '{fault}' is not what it must be; {again(path.parent)}")
-
-
-def read_log(folder: Path) -> list[dict]:
-    """The lines of a finished artefact's log.jsonl. Raises UserError if it is damaged."""
-    path, meta = folder / "log.jsonl", read_any_meta(folder)
-    try:
-        if meta.get("log_sha256") not in (None, files.sha256(path)):
-            raise ValueError
-        lines = [reading.parse_json(line) for line in reading.text(path).splitlines()]
-        if not all(isinstance(line, dict) for line in lines):
-            raise ValueError
-    except (OSError, ValueError):
-        raise UserError(f"{path} is missing, damaged or edited; {again(folder)}") from None
-    return lines
-
-
-def again(folder: Path) -> str:
-    """What to do about a finished artefact that is not whole: OUT being there means done, so the
-    same line alone would leave it."""
-    return f"remove {folder} and repeat the command that made it"
-
-
-def verify(path: Path, meta: dict) -> None:
-    """Raise UserError unless the file has the SHA-256 that its meta.json promises."""
-    try:
-        digest = files.sha256(path)
-    except UserError as error:
-        raise UserError(f"{error}; {again(path.parent)}") from None
-    if digest != meta.get("digests", {}).get(path.name):
-        raise UserError(f"{path} does not match its SHA-256 in meta.json: it was damaged or "
-                        f"edited; {again(path.parent)}")
-
-
-def read_array(path: Path, meta: dict) -> np.ndarray:
-    """Memory-map a `.npy` file of an artefact. Raises UserError if it is damaged or a pickle."""
-    verify(path, meta)
-    try:
-        return reading.npy(path, mapped=True)
-    except UserError as error:
-        raise UserError(f"{error}; {again(path.parent)}") from None

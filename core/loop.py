@@ -55,8 +55,8 @@ class Loop:
             except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
                 raise UserError(f"{run.work} was begun by another version of this code; remove it "
                                 "to start again") from None
-        run.rewind_log(name, self.epoch)
-        if state is not None and run.world.leads and log != run.log_digest(name):
+        run.folder.log.rewind(name, self.epoch)
+        if state is not None and run.world.leads and log != run.folder.log.digest(name):
             raise UserError(f"{run.work / 'log.jsonl'} is damaged: it lacks lines of '{name}' as "
                             f"they were written; remove {run.work} to start again")
 
@@ -160,7 +160,8 @@ class Loop:
         self.run.save_state(self.name, {
             "epoch": self.epoch, "step": self.step, "images": self.images,
             "timed": self.timed, "seconds": self.seconds, "means": self.means,
-            "sums": self._sums, "weight": self._weight, "log": self.run.log_digest(self.name),
+            "sums": self._sums, "weight": self._weight,
+            "log": self.run.folder.log.digest(self.name),
             "objects": {key: list(value) if isinstance(value, list) else value.state_dict()
                         for key, value in self.objects.items()},
         })

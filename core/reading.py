@@ -14,7 +14,7 @@ import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -153,7 +153,7 @@ def npz(path: Path, *names: str) -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
-def members(file: Regular) -> Iterator[zipfile.ZipFile]:
+def members(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
     """A zip archive. Raises ValueError or BadZipFile if it is none, or has far too many members."""
     end = zipfile._EndRecData(file)         # the only way to its length before it is read
     if not end or end[zipfile._ECD_SIZE] > MOST_MEMBERS:

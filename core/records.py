@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from core import files, shapes
+from core.artefact import again, check_shape, read_meta, verify
 from core.errors import UserError
-from core.imageset import ImageSet, again, check_shape, read_meta, title, verify
-from core.run import Run, versions
+from core.imageset import ImageSet, title
+from core.run import Run
 from core.training import Result
+from core.workfolder import versions
 
 COMMITTED = Path("results")     # records kept in git; they count as done
 

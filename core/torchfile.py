@@ -11,7 +11,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -33,24 +33,29 @@ STORAGES = {
 def load(path: Path) -> Any:
     """What torch.save wrote. Raises UserError for anything but plain data and tensors."""
     with reading.regular(path) as file:
-        try:
-            start = file.read(4)
-            file.seek(0)
-            if start == b"PK\3\4":
-                with reading.members(file) as archive:
-                    return from_archive(archive, file)
-            return from_stream(file)
-        except (UserError, MemoryError):
-            raise
-        except Unsafe as error:
-            raise UserError(f"{path} is not a torch file of plain tensors: it asks for {error}; "
-                            "nothing else is read, for it would have to be run") from None
-        except Exception:       # of pickletools, zipfile and torch
-            raise UserError(f"{path} is not a torch file of plain tensors; nothing else is read, "
-                            "for it would have to be run") from None
+        return parse(file, file.size, path)
 
 
-def from_archive(archive: zipfile.ZipFile, file: reading.Regular) -> Any:
+def parse(file: BinaryIO, size: int, path: Path) -> Any:
+    """The same from an open file, or from its bytes in memory, of `size` bytes."""
+    try:
+        start = file.read(4)
+        file.seek(0)
+        if start == b"PK\3\4":
+            with reading.members(file) as archive:
+                return from_archive(archive, size)
+        return from_stream(file, size)
+    except (UserError, MemoryError):
+        raise
+    except Unsafe as error:
+        raise UserError(f"{path} is not a torch file of plain tensors: it asks for {error}; "
+                        "nothing else is read, for it would have to be run") from None
+    except Exception:       # of pickletools, zipfile and torch
+        raise UserError(f"{path} is not a torch file of plain tensors; nothing else is read, "
+                        "for it would have to be run") from None
+
+
+def from_archive(archive: zipfile.ZipFile, size: int) -> Any:
     """NAME/data.pkl, and NAME/data/KEY for each storage."""
     infos = {info.filename: info for info in archive.infolist()}
     inside = next(name for name in infos if name.endswith("/data.pkl")).removesuffix("data.pkl")
@@ -59,7 +64,7 @@ def from_archive(archive: zipfile.ZipFile, file: reading.Regular) -> Any:
     if f"{inside}byteorder" in infos \
             and archive.read(f"{inside}byteorder").decode() != sys.byteorder:
         raise Unsafe("another byte order")
-    storages = Storages(file.size)
+    storages = Storages(size)
 
     def stored(identity: Any) -> torch.Tensor:
         key, data, new = storages.of(identity)
@@ -72,18 +77,18 @@ def from_archive(archive: zipfile.ZipFile, file: reading.Regular) -> Any:
         return data
 
     with archive.open(f"{inside}data.pkl") as stream:
-        return plain(stream, file.size, stored)
+        return plain(stream, size, stored)
 
 
-def from_stream(file: reading.Regular) -> Any:
+def from_stream(file: BinaryIO, size: int) -> Any:
     """Five pickles (magic number, protocol, machine, object, keys), then length and bytes of each
     storage."""
     if (interpret(file, 0), interpret(file, 0)) != (MAGIC, PROTOCOL):
         raise ValueError("no torch file")
     if interpret(file, 0).get("little_endian") is not (sys.byteorder == "little"):
         raise Unsafe("another byte order")
-    storages = Storages(file.size)
-    found = plain(file, file.size, lambda identity: storages.of(identity)[1])
+    storages = Storages(size)
+    found = plain(file, size, lambda identity: storages.of(identity)[1])
     for key in own(interpret(file, 0), list):
         data = storages.data[key]
         if int.from_bytes(file.read(8), sys.byteorder) != data.numel():

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from core.artefact import read_array, read_meta
 from core.config import Place, in_range
 from core.errors import UserError
-from core.imageset import ImageSet, Rounding, read_array, read_meta
+from core.imageset import ImageSet, Rounding
 from core.run import Run
 
 VERSION = 1

@@ -17,8 +17,9 @@ import torch
 
 from core.datasets import DataSettings, load
 from core.device import DeviceSettings
+from core.identity import Job
 from core.imageset import ImageSet
-from core.run import Job, Run
+from core.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"

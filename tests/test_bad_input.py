@@ -22,7 +22,8 @@ import purify
 import train_vae
 from core import files, identity
 from core.command import command, parse
-from core.run import Job, Run
+from core.identity import Job
+from core.run import Run
 from poisons.__main__ import main as poison
 
 LSP = CONFIGS / "poisons" / "lsp.yaml"

@@ -236,7 +236,7 @@ def test_the_kld_settles_at_its_target(tmp_path, digits, target):
     config = dvae.TrainConfig(width=8, latent_channels=16, batch_size=64, epochs=12, p_hat_start=4)
     with new_run(tmp_path / "out") as run:
         dvae.train_stage(digits, 1, dvae.Stage(target, "subtract"), config, run)
-        last = run.read_log()[-1]
+        last = run.folder.log.lines()[-1]
     assert 0.95 < last["kld"] / target < 1.3
 
 

@@ -97,7 +97,7 @@ def poisoned_by(attack, clean: ImageSet, config, out) -> tuple[np.ndarray, list[
     with new_run(out) as run:
         result = attack.poison(clean, config, run)
         np.testing.assert_array_equal(result.labels, clean.labels)
-        return np.array(result.images), run.read_log()
+        return np.array(result.images), run.folder.log.lines()
 
 
 def change(attack, clean: ImageSet, config, out) -> np.ndarray:

@@ -16,13 +16,17 @@ import pytest
 import torch
 
 import core.files
+import core.reading
 import core.run
+import core.workfolder
 from core import lock
 from core.device import DeviceSettings
 from core.errors import UserError
 from core.files import RowFile
+from core.identity import Job
 from core.loop import Loop
-from core.run import Job, Run
+from core.run import Run
+from core.workfolder import WorkFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -149,7 +153,7 @@ def test_resuming_names_the_device_settings_that_it_ignores(tmp_path, capsys):
 
 
 def test_second_process_is_refused_while_the_first_lives(tmp_path, capsys):
-    code = ("import sys, time; from core.run import *;"
+    code = ("import sys, time; from core.run import *; from core.identity import Job;"
             "job = Job('poisons', 'x', 'lsp', 1, {'a': 1}, 0, {'data': 'd'});"
             f"run = Run(job, out=Path({str(tmp_path / 'set')!r}));"
             "run.__enter__(); print('locked', flush=True); time.sleep(60)")
@@ -167,7 +171,7 @@ def test_second_process_is_refused_while_the_first_lives(tmp_path, capsys):
 
 def test_commit_point_survives_death_before_the_rename(tmp_path, monkeypatch):
     out = tmp_path / "set"
-    monkeypatch.setattr(Run, "_tidy", lambda self: None)
+    monkeypatch.setattr(WorkFolder, "_tidy", lambda self: None)
     finish(out)
     assert not out.exists()
     monkeypatch.undo()
@@ -232,17 +236,22 @@ def walk(run, stop_at=None):
     return trace, total.weight.item()
 
 
+def lines_of(run):
+    """The log, timings aside."""
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in run.folder.log.lines()]
+
+
 @pytest.mark.parametrize("stop_at", range(1, 12))
 def test_loop_resumes_at_every_step(tmp_path, monkeypatch, stop_at):
     monkeypatch.setattr(core.run, "SAVE_SECONDS", 0.0)
     with Run(job(), out=tmp_path / "whole") as run:
         whole, total = walk(run)
-        lines = [{k: v for k, v in line.items() if k != "seconds"} for line in run.read_log()]
+        lines = lines_of(run)
     with Run(job(), out=tmp_path / "broken") as run:
         before, _ = walk(run, stop_at)
     with Run(job(), out=tmp_path / "broken") as run:
         after, resumed = walk(run)
-        again = [{k: v for k, v in line.items() if k != "seconds"} for line in run.read_log()]
+        again = lines_of(run)
     assert before[:-1] + after == whole     # the last step was not saved before we died
     assert resumed == total
     assert again == lines
@@ -321,6 +330,24 @@ def test_no_flipped_bit_of_a_state_is_silent(tmp_path):
                 run.load_state("loop")
 
 
+def test_a_state_is_read_once(tmp_path, monkeypatch):
+    """They may be gigabytes: by a loop that resumes, and by a sweep."""
+    reads = []
+    read_bytes, regular = Path.read_bytes, core.reading.regular
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or read_bytes(path))
+    monkeypatch.setattr(core.reading, "regular", lambda path: reads.append(path) or regular(path))
+    with Run(job(), out=tmp_path / "set") as run:
+        run.save_state("loop", {"epoch": 3})
+        reads.clear()
+        run.load_state("loop")
+        assert reads == [run.work / "state" / "loop.pt"]
+        swept(run)
+    with Run(job(), out=tmp_path / "set") as run:
+        reads.clear()
+        assert swept(run) == []
+        assert [path.name for path in reads if path.suffix == ".pt"] == ["images@0.pt"]
+
+
 @pytest.mark.parametrize("name", ["images.npy", "log.jsonl", "state/loop.pt", "config.yaml"])
 @pytest.mark.parametrize("what", ["pipe", "link", "circle", "folder"])
 def test_what_is_no_regular_file_is_not_resumed_from(tmp_path, name, what):
@@ -358,12 +385,9 @@ def test_no_flipped_bit_of_a_log_is_silent(tmp_path, monkeypatch):
         walk(run, stop_at)
         run.note("end", value=5)
 
-    def lines(run):
-        return [{k: v for k, v in line.items() if k != "seconds"} for line in run.read_log()]
-
     with Run(job(), out=tmp_path / "whole") as run:
         steps(run)
-        whole = lines(run)
+        whole = lines_of(run)
     with Run(job(), out=tmp_path / "set") as run:
         steps(run, stop_at=8)
         path = run.work / "log.jsonl"
@@ -385,8 +409,8 @@ def test_no_flipped_bit_of_a_log_is_silent(tmp_path, monkeypatch):
             if not survives(flipped):
                 refused += 1
                 continue
-            run._drop_lines(lambda entry: entry["loop"] in run._loops)      # as the commit does
-            assert lines(run) == whole
+            run.folder.log.drop_unknown()          # as the commit does
+            assert lines_of(run) == whole
     assert refused > 10
 
 
@@ -427,7 +451,7 @@ def test_other_bytes_of_an_input_are_refused_at_resume(tmp_path):
 def test_another_torch_is_said_at_resume(tmp_path, monkeypatch, capsys):
     with Run(job(), out=tmp_path / "set"):
         pass
-    monkeypatch.setattr(core.run, "versions", lambda: {"torch": "1.0"})
+    monkeypatch.setattr(core.workfolder, "versions", lambda: {"torch": "1.0"})
     with Run(job(), out=tmp_path / "set"):
         pass
     assert f"begun with torch {torch.__version__.split('+')[0]}" in capsys.readouterr().err
@@ -528,7 +552,7 @@ def test_a_disk_that_fails_also_while_tidying_is_named_and_unlocks(tmp_path, mon
         raise OSError(errno.EIO, os.strerror(errno.EIO), "the first")
 
     with monkeypatch.context() as failing:
-        failing.setattr(Run, "_begin", fail)
+        failing.setattr(WorkFolder, "_begin", fail)
         failing.setattr(core.files, "remove_tree", fail)
         with pytest.raises(OSError, match="the first"), Run(job(), out=tmp_path / "set"):
             pass
@@ -623,7 +647,7 @@ def test_waiting_says_for_whom_and_that_it_is_stopped(tmp_path, monkeypatch, cap
                 assert f"waiting for another process ({other.pid} on" in said
                 other.kill()
 
-        monkeypatch.setattr(core.run.time, "sleep", looked)
+        monkeypatch.setattr(core.workfolder.time, "sleep", looked)
         with Run(job(), out=tmp_path / "set", wait=True) as run:
             assert other.wait() == -signal.SIGKILL
             assert not run.done

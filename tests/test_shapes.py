@@ -12,9 +12,10 @@ from conftest import run_command, write_imageset
 import evaluate
 import purify
 from core import files, records
+from core.artefact import read_any_meta, read_log
 from core.checkpoint import Checkpoint, describe
 from core.errors import UserError
-from core.imageset import ImageSet, read_any_meta, read_log
+from core.imageset import ImageSet
 from core.shapes import ROOT, misshapen
 from scripts.exchange import export
 from scripts.tables import render

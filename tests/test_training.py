@@ -175,7 +175,7 @@ def test_a_result_tells_last_best_and_curve(tmp_path, few):
     with new_run(tmp_path / "out") as run:
         model, result = train_classifier(linear(), few, few, protocol, run)
         assert accuracy(model, few, run) == result.last
-        log = [line for line in run.read_log() if line["loop"] == "classifier"]
+        log = [line for line in run.folder.log.lines() if line["loop"] == "classifier"]
     assert [epoch for epoch, _ in result.curve] == [2, 4, 5]        # the last is always tested
     scores = [score for _, score in result.curve]
     assert result.last == scores[-1]

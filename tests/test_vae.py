@@ -206,7 +206,7 @@ def test_the_vaes_first_step_is_adams_retyped(tmp_path, few):
     config = vae.TrainConfig(width=4, latent_channels=4, batch_size=32, epochs=1, clip_norm=0.01)
     with new_run(tmp_path / "out", seed=7) as run:
         trained = vae.train_stage(images, 1, "", config, run)
-        [line] = run.read_log()
+        [line] = run.folder.log.lines()
     with streams.initialisation(7, "stage1"):
         model = VAE(4, 4, 16)
     order = torch.randperm(32, generator=streams.generator(7, "stage1/batches", 0))
@@ -258,7 +258,7 @@ def test_training_lowers_the_loss_and_holds_the_kld_at_its_target(tmp_path, few)
     config = vae.TrainConfig(width=8, latent_channels=16, batch_size=32, epochs=15)
     with new_run(tmp_path / "out") as run:
         vae.train_stage(few, 1, "", config, run)
-        first, *_, last = run.read_log()
+        first, *_, last = run.folder.log.lines()
     assert last["mse"] < first["mse"] / 2
     assert last["loss"] < first["loss"]
     assert 0.9 < last["kld"] < 1.4
@@ -268,7 +268,7 @@ def test_the_ae_learns_to_reconstruct(tmp_path, few):
     config = ae.TrainConfig(channels=16, batch_size=32, epochs=15)
     with new_run(tmp_path / "out") as run:
         ae.train_stage(few, 1, "", config, run)
-        first, *_, last = run.read_log()
+        first, *_, last = run.folder.log.lines()
     assert last["mse"] < first["mse"] / 2
 
 

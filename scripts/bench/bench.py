@@ -34,8 +34,9 @@ from core.command import command
 from core.device import Device, DeviceSettings, resolve
 from core.distance import build_lpips
 from core.errors import UserError
+from core.identity import Job
 from core.imageset import ImageSet
-from core.run import Job, Run
+from core.run import Run
 from models.dvae import DVAE, InstanceNormReLU
 from models.resnet import resnet18
 from models.unet import UNet

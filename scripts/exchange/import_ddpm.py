@@ -21,8 +21,9 @@ from core.command import command
 from core.config import as_path, plain, read_number
 from core.datasets import place
 from core.errors import ConfigError, UserError
+from core.identity import Job
 from core.names import printable
-from core.run import Job, Run
+from core.run import Run
 from models.unet import UNet
 from purifiers import ddpm
 

@@ -33,11 +33,12 @@ from core.datasets import (
     take,
 )
 from core.errors import UserError
+from core.identity import Job
 from core.imageset import ImageSet
 from core.names import component
 from core.perturbation import Bound, Perturbation, limit_of, measure, nearest_mean
 from core.remembered import place
-from core.run import Job, Run
+from core.run import Run
 from scripts.exchange import aligning, foreign
 from scripts.exchange.units import UNITS
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from core.artefact import read_array
 from core.datasets import clean_of
-from core.imageset import ImageSet, read_array
+from core.imageset import ImageSet
 from scripts.pictures.style import INK, plain_label
 from scripts.tables import plan
 from scripts.tables.measure import records_of, sets_of

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from core import config, records
+from core.artefact import read_log
 from core.datasets import clean_of
 from core.distance import build_lpips
 from core.errors import UserError
-from core.imageset import SLICE_ROWS, ImageSet, read_log
+from core.imageset import SLICE_ROWS, ImageSet
 from core.names import markdown_cell
 from core.perturbation import measure
 from scripts.tables import plan, spec

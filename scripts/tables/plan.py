@@ -13,8 +13,8 @@ from core.command import Request, parse
 from core.datasets import load, load_test
 from core.device import DeviceSettings
 from core.errors import UserError
+from core.identity import Job
 from core.imageset import ImageSet
-from core.run import Job
 from scripts.tables.spec import COMMANDS, DATA_KEYS, DEVICE_KEYS, Line, Step, Table, named
 
 

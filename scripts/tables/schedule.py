@@ -25,7 +25,7 @@ from core.command import command
 from core.device import free_cores
 from core.distributed import say
 from core.errors import UserError
-from core.run import otherwise
+from core.workfolder import otherwise
 from scripts.tables import plan, spec
 
 LOGS, TIMINGS = Path("runs/logs"), Path("runs/timings.jsonl")

@@ -1,0 +1,424 @@
+"""The folder that one piece of work is made in, which no death leaves half a result in.
+
+Work goes on in `OUT.partial/` and ends by renaming that to `OUT/`: if OUT exists, it is whole.
+`OUT.partial/` holds config.yaml, log.jsonl, the growing files of the artefact, and three things
+that do not survive the end: `lock`, `run.json` (fingerprint, resolved device, versions, digests of
+the inputs) and `state/`. What a later process goes on from has a digest: it is as it was written,
+or refused, or made again. Writing meta.json is the commit point; what follows is tidying that any
+later process can finish.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from core import config, files, lock, reading, torchfile
+from core.artefact import FORMAT
+from core.device import Device, DeviceSettings, resolve, unlike
+from core.distributed import say
+from core.errors import UserError
+from core.identity import Job
+
+POLL_SECONDS = 0.2      # between two looks at a lock that another process holds
+SEAL_BYTES = 32         # of SHA-256, behind every state
+SCAFFOLD = ("lock", "run.json", "state")        # in OUT.partial/ only
+UNHASHED = ("config.yaml", "log.jsonl", "meta.json", *SCAFFOLD)
+
+
+class WorkFolder:
+    """OUT.partial/ (`path`) of a job, while this process holds its lock.
+
+    Raises UserError if OUT holds other work (unless `force`, which moves it aside) or if another
+    process is making it (unless `wait`). Of several processes rank 0 alone opens, commits and
+    closes it, and `leads`; the others write row files and states of their own into it.
+    """
+
+    def __init__(self, job: Job, out: Path, *, force: bool = False, wait: bool = False,
+                 leads: bool = True) -> None:
+        self.job = job
+        self.out = place_of(out)
+        self.path = self.out.with_name(self.out.name + ".partial")
+        self.log = Log(self.path / "log.jsonl", writes=leads)
+        self._force, self._wait = force, wait
+        self._lock: int | None = None
+
+    # --- whose work is there -----------------------------------------------------------------
+
+    def occupant(self) -> Literal["nothing", "this", "damaged", "other"]:
+        """What OUT is: absent or empty, this job's artefact, one that cannot be read, or something
+        else."""
+        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
+            return "nothing"
+        if not (self.out / "meta.json").exists():
+            return "other"
+        try:
+            found = files.read_json(self.out / "meta.json")["fingerprint"]
+        except (ValueError, KeyError, TypeError):
+            return "damaged"
+        return "this" if found == self.job.fingerprint else "other"
+
+    def holder(self) -> str | None:
+        """Whose work OUT.partial holds: the fingerprint in meta.json once that is there (run.json
+        may be gone by then), else in run.json; None if it is nobody's. Raises UserError if the
+        file is damaged, or the folder is somebody's own."""
+        if not self.path.exists():
+            return None
+        lock.check_ours(self.path)
+        for path in (self.path / "meta.json", self.path / "run.json"):
+            try:
+                return str(files.read_json(path)["fingerprint"])
+            except FileNotFoundError:
+                continue
+            except (ValueError, KeyError, TypeError):
+                raise self.damaged(path) from None
+        return None
+
+    def damaged(self, path: Path, why: str = "is damaged") -> UserError:
+        """What to raise for a file here that cannot be gone on from."""
+        return UserError(f"{path} {why}; remove {self.path} to start again")
+
+    # --- open: lock, then begin, resume or find it done --------------------------------------
+
+    def open(self, settings: dict, asked: DeviceSettings) -> Device | None:
+        """Begin the work, or resume it on the device that it was begun on; None if it is done.
+        `settings` are what config.yaml shows beside the device's."""
+        if self._finished():
+            say(f"{self.out} is already done{otherwise(self.out, asked)}")
+            return None
+        files.mkdir(self.out.parent)
+        self._acquire()
+        try:
+            return self._recover(settings, asked)
+        except BaseException:
+            with contextlib.suppress(OSError):      # what went wrong first is what is said
+                if [path.name for path in self.path.glob("*")] == ["lock"]:
+                    files.remove_tree(self.path)    # nothing was begun: leave nothing behind
+            self._release()
+            raise
+
+    def _finished(self) -> bool:
+        """True if OUT is this job's artefact; refuses or moves aside anything else there."""
+        occupant = self.occupant()
+        if occupant == "this":
+            self._drop_scaffold(self.out)       # its maker died right after the rename
+            return True
+        if occupant == "nothing":
+            if os.path.ismount(self.out):       # nothing can be renamed to it
+                raise UserError(f"{self.out} is a mount point; name a folder inside it")
+            return False
+        if not self._force:
+            raise UserError(
+                f"{self.out}/meta.json is damaged; remove {self.out} to make it again"
+                if occupant == "damaged" else
+                f"{self.out} holds other work (another config, seed or input); choose another "
+                "out=, or --force to move it aside")
+        self._move_aside()
+        return False
+
+    def _move_aside(self) -> None:
+        number = 1
+        while os.path.lexists(aside := self.out.with_name(f"{self.out.name}.old-{number}")):
+            number += 1
+        files.rename(self.out, aside)
+        say(f"moved {self.out} aside to {aside}")
+
+    def _acquire(self) -> None:
+        """Take OUT.partial's lock. It is released by the kernel when this process dies."""
+        if self.path.is_symlink():
+            raise UserError(f"{self.path} is a link; remove it, or choose another out=")
+        told = None
+        while self._lock is None:
+            try:
+                self._lock = lock.take(self.path)
+            except lock.Held as holder:
+                if not self._wait:
+                    raise UserError(f"{self.out} is being made by {holder} right now; --wait for "
+                                    "it, or choose another out=") from None
+                if told != str(holder):
+                    told = str(holder)
+                    say(f"waiting for {holder} to make {self.out}")
+                time.sleep(POLL_SECONDS)
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _recover(self, settings: dict, asked: DeviceSettings) -> Device | None:
+        """With the lock held: resume, finish what was committed, or begin."""
+        if self._finished():                    # made while we waited for the lock
+            files.remove_tree(self.path)
+            return None
+        holder = self.holder()
+        if holder not in (None, self.job.fingerprint) and not self._force:
+            raise UserError(f"{self.path} holds other unfinished work (another config, seed or "
+                            "input); choose another out=, or --force to drop it")
+        if holder != self.job.fingerprint:
+            device = resolve(asked)
+            self._clear()
+            self._begin(settings, device)
+            return device
+        if (self.path / "meta.json").exists():
+            self._tidy()
+            return None
+        return self._resume(settings, asked)
+
+    def _clear(self) -> None:
+        # First what says whose this is: what a death leaves then is nobody's, never half a state.
+        for name in ("meta.json", "run.json"):
+            files.unlink(self.path / name)
+        files.fsync(self.path)
+        for path in self.path.iterdir():
+            if path.name != lock.NAME:
+                is_folder = path.is_dir() and not path.is_symlink()
+                files.remove_tree(path) if is_folder else files.unlink(path)
+
+    def _begin(self, settings: dict, device: Device) -> None:
+        self._write_config(settings, device)
+        files.mkdir(self.path / "state")
+        files.write_sealed(self.path / "run.json", {
+            "fingerprint": self.job.fingerprint, "device": config.plain(device.as_settings()),
+            "inputs": self.job.digests, "versions": versions()})
+
+    def _write_config(self, settings: dict, device: Device) -> None:
+        resolved = {**settings, **config.plain(device.as_settings())}
+        files.write_bytes(self.path / "config.yaml", config.dump(resolved).encode())
+
+    def _resume(self, settings: dict, asked: DeviceSettings) -> Device:
+        begun = self._read_begun()
+        for path in (*self.path.iterdir(), *self.path.glob("state/*")):
+            folder = path == self.path / "state"
+            if path.is_symlink() or not (path.is_dir() if folder else path.is_file()):
+                raise self.damaged(path, "is not what this code makes, a regular file")
+        before = config.plain(begun["device"])
+        try:
+            device = resolve(begun["device"])
+        except UserError:
+            raise UserError(f"{self.path} was begun on {before['device']}; resume it there, or "
+                            "remove it") from None
+        for left in (*self.path.glob("*.tmp"), *self.path.glob("state/*.tmp")):
+            files.unlink(left)                  # its writer died
+        files.mkdir(self.path / "state")
+        self._write_config(settings, device)
+        self.log.drop_torn()
+        say(f"resuming {self.path}")
+        for key, value in config.plain(asked).items():
+            if value not in (before.get(key), getattr(DeviceSettings, key)):
+                say(f"{key}={value} is ignored: this was begun with {key}={before.get(key)}")
+        for package, now in versions().items():
+            if (then := begun["versions"].get(package)) != now:
+                say(f"begun with {package} {then}, going on with {now}: the rest may differ "
+                    "in its last bits from a run of one version")
+        return device
+
+    def _read_begun(self) -> dict:
+        """run.json, `device` as DeviceSettings. Raises UserError if it is damaged, and if an input
+        has other bytes than those that this run was begun with."""
+        path = self.path / "run.json"
+        try:
+            begun = files.read_json(path)
+            if not {"sha256", "inputs", "versions"} <= begun.keys():
+                raise self.damaged(path, "is damaged, or of an older version of this code")
+            begun["device"] = DeviceSettings(**begun["device"])
+        except UserError:
+            raise
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            raise self.damaged(path) from None
+        for role, digests in self.job.digests.items():
+            before = begun["inputs"].get(role, {})
+            if changed := sorted(name for name in {*before, *digests}
+                                 if before.get(name) != digests.get(name)):
+                raise UserError(
+                    f"{self.path} was begun with other bytes of its input '{role}' "
+                    f"({', '.join(changed)}), though its fingerprint is the same; restore that "
+                    f"input, or remove {self.path} to start again")
+        return begun
+
+    # --- the end -----------------------------------------------------------------------------
+
+    def commit(self, meta: dict) -> None:
+        """Hash and sync every file of the artefact, write meta.json, rename to OUT."""
+        digests = {}
+        for path in sorted(self.path.iterdir()):
+            if path.name not in UNHASHED and path.is_file():
+                files.fsync(path)
+                digests[path.name] = files.sha256(path)
+        self.log.drop_unknown()
+        self.log.sync()
+        files.fsync(self.path)
+        files.write_sealed(self.path / "meta.json", {
+            "format": FORMAT, "fingerprint": self.job.fingerprint, **meta,
+            "versions": versions(), "digests": digests,
+            **({"log_sha256": files.sha256(self.log.path)} if self.log.path.exists() else {}),
+        })
+        self._tidy()
+
+    def _tidy(self) -> None:
+        for name in ("run.json", "state"):
+            self._drop_scaffold(self.path, name)
+        files.fsync(self.path)                  # before the rename: OUT never has them
+        files.rename(self.path, self.out)
+        self._drop_scaffold(self.out)
+
+    def _drop_scaffold(self, folder: Path, *names: str) -> None:
+        for path in (folder / name for name in names or SCAFFOLD):
+            if path.is_dir():
+                files.remove_tree(path)
+            elif path.exists():
+                files.unlink(path)
+
+    def close(self, *, keep: bool = True) -> None:
+        """Let go of the lock. Without `keep`, work that has no state yet is removed."""
+        if self._lock is None:
+            return
+        if not keep and not any(self.path.glob("state/*.pt")):
+            with contextlib.suppress(OSError):
+                files.remove_tree(self.path)
+        self._release()
+
+    # --- states ------------------------------------------------------------------------------
+
+    def write_state(self, name: str, state: dict) -> None:
+        """Write a resume state whole. Tensors, numbers, strings, dicts and lists only."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        seal = hashlib.sha256(buffer.getbuffer()).digest()
+        buffer.seek(0, io.SEEK_END)
+        buffer.write(seal)
+        self.log.sync()             # a state never knows more than the log
+        files.write_bytes(self.state_path(name), buffer.getbuffer())
+
+    def read_state(self, name: str, *, required: bool = False) -> dict | None:
+        """What write_state wrote, on the CPU; None if nothing. Raises UserError if it is damaged,
+        or `required` and missing."""
+        path = self.state_path(name)
+        if not path.exists():
+            if required:
+                raise self.damaged(path, "is missing")
+            return None
+        with files.named_errors(path):
+            data = path.read_bytes()
+        seal = hashlib.sha256(memoryview(data)[:-SEAL_BYTES]).digest()
+        if seal != data[-SEAL_BYTES:]:
+            raise self.damaged(path, "is damaged, or of an older version of this code")
+        try:
+            return torchfile.parse(io.BytesIO(data), len(data), path)
+        except UserError:
+            raise self.damaged(path) from None
+
+    def read_states(self, pattern: str) -> dict[str, dict]:
+        """Every state whose name matches, by name."""
+        names = sorted(path.stem for path in self.path.glob(f"state/{pattern}.pt"))
+        return {name: self.read_state(name) for name in names}
+
+    def state_path(self, name: str) -> Path:
+        return self.path / "state" / f"{name.replace('/', '-')}.pt"
+
+
+class Log:
+    """log.jsonl: a line for each epoch of a loop and for each note, by the loop's name and `at`.
+
+    A death may tear its last line. A line that this process did not write counts only while a
+    state, which knows the digest of its loop's lines, vouches for it.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
+        self._known: set[str] = set()   # loops whose lines this process knows to be right
+
+    def append(self, loop: str, at: int, values: dict) -> None:
+        line = json.dumps({"loop": loop, "at": at, **values}).encode() + b"\n"
+        self._known.add(loop)
+        if self.writes:
+            files.append(self.path, line)
+
+    def rewind(self, loop: str, at: int) -> None:
+        """Drop the lines of a loop from `at` on: they will be written again."""
+        self._known.add(loop)
+        self._keep(lambda entry: entry["loop"] != loop or entry["at"] < at)
+
+    def drop_torn(self) -> None:
+        """Drop what a death or a power cut left of a line."""
+        self._keep(lambda entry: True)
+
+    def drop_unknown(self) -> None:
+        """Drop the lines that no loop of this process vouched for."""
+        self._keep(lambda entry: entry["loop"] in self._known)
+
+    def _keep(self, wanted: Callable[[dict], bool]) -> None:
+        """Keep the lines that are whole and wanted."""
+        if not self.path.exists() or not self.writes:
+            return
+        data = self.path.read_bytes()
+        kept = b"".join(line for line in data.splitlines(keepends=True)
+                        if (entry := _entry(line)) is not None and wanted(entry))
+        if kept != data:
+            files.write_bytes(self.path, kept)
+
+    def digest(self, loop: str) -> str:
+        """SHA-256 of a loop's lines so far, whatever stands between them."""
+        digest = hashlib.sha256()
+        for line in self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else ():
+            if (entry := _entry(line)) is not None and entry["loop"] == loop:
+                digest.update(line)
+        return digest.hexdigest()
+
+    def lines(self) -> list[dict[str, Any]]:
+        text = self.path.read_text() if self.path.exists() else ""
+        return [json.loads(line) for line in text.splitlines()]
+
+    def sync(self) -> None:
+        if self.path.exists():
+            files.fsync(self.path)
+
+
+def _entry(line: bytes) -> dict | None:
+    """A line of the log; None if it is torn or damaged."""
+    with contextlib.suppress(ValueError):
+        entry = reading.parse_json(line)
+        if line.endswith(b"\n") and isinstance(entry, dict) and isinstance(entry.get("loop"), str) \
+                and type(entry.get("at")) is int:
+            return entry
+    return None
+
+
+def otherwise(out: Path, asked: DeviceSettings) -> str:
+    """What to add where a finished artefact was made in another precision than the one asked for,
+    which is no part of its fingerprint; '' where it was not, or does not say."""
+    try:
+        found = unlike(files.read_json(out / "meta.json")["device"], asked)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    return f", made with {found}: another out= makes it anew" if found else ""
+
+
+def place_of(out: Path) -> Path:
+    """Where OUT is made: a link is followed, also to a folder that is not there yet. Raises
+    UserError for what cannot be a new folder."""
+    if out.name in ("", ".."):
+        raise UserError(f"out: '{out}' is not a new folder; name one")
+    if out.name.endswith(".partial"):
+        raise UserError(f"out: '{out}' is the name of an unfinished run; choose another")
+    if not out.is_symlink():
+        return out
+    target = Path(os.path.realpath(out))
+    if target.is_symlink():
+        raise UserError(f"out: '{out}' is a link that leads in a circle")
+    return target
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that decide an output's last bits."""
+    from importlib.metadata import version
+
+    packages = ("torch", "numpy")
+    return {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
