@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]      # (x_t, t) -> eps
+Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]     # of (B, 3, H, W) twice: (B,)
 Variance = Literal["large", "small"]
 
 
@@ -139,8 +140,8 @@ def mse_shift(x: torch.Tensor, target: torch.Tensor, jump: Jump, strength: float
 
 
 def distance_shift(x: torch.Tensor, target: torch.Tensor, jump: Jump, strength: float,
-                   distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """-Sigma s_t grad D(x, target) of each image, D a differentiable distance (B,)."""
+                   distance: Distance) -> torch.Tensor:
+    """-Sigma s_t grad D(x, target) of each image, D differentiable."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         gradient = torch.autograd.grad(distance(x, target).sum(), x)[0]

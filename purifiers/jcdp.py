@@ -11,7 +11,6 @@ pixels are rounded (released: `rounding: floor`); on a GPU the network computes 
 6 % of the pixels by a grey level (released: `precision: fp32`).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,8 +22,8 @@ from core.distance import Net, build_lpips, check_lpips
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.run import Run
-from purifiers import ddpm, diffusion
-from purifiers.diffusion import Jump, Schedule
+from purifiers import diffusion, walk
+from purifiers.diffusion import Distance, Jump, Schedule
 
 VERSION = 1
 CHECKPOINT = "ddpm"             # whose checkpoints it applies
@@ -35,7 +34,7 @@ SMOKE = {"t_star": 2, "passes": 1, "evaluations": 2, "threshold": 1, "lpips_net"
 
 
 @dataclass(frozen=True)
-class Config(ddpm.Passes):
+class Config(walk.Passes):
     """Keys under `jcdp`, for purify.py."""
 
     t_star: int = 20                # code
@@ -76,7 +75,7 @@ class Config(ddpm.Passes):
 
 def check(config: Config, checkpoint: Checkpoint, shape: tuple[int, int]) -> None:
     """Raise UserError for what `purify` would refuse, before a table trains its prior."""
-    ddpm.check(config, checkpoint, shape, "jcdp")
+    walk.check(config, checkpoint, "jcdp")
     if config.perceives:
         check_lpips(config.lpips_net, config.lpips_weights, config.lpips_resize, shape)
 
@@ -84,27 +83,27 @@ def check(config: Config, checkpoint: Checkpoint, shape: tuple[int, int]) -> Non
 def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
     """Noise and denoise every image `config.passes` times with the prior of `run.checkpoint`,
     guided to stay near it."""
-
-    def guide_of(schedule: Schedule, steps: list[Jump]) -> ddpm.Guide | None:
-        if not config.guides:
-            return None
-        check_strength(steps, poisoned, config, run)
-        perceptual = None
-        if config.perceives:
-            perceptual = build_lpips(config.lpips_net, config.lpips_weights, config.lpips_resize,
-                                     poisoned.image_shape, run.device.torch)
-        return make_guide(schedule, config, perceptual)
-
-    return ddpm.walk(poisoned, config, run, guide_of)
+    prior = walk.load_prior(poisoned, config, run)
+    guide = None
+    if config.guides:
+        check_strength(config.jumps(prior.schedule), poisoned, config, run)
+        guide = make_guide(prior.schedule, config, perceptual_distance(poisoned, config, run))
+    return walk.walk(poisoned, prior, config, run, guide)
 
 
-def make_guide(schedule: Schedule, config: Config,
-               perceptual: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
-               ) -> ddpm.Guide:
+def perceptual_distance(images: ImageSet, config: Config, run: Run) -> Distance | None:
+    """LPIPS for such images, if a step asks it."""
+    if not config.perceives:
+        return None
+    return build_lpips(config.lpips_net, config.lpips_weights, config.lpips_resize,
+                       images.image_shape, run.device.torch)
+
+
+def make_guide(schedule: Schedule, config: Config, perceptual: Distance | None) -> walk.Guide:
     """The shift of each step's mean, Sigma g, with g the gradient of the log-likelihoods of the
     noised target (equations 14-20)."""
 
-    def guide(x: torch.Tensor, y: torch.Tensor, jump: Jump, draw: Callable) -> torch.Tensor:
+    def guide(x: torch.Tensor, y: torch.Tensor, jump: Jump, draw: walk.Draw) -> torch.Tensor:
         if config.target_noise == "none":
             target = schedule.abar[jump.t].sqrt().item() * y
         else:
@@ -122,17 +121,17 @@ def make_guide(schedule: Schedule, config: Config,
     return guide
 
 
-def check_strength(steps: list[Jump], images: ImageSet, config: Config, run: Run) -> None:
+def check_strength(jumps: list[Jump], images: ImageSet, config: Config, run: Run) -> None:
     """Raise UserError where a step would overshoot its target in pixels: kappa >= 1. In perception
     there is no such limit to compute: say where steps are longer than any that was seen to work."""
     elements = images.images[0].size
     kappas = [diffusion.kappa(jump, config.strength, elements)
-              for jump in steps if config.terms(jump.t)[0]]
+              for jump in jumps if config.terms(jump.t)[0]]
     if kappas and max(kappas) >= 1:
         largest = config.strength / max(kappas)
         raise UserError(f"jcdp.strength: {config.strength:g} overshoots (kappa {max(kappas):.2f}); "
                         f"with these steps it must be below {largest:.3g}")
-    longest = max((diffusion.pull(jump, config.strength) for jump in steps
+    longest = max((diffusion.pull(jump, config.strength) for jump in jumps
                    if config.terms(jump.t)[1]), default=0)
     if longest > PERCEPTUAL_PULL:
         run.say(f"jcdp.strength: {config.strength:g} probably overshoots in the perceptual steps; "

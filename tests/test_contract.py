@@ -1,7 +1,7 @@
 """The contract of design.md, for every module found in poisons/, purifiers/ and learners/.
 
 A module counts as random if its source draws from the run: `run.stream`, `run.rng`, `run.seed` or
-`run.initialisation`, itself or through core.training or ddpm.walk. Another seed must then give
+`run.initialisation`, itself or through core.training or walk.walk. Another seed must then give
 other bytes, and must not otherwise.
 """
 
@@ -30,7 +30,7 @@ from core.training import Result
 from poisons.__main__ import main as poison_main
 
 RANDOM = re.compile(r"run\.(stream|rng|seed|initialisation)\b|train_(classifier|surrogate)\(|"
-                    r"ddpm\.walk\(|rem\.poison\(")
+                    r"walk\.walk\(|rem\.poison\(")
 ROOMS = ("poisons", "purifiers", "learners")
 MODULES = [(room, name) for room in ROOMS for name in list_methods(room)]
 POISONS, PURIFIERS, LEARNERS = ([name for at, name in MODULES if at == room] for room in ROOMS)

@@ -18,7 +18,7 @@ from core import distributed
 from core.imageset import ImageSet
 from models.unet import UNet
 from poisons import __main__ as poisons
-from purifiers import ddpm
+from purifiers import prior, walk
 
 TRAIN = ["method=ddpm", "ddpm.train.width=32", "ddpm.train.batch_size=16", "ddpm.train.steps=8",
          "ddpm.train.multipliers=[1, 1]", "ddpm.train.blocks=1", "ddpm.train.attention=[8]",
@@ -37,14 +37,14 @@ def trained(few_path, tmp_path_factory):
 
 def test_the_antithetic_steps():
     generator = torch.Generator().manual_seed(0)
-    config = ddpm.TrainConfig(t_train_max=250)
-    t = ddpm.draw_steps(7, config, generator)
+    config = prior.TrainConfig(t_train_max=250)
+    t = prior.draw_steps(7, config, generator)
     assert t.tolist()[4:] == [249 - step for step in t.tolist()[:3]]
-    many = ddpm.draw_steps(100_000, config, generator)
+    many = prior.draw_steps(100_000, config, generator)
     assert (many.min(), many.max()) == (0, 249)
     counts = torch.bincount(many).float()
     assert (counts / 400 - 1).abs().max() < 0.3
-    plain = ddpm.draw_steps(100_000, ddpm.TrainConfig(antithetic=False), generator)
+    plain = prior.draw_steps(100_000, prior.TrainConfig(antithetic=False), generator)
     assert (plain[:50_000] + plain[50_000:] != 999).any()
 
 
@@ -52,32 +52,32 @@ def test_the_antithetic_steps():
     (1_000, .90483289), (5_000, .6065155), (10_000, .36786105), (80_000, 3.3532846e-4)])
 def test_what_an_ema_keeps_of_its_start(steps, kept):
     """With a constant decay: 0.9999^steps."""
-    config = ddpm.TrainConfig(ema_start="init")
-    left = math.prod(1 - ddpm.ema_weight(step, config) for step in range(steps))
+    config = prior.TrainConfig(ema_start="init")
+    left = math.prod(1 - prior.ema_weight(step, config) for step in range(steps))
     assert left == pytest.approx(kept, rel=1e-6)
 
 
 def test_a_warm_ema_forgets_its_start():
     """decay min(0.9999, (1 + n) / (10 + n)): after n steps a window of about n / 9."""
-    config = ddpm.TrainConfig()
-    assert ddpm.ema_weight(0, config) == pytest.approx(0.9)
-    assert ddpm.ema_weight(989, config) == pytest.approx(9 / 999)
-    assert ddpm.ema_weight(10**6, config) == pytest.approx(1e-4)
-    left = math.prod(1 - ddpm.ema_weight(step, config) for step in range(1000))
+    config = prior.TrainConfig()
+    assert prior.ema_weight(0, config) == pytest.approx(0.9)
+    assert prior.ema_weight(989, config) == pytest.approx(9 / 999)
+    assert prior.ema_weight(10**6, config) == pytest.approx(1e-4)
+    left = math.prod(1 - prior.ema_weight(step, config) for step in range(1000))
     assert left < 1e-15
 
 
 @pytest.mark.parametrize("loss", ["mean", "sum"])
 def test_training_is_ho_et_als(few, tmp_path, loss):
     """Two steps against a plain loop: noise at random steps, predict it, clip, Adam, EMA."""
-    config = ddpm.TrainConfig(
+    config = prior.TrainConfig(
         steps=2, batch_size=320, width=32, multipliers=(1, 1), blocks=1, attention=(), dropout=0.0,
         flip=False, warmup_steps=4, loss=loss, ema_start="init", ema_decay=0.9, sample_every=0)
     with new_run(tmp_path / "run") as run:
-        ddpm.train(few, config, run)
+        prior.train(few, config, run)
         found = {part: load_file(run.work / f"{part}.safetensors") for part in ("model", "ema")}
 
-        model = ddpm.build_model(config, (16, 16), run)
+        model = prior.build_model(config, (16, 16), run)
         ema = {name: p.detach().clone() for name, p in model.named_parameters()}
         optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
         betas = np.linspace(1e-4, 0.02, 1000)
@@ -109,9 +109,9 @@ def test_only_the_small_steps_are_trained(few, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(UNet, "forward",
                         lambda self, x, t: seen.append(t) or self.conv_in(x)[:, :3])
-    config = ddpm.TrainConfig(steps=4, batch_size=64, width=32, t_train_max=25, sample_every=0)
+    config = prior.TrainConfig(steps=4, batch_size=64, width=32, t_train_max=25, sample_every=0)
     with new_run(tmp_path / "run") as run:
-        ddpm.train(few, config, run)
+        prior.train(few, config, run)
     assert torch.cat(seen).max() < 25
 
 
@@ -182,7 +182,7 @@ def test_training_survives_kill_9(few_path, tmp_path):
 
 def test_training_resumes_bit_for_bit(trained, few_path, tmp_path, monkeypatch):
     """Stopped after 5 of 8 steps, in the middle of an epoch."""
-    original, count = ddpm.update_ema, []
+    original, count = prior.update_ema, []
 
     def dying(ema, model, weight):
         original(ema, model, weight)
@@ -190,11 +190,11 @@ def test_training_resumes_bit_for_bit(trained, few_path, tmp_path, monkeypatch):
         if len(count) == 6:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(ddpm, "update_ema", dying)
+    monkeypatch.setattr(prior, "update_ema", dying)
     monkeypatch.setattr("core.run.SAVE_SECONDS", 0.0)
     out = f"out={tmp_path / 'again'}"
     assert run_command(train_ddpm.main, *TRAIN, f"data={few_path}", out).status == 130
-    monkeypatch.setattr(ddpm, "update_ema", original)
+    monkeypatch.setattr(prior, "update_ema", original)
     resumed = run_command(train_ddpm.main, *TRAIN, f"data={few_path}", out)
     assert "resuming" in resumed.stderr
     assert content(resumed.path) == content(trained)
@@ -283,20 +283,22 @@ def test_one_graph_for_every_slice(trained, few_path, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("sampler", ["subsampled", "ddim", "euler_maruyama"])
 def test_samplers(trained, few_path, sampler, monkeypatch):
-    """Each asks the network as often as it says."""
+    """Each asks the network as often as the run says."""
     calls, original = [], UNet.forward
     monkeypatch.setattr(UNet, "forward", lambda self, x, t: calls.append(t) or original(self, x, t))
-    out = succeed(purify.main, *APPLY, f"data={few_path}", f"checkpoint={trained}", "--limit",
-                  "64", f"ddpm.sampler={sampler}", "ddpm.evaluations=2")
+    outcome = run_command(purify.main, *APPLY, f"data={few_path}", f"checkpoint={trained}",
+                          "--limit", "64", f"ddpm.sampler={sampler}", "ddpm.evaluations=2")
+    assert f"1 x {len(calls)} network evaluations an image ({sampler}, from" in outcome.stderr
     asked = [round(t.item(), 3) for t in calls]
     assert asked == {"subsampled": [4, 2], "ddim": [4, 2],
                      "euler_maruyama": [4.995, 3.996, 2.997, 1.998, 0.999]}[sampler]
-    assert not np.array_equal(np.load(out / "images.npy"), np.load(few_path / "images.npy")[:64])
+    before, after = (np.load(path / "images.npy")[:64] for path in (few_path, outcome.path))
+    assert not np.array_equal(before, after)
 
 
 def test_released_cast_wraps():
     pixels = torch.tensor([1.004, 1.01, -0.004, -0.01, 0.5, 1.0])
-    assert ddpm.wrapped(pixels).mul(255).round().tolist() == [0, 1, 255, 254, 127, 255]
+    assert walk.wrapped(pixels).mul(255).round().tolist() == [0, 1, 255, 254, 127, 255]
 
 
 @pytest.mark.parametrize(("keys", "message"), [

@@ -13,7 +13,7 @@ import purify
 import train_ddpm
 from core import files
 from core.distance import build_lpips
-from purifiers import ddpm, diffusion, jcdp
+from purifiers import diffusion, jcdp, walk
 
 TRAIN = ["method=ddpm", "ddpm.train.width=32", "ddpm.train.batch_size=16", "ddpm.train.steps=4",
          "ddpm.train.multipliers=[1, 1]", "ddpm.train.blocks=1", "ddpm.train.attention=[]",
@@ -220,12 +220,12 @@ def test_passes_share_no_noise(few, tmp_path):
 
     with new_run(tmp_path / "run") as run:
         like, rows = torch.zeros(300, 3, 4, 4), slice(100, 400)
-        one = ddpm.draw_noise(like, rows, run, 0, "sample", 3)
+        one = walk.draw_noise(like, rows, run, 0, "sample", 3)
         assert one.shape == (300, 3, 4, 4)
-        part = ddpm.draw_noise(like[:20], slice(250, 270), run, 0, "sample", 3)
+        part = walk.draw_noise(like[:20], slice(250, 270), run, 0, "sample", 3)
         torch.testing.assert_close(part, one[150:170], rtol=0, atol=0)
         for other in ((1, "sample", 3), (0, "sample", 2), (0, "target", 3)):
-            assert (ddpm.draw_noise(like, rows, run, *other) != one).all(0).any()
+            assert (walk.draw_noise(like, rows, run, *other) != one).all(0).any()
 
 
 def test_long_perceptual_steps_are_noted(prior, few_path):

@@ -41,8 +41,8 @@ from models.dvae import DVAE, InstanceNormReLU
 from models.resnet import resnet18
 from models.unet import UNet
 from poisons import ar, cuda, lsp, ops, pgd, rem
-from purifiers import ddpm, dvae, jcdp
-from purifiers.diffusion import Schedule, jumps
+from purifiers import dvae, jcdp, prior, walk
+from purifiers.diffusion import Schedule
 
 
 @dataclass
@@ -385,10 +385,10 @@ def exactly(bench: Bench, purify: Callable, floats: torch.Tensor) -> None:
         purify(floats, slice(0, len(floats)))
 
 
-def as_walked(bench: Bench, walk: Callable, floats: torch.Tensor) -> None:
-    """The same for ddpm.walk, which keeps the run's precision where that is tf32."""
+def as_walked(bench: Bench, purify: Callable, floats: torch.Tensor) -> None:
+    """The same for walk.walk, which keeps the run's precision where that is tf32."""
     with contextlib.nullcontext() if bench.device.precision == "tf32" else bench.device.exact():
-        walk(floats, slice(0, len(floats)))
+        purify(floats, slice(0, len(floats)))
 
 
 # --- diffusion -------------------------------------------------------------------------------
@@ -425,8 +425,8 @@ def unet(bench: Bench):
     """The UNet of DDPM and JCDP: forward, guidance, sub-sampled passes, a training step."""
     width = 32 if bench.smoke else 128
     batch = 8 if bench.smoke else 1024 if bench.cuda else 32
-    config = ddpm.TrainConfig(width=width, batch_size=batch)
-    model = ddpm.build_model(config, (32, 32), bench.run).eval().requires_grad_(False)
+    config = prior.TrainConfig(width=width, batch_size=batch)
+    model = prior.build_model(config, (32, 32), bench.run).eval().requires_grad_(False)
     dtype = torch.bfloat16 if bench.device.precision == "bf16" else torch.float32
     network = bench.device.maybe_compile(model.to(dtype))
     x, _ = bench.images(batch)
@@ -459,16 +459,16 @@ def unet(bench: Bench):
               note="seconds / those of 20")
 
     size = 8 if bench.smoke else 128 if bench.cuda else 16
-    config = ddpm.TrainConfig(width=width, batch_size=size)
-    model = ddpm.build_model(config, (32, 32), bench.run).train()
+    config = prior.TrainConfig(width=width, batch_size=size)
+    model = prior.build_model(config, (32, 32), bench.run).train()
     ema, numbers = copy.deepcopy(model).requires_grad_(False), itertools.count()
-    one_step = ddpm.training_step(model, ddpm.make_optimizer(model, config, bench.run), config,
-                                  bench.run)
+    one_step = prior.training_step(model, prior.make_optimizer(model, config, bench.run),
+                                   config, bench.run)
     images, _ = bench.images(size)
 
     def step():
         one_step(images, next(numbers))
-        ddpm.update_ema(ema, model, 1e-4)
+        prior.update_ema(ema, model, 1e-4)
 
     plain = Plain(bench, plain_unet, width, size, True)
     mine, theirs = bench.seconds(step, plain, steps=bench.steps)
@@ -481,8 +481,8 @@ def levers(bench: Bench):
     """The UNet's forward with one lever after the other; ratio to the plain loop's images/s."""
     width, batch = (32, 8) if bench.smoke else (128, 1024 if bench.cuda else 32)
     others = (4,) if bench.smoke else (64, 256, 2048) if bench.cuda else (1, 8, 128)
-    config = ddpm.TrainConfig(width=width, batch_size=batch)
-    model = ddpm.build_model(config, (32, 32), bench.run).eval().requires_grad_(False)
+    config = prior.TrainConfig(width=width, batch_size=batch)
+    model = prior.build_model(config, (32, 32), bench.run).eval().requires_grad_(False)
     flat = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     half = copy.deepcopy(model).to(torch.bfloat16)
     compiled = [torch.compile(network, dynamic=False) for network in (model, half)]
@@ -506,12 +506,11 @@ def levers(bench: Bench):
 def purifying(network, bench: Bench, options: dict) -> Callable:
     """What JCDP with these keys gives to map_rows."""
     config, schedule = jcdp.Config(**options), Schedule()
-    steps = jumps(schedule, config.visited())
     guide = None
     if config.mode != "none":
         guide = jcdp.make_guide(schedule, config, build_lpips(
             config.lpips_net, None, None, (32, 32), bench.device.torch))
-    return ddpm.walker(network, schedule, steps, guide, config, bench.run)
+    return walk.walker(network, schedule, guide, config, bench.run)
 
 
 # --- data ------------------------------------------------------------------------------------
@@ -543,11 +542,11 @@ def loader(bench: Bench):
                            training.Protocol())
     epochs = itertools.count()
 
-    def walk():
+    def one_epoch():
         for _ in batches.epoch(next(epochs)):
             pass
 
-    seconds, eating = bench.seconds(walk, step, steps=bench.steps)
+    seconds, eating = bench.seconds(one_epoch, step, steps=bench.steps)
     yield Row("augmented batches of 128", rows / seconds, rows / seconds / (128 / eating),
               note="ratio to what the ResNet eats")
 

@@ -26,6 +26,7 @@ from core.names import printable
 from core.run import Run
 from models.unet import UNet
 from purifiers import ddpm
+from purifiers.prior import TrainConfig
 
 # Every key of diffusers' UNet2DModel (0.42): what it must be for the network of Ho et al., ...
 EXPECTED = {"_class_name": ("UNet2DModel",), "in_channels": (3,), "out_channels": (3,),
@@ -204,7 +205,7 @@ def schedule_of(folder: Path) -> dict[str, float]:
                 raise UserError(f"{path}: {theirs} is {said(config[theirs])}, which is no number "
                                 "of a schedule")
             found[ours] = int(value) if ours == "diffusion_steps" else float(value)
-    found["t_train_max"] = found.get("diffusion_steps", ddpm.TrainConfig.t_train_max)
+    found["t_train_max"] = found.get("diffusion_steps", TrainConfig.t_train_max)
     checked(path, **found)
     return found
 
@@ -280,7 +281,7 @@ def unwrapped(weights: dict[str, torch.Tensor], path: Path) -> dict[str, torch.T
     return found
 
 
-def architecture(weights: dict[str, torch.Tensor], size: int) -> ddpm.TrainConfig:
+def architecture(weights: dict[str, torch.Tensor], size: int) -> TrainConfig:
     """Width, multipliers, blocks and attention as the names and shapes tell them."""
     try:
         width = len(weights["conv_in.weight"])
@@ -307,9 +308,9 @@ def count(weights: dict[str, torch.Tensor], pattern: str) -> int:
     return len({match[1] for match in (re.fullmatch(pattern, name) for name in weights) if match})
 
 
-def checked(where: object, **keys: object) -> ddpm.TrainConfig:
+def checked(where: object, **keys: object) -> TrainConfig:
     try:
-        return ddpm.TrainConfig(**keys)
+        return TrainConfig(**keys)
     except ConfigError as error:
         raise UserError(f"{where}: {error.key}: {error}") from None
 
@@ -325,7 +326,7 @@ def said_by(weights: dict[str, torch.Tensor]) -> dict[str, object]:
             "up_block_types": [block.format("Up") for block in reversed(blocks)]}
 
 
-def network(config: ddpm.TrainConfig, size: int, weights: dict[str, torch.Tensor], path: Path
+def network(config: TrainConfig, size: int, weights: dict[str, torch.Tensor], path: Path
             ) -> UNet:
     """The network with these weights. Nothing of its size is made before they fit: shapes are
     what a file claims."""

@@ -1,0 +1,267 @@
+"""The prior of the diffusion purifiers: a DDPM, trained on images without labels and loaded again.
+
+Its network predicts the noise eps in x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t uniform; the
+weights that purify are a running mean (EMA) of those that Adam trains. Source: Ho et al. 2020,
+algorithm 1; code hojonathanho/diffusion and ermongroup/ddim.
+
+Deviations: on a GPU the network computes in bf16, in training too (released: `precision: fp32`).
+Training drops an epoch's last short batch, which ddim keeps.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from core import files
+from core.batches import Augmentation, Batches
+from core.checkpoint import Checkpoint, save_weights
+from core.config import ConfigError, Place, in_range, rebuild
+from core.errors import UserError
+from core.imageset import ImageSet
+from core.loop import Loop
+from core.run import Run
+from models.unet import UNet, initialise
+from purifiers import diffusion
+from purifiers.diffusion import Network, Schedule
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Keys under `ddpm.train`, for train_ddpm.py."""
+
+    steps: int = 80_000                 # LE's scratch run (ckpt_80000.pth); 10,000 to fine-tune
+    batch_size: int = 128               # over all processes
+    learning_rate: float = 2e-4         # Adam (0.9, 0.999)
+    warmup_steps: int | None = None     # linear; null: min(5000, steps / 10), Ho et al.'s 5,000
+    clip_norm: float = 1.0              # gradient norm
+    loss: Literal["mean", "sum"] = "mean"       # over pixels; ddim: sum
+    dropout: float = 0.1
+    flip: bool = True                   # not for digits: mirrored ones are none
+    antithetic: bool = True             # half the steps t, half their mirrors; ddim
+    ema_decay: float = 0.9999
+    # see `ema_weight`; source: the EMA of init_from; init: the weights that training starts from
+    ema_start: Literal["source", "warmup", "init"] = "warmup"
+    t_train_max: int = 1000             # only steps below are trained; purifying uses t_star
+    init_from: Place | None = None      # a checkpoint to fine-tune
+    initialisation: Literal["ho", "pytorch"] = "ho"     # ddim: pytorch
+    width: int = 128                    # channels of the first level
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    attention: tuple[int, ...] = (16,)  # sides that attend
+    blocks: int = 2                     # a level
+    diffusion_steps: int = 1000         # T, betas linear
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    sample_every: int = 5000            # steps between PNGs of samples; 0: none
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch_size", "blocks"):
+            in_range(key, getattr(self, key), at_least=1)
+        in_range("diffusion_steps", self.diffusion_steps, at_least=2)
+        in_range("learning_rate", self.learning_rate, above=0)
+        in_range("clip_norm", self.clip_norm, above=0)
+        in_range("dropout", self.dropout, at_least=0, below=1)
+        in_range("ema_decay", self.ema_decay, at_least=0, below=1)
+        in_range("t_train_max", self.t_train_max, at_least=1, at_most=self.diffusion_steps)
+        in_range("beta_start", self.beta_start, above=0, below=1)
+        in_range("beta_end", self.beta_end, at_least=self.beta_start, below=1)
+        in_range("sample_every", self.sample_every, at_least=0)
+        if self.warmup_steps is not None:
+            in_range("warmup_steps", self.warmup_steps, at_least=0)
+        if self.width < 32 or self.width % 32:
+            raise ConfigError("width", f"{self.width} is no multiple of 32 (groups of the norms)")
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ConfigError("multipliers", "one positive factor a level is needed")
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.diffusion_steps, self.beta_start, self.beta_end)
+
+
+# --- training --------------------------------------------------------------------------------
+
+
+def train(images: ImageSet, config: TrainConfig, run: Run) -> dict | None:
+    """Train a DDPM on `images`, whose labels are not used; resumable.
+
+    Writes `model.safetensors` and `ema.safetensors` into the run, and PNGs of samples. Returns what
+    the checkpoint that it began from was trained on, if any.
+    """
+    world = run.world
+    if config.batch_size % world.size:
+        raise UserError(f"{run.job.method}.train.batch_size: {world.size} processes cannot share "
+                        f"{config.batch_size} images equally")
+    if config.ema_start == "source" and not config.init_from:
+        raise UserError(f"{run.job.method}.train.ema_start: source needs init_from, a checkpoint")
+    model, ema, source = build_model(config, images.image_shape, run), None, None
+    if config.init_from:
+        source = Checkpoint.load(config.init_from)
+        source.check_fits(images, run.job.method, classes=False)
+        check_alike(source, config)
+        source.weights_into(model, "model")
+        if config.ema_start == "source":
+            ema = source.weights_into(copy.deepcopy(model), "ema")
+    ema = (ema or copy.deepcopy(model)).requires_grad_(False).eval()
+    optimizer = make_optimizer(model, config, run)
+    batches = Batches(images, config.batch_size, run, "ddpm", last_step=config.steps,
+                      augmentation=Augmentation(flip=config.flip))
+    epochs = -(-config.steps // len(batches))
+    step = training_step(model, optimizer, config, run)
+    loop = Loop(run, "ddpm", epochs, model=model, optimizer=optimizer, ema=ema)
+    for epoch in loop:
+        model.train()
+        for x, _ in loop.steps(batches):
+            number = epoch * len(batches) + loop.step
+            loss = step(x, number)
+            update_ema(ema, model, ema_weight(number, config))
+            loop.add(len(x), loss=loss)
+            done, every = number + 1, config.sample_every
+            if every and (done % every == 0 or done == config.steps) and world.leads:
+                save_samples(ema, x, config, run, number + 1)
+        loop.end_epoch()
+    save_weights(model, run, "model")
+    save_weights(ema, run, "ema")
+    return source and source.meta["trained_on"]
+
+
+def check_alike(source: Checkpoint, config: TrainConfig) -> None:
+    """Raise UserError unless the checkpoint's network and schedule are those of the config."""
+    theirs = rebuild(TrainConfig, source.meta["config"], str(source.path))
+    for key in ("width", "multipliers", "attention", "blocks", "diffusion_steps", "beta_start",
+                "beta_end"):
+        if getattr(theirs, key) != getattr(config, key):
+            raise UserError(f"{source.path} has {key} {getattr(theirs, key)}, but this training "
+                            f"has {getattr(config, key)}")
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig, run: Run) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=config.learning_rate,
+                            fused=run.device.kind == "cuda")
+
+
+def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, run: Run
+                  ) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """A function (images (B, 3, H, W) in [0, 1], step) that takes one step and returns its loss.
+
+    Every process draws for the whole batch and keeps its own part.
+    """
+    schedule, world = config.schedule, run.world
+    keep = schedule.abar.sqrt().float().to(run.device.torch)
+    spread = (1 - schedule.abar).sqrt().float().to(run.device.torch)
+    warmup = min(5000, config.steps // 10) if config.warmup_steps is None else config.warmup_steps
+
+    def squared_error(x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        x = keep[t, None, None, None] * x0 + spread[t, None, None, None] * noise
+        return F.mse_loss(model(x, t), noise)
+
+    squared_error = run.device.maybe_compile(squared_error)
+
+    def step(images: torch.Tensor, number: int) -> torch.Tensor:
+        generator = run.stream("ddpm/step", number, images.device)
+        t = draw_steps(len(images), config, generator)
+        noise = torch.randn(images.permute(0, 2, 3, 1).shape, generator=generator,
+                            device=images.device).permute(0, 3, 1, 2)
+        mine = world.part(len(images))
+        run.reseed(f"ddpm/dropout/{world.rank}", number)
+        with run.device.autocast():
+            loss = squared_error(images[mine] * 2 - 1, t[mine], noise[mine])
+        if config.loss == "sum":
+            loss = loss * images[0].numel()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        loss = world.average(model, loss)
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * min(1.0, (number + 1) / max(warmup, 1))
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def draw_steps(count: int, config: TrainConfig, generator: torch.Generator) -> torch.Tensor:
+    """Uniform steps (count,) below t_train_max; antithetic: the second half mirrors the first."""
+    top, draws = config.t_train_max, count // 2 + 1 if config.antithetic else count
+    t = torch.randint(top, (draws,), generator=generator, device=generator.device)
+    return torch.cat([t, top - 1 - t])[:count] if config.antithetic else t
+
+
+def ema_weight(number: int, config: TrainConfig) -> float:
+    """Of step `number`, from 0. With a constant decay the EMA's start keeps 90 % after 1,000 steps
+    (0.9999^1000): `warmup` forgets it, `source` and `init` do not."""
+    decay = config.ema_decay
+    if config.ema_start == "warmup":
+        decay = min(decay, (1 + number) / (10 + number))
+    return 1 - decay
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, model: nn.Module, weight: float) -> None:
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), weight)
+
+
+def build_model(config: TrainConfig, shape: tuple[int, int], run: Run) -> UNet:
+    """A fresh network for images of this (height, width), on the run's device."""
+    height, width = shape
+    levels = len(config.multipliers)
+    if height != width or height % 2 ** (levels - 1):
+        raise UserError(f"a DDPM of {levels} levels takes square images whose side is a multiple of"
+                        f" {2 ** (levels - 1)}, not {height}x{width}")
+    sides = [height >> level for level in range(levels)]
+    if unknown := sorted(set(config.attention) - set(sides)):
+        raise UserError(f"attention: no level of the network has sides of {unknown}; of images of "
+                        f"{height}x{width} they have {sides}")
+    with run.initialisation("ddpm"):
+        model = UNet(config.width, config.multipliers, config.blocks, config.attention, height,
+                     config.dropout)
+        if config.initialisation == "ho":
+            initialise(model)
+    return run.device.place(model)
+
+
+def save_samples(model: nn.Module, images: torch.Tensor, config: TrainConfig, run: Run, number: int
+                 ) -> None:
+    """A PNG of up to 32 samples, in 50 reverse steps from training images noised as far as the
+    model is trained: for all 1,000 steps that is as good as from noise."""
+    from torchvision.utils import make_grid
+
+    schedule, top = config.schedule, config.t_train_max
+    generator = run.stream("ddpm/samples", 0, images.device)
+
+    def draw() -> torch.Tensor:
+        return torch.randn(images[:32].shape, generator=generator, device=images.device)
+
+    with torch.no_grad():
+        x = schedule.noised(images[:32] * 2 - 1, top - 1, draw())
+        for jump in diffusion.jumps(schedule, diffusion.times(top, min(50, top))):
+            eps = model(x, torch.tensor([jump.t], device=x.device))
+            x0 = diffusion.predict_x0(x, eps, jump)
+            x = diffusion.ancestral(x, x0, jump, None, None if jump.last else draw())
+    levels = make_grid((x + 1).div_(2).clamp_(0, 1), nrow=8).mul_(255).round_().byte().cpu()
+    files.save_image(run.work / f"samples-{number:07d}.png", levels.permute(1, 2, 0).numpy())
+
+
+# --- what the purifiers load -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A trained DDPM: eps = network(x_t, t), of x_t (B, 3, H, W) float32 in [-1, 1]."""
+
+    network: Network
+    schedule: Schedule
+
+
+def load(trained: TrainConfig, weights: Literal["ema", "model"], shape: tuple[int, int], run: Run
+         ) -> Prior:
+    """The network of `run.checkpoint`, trained as `trained` says on images of this (height, width).
+    It computes in the run's precision; x and eps stay float32."""
+    model = build_model(trained, shape, run)
+    run.checkpoint.weights_into(model, weights).eval().requires_grad_(False)
+    if run.device.precision == "bf16":
+        model.to(torch.bfloat16)
+    return Prior(run.device.maybe_compile(model), trained.schedule)
