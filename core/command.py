@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from core import config, distributed, output, processes, variants
 from core.config import TYPED, Place
@@ -29,6 +29,7 @@ from core.errors import UserError
 from core.identity import Job
 from core.imageset import ImageSet
 from core.names import printable
+from core.ranges import Count, Keys, Range, Share
 from core.run import Run
 from core.workfolder import otherwise
 
@@ -42,28 +43,22 @@ SMOKE_DATA = {"data": "digits", "size": "32", "split": "train", "test": "null"}
 OWN_KEYS = {"checkpoint": "purify.py", "fraction": "-m poisons", "craft_on": "-m poisons"}
 SHARED = ("purify.py", "train_ddpm.py", "-m poisons")   # what several processes can do together
 SHOWN_IF_SET = (*OWN_KEYS, "limit", "smoke")
+Seed = Annotated[int, Range(at_least=0, below=2**32)]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Keys):
     """Keys at the top level that every command takes, beside data and device settings."""
 
     method: str
     preset: str = ""                # what the work is called after: the first YAML's name
     out: Place | None = None        # the artefact's folder; null: runs/<kind>/<name>-<hash>
-    seed: int | None = None         # null: 0, or the checkpoint's
+    seed: Seed | None = None        # null: 0, or the checkpoint's
     checkpoint: Place | None = None     # purify.py: a folder made by train_vae.py or train_ddpm.py
-    fraction: float = 1.0           # python -m poisons: share of the images that are poisoned
+    fraction: Share = 1.0           # python -m poisons: share of the images that are poisoned
     craft_on: Literal["all", "part"] = "all"    # poison all and take a part, or that part alone
-    limit: int | None = None        # --limit
+    limit: Count | None = None      # --limit
     smoke: bool = False             # --smoke
-
-    def __post_init__(self) -> None:
-        if self.limit is not None:
-            config.in_range("limit", self.limit, at_least=1)
-        config.in_range("fraction", self.fraction, above=0, at_most=1)
-        if self.seed is not None:
-            config.in_range("seed", self.seed, at_least=0, below=2**32)
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ import json
 import math
 import os
 import re
-import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from core import reading
 from core.errors import ConfigError, UserError
+from core.ranges import is_optional, not_none, types_of
 
 Place = typing.NewType("Place", str)    # a text that is a path, perhaps behind `folder:`
 MOST_TEXT = 1 << 19     # bytes of a YAML file: some seconds
@@ -222,20 +222,22 @@ def as_path(text: str | Path) -> Path:
 def build(kind: Any, node: Node, key: str) -> Any:
     """Turn a node into a value of type `kind`: a dataclass, bool, int, float, str, Literal,
     `X | None`, or `tuple[X, ...]`. `key` is the dotted name for messages."""
+    if typing.get_origin(kind) is Annotated:        # with a range, which the Config itself checks
+        kind = typing.get_args(kind)[0]
     if kind is Place:
         return expand(build(str, node, key))
     if kind is str and node.typed is not None:
         return node.typed
-    if node.problem and typing.get_origin(kind) not in (Union, types.UnionType):
+    if node.problem and not is_optional(kind):
         raise UserError(node.problem)
     if dataclasses.is_dataclass(kind):
         return build_dataclass(kind, node, key)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (Union, types.UnionType):
+    if is_optional(kind):
         word = node.value if node.typed is None else node.typed.strip()
         if isinstance(word, str) and not node.quoted and word.lower() in NONE:
             return None
-        return build(next(a for a in arguments if a is not type(None)), node, key)
+        return build(not_none(kind), node, key)
     if origin is tuple:
         if not isinstance(node.value, list):
             raise UserError(f"{node.origin}: {key}: expected a list, as in [1, 2]")
@@ -293,7 +295,7 @@ def build_dataclass(kind: type, node: Node, prefix: str) -> Any:
     if not isinstance(node.value, dict):
         raise UserError(f"{node.origin}: {prefix or 'the file'}: expected a section of `key: value`"
                         f" with {', '.join(field.name for field in dataclasses.fields(kind))}")
-    hints = typing.get_type_hints(kind)
+    kinds = types_of(kind)
     known = [field.name for field in dataclasses.fields(kind)]
     dotted = f"{prefix}." if prefix else ""
     values = {}
@@ -301,7 +303,7 @@ def build_dataclass(kind: type, node: Node, prefix: str) -> Any:
         if key not in known:
             raise UserError(f"{child.origin}: unknown key '{dotted}{key}'"
                             + suggest(key, [dotted + name for name in known]))
-        values[key] = build(hints[key], child, dotted + key)
+        values[key] = build(kinds[key], child, dotted + key)
     for field in dataclasses.fields(kind):
         if field.name not in values and field.default is dataclasses.MISSING \
                 and field.default_factory is dataclasses.MISSING:
@@ -309,8 +311,19 @@ def build_dataclass(kind: type, node: Node, prefix: str) -> Any:
     try:
         return kind(**values)
     except ConfigError as error:
-        place = node.value[error.key].origin if error.key in node.value else node.origin
-        raise UserError(f"{place}: {dotted}{error.key}: {error}") from None
+        raise UserError(f"{origin_of(node, error.key)}: {dotted}{error.key}: {error}") from None
+
+
+def origin_of(node: Node, key: str) -> str:
+    """The place of a dotted key below a node, or of the last part of it that is written there."""
+    for part in key.split("."):
+        inside = node.value
+        if isinstance(inside, list):
+            inside = {str(number): item for number, item in enumerate(inside)}
+        if isinstance(inside, str) or part not in inside:
+            break
+        node = inside[part]
+    return node.origin
 
 
 def suggest(word: str, known: Sequence[str], what: str = "known keys") -> str:
@@ -324,51 +337,7 @@ def suggest(word: str, known: Sequence[str], what: str = "known keys") -> str:
     return f"; {what}: {', '.join(known)}" if known else ""
 
 
-# --- ranges, for the `__post_init__` of a Config ---------------------------------------------
-
-
-def in_range(
-    key: str,
-    value: float,
-    *,
-    above: float | None = None,
-    at_least: float | None = None,
-    below: float | None = None,
-    at_most: float | None = None,
-) -> None:
-    """Raise ConfigError if `value` lies outside; the message says the range."""
-    limits = [
-        ("above", above, lambda limit: value > limit),
-        ("at least", at_least, lambda limit: value >= limit),
-        ("below", below, lambda limit: value < limit),
-        ("at most", at_most, lambda limit: value <= limit),
-    ]
-    if math.isfinite(value) and all(limit is None or holds(limit) for _, limit, holds in limits):
-        return
-    wanted = " and ".join(f"{word} {show(limit)}" for word, limit, _ in limits
-                          if limit is not None)
-    raise ConfigError(key, f"{show(value)} is out of range: it must be {wanted}")
-
-
-def show(number: float) -> str:
-    """A number for people: integers in full."""
-    return str(number) if isinstance(number, int) else f"{number:g}"
-
-
-def budget(key: str, value: float) -> None:
-    """An L-inf budget in [0, 1] units; catches grey levels such as `8`."""
-    if value > 1:
-        raise ConfigError(key, f"{value:g} is above 1, but budgets are in [0, 1] units: "
-                               f"write {value:g}/255")
-    in_range(key, value, above=0, at_most=1)
-
-
-def linf_radius(key: str, value: float) -> None:
-    """A budget of perturbations that are stored in whole grey levels."""
-    budget(key, value)
-    if value <= 0.5 / 255:
-        raise ConfigError(key, f"{255 * value:.3g}/255 is no more than half a grey level and is "
-                               "lost in rounding")
+# --- as it would be typed --------------------------------------------------------------------
 
 
 def text(node: Node) -> str:

@@ -34,6 +34,7 @@ from core.config import Place
 from core.distributed import note, world
 from core.errors import UserError
 from core.imageset import ImageSet, check_arrays, content_digest, from_arrays
+from core.ranges import Count, Keys
 from core.remembered import NAMED, place
 
 TORCHVISION = {
@@ -48,12 +49,12 @@ MOST_CLASSES = 100_000          # in an .npz, whose labels say how many there ar
 
 
 @dataclass(frozen=True)
-class DataSettings:
+class DataSettings(Keys):
     """Which images: keys at the top level of every command's YAML."""
 
     data: Place | None = None
     split: str = "train"
-    size: int | None = None             # side in pixels, for digits, photos and folders
+    size: Count | None = None           # side in pixels, for digits, photos and folders
     test: Place | None = None           # a test set, where `data` has none of its own
     root: Place = "data"                # where torchvision looks and downloads to
     like: str | None = None             # whose values of a YAML (`for:`) images from elsewhere take

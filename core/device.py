@@ -17,19 +17,20 @@ from torch import nn
 from core import distributed
 from core.errors import UserError
 from core.names import printable
+from core.ranges import Count, Keys
 
 # cuBLAS reads it once, when CUDA starts: before any run can ask for repeatable kernels.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @dataclass(frozen=True)
-class DeviceSettings:
+class DeviceSettings(Keys):
     """Keys that every command takes at the top level of its YAML. None enters a fingerprint."""
 
     device: str = "auto"                                # auto, cpu, cuda, cuda:1
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"     # auto: fp32 on a CPU
     compile: Literal["auto", "true", "false"] = "auto"  # torch.compile; auto: on CUDA only
-    threads: int | None = None                          # CPU threads; null: torch's default
+    threads: Count | None = None                        # CPU threads; null: torch's default
     deterministic: bool = False                         # CUDA: repeatable kernels, slower
     # signed gradient steps; auto: float32, by `precision` in TF32 or not
     craft_precision: Literal["auto", "bf16"] = "auto"
@@ -138,8 +139,6 @@ def resolve(settings: DeviceSettings) -> Device:
         torch.cuda.set_device(device)
     keep_freed_memory()
     if settings.threads is not None:
-        if settings.threads < 1:
-            raise UserError("threads: must be at least 1")
         torch.set_num_threads(settings.threads)
     precision = settings.precision
     if precision == "auto":

@@ -15,10 +15,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.batches import Augmentation, Batches
-from core.config import ConfigError, in_range
 from core.device import Device
+from core.errors import ConfigError
 from core.imageset import ImageSet
 from core.loop import Loop
+from core.ranges import (
+    BatchSize,
+    BelowOne,
+    Count,
+    CountOrZero,
+    Keys,
+    Positive,
+    PositiveOrZero,
+    Share,
+)
 from core.run import Run
 
 TEST_BATCH = 500
@@ -35,44 +45,31 @@ WARM_FROM = 1e-3        # warm_multistep's first rate (code Sizhe-Chen/SEP)
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(Keys):
     """How a classifier is trained. Defaults: EM's 60 epochs, which D-VAE and ISS use too."""
 
-    epochs: int = 60
-    steps: int | None = None        # if set, training ends after so many steps, epochs or not
-    batch_size: int = 128
+    epochs: Count = 60
+    steps: Count | None = None      # if set, training ends after so many steps, epochs or not
+    batch_size: BatchSize = 128
     drop_last: bool = True
-    learning_rate: float = 0.1      # SGD
-    momentum: float = 0.9
+    learning_rate: Positive = 0.1   # SGD
+    momentum: BelowOne = 0.9
     nesterov: bool = False
-    weight_decay: float = 5e-4
+    weight_decay: PositiveOrZero = 5e-4
     schedule: Schedule = "cosine"
-    milestones: tuple[int, ...] = ()        # epochs, or steps if `steps` is set
-    gamma: float = 0.1                      # factor at each milestone
-    clip_norm: float | None = 5.0           # gradient norm; null: no clipping
-    crop_padding: int = 4
+    milestones: tuple[Count, ...] = ()      # epochs, or steps if `steps` is set
+    gamma: Share = 0.1                      # factor at each milestone
+    clip_norm: Positive | None = 5.0        # gradient norm; null: no clipping
+    crop_padding: CountOrZero = 4
     flip: bool = True
     mean: tuple[float, ...] | None = None   # normalise inside the model; null: images in [0, 1]
-    std: tuple[float, ...] | None = None
-    test_every: int = 1                     # epochs; 0: after the last one only
+    std: tuple[Positive, ...] | None = None
+    test_every: CountOrZero = 1             # epochs; 0: after the last one only
 
     def __post_init__(self) -> None:
-        in_range("epochs", self.epochs, at_least=1)
-        in_range("batch_size", self.batch_size, at_least=2)     # batch norm needs two
-        in_range("learning_rate", self.learning_rate, above=0)
-        in_range("momentum", self.momentum, at_least=0, below=1)
-        in_range("weight_decay", self.weight_decay, at_least=0)
-        in_range("crop_padding", self.crop_padding, at_least=0)
-        in_range("test_every", self.test_every, at_least=0)
-        in_range("gamma", self.gamma, above=0, at_most=1)
+        super().__post_init__()
         if self.nesterov and self.momentum == 0:
             raise ConfigError("nesterov", "needs a momentum above 0")
-        if self.std is not None and min(self.std, default=0) <= 0:
-            raise ConfigError("std", "every standard deviation must be above 0")
-        if self.steps is not None:
-            in_range("steps", self.steps, at_least=1)
-        if self.clip_norm is not None:
-            in_range("clip_norm", self.clip_norm, above=0)
         if (self.mean is None) != (self.std is None):
             raise ConfigError("mean", "mean and std go together: set both or neither")
         if self.mean is not None and not len(self.mean) == len(self.std) == 3:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from core.config import in_range
 from core.imageset import ImageSet
+from core.ranges import BelowOne
 from core.run import Run
 from core.training import Result, train_classifier
 from learners import standard
@@ -19,11 +19,7 @@ SMOKE = standard.SMOKE
 
 @dataclass(frozen=True)
 class Config(standard.Config):
-    label_smoothing: float = 0.1        # s; section 7: 0.1 for 1,000 classes
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        in_range("label_smoothing", self.label_smoothing, at_least=0, below=1)
+    label_smoothing: BelowOne = 0.1     # s; section 7: 0.1 for 1,000 classes
 
 
 def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:

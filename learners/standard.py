@@ -9,8 +9,8 @@ fp32`).
 
 from dataclasses import dataclass
 
-from core.config import in_range
 from core.imageset import ImageSet
+from core.ranges import Count
 from core.run import Run
 from core.training import Protocol, Result, train_classifier
 from models.classifiers import Architecture, Stem, classifier
@@ -22,12 +22,8 @@ SMOKE = {"width": 8, "epochs": 2, "steps": None, "batch_size": 64}
 @dataclass(frozen=True)
 class Config(Protocol):
     architecture: Architecture = "resnet18"
-    width: int = 64                                 # channels of resnet18's first group
+    width: Count = 64                               # channels of resnet18's first group
     stem: Stem = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        in_range("width", self.width, at_least=1)
 
 
 def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:

@@ -20,9 +20,10 @@ from typing import Literal
 
 import torch
 
-from core.config import ConfigError, added, in_range
-from core.errors import UserError
+from core.config import added
+from core.errors import ConfigError, UserError
 from core.imageset import ImageSet, Rounding
+from core.ranges import CountOrZero, Keys, Positive
 from core.run import Run
 from core.streams import BLOCK, by_block
 
@@ -35,19 +36,18 @@ CROP = 4                        # of the release's finder: rows and columns drop
 
 
 @dataclass(frozen=True)
-class Config:
-    radius: float = 1.0             # in `norm`: L2 at 32x32 and below; STL-10: 3.0
+class Config(Keys):
+    radius: Positive = 1.0          # in `norm`: L2 at 32x32 and below; STL-10: 3.0
     norm: Literal["l2", "linf"] = "l2"
-    crop: int = 4                   # rows and columns of a signal that are dropped; 224x224: 2
+    crop: CountOrZero = 4           # rows and columns of a signal that are dropped; 224x224: 2
     coefficients: Literal["auto", "table", "find"] = "auto"     # auto: the table's, if it has them
     finder: Literal["all_signals", "released"] = added("all_signals")   # what a find has to pass
     rounding: Rounding = "round"
 
     def __post_init__(self) -> None:
-        in_range("radius", self.radius, above=0)
+        super().__post_init__()
         if self.norm == "linf" and self.radius > 0.5:
             raise ConfigError("radius", f"{self.radius:g} is no linf radius; write 8/255")
-        in_range("crop", self.crop, at_least=0)
 
 
 def bound(config: Config) -> tuple[str, float]:

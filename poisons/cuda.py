@@ -9,14 +9,15 @@ nearest level (the release truncates: `floor`).
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from core.config import ConfigError, in_range
 from core.errors import UserError
 from core.imageset import ImageSet, Rounding
+from core.ranges import Keys, Range, Weight
 from core.run import Run
 
 VERSION = 1
@@ -24,16 +25,11 @@ SMOKE: dict = {}
 
 
 @dataclass(frozen=True)
-class Config:
-    kernel: int = 3                 # pixels a side; ImageNet-100: 9
-    blur: float = 0.3               # p_b, the largest weight beside the 1; ImageNet-100: 0.06
+class Config(Keys):
+    # pixels a side; ImageNet-100: 9
+    kernel: Annotated[int, Range(at_least=1, in_steps_of=2)] = 3
+    blur: Weight = 0.3              # p_b, the largest weight beside the 1; ImageNet-100: 0.06
     rounding: Rounding = "round"
-
-    def __post_init__(self) -> None:
-        in_range("kernel", self.kernel, at_least=1)
-        in_range("blur", self.blur, at_least=0, at_most=1)
-        if self.kernel % 2 == 0:
-            raise ConfigError("kernel", f"{self.kernel} has no middle; take an odd number")
 
 
 def bound(config: Config) -> None:

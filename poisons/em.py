@@ -18,10 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core.config import budget, in_range, linf_radius
 from core.files import RowFile
 from core.imageset import SLICE_ROWS, ImageSet, Rounding
 from core.loop import Loop
+from core.ranges import (
+    BatchSize,
+    BelowOne,
+    Count,
+    Keys,
+    LinfRadius,
+    Positive,
+    PositiveOrZero,
+    StepSize,
+)
 from core.run import Run
 from models.classifiers import Architecture, classifier
 from poisons.crafting import batches, take
@@ -32,45 +41,28 @@ SMOKE = {"width": 8, "max_rounds": 2, "train_steps": 2, "steps": 2, "batch_size"
 
 
 @dataclass(frozen=True)
-class Shared:
+class Shared(Keys):
     """Keys that EM's two forms share."""
 
-    epsilon: float = 8 / 255        # L-inf budget
-    step_size: float = 0.8 / 255
-    train_steps: int = 10           # of the surrogate a round; CIFAR-100: 20
-    batch_size: int = 512           # of these steps
-    learning_rate: float = 0.1      # SGD, never decayed
-    momentum: float = 0.9
-    weight_decay: float = 5e-4      # CIFAR-100: 5e-5
-    clip_norm: float = 5.0          # gradient norm
-    stop_error: float = 0.01        # of the surrogate on the noised images, in eval mode
-    max_rounds: int = 100           # a cap; the released CIFAR-10 run took 10
+    epsilon: LinfRadius = 8 / 255   # L-inf budget
+    step_size: StepSize = 0.8 / 255
+    train_steps: Count = 10         # of the surrogate a round; CIFAR-100: 20
+    batch_size: BatchSize = 512     # of these steps
+    learning_rate: Positive = 0.1   # SGD, never decayed
+    momentum: BelowOne = 0.9
+    weight_decay: PositiveOrZero = 5e-4     # CIFAR-100: 5e-5
+    clip_norm: Positive = 5.0       # gradient norm
+    stop_error: BelowOne = 0.01     # of the surrogate on the noised images, in eval mode
+    max_rounds: Count = 100         # a cap; the released CIFAR-10 run took 10
     architecture: Architecture = "resnet18"
-    width: int = 64                 # of resnet18
+    width: Count = 64               # of resnet18
     positive_only: bool = False     # True: drop negative noise, as the release does
     rounding: Rounding = "round"    # the release: floor
-
-    def __post_init__(self) -> None:
-        linf_radius("epsilon", self.epsilon)
-        budget("step_size", self.step_size)
-        in_range("train_steps", self.train_steps, at_least=1)
-        in_range("batch_size", self.batch_size, at_least=2)
-        in_range("learning_rate", self.learning_rate, above=0)
-        in_range("momentum", self.momentum, at_least=0, below=1)
-        in_range("weight_decay", self.weight_decay, at_least=0)
-        in_range("clip_norm", self.clip_norm, above=0)
-        in_range("stop_error", self.stop_error, at_least=0, below=1)
-        in_range("max_rounds", self.max_rounds, at_least=1)
-        in_range("width", self.width, at_least=1)
 
 
 @dataclass(frozen=True)
 class Config(Shared):
-    steps: int = 20                 # of PGD a round, from the noise of the round before
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        in_range("steps", self.steps, at_least=1)
+    steps: Count = 20               # of PGD a round, from the noise of the round before
 
 
 def bound(config: Shared) -> tuple[str, float]:

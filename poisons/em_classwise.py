@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.batches import Batches
-from core.config import in_range
 from core.imageset import ImageSet
 from core.loop import Loop
+from core.ranges import Count, Share
 from core.run import Run
 from poisons.crafting import take
 from poisons.em import (
@@ -41,12 +41,8 @@ SMOKE = {"width": 8, "max_rounds": 3, "train_steps": 2, "batch_size": 64}
 
 @dataclass(frozen=True)
 class Config(Shared):
-    max_rounds: int = 300           # a cap; a round is a fiftieth of a sample-wise one
-    share: float = 0.2              # of each class, that the noise is made from
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        in_range("share", self.share, above=0, at_most=1)
+    max_rounds: Count = 300         # a cap; a round is a fiftieth of a sample-wise one
+    share: Share = 0.2              # of each class, that the noise is made from
 
 
 class ClassNoise(nn.Module):

@@ -16,8 +16,10 @@ from typing import Literal
 
 import torch
 
-from core.config import ConfigError, added, budget, in_range, linf_radius
+from core.config import added
+from core.errors import ConfigError
 from core.imageset import ImageSet, Rounding
+from core.ranges import Count, Keys, LinfRadius, Positive, StepSize, check
 from core.run import Run
 from core.training import Schedule
 from models.classifiers import Architecture
@@ -33,34 +35,30 @@ SMOKE = {"steps": 3, "surrogate.architecture": "resnet18", "surrogate.width": 8,
 @dataclass(frozen=True)
 class Surrogate(Training):
     architecture: Architecture = "vgg16"
-    epochs: int = 150
+    epochs: Count = 150
     schedule: Schedule = "multistep"
-    milestones: tuple[int, ...] = (100, 125)
-    clip_norm: float | None = None
+    milestones: tuple[Count, ...] = (100, 125)
+    clip_norm: Positive | None = None
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Keys):
     variant: Literal["p2", "p1"] = "p2"     # descend on the own label, or on the next
     norm: Norm = "linf"
-    epsilon: float = 8 / 255        # in `norm`
-    steps: int = 100
-    step_size: float | None = added(None)   # null: epsilon / 5, as the release; APBench: 0.8/255
+    epsilon: Positive = 8 / 255     # in `norm`
+    steps: Count = 100
+    step_size: Positive | None = added(None)    # null: epsilon / 5, the release; APBench: 0.8/255
     rounding: Rounding = "round"    # the release: floor
     surrogate: Surrogate = field(default_factory=Surrogate)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.norm == "linf":
-            linf_radius("epsilon", self.epsilon)
+            check(LinfRadius, self.epsilon, "epsilon")
+            check(StepSize | None, self.step_size, "step_size")
         elif self.epsilon < 0.1:
             raise ConfigError("epsilon", f"an l2 radius of {self.epsilon:.4g} is lost in rounding; "
                                          "the release has 0.5")
-        in_range("epsilon", self.epsilon, above=0)
-        if self.step_size is not None:
-            in_range("step_size", self.step_size, above=0)
-            if self.norm == "linf":
-                budget("step_size", self.step_size)
-        in_range("steps", self.steps, at_least=1)
 
 
 def bound(config: Config) -> tuple[str, float]:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from core.config import in_range
 from core.errors import UserError
 from core.imageset import ImageSet, Rounding
+from core.ranges import Count, Keys, Positive
 from core.run import Run
 
 VERSION = 2     # 1: norms in float32, off by 2e-6
@@ -27,17 +27,12 @@ SMOKE = {"patch": 8}
 
 
 @dataclass(frozen=True)
-class Config:
-    radius: float = 6 / 255 * math.sqrt(3 * 32 * 32)        # L2, 1.30413; ISS and D-VAE: 1.0
-    patch: int = 8                  # pixels a side of a block: 8 at 32x32, 32 at 224x224 (APBench)
-    class_sep: float = 10.0         # class centres at +-10 in each coordinate, within-class sd ~ 4
+class Config(Keys):
+    radius: Positive = 6 / 255 * math.sqrt(3 * 32 * 32)     # L2, 1.30413; ISS and D-VAE: 1.0
+    patch: Count = 8                # pixels a side of a block: 8 at 32x32, 32 at 224x224 (APBench)
+    class_sep: Positive = 10.0      # class centres at +-10 in each coordinate, within-class sd ~ 4
     positive_only: bool = False     # True: drop negative values, as EM's released loaders do
     rounding: Rounding = "round"
-
-    def __post_init__(self) -> None:
-        in_range("radius", self.radius, above=0)
-        in_range("patch", self.patch, at_least=1)
-        in_range("class_sep", self.class_sep, above=0)
 
 
 def bound(config: Config) -> tuple[str, float]:

@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from core.config import in_range
 from core.errors import UserError
 from core.imageset import SLICE_ROWS, ImageSet
+from core.ranges import Count, Keys
 from core.run import Run
 
 VERSION = 1
@@ -24,14 +24,11 @@ COLOURS = np.array([[v >> 2 & 1, v >> 1 & 1, v & 1] for v in range(8)])     # {0
 
 
 @dataclass(frozen=True)
-class Config:
-    sparsity: int = 1               # pixels a class
+class Config(Keys):
+    sparsity: Count = 1             # pixels a class
     # code: mean / sd of |v - x| over images and channels, which made the published sets; paper:
     # equation 2, mean / variance over images of the sum over channels
     formula: Literal["code", "paper"] = "code"
-
-    def __post_init__(self) -> None:
-        in_range("sparsity", self.sparsity, at_least=1)
 
 
 def bound(config: Config) -> tuple[str, float]:

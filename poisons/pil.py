@@ -14,8 +14,18 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from core.config import budget, in_range, linf_radius
 from core.imageset import ImageSet, Rounding
+from core.ranges import (
+    BatchSize,
+    Count,
+    CountOrZero,
+    Keys,
+    LinfRadius,
+    Positive,
+    PositiveOrZero,
+    StepSize,
+    Weight,
+)
 from core.run import Run
 from core.streams import BLOCK, by_block
 from core.training import Schedule
@@ -31,31 +41,25 @@ SMOKE = {"steps": 5, "surrogate.epochs": 2, "surrogate.batch_size": 64}
 @dataclass(frozen=True)
 class Surrogate(Training):
     architecture: Architecture = "two_linear"
-    epochs: int = 30
-    batch_size: int = 512           # in index order, every epoch the same
+    epochs: Count = 30
+    batch_size: BatchSize = 512     # in index order, every epoch the same
     drop_last: bool = False
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.0
+    learning_rate: Positive = 3e-3
+    weight_decay: PositiveOrZero = 0.0
     schedule: Schedule = "cosine"
-    clip_norm: float | None = None
-    crop_padding: int = 0
+    clip_norm: Positive | None = None
+    crop_padding: CountOrZero = 0
     flip: bool = False
 
 
 @dataclass(frozen=True)
-class Config:
-    epsilon: float = 8 / 255        # L-inf budget
-    step_size: float = 0.8 / 255
-    steps: int = 30
-    weight: float = 0.9             # lambda: of the noise's class, against the image's uncertainty
+class Config(Keys):
+    epsilon: LinfRadius = 8 / 255   # L-inf budget
+    step_size: StepSize = 0.8 / 255
+    steps: Count = 30
+    weight: Weight = 0.9            # lambda: of the noise's class, against the image's uncertainty
     rounding: Rounding = "round"
     surrogate: Surrogate = field(default_factory=Surrogate)
-
-    def __post_init__(self) -> None:
-        linf_radius("epsilon", self.epsilon)
-        budget("step_size", self.step_size)
-        in_range("steps", self.steps, at_least=1)
-        in_range("weight", self.weight, at_least=0, at_most=1)
 
 
 def bound(config: Config) -> tuple[str, float]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from core.config import linf_radius
 from core.imageset import ImageSet, Rounding
+from core.ranges import Keys, LinfRadius
 from core.run import Run
 from core.streams import BLOCK
 
@@ -17,12 +17,9 @@ SMOKE: dict = {}
 
 
 @dataclass(frozen=True)
-class Config:
-    epsilon: float = 8 / 255        # L-inf budget in [0, 1] units: the papers' CIFAR value
+class Config(Keys):
+    epsilon: LinfRadius = 8 / 255   # L-inf budget in [0, 1] units: the papers' CIFAR value
     rounding: Rounding = "round"
-
-    def __post_init__(self) -> None:
-        linf_radius("epsilon", self.epsilon)
 
 
 def bound(config: Config) -> tuple[str, float]:

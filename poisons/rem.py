@@ -21,10 +21,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from core.config import budget, in_range, linf_radius
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.loop import Loop
+from core.ranges import (
+    BatchSize,
+    BelowOne,
+    Count,
+    CountOrZero,
+    Keys,
+    LinfRadius,
+    Positive,
+    PositiveOrZero,
+    StepSize,
+    Weight,
+)
 from core.run import Run
 from core.streams import BLOCK
 from core.training import Normalised
@@ -50,38 +61,24 @@ Draw = Callable[[str, torch.Tensor | int], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Config:
-    epsilon: float = 8 / 255        # rho_u, L-inf budget
-    step_size: float = 1.6 / 255    # rho_u / 5
-    steps: int = 10                 # of the noise
-    transforms: int = 5             # draws of crop and flip a step (EOT)
-    adversary: float = 4 / 255      # rho_a, L-inf radius inside
-    inner_steps: int = 10           # of the adversary
-    inner_step_size: float = 0.8 / 255      # rho_a / 5
-    train_steps: int = 5000         # of the surrogate
-    batch_size: int = 128
-    learning_rate: float = 0.1      # SGD, x0.1 every `decay_every` steps
-    decay_every: int = 2000
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    crop_padding: int | None = 4    # null: a random resized crop (ImageNet)
+class Config(Keys):
+    epsilon: LinfRadius = 8 / 255   # rho_u, L-inf budget
+    step_size: StepSize = 1.6 / 255     # rho_u / 5
+    steps: Count = 10               # of the noise
+    transforms: Count = 5           # draws of crop and flip a step (EOT)
+    adversary: Weight = 4 / 255     # rho_a, L-inf radius inside
+    inner_steps: Count = 10         # of the adversary
+    inner_step_size: StepSize = 0.8 / 255   # rho_a / 5
+    train_steps: Count = 5000       # of the surrogate
+    batch_size: BatchSize = 128
+    learning_rate: Positive = 0.1   # SGD, x0.1 every `decay_every` steps
+    decay_every: Count = 2000
+    momentum: BelowOne = 0.9
+    weight_decay: PositiveOrZero = 5e-4
+    crop_padding: CountOrZero | None = 4    # null: a random resized crop (ImageNet)
     flip: bool = True               # false for SVHN
     architecture: Architecture = "resnet18"
-    width: int = 64                 # of resnet18
-
-    def __post_init__(self) -> None:
-        linf_radius("epsilon", self.epsilon)
-        budget("step_size", self.step_size)
-        in_range("adversary", self.adversary, at_least=0, at_most=1)
-        in_range("inner_step_size", self.inner_step_size, above=0, at_most=1)
-        for key in ("steps", "transforms", "inner_steps", "train_steps", "decay_every", "width"):
-            in_range(key, getattr(self, key), at_least=1)
-        in_range("batch_size", self.batch_size, at_least=2)
-        in_range("learning_rate", self.learning_rate, above=0)
-        in_range("momentum", self.momentum, at_least=0, below=1)
-        in_range("weight_decay", self.weight_decay, at_least=0)
-        if self.crop_padding is not None:
-            in_range("crop_padding", self.crop_padding, at_least=0)
+    width: Count = 64               # of resnet18
 
     @property
     def numbers(self) -> int:

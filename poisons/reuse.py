@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from core.artefact import read_array, read_meta
-from core.config import Place, in_range
+from core.config import Place
 from core.errors import UserError
 from core.imageset import ImageSet, Rounding
+from core.ranges import Count, Keys
 from core.run import Run
 
 VERSION = 1
@@ -24,13 +25,10 @@ PATHS = ("source",)             # counts by its content
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Keys):
     source: Place = ""              # the purified set's folder
-    stage: int = 1                  # whose p_hat: 1 is p_hat of the poisoned images themselves
+    stage: Count = 1                # whose p_hat: 1 is p_hat of the poisoned images themselves
     rounding: Rounding = "round"
-
-    def __post_init__(self) -> None:
-        in_range("stage", self.stage, at_least=1)
 
 
 def bound(config: Config) -> None:

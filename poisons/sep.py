@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core.config import ConfigError, budget, in_range, linf_radius
+from core.errors import ConfigError
 from core.imageset import ImageSet, Rounding
+from core.ranges import Count, Keys, LinfRadius, Positive, StepSize
 from core.run import Run
 from core.training import Schedule
 from poisons.crafting import add_noise, batches, seen_as, take, tell
@@ -38,31 +39,27 @@ SMOKE = {"steps": 2, "inner_steps": 2, "checkpoints": 2, "surrogate.width": 8,
 
 @dataclass(frozen=True)
 class Surrogate(Training):
-    epochs: int = 120
+    epochs: Count = 120
     schedule: Schedule = "warm_multistep"
-    milestones: tuple[int, ...] = (75, 90)
-    clip_norm: float | None = None
+    milestones: tuple[Count, ...] = (75, 90)
+    clip_norm: Positive | None = None
     mean: tuple[float, ...] | None = (0.4914, 0.4822, 0.4465)
-    std: tuple[float, ...] | None = (0.2470, 0.2435, 0.2616)
+    std: tuple[Positive, ...] | None = (0.2470, 0.2435, 0.2616)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Keys):
     loss: Literal["sep", "fa", "fa_vr"] = "sep"
-    epsilon: float = 8 / 255        # L-inf budget; the release: 2/255
-    step_size: float = 1 / 255
-    steps: int = 30
-    inner_steps: int = 15           # of fa_vr
-    checkpoints: int = 30           # equally spaced, the last epoch included; fa_vr: 15
+    epsilon: LinfRadius = 8 / 255   # L-inf budget; the release: 2/255
+    step_size: StepSize = 1 / 255
+    steps: Count = 30
+    inner_steps: Count = 15         # of fa_vr
+    checkpoints: Count = 30         # equally spaced, the last epoch included; fa_vr: 15
     rounding: Rounding = "round"    # the release: floor
     surrogate: Surrogate = field(default_factory=Surrogate)
 
     def __post_init__(self) -> None:
-        linf_radius("epsilon", self.epsilon)
-        budget("step_size", self.step_size)
-        in_range("steps", self.steps, at_least=1)
-        in_range("inner_steps", self.inner_steps, at_least=1)
-        in_range("checkpoints", self.checkpoints, at_least=1)
+        super().__post_init__()
         if self.surrogate.steps is not None:
             raise ConfigError("surrogate.steps", "checkpoints are of epochs: set epochs instead")
         if self.checkpoints > self.surrogate.epochs:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from core.config import in_range
 from core.imageset import ImageSet
+from core.ranges import Count
 from core.run import Run
 from core.training import Protocol, Transform, train_classifier
 from models.classifiers import Architecture, Stem, classifier
@@ -17,12 +17,8 @@ class Training(Protocol):
     """Keys under `surrogate`: the network and how it is trained on the clean images."""
 
     architecture: Architecture = "resnet18"
-    width: int = 64                 # of resnet18
+    width: Count = 64               # of resnet18
     stem: Stem = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        in_range("width", self.width, at_least=1)
 
 
 def train_surrogate(clean: ImageSet, config: Training, run: Run, *, shuffle: bool = True,

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from core.config import budget, in_range, linf_radius
 from core.files import RowFile
 from core.imageset import ImageSet, Rounding
+from core.ranges import Count, CountOrZero, Keys, LinfRadius, Positive, PositiveOrZero, StepSize
 from core.run import Run
 from core.streams import BLOCK, by_block
 from core.training import Schedule
@@ -33,35 +33,28 @@ CIFAR_MEAN, CIFAR_STD = (0.49147, 0.48226, 0.44677), (0.24703, 0.24349, 0.26159)
 
 @dataclass(frozen=True)
 class Surrogate(Training):
-    epochs: int = 40
+    epochs: Count = 40
     nesterov: bool = True
     schedule: Schedule = "multistep"
-    milestones: tuple[int, ...] = (14, 24, 35)
-    clip_norm: float | None = None
-    crop_padding: int = 0           # it is trained with the attack's own shifts
+    milestones: tuple[Count, ...] = (14, 24, 35)
+    clip_norm: Positive | None = None
+    crop_padding: CountOrZero = 0   # it is trained with the attack's own shifts
     flip: bool = False
     mean: tuple[float, ...] | None = CIFAR_MEAN
-    std: tuple[float, ...] | None = CIFAR_STD
+    std: tuple[Positive, ...] | None = CIFAR_STD
 
 
 @dataclass(frozen=True)
-class Config:
-    epsilon: float = 8 / 255        # L-inf budget
-    step_size: float = 0.4 / 255    # 0.05 epsilon
-    steps: int = 250
-    restarts: int = 8               # the one with the lowest loss over the set is kept
+class Config(Keys):
+    epsilon: LinfRadius = 8 / 255   # L-inf budget
+    step_size: StepSize = 0.4 / 255     # 0.05 epsilon
+    steps: Count = 250
+    restarts: Count = 8             # the one with the lowest loss over the set is kept
     targeted: bool = True           # towards the next class; false: away from the own
-    shift: float = 4.0              # pixels at most, in either direction; at 224x224: 28
+    shift: PositiveOrZero = 4.0     # pixels at most, in either direction; at 224x224: 28
     flip: bool = True
     rounding: Rounding = "round"
     surrogate: Surrogate = field(default_factory=Surrogate)
-
-    def __post_init__(self) -> None:
-        linf_radius("epsilon", self.epsilon)
-        budget("step_size", self.step_size)
-        in_range("steps", self.steps, at_least=1)
-        in_range("restarts", self.restarts, at_least=1)
-        in_range("shift", self.shift, at_least=0)
 
 
 def bound(config: Config) -> tuple[str, float]:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from core.config import in_range, rebuild
+from core.config import rebuild
 from core.errors import UserError
 from core.imageset import ImageSet, Rounding
+from core.ranges import BatchSize, BelowOne, Count, Keys, Positive, PositiveOrZero
 from core.run import Run
 from models.ae import AE
 from purifiers.autoencoding import in_batches, initialised, train, training_step
@@ -27,27 +28,17 @@ SMOKE = {"train.channels": 8, "train.epochs": 2, "train.batch_size": 64}
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Keys):
     """Keys under `ae.train`, for train_vae.py."""
 
-    channels: int = 128             # of the bottleneck; figure 5: 1, 2, 4, 8, ... 1024
-    noise: float = 0.062            # standard deviation on the input, [0, 1] units
-    epochs: int = 60
-    batch_size: int = 128
-    learning_rate: float = 0.1      # SGD, cosine to 0 once an epoch
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    clip_norm: float = 5.0          # gradient norm
-
-    def __post_init__(self) -> None:
-        in_range("channels", self.channels, at_least=1)
-        in_range("noise", self.noise, at_least=0)
-        in_range("epochs", self.epochs, at_least=1)
-        in_range("batch_size", self.batch_size, at_least=2)
-        in_range("learning_rate", self.learning_rate, above=0)
-        in_range("momentum", self.momentum, at_least=0, below=1)
-        in_range("weight_decay", self.weight_decay, at_least=0)
-        in_range("clip_norm", self.clip_norm, above=0)
+    channels: Count = 128           # of the bottleneck; figure 5: 1, 2, 4, 8, ... 1024
+    noise: PositiveOrZero = 0.062   # standard deviation on the input, [0, 1] units
+    epochs: Count = 60
+    batch_size: BatchSize = 128
+    learning_rate: Positive = 0.1   # SGD, cosine to 0 once an epoch
+    momentum: BelowOne = 0.9
+    weight_decay: PositiveOrZero = 5e-4
+    clip_norm: Positive = 5.0       # gradient norm
 
     @property
     def stages(self) -> tuple[str]:
@@ -56,7 +47,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Keys):
     """Keys under `ae`, for purify.py."""
 
     rounding: Rounding = "round"

@@ -11,12 +11,13 @@ Deviations of `dvae`: the values are stored, so 63.75, 127.5 and 191.25 are the 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
-from core.config import added, in_range
+from core.config import added
 from core.imageset import ImageSet
+from core.ranges import Keys, Range
 from core.run import Run
 
 VERSION = 1
@@ -24,12 +25,10 @@ SMOKE: dict = {}
 
 
 @dataclass(frozen=True)
-class Config:
-    bits: int = 2           # APBench and D-VAE use 2; an option in ISS
+class Config(Keys):
+    # bits kept of each channel's 8; APBench and D-VAE use 2, in ISS it is an option
+    bits: Annotated[int, Range(at_least=1, at_most=8)] = 2
     form: Literal["iss", "dvae"] = added("iss")
-
-    def __post_init__(self) -> None:
-        in_range("bits", self.bits, at_least=1, at_most=8)
 
 
 def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:

@@ -13,15 +13,16 @@ in bf16 (released: `precision: fp32`).
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 
-from core.config import ConfigError, in_range, rebuild
+from core.config import rebuild
 from core.errors import UserError
 from core.files import RowFile
 from core.imageset import ImageSet, Rounding, quantize
+from core.ranges import Count, CountOrZero, Keys, PositiveOrZero, Range
 from core.run import Run
 from models.dvae import DVAE, kl_divergence
 from purifiers import autoencoding, vae
@@ -34,12 +35,9 @@ Output = Literal["subtract", "reconstruct", "both"]
 
 
 @dataclass(frozen=True)
-class Stage:
-    kld_target: float           # nats per latent position
+class Stage(Keys):
+    kld_target: PositiveOrZero  # nats per latent position
     output: Output
-
-    def __post_init__(self) -> None:
-        in_range("kld_target", self.kld_target, at_least=0)
 
     def __str__(self) -> str:
         return f"KLD target {self.kld_target:g}, output {self.output}"
@@ -49,36 +47,26 @@ class Stage:
 class TrainConfig(vae.RateConstrained):
     """Keys under `dvae.train`, for train_vae.py."""
 
-    stages: tuple[Stage, ...] = (
+    stages: Annotated[tuple[Stage, ...], Range(at_least=1)] = (
         Stage(1.0, "subtract"),         # hard-coded for iteration 0 in main_vae_disentangle.py
         Stage(3.0, "both"))             # --kd 3.0 in every released command
-    p_hat_start: int = 11               # epochs, from 0, before the p_hat hinge ("if e > 10")
-    p_hat_floor: float = 0.002          # hinge on mean p_hat^2: RMS 11.4/255; scale by (eps/8)^2
+    p_hat_start: CountOrZero = 11       # epochs, from 0, before the p_hat hinge ("if e > 10")
+    # hinge on mean p_hat^2: RMS 11.4/255; scale by (eps/8)^2
+    p_hat_floor: PositiveOrZero = 0.002
     spatial_embedding: bool = True      # a map per class, as in every released command
     latent: Literal["sample", "mean"] = "sample"    # at purification; released code samples
     rounding: Rounding = "round"        # of each stage's images; released code: floor
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.stages:
-            raise ConfigError("stages", "at least one stage is needed")
-        in_range("p_hat_floor", self.p_hat_floor, at_least=0)
-        in_range("p_hat_start", self.p_hat_start, at_least=0)
-
 
 @dataclass(frozen=True)
-class Config:
+class Config(Keys):
     """Keys under `dvae`, for purify.py. null: as the checkpoint was trained."""
 
-    stages: int | None = None           # apply only the first so many
+    stages: Count | None = None           # apply only the first so many
     output: Output | None = None        # of the last applied stage
     latent: Literal["sample", "mean"] | None = None
     rounding: Rounding | None = None
     save_perturbation: bool = False     # p_hat of every stage as float16 beside the set
-
-    def __post_init__(self) -> None:
-        if self.stages is not None:
-            in_range("stages", self.stages, at_least=1)
 
 
 # --- training --------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from core.imageset import ImageSet
+from core.ranges import Keys
 from core.run import Run
 
 VERSION = 1
@@ -18,7 +19,7 @@ LUMA = (19595, 38470, 7471)     # 0.299, 0.587, 0.114 in 1/65536, as in Pillow
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Keys):
     pass
 
 

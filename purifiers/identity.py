@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from core.imageset import ImageSet
+from core.ranges import Keys
 from core.run import Run
 
 VERSION = 1
@@ -10,7 +11,7 @@ SMOKE: dict = {}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Keys):
     pass
 
 

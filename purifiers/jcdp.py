@@ -17,10 +17,11 @@ from typing import Literal
 import torch
 
 from core.checkpoint import Checkpoint
-from core.config import Place, in_range
+from core.config import Place
 from core.distance import Net, build_lpips, check_lpips
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.ranges import Count, CountOrZero, PositiveOrZero
 from core.run import Run
 from purifiers import diffusion, walk
 from purifiers.diffusion import Distance, Jump, Schedule
@@ -37,25 +38,19 @@ SMOKE = {"t_star": 2, "passes": 1, "evaluations": 2, "threshold": 1, "lpips_net"
 class Config(walk.Passes):
     """Keys under `jcdp`, for purify.py."""
 
-    t_star: int = 20                # code
-    passes: int = 4                 # M; code
+    t_star: Count = 20              # code
+    passes: Count = 4               # M; code
     # joint: both distances at every step, the paper's equation 16; switch: MSE from `threshold`
     # up, LPIPS below, the released code
     mode: Literal["switch", "joint", "mse", "perceptual", "none"] = "switch"
-    threshold: int = 11             # "i > 10" in the released code
-    strength: float = 1 / 500       # lambda, per image: the released code's mean over its batch;
-                                    # more costs accuracy here (docs/evidence/diffusion.md)
+    threshold: CountOrZero = 11     # "i > 10" in the released code
+    # lambda, per image: the released code's mean over its batch; more costs accuracy here
+    # (docs/evidence/diffusion.md)
+    strength: PositiveOrZero = 1 / 500
     target_noise: Literal["fresh", "shared", "none"] = "fresh"  # shared: the pass's own
     lpips_net: Net = "alex"
     lpips_weights: Place | None = None  # the trunk's weights; null: torchvision's
-    lpips_resize: int | None = None     # side that images are enlarged to for the trunk
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        in_range("strength", self.strength, at_least=0)
-        in_range("threshold", self.threshold, at_least=0)
-        if self.lpips_resize is not None:
-            in_range("lpips_resize", self.lpips_resize, at_least=1)
+    lpips_resize: Count | None = None   # side that images are enlarged to for the trunk
 
     def terms(self, t: int) -> tuple[bool, bool]:
         """Whether step t meets the squared error and the perceptual distance."""

@@ -6,12 +6,13 @@ liuzrcc/ImageShortcutSqueezing.
 
 import io
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 
-from core.config import in_range
 from core.imageset import ImageSet
+from core.ranges import Keys, Range
 from core.run import Run
 
 VERSION = 1
@@ -19,11 +20,9 @@ SMOKE: dict = {}
 
 
 @dataclass(frozen=True)
-class Config:
-    quality: int = 10       # ISS, APBench and D-VAE all use 10
-
-    def __post_init__(self) -> None:
-        in_range("quality", self.quality, at_least=1, at_most=100)
+class Config(Keys):
+    # of the JPEG; ISS, APBench and D-VAE all use 10
+    quality: Annotated[int, Range(at_least=1, at_most=100)] = 10
 
 
 def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:

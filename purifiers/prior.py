@@ -11,7 +11,7 @@ Training drops an epoch's last short batch, which ddim keeps.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +20,11 @@ from torch import nn
 from core import files
 from core.batches import Augmentation, Batches
 from core.checkpoint import Checkpoint, save_weights
-from core.config import ConfigError, Place, in_range, rebuild
+from core.config import Place, rebuild
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.loop import Loop
+from core.ranges import BelowOne, Count, CountOrZero, Keys, Positive, Range
 from core.run import Run
 from models.unet import UNet, initialise
 from purifiers import diffusion
@@ -31,51 +32,39 @@ from purifiers.diffusion import Network, Schedule
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Keys):
     """Keys under `ddpm.train`, for train_ddpm.py."""
 
-    steps: int = 80_000                 # LE's scratch run (ckpt_80000.pth); 10,000 to fine-tune
-    batch_size: int = 128               # over all processes
-    learning_rate: float = 2e-4         # Adam (0.9, 0.999)
-    warmup_steps: int | None = None     # linear; null: min(5000, steps / 10), Ho et al.'s 5,000
-    clip_norm: float = 1.0              # gradient norm
+    steps: Count = 80_000               # LE's scratch run (ckpt_80000.pth); 10,000 to fine-tune
+    batch_size: Count = 128             # over all processes
+    learning_rate: Positive = 2e-4      # Adam (0.9, 0.999)
+    # linear; null: min(5000, steps / 10), Ho et al.'s 5,000
+    warmup_steps: CountOrZero | None = None
+    clip_norm: Positive = 1.0           # gradient norm
     loss: Literal["mean", "sum"] = "mean"       # over pixels; ddim: sum
-    dropout: float = 0.1
+    dropout: BelowOne = 0.1
     flip: bool = True                   # not for digits: mirrored ones are none
     antithetic: bool = True             # half the steps t, half their mirrors; ddim
-    ema_decay: float = 0.9999
+    ema_decay: BelowOne = 0.9999
     # see `ema_weight`; source: the EMA of init_from; init: the weights that training starts from
     ema_start: Literal["source", "warmup", "init"] = "warmup"
-    t_train_max: int = 1000             # only steps below are trained; purifying uses t_star
+    t_train_max: Count = 1000           # only steps below are trained; purifying uses t_star
     init_from: Place | None = None      # a checkpoint to fine-tune
     initialisation: Literal["ho", "pytorch"] = "ho"     # ddim: pytorch
-    width: int = 128                    # channels of the first level
-    multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    attention: tuple[int, ...] = (16,)  # sides that attend
-    blocks: int = 2                     # a level
-    diffusion_steps: int = 1000         # T, betas linear
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    sample_every: int = 5000            # steps between PNGs of samples; 0: none
+    # channels of the first level; the norms have groups of 32
+    width: Annotated[int, Range(at_least=32, in_steps_of=32)] = 128
+    multipliers: Annotated[tuple[Count, ...], Range(at_least=1)] = (1, 2, 2, 2)
+    attention: tuple[Count, ...] = (16,)    # sides that attend
+    blocks: Count = 2                   # a level
+    diffusion_steps: Annotated[int, Range(at_least=2)] = 1000   # T, betas linear
+    beta_start: Annotated[float, Range(above=0, below=1)] = 1e-4
+    beta_end: Annotated[float, Range(above=0, below=1)] = 0.02
+    sample_every: CountOrZero = 5000    # steps between PNGs of samples; 0: none
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "blocks"):
-            in_range(key, getattr(self, key), at_least=1)
-        in_range("diffusion_steps", self.diffusion_steps, at_least=2)
-        in_range("learning_rate", self.learning_rate, above=0)
-        in_range("clip_norm", self.clip_norm, above=0)
-        in_range("dropout", self.dropout, at_least=0, below=1)
-        in_range("ema_decay", self.ema_decay, at_least=0, below=1)
-        in_range("t_train_max", self.t_train_max, at_least=1, at_most=self.diffusion_steps)
-        in_range("beta_start", self.beta_start, above=0, below=1)
-        in_range("beta_end", self.beta_end, at_least=self.beta_start, below=1)
-        in_range("sample_every", self.sample_every, at_least=0)
-        if self.warmup_steps is not None:
-            in_range("warmup_steps", self.warmup_steps, at_least=0)
-        if self.width < 32 or self.width % 32:
-            raise ConfigError("width", f"{self.width} is no multiple of 32 (groups of the norms)")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ConfigError("multipliers", "one positive factor a level is needed")
+        super().__post_init__()
+        Range(at_most=self.diffusion_steps).check("t_train_max", self.t_train_max)
+        Range(at_least=self.beta_start).check("beta_end", self.beta_end)
 
     @property
     def schedule(self) -> Schedule:

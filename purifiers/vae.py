@@ -14,14 +14,15 @@ GPU trains in bf16 (released: `precision: fp32`).
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 
-from core.config import in_range, rebuild
+from core.config import rebuild
 from core.errors import UserError
 from core.imageset import ImageSet, Rounding
+from core.ranges import BatchSize, Count, Keys, Positive, PositiveOrZero, Range
 from core.run import Run
 from core.streams import BLOCK
 from models.dvae import VAE, kl_divergence
@@ -33,37 +34,25 @@ SMOKE = {"train.width": 8, "train.latent_channels": 16, "train.epochs": 2, "trai
 
 
 @dataclass(frozen=True)
-class RateConstrained:
+class RateConstrained(Keys):
     """Keys of the training that the VAE and D-VAE share."""
 
-    epochs: int = 60                    # per stage; configs/cifar10/resnet18VAE.yaml and ...DVAE
-    batch_size: int = 128               # the released command line's, drop_last
-    learning_rate: float = 5e-3         # Adam, no decay, cosine to 0 once an epoch
-    clip_norm: float = 5.0              # gradient norm
-    kld_weight: float = 0.01            # w for targets above 0.99
-    kld_weight_low: float = 0.5         # w for targets up to 0.99
-    width: int = 64                     # channels of the first layer
-    latent_channels: int = 256
+    epochs: Count = 60                  # per stage; configs/cifar10/resnet18VAE.yaml and ...DVAE
+    batch_size: BatchSize = 128         # the released command line's, drop_last
+    learning_rate: Positive = 5e-3      # Adam, no decay, cosine to 0 once an epoch
+    clip_norm: Positive = 5.0           # gradient norm
+    kld_weight: PositiveOrZero = 0.01   # w for targets above 0.99
+    kld_weight_low: PositiveOrZero = 0.5    # w for targets up to 0.99
+    width: Annotated[int, Range(at_least=2)] = 64   # channels of the first layer
+    latent_channels: Count = 256
     stem: Literal["auto", "cifar", "imagenet"] = "auto"     # imagenet: variant B, for 224x224
-
-    def __post_init__(self) -> None:
-        in_range("epochs", self.epochs, at_least=1)
-        in_range("batch_size", self.batch_size, at_least=2)
-        in_range("learning_rate", self.learning_rate, above=0)
-        in_range("clip_norm", self.clip_norm, above=0)
-        in_range("width", self.width, at_least=2)
-        in_range("latent_channels", self.latent_channels, at_least=1)
 
 
 @dataclass(frozen=True)
 class TrainConfig(RateConstrained):
     """Keys under `vae.train`, for train_vae.py."""
 
-    kld_target: float = 1.0             # nats per latent position; as stage 1 of D-VAE
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        in_range("kld_target", self.kld_target, at_least=0)
+    kld_target: PositiveOrZero = 1.0    # nats per latent position; as stage 1 of D-VAE
 
     @property
     def stages(self) -> tuple[str]:
@@ -72,7 +61,7 @@ class TrainConfig(RateConstrained):
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Keys):
     """Keys under `vae`, for purify.py."""
 
     latent: Literal["sample", "mean"] = "sample"    # released code samples

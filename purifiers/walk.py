@@ -16,9 +16,10 @@ from typing import Literal
 import torch
 
 from core.checkpoint import Checkpoint
-from core.config import ConfigError, in_range, rebuild
-from core.errors import UserError
+from core.config import rebuild
+from core.errors import ConfigError, UserError
 from core.imageset import ImageSet
+from core.ranges import Count, CountOrZero, Keys
 from core.run import Run
 from core.streams import BLOCK, by_block
 from purifiers import diffusion
@@ -34,30 +35,24 @@ Guide = Callable[[torch.Tensor, torch.Tensor, Jump, Draw], torch.Tensor | None]
 
 
 @dataclass(frozen=True)
-class Passes:
+class Passes(Keys):
     """Keys of the sampling that DDPM and JCDP purification share."""
 
-    t_star: int = 100               # steps of noise; AVATAR
-    passes: int = 1
-    start_index: int | None = None  # that the noise belongs to; null: t_star - 1
+    t_star: Count = 100             # steps of noise; AVATAR
+    passes: Count = 1
+    start_index: CountOrZero | None = None  # that the noise belongs to; null: t_star - 1
     sampler: Literal["ancestral", "subsampled", "ddim"] = "ancestral"
-    evaluations: int = 5            # of the network a pass, for subsampled and ddim
+    evaluations: Count = 5          # of the network a pass, for subsampled and ddim
     variance: diffusion.Variance = "large"
     weights: Literal["ema", "model"] = "ema"
     rounding: Literal["round", "floor", "wrap"] = "round"   # wrap: AVATAR's unclamped uint8 cast
-    batch_size: int | None = None   # null: by device; changes at most one grey level
+    batch_size: Count | None = None     # null: by device; changes at most one grey level
 
     def __post_init__(self) -> None:
-        in_range("t_star", self.t_star, at_least=1)
-        in_range("passes", self.passes, at_least=1)
-        in_range("evaluations", self.evaluations, at_least=1)
+        super().__post_init__()
         if self.sampler in ("subsampled", "ddim") and self.evaluations > self.t_star:
             raise ConfigError("evaluations", f"{self.evaluations} are more than the "
                                              f"{self.t_star} steps of a pass (t_star)")
-        if self.start_index is not None:
-            in_range("start_index", self.start_index, at_least=0)
-        if self.batch_size is not None:
-            in_range("batch_size", self.batch_size, at_least=1)
 
     def visited(self) -> list[int]:
         """The steps at which a pass asks the network, noisiest first."""

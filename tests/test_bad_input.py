@@ -125,7 +125,7 @@ def test_without_a_method_the_choices_are_named(main):
     ("device=tpu9", ["device: 'tpu9'"]),
     ("device=cuda:99", ["device: 'cuda:99' is not on this machine"]),
     ("precision=fp8", ["precision: 'fp8' is not one of"]),
-    ("threads=0", ["threads: must be at least 1"]),
+    ("threads=0", ["threads: 0 is out of range: it must be at least 1"]),
     ("size=20", ["size: digits come in 16 or 32 pixels, not 20"]),
     ("split=tset", ["split: 'tset' is not train, test"]),
     ("split=first:" + "9" * 5000, ["split: 'first:999999999999999...' is not train, test"]),

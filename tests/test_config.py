@@ -1,7 +1,6 @@
 """Strict YAML: what people write is what is read, and every mistake names file, line and key."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +8,8 @@ import pytest
 from conftest import CONFIGS
 
 from core import config
-from core.errors import ConfigError, UserError
+from core.errors import UserError
+from core.ranges import Keys, Share
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Sample:
-    rate: float = 0.1
+class Sample(Keys):
+    rate: Share = 0.1
     count: int = 3
     name: str = "plain"
     flag: bool = False
@@ -31,9 +31,6 @@ class Sample:
     steps: tuple[int, ...] = ()
     parts: tuple[Part, ...] = (Part(1),)
     part: Part = Part(2)
-
-    def __post_init__(self) -> None:
-        config.in_range("rate", self.rate, above=0, at_most=1)
 
 
 def read(text: str, name: str = "a.yaml") -> Sample:
@@ -191,28 +188,6 @@ def test_unreadable_files(tmp_path):
         config.read([tmp_path / "binary.yaml"])
 
 
-@pytest.mark.parametrize(("limits", "inside", "outside", "words"), [
-    ({"above": 0}, [1e-9, 5], [0, -1, math.nan, math.inf], "above 0"),
-    ({"at_least": 1}, [1, 2], [0.999, -math.inf], "at least 1"),
-    ({"below": 1}, [0.999], [1, 2], "below 1"),
-    ({"at_most": 100}, [100], [100.5], "at most 100"),
-])
-def test_ranges(limits, inside, outside, words):
-    for value in inside:
-        config.in_range("key", value, **limits)
-    for value in outside:
-        with pytest.raises(ConfigError, match=words) as caught:
-            config.in_range("key", value, **limits)
-        assert caught.value.key == "key"
-
-
-def test_whole_numbers_are_shown_in_full():
-    with pytest.raises(ConfigError, match=r"^4294967297 .* below 4294967296$"):
-        config.in_range("seed", 2**32 + 1, below=2**32)
-    with pytest.raises(ConfigError, match=r"^0.5 .* above 1$"):
-        config.in_range("x", 0.5, above=1)
-
-
 @pytest.mark.parametrize(("word", "expected"), [
     ("epochs", "; did you mean 'a.epochs'?"), ("epoch", "; did you mean 'a.epochs'?"),
     ("a", "; did you mean 'a'?"), ("zzz", "; methods: seed, a, a.epochs, a.train.epochs"),
@@ -220,14 +195,6 @@ def test_whole_numbers_are_shown_in_full():
 def test_a_word_is_matched_with_the_last_part_of_dotted_names(word, expected):
     known = ["seed", "a", "a.epochs", "a.train.epochs"]
     assert config.suggest(word, known, "methods") == expected
-
-
-def test_a_budget_in_grey_levels_is_caught():
-    config.budget("epsilon", 1.0)
-    with pytest.raises(ConfigError, match=r"8 is above 1, .* write 8/255"):
-        config.budget("epsilon", 8)
-    with pytest.raises(ConfigError, match="above 0"):
-        config.budget("epsilon", 0)
 
 
 # --- merging ---------------------------------------------------------------------------------

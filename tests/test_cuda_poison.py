@@ -60,7 +60,7 @@ def test_a_constant_image_stays_constant_inside_the_border(tmp_path):
 def test_an_even_kernel_is_refused(few_path):
     outcome = run_command(poison_main, "method=cuda", f"data={few_path}", "cuda.kernel=4")
     assert outcome.status == 1
-    assert "cuda.kernel: 4 has no middle" in outcome.stderr
+    assert "cuda.kernel: 4 is out of range: it must be at least 1 in steps of 2" in outcome.stderr
 
 
 def test_a_kernel_larger_than_the_images_is_refused(few_path):

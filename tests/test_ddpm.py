@@ -203,8 +203,8 @@ def test_training_resumes_bit_for_bit(trained, few_path, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("steps", "message"), [
-    (["ddpm.train.width=48"], "multiple of 32"),
-    (["ddpm.train.multipliers=[]"], "one positive factor"),
+    (["ddpm.train.width=48"], "width: 48 is out of range: it must be at least 32 in steps of 32"),
+    (["ddpm.train.multipliers=[]"], "a list of 0 is out of range: its length must be at least 1"),
     (["ddpm.train.t_train_max=1001"], "at most 1000"),
     (["ddpm.train.multipliers=[1, 2, 2, 2, 2, 2]"], "multiple of 32, not 16x16"),
     (["ddpm.train.batch_size=500"], "too few for a batch of 500"),
