@@ -11,8 +11,8 @@ from core.errors import UserError
 from core.run import Run
 
 
-class Steps(Protocol):
-    """What `Loop.steps` walks: minibatches that can start in the middle of an epoch."""
+class Minibatches(Protocol):
+    """What `Loop.steps` walks; an epoch can start in its middle."""
 
     def __len__(self) -> int: ...
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]: ...
@@ -27,6 +27,8 @@ class Loop:
                 ...
                 loop.add(len(images), loss=loss)
             loop.end_epoch(accuracy=...)
+
+    `loop.stop()` before `end_epoch` makes this epoch the last one.
 
     `objects` are what the steps change: anything with state_dict/load_state_dict, or lists of
     numbers (a curve), kept by reference. Whatever else the steps need must follow from
@@ -71,7 +73,7 @@ class Loop:
             if self._bar is not None:
                 self._bar.close()
 
-    def steps(self, batches: Steps) -> Iterator[Any]:
+    def steps(self, batches: Minibatches) -> Iterator[Any]:
         """The rest of this epoch's minibatches."""
         if self._bar is None:
             length = len(batches)
@@ -95,6 +97,11 @@ class Loop:
                 started = time.perf_counter()
         self._wait()
         self.seconds += time.perf_counter() - started
+
+    def stop(self) -> None:
+        """End with this epoch, as if no more had been asked for: its `end_epoch` saves that, and
+        whoever resumes from there does no epoch more."""
+        self.epochs = self.epoch + 1
 
     @property
     def images_per_second(self) -> float:
@@ -158,7 +165,7 @@ class Loop:
         if not self.run.world.leads:            # every process holds the same state
             return
         self.run.save_state(self.name, {
-            "epoch": self.epoch, "step": self.step, "images": self.images,
+            "epoch": self.epoch, "epochs": self.epochs, "step": self.step, "images": self.images,
             "timed": self.timed, "seconds": self.seconds, "means": self.means,
             "sums": self._sums, "weight": self._weight,
             "log": self.run.folder.log.digest(self.name),
@@ -167,7 +174,7 @@ class Loop:
         })
 
     def _restore(self, state: dict) -> None:
-        self.epoch, self.step = state["epoch"], state["step"]
+        self.epoch, self.epochs, self.step = state["epoch"], state["epochs"], state["step"]
         self.images, self.timed = state["images"], state["timed"]
         self.seconds, self.means = state["seconds"], state["means"]
         self._weight = state["weight"]

@@ -84,7 +84,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     else:
         delta.clear()       # a run whose loop's state was lost starts from no noise
 
-    for round_ in () if reached(errors, config) else loop:
+    for round_ in loop:
         delta, new_delta = noise.files(round_)
         model.train()
         for images, labels, rows in loop.steps(stream):
@@ -100,9 +100,9 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
                               steps=config.steps)
                 new_delta.write(rows.start, to_rows(crafted))
         errors.append(run.world.from_leader(error_rate(frozen, clean, new_delta, run)))
-        loop.end_epoch(error=errors[-1])
         if reached(errors, config):
-            break
+            loop.stop()
+        loop.end_epoch(error=errors[-1])
 
     tell(errors, config, run)
     final, _ = noise.files(len(errors))

@@ -64,7 +64,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     loop = Loop(run, "em", config.max_rounds, model=model, optimizer=optimizer, noise=noise,
                 errors=errors)
 
-    for round_ in () if reached(errors, config) else loop:
+    for round_ in loop:
         model.train()
         for images, labels in loop.steps(batches):
             loss = train_step(model, optimizer, images + noise.delta[labels], labels, config)
@@ -79,10 +79,9 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
             update_means(noise.delta, stepped, labels, config.epsilon)
         tested = shuffled(part, config.batch_size, run.rng("part/test", round_))
         errors.append(run.world.from_leader(error_rate(frozen, clean, tested, noise, run)))
-        loop.save_epochs = reached(errors, config)      # the last state: the loop ends here
-        loop.end_epoch(error=errors[-1])
         if reached(errors, config):
-            break
+            loop.stop()
+        loop.end_epoch(error=errors[-1])
 
     tell(errors, config, run)
     delta = kept(noise.delta, config).permute(0, 2, 3, 1).cpu()

@@ -220,8 +220,9 @@ class Count:
         yield from range(start, 3)
 
 
-def walk(run, stop_at=None):
-    """Four epochs of adding up; dies after `stop_at` steps. The trace of (epoch, step)."""
+def walk(run, stop_at=None, last=None):
+    """Four epochs of adding up, or up to `last`; dies after `stop_at` steps. The trace of (epoch,
+    step)."""
     total = torch.nn.Linear(1, 1, bias=False)
     total.weight.data.zero_()
     loop, trace = Loop(run, "walk", 4, total=total), []
@@ -232,6 +233,8 @@ def walk(run, stop_at=None):
             trace.append((epoch, step))
             if len(trace) == stop_at:
                 return trace, None
+        if epoch == last:
+            loop.stop()
         loop.end_epoch()
     return trace, total.weight.item()
 
@@ -255,6 +258,24 @@ def test_loop_resumes_at_every_step(tmp_path, monkeypatch, stop_at):
     assert before[:-1] + after == whole     # the last step was not saved before we died
     assert resumed == total
     assert again == lines
+
+
+@pytest.mark.parametrize("stop_at", [2, 3, 4, 6, None])
+def test_a_loop_that_stops_early_resumes_to_that_end(tmp_path, monkeypatch, stop_at):
+    """Dead within the first epoch, at its end, within the last, before it stops, and after: there
+    nothing is done again."""
+    monkeypatch.setattr(core.run, "SAVE_SECONDS", 0.0 if stop_at else 1e9)
+    with Run(job(), out=tmp_path / "whole") as run:
+        whole, total = walk(run, last=1)
+        lines = lines_of(run)
+    assert [epoch for epoch, _ in whole] == [0] * 3 + [1] * 3
+    with Run(job(), out=tmp_path / "broken") as run:
+        before, _ = walk(run, stop_at, last=1)
+    with Run(job(), out=tmp_path / "broken") as run:
+        after, resumed = walk(run, last=1)
+        assert lines_of(run) == lines
+    assert (before[:-1] if stop_at else before) + after == whole
+    assert resumed == total
 
 
 def test_the_first_step_of_a_process_is_off_the_clock(tmp_path, monkeypatch):
