@@ -344,7 +344,7 @@ def trained_with(kind: str, out, few, stop: int | None = None):
         except Died:
             return None
         assert last == 7                    # counted over both epochs, of four batches each
-        log = [{k: v for k, v in line.items() if k != "seconds"} for line in run.read_log()]
+        log = [{k: v for k, v in line.items() if k != "seconds"} for line in run.folder.log.lines()]
         return {**model.state_dict()}, log
 
 
@@ -449,7 +449,7 @@ def test_label_smoothing_is_its_formula(tmp_path, few, s):
         epochs=1, batch_size=96, width=4, crop_padding=0, flip=False, label_smoothing=s)
     with new_run(tmp_path / "a") as run:
         result = smoothing.fit(rows, rows, config, run)
-        [log] = run.read_log()
+        [log] = run.folder.log.lines()
     with new_run(tmp_path / "b") as run:
         [(x, y)] = Batches(rows, 96, run, "classifier").epoch(0)
         p = standard.build(rows, config, run)(x).softmax(1)
