@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
-from core import config, distributed, output, processes, variants
+from core import config, distributed, manual, output, processes, variants
 from core.config import TYPED, Place
 from core.datasets import DataSettings, load, note_missing_classes, root_of
 from core.device import DeviceSettings
@@ -155,7 +155,9 @@ def parse(argv: list[str] | None, doc: str, room: str, program: str,
     parser = argparse.ArgumentParser(
         prog=f"python {program}", description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"methods in {room}/: {', '.join(methods)}")
+        epilog=f"methods in {room}/: {', '.join(methods)}", add_help=False)
+    parser.add_argument("-h", "--help", nargs="?", const="", metavar="METHOD",
+                        help="this, or a method's keys: default, range and what they are")
     parser.add_argument("config", nargs="*", metavar="FILE.yaml | key=value",
                         help="YAML files, merged left to right, then single keys")
     parser.add_argument("--dry-run", action="store_true",
@@ -169,6 +171,11 @@ def parse(argv: list[str] | None, doc: str, room: str, program: str,
     parser.add_argument("--wait", action="store_true",
                         help="wait for another process that is making the same")
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.help is not None:
+        words = [word for word in (arguments.help, *arguments.config)
+                 if word and not config.is_setting(word)]
+        print(help_for(words[0], room, program, methods) if words else parser.format_help())
+        raise SystemExit(0)
 
     yamls = [word for word in arguments.config if not config.is_setting(word)]
     overrides = [word for word in arguments.config if config.is_setting(word)]
@@ -235,6 +242,17 @@ def read_variant(yamls: list[str], overrides: list[str], smoke: bool, data_set: 
         stem = config.as_path(yamls[0]).stem
         tree.value["preset"] = config.Node(f"{stem}_{picked}" if picked else stem, TYPED)
     return tree, note
+
+
+def help_for(word: str, room: str, program: str, methods: list[str]) -> str:
+    """The page of a method, or of a YAML's."""
+    if word.endswith((".yaml", ".yml")):
+        word = config.build(str, config.read([word]).value.get("method", config.Node("", word)),
+                            "method")
+    module = find_method(room, word, methods, "--help")
+    if program.startswith("train_") and not hasattr(module, "TrainConfig"):
+        raise UserError(f"--help: {word} is not trained; its keys: python purify.py --help {word}")
+    return manual.page(module, word, room, program)
 
 
 def known_keys(module: ModuleType, method: str) -> list[str]:

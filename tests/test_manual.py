@@ -1,0 +1,104 @@
+"""`--help METHOD` shows every key with its default, range and comment, and what a YAML adds."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+from conftest import ROOT, run_command
+from test_ranges import MODULES, ROOMS
+
+import evaluate
+import purify
+import train_ddpm
+import train_vae
+from core import manual
+from core.config import added
+from core.ranges import Count, Keys, LinfRadius, Positive
+from poisons import __main__ as poisons_main
+
+PROGRAMS = {"poisons": "-m poisons", "purifiers": "purify.py", "learners": "evaluate.py"}
+METHODS = [(room, name) for room in ROOMS for full in MODULES
+           for where, name in [full.split(".")] if where == room]
+
+
+@dataclass(frozen=True)
+class Parent(Keys):
+    epsilon: LinfRadius = 8 / 255   # L-inf budget
+    rounds: Count = 3               # a cap,
+                                    # in rounds
+    # above it
+    # in two lines
+    mode: Literal["on", "off"] = "on"
+    bare: Positive | None = None
+
+
+@dataclass(frozen=True)
+class Child(Parent):
+    rounds: Count = 4
+    bare: Positive | None = added(0.5)      # of the child
+
+
+def test_the_comment_of_a_field_is_what_stands_above_beside_and_below_it():
+    assert manual.comments(Parent) == {
+        "epsilon": "L-inf budget", "rounds": "a cap, in rounds", "mode": "above it in two lines"}
+    assert manual.comments(Child) == {
+        **manual.comments(Parent), "bare": "of the child"}
+
+
+def test_keys_have_default_and_range_in_words():
+    found = {key.name: (key.default, key.limits) for key in manual.keys(Child, "child")}
+    assert found == {
+        "child.epsilon": ("8/255", "above 0.5/255 and at most 1"),
+        "child.rounds": ("4", "whole, at least 1"), "child.mode": ("on", "on, off"),
+        "child.bare": ("0.5", "above 0, or null")}
+
+
+@pytest.mark.parametrize(("room", "name"), METHODS)
+def test_help_shows_every_key_of_every_method(room, name):
+    module = MODULES[f"{room}.{name}"]
+    for program, half, prefix in ((PROGRAMS[room], "Config", name),
+                                  ("train_vae.py", "TrainConfig", f"{name}.train")):
+        if not hasattr(module, half):
+            continue
+        page = manual.page(module, name, room, program)
+        assert all(len(line) <= manual.WIDTH for line in page.splitlines())
+        assert page.startswith(f"{room}/{name}.py: ")
+        assert f"configs/{room}/" in page
+        for field in dataclasses.fields(getattr(module, half)):
+            assert f"  {prefix}.{field.name}" in page
+
+
+@pytest.mark.parametrize(("main", "words", "lines"), [
+    (poisons_main.main, ["--help", "em"], [
+        "poisons/em.py: EM: error-minimising noise, sample-wise.",
+        "  em.epsilon = 8/255  .* [above 0.5/255 and at most 1]",
+        "  em.rounding = round ", "configs/poisons/em.yaml  ",
+        "  data=cifar100  .*em.train_steps=20 em.weight_decay=5e-5", "  preset=eps16  "]),
+    (purify.main, ["jcdp", "--help"], [
+        "  jcdp.t_star = 20  ", "  jcdp.strength = 0.002 ",
+        "  preset=released .*precision=fp32 jcdp.start_index=20"]),
+    (purify.main, ["--help", f"{ROOT}/configs/purifiers/dvae.yaml"], [
+        "  dvae.stages = null ", "  dvae.train.*: of the training, by the command that trains"]),
+    (train_vae.main, ["--help", "dvae"], [
+        "  dvae.train.stages = [{kld_target: 1, output: subtract}, {kld_target: 3, output: both}]",
+        "  dvae.train.stages.N.kld_target ", "  data=digits  .*dvae.train.epochs=15"]),
+    (train_ddpm.main, ["--help", "ddpm"], ["  ddpm.train.width = 128 "]),
+    (evaluate.main, ["standard", "--help", "standard.width=3"], [
+        "  standard.width = 64  ", "configs/learners/rem40k.yaml .*standard.steps=40000"]),
+])
+def test_each_command_prints_its_half(main, words, lines):
+    outcome = run_command(main, *words)
+    assert outcome.status == 0
+    for line in lines:
+        start, _, rest = line.partition(".*")
+        assert any(shown.startswith(start) and rest in shown
+                   for shown in outcome.stdout.splitlines()), line
+
+
+def test_help_alone_lists_the_methods_and_an_unknown_one_names_the_nearest():
+    assert "methods in poisons/: ar, cuda, em" in run_command(poisons_main.main, "-h").stdout
+    outcome = run_command(poisons_main.main, "--help", "emm")
+    assert (outcome.status, outcome.stdout) == (1, "")
+    assert outcome.error == "--help: method: there is no poisons/emm.py; did you mean 'em'?"
+    assert "jpeg is not trained" in run_command(train_vae.main, "--help", "jpeg").error
