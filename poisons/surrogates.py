@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from core.errors import ConfigError
 from core.imageset import ImageSet
 from core.ranges import Count
 from core.run import Run
@@ -19,6 +20,11 @@ class Training(Protocol):
     architecture: Architecture = "resnet18"
     width: Count = 64               # of resnet18
     stem: Stem = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.test_every != type(self).test_every:
+            raise ConfigError("test_every", "a surrogate meets no test set; leave it out")
 
 
 def train_surrogate(clean: ImageSet, config: Training, run: Run, *, shuffle: bool = True,

@@ -6,7 +6,6 @@ other bytes, and must not otherwise.
 """
 
 import dataclasses
-import importlib
 import json
 import math
 import re
@@ -16,45 +15,38 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, ROOT, content, digest, run_command, succeed, write_imageset
+from methods import (
+    COMMANDS,
+    LEARNERS,
+    MODULES,
+    POISONS,
+    PURIFIERS,
+    ROOMS,
+    checkpoint_of,
+    line_of,
+    module_of,
+    path_keys,
+    poisoned_by,
+    purified_by,
+    smoke_config,
+    smoke_keys,
+)
 
 import evaluate
-import purify
-import train_ddpm
-import train_vae
 from core import config
-from core.command import list_methods, parse, smoke_node
+from core.command import list_methods, parse
 from core.datasets import DataSettings
 from core.imageset import ImageSet
 from core.perturbation import check_bound, measure
+from core.streams import BLOCK
 from core.training import Result
-from poisons.__main__ import main as poison_main
 
 RANDOM = re.compile(r"run\.(stream|rng|seed|initialisation)\b|train_(classifier|surrogate)\(|"
                     r"walk\.walk\(|rem\.poison\(")
-ROOMS = ("poisons", "purifiers", "learners")
-MODULES = [(room, name) for room in ROOMS for name in list_methods(room)]
-POISONS, PURIFIERS, LEARNERS = ([name for at, name in MODULES if at == room] for room in ROOMS)
-COMMANDS = {"poisons": poison_main, "purifiers": purify.main, "learners": evaluate.main}
-
-
-def module_of(room: str, name: str):
-    return importlib.import_module(f"{room}.{name}")
 
 
 def is_random(room: str, name: str) -> bool:
     return bool(RANDOM.search((ROOT / room / f"{name}.py").read_text()))
-
-
-def smoke_keys(room: str, name: str) -> list[str]:
-    """The module's SMOKE as key=value arguments."""
-    return [f"{name}.{key}={value}" for key, value in module_of(room, name).SMOKE.items()]
-
-
-def smoke_config(room: str, name: str):
-    module = module_of(room, name)
-    tree = smoke_node(module)
-    tree.value.pop("train", None)
-    return config.build(module.Config, tree, name)
 
 
 @pytest.fixture(scope="module")
@@ -69,46 +61,6 @@ def untouched(clean):
     before = {path.name: digest(path) for path in clean.iterdir()}
     yield
     assert {path.name: digest(path) for path in clean.iterdir()} == before
-
-
-def poisoned_by(name: str, clean: Path, out: Path, *arguments) -> Path:
-    return succeed(poison_main, f"method={name}", f"data={clean}", f"out={out}",
-                   *smoke_keys("poisons", name), *path_keys("poisons", name, clean), *arguments)
-
-
-def path_keys(room: str, name: str, clean: Path) -> list[str]:
-    """For a module that reads another artefact: a set with its p_hat, which reuse takes."""
-    paths = getattr(module_of(room, name), "PATHS", ())
-    if not paths:
-        return []
-    source = clean.parent / "with-p-hat"
-    if not source.exists():
-        purified_by("dvae", clean, source, "dvae.save_perturbation=true")
-    return [f"{name}.{key}={source}" for key in paths]
-
-
-CHECKPOINTS: dict[str, Path] = {}
-
-
-def checkpoint_of(name: str, clean: Path) -> list[str]:
-    """`checkpoint=...` for a trained purifier (made once, with seed 0), nothing for another."""
-    module = module_of("purifiers", name)
-    trainer = getattr(module, "CHECKPOINT", name if hasattr(module, "TrainConfig") else None)
-    if trainer is None:
-        return []
-    if trainer not in CHECKPOINTS:
-        module = module_of("purifiers", trainer)
-        main = train_vae.main if hasattr(module, "train_stage") else train_ddpm.main
-        keys = [key for key in smoke_keys("purifiers", trainer) if f"{trainer}.train." in key]
-        CHECKPOINTS[trainer] = succeed(main, f"method={trainer}", f"data={clean}",
-                                       f"out={clean.parent / trainer}", *keys)
-    return [f"checkpoint={CHECKPOINTS[trainer]}"]
-
-
-def purified_by(name: str, clean: Path, out: Path, *arguments) -> Path:
-    keys = [key for key in smoke_keys("purifiers", name) if not key.startswith(f"{name}.train.")]
-    return succeed(purify.main, f"method={name}", f"data={clean}", f"out={out}",
-                   *checkpoint_of(name, clean), *keys, *arguments)
 
 
 # --- what a module holds ---------------------------------------------------------------------
@@ -223,9 +175,8 @@ def test_em60_is_the_default_protocol():
 def test_the_resolved_config_is_shown_and_reads_back(room, name, clean):
     """--dry-run prints a YAML that gives the same work again, and writes nothing."""
     extra = checkpoint_of(name, clean) if room == "purifiers" else path_keys(room, name, clean)
-    keys = [k for k in smoke_keys(room, name) if not k.startswith(f"{name}.train.")]
-    first = run_command(COMMANDS[room], f"method={name}", f"data={clean}", "seed=3", *keys, *extra,
-                        "--dry-run")
+    first = run_command(COMMANDS[room], f"method={name}", f"data={clean}", "seed=3",
+                        *smoke_keys(room, name), *extra, "--dry-run")
     assert first.status == 0, first.stderr
     Path("again.yaml").write_text(first.stdout)
     again = run_command(COMMANDS[room], "again.yaml", "--dry-run")
@@ -259,6 +210,9 @@ def test_a_poison_keeps_its_contract(name, clean, tmp_path):
                  "l0": (delta != 0).any(3).sum((1, 2)).max()}[norm]
         limit = {"linf": radius + slack, "l2": radius + slack * math.sqrt(768), "l0": radius}[norm]
         assert value <= limit + 1e-9
+        # Row i stays row i: it is nearer to clean row i than to any other.
+        one, other = (torch.from_numpy(x).flatten(1).double() for x in (after, before))
+        np.testing.assert_array_equal(torch.cdist(one, other).argmin(1), np.arange(len(before)))
 
 
 @pytest.mark.parametrize("name", POISONS)
@@ -284,6 +238,30 @@ def test_a_poison_tells_its_origin(name, clean, tmp_path):
     assert set(step["inputs"]) == {"data", *paths}
     assert meta["test"] == source["test"]
     assert meta["root"] == source["root"]
+
+
+# --- rows ------------------------------------------------------------------------------------
+
+ROW_BY_ROW = [("purifiers", name) for name in PURIFIERS] + [
+    ("poisons", name) for name in POISONS
+    if module_of("poisons", name).bound(module_of("poisons", name).Config()) is None]
+
+
+@pytest.mark.parametrize(("room", "name"), ROW_BY_ROW)
+def test_row_i_stays_row_i(room, name, digits, tmp_path):
+    """Of more rows than a block of noise: where other images stand in a random half of them, the
+    same half comes out changed. (Attacks with a budget are nearest to their own clean row.)"""
+    images, labels = digits.images[: BLOCK + 16, ::2, ::2], digits.labels[: BLOCK + 16]
+    marked = np.random.default_rng(0).permutation(len(images)) < len(images) // 2
+    mark = np.where(marked[:, None, None, None], 255 - images, images)
+    small = 40 if room == "purifiers" else len(images)      # that a checkpoint is trained on
+    source = write_imageset(tmp_path / "source" / "clean", images[:small], labels[:small])
+    main, line = line_of(room, name, "", source, tiny=True)
+    one, two = (
+        np.load(succeed(main, *line, f"data={write_imageset(tmp_path / place, pixels, labels)}",
+                        f"out={tmp_path / f'out-{place}'}") / "images.npy")
+        for place, pixels in (("usual", images), ("marked", mark)))
+    np.testing.assert_array_equal((one != two).any((1, 2, 3)), marked)
 
 
 # --- purifiers -------------------------------------------------------------------------------

@@ -1,0 +1,133 @@
+"""Every method, found by name, and how a test runs it small, through its own command.
+
+A trained purifier is two pieces of work: `half` is "train" for its training, "" for all else.
+"""
+
+import importlib
+from pathlib import Path
+
+from conftest import Outcome, run_command, succeed
+
+import evaluate
+import purify
+import train_ddpm
+import train_vae
+from core import config
+from core.command import list_methods
+from poisons.__main__ import main as poison_main
+
+ROOMS = ("poisons", "purifiers", "learners")
+MODULES = [(room, name) for room in ROOMS for name in list_methods(room)]
+POISONS, PURIFIERS, LEARNERS = ([name for at, name in MODULES if at == room] for room in ROOMS)
+COMMANDS = {"poisons": poison_main, "purifiers": purify.main, "learners": evaluate.main}
+# SMOKE's value -> one for sets of 40 rows
+TINY = {"width": (8, 2), "batch_size": (64, 16), "sample_every": (4, 0)}
+
+
+def module_of(room: str, name: str):
+    return importlib.import_module(f"{room}.{name}")
+
+
+HALVES = [(*module, half) for module in MODULES for half in ("train", "")
+          if not half or hasattr(module_of(*module), "TrainConfig")]
+
+
+def smoke_values(room: str, name: str, half: str = "", *, tiny: bool = False) -> dict:
+    """What SMOKE says for one half, by dotted key; `tiny`: for a set of 40 rows."""
+    values = {}
+    for key, value in module_of(room, name).SMOKE.items():
+        if key.startswith("train.") == bool(half):
+            key = key.removeprefix("train.")
+            usual, tinier = TINY.get(key.rpartition(".")[2], (None, None))
+            values[key] = tinier if tiny and value == usual else value
+    return values
+
+
+def words(name: str, half: str, values: dict) -> list[str]:
+    """Dotted keys and their values as key=value arguments."""
+    prefix = f"{name}.{half}." if half else f"{name}."
+    return [f"{prefix}{key}={config.dump(value).strip().removesuffix('...').strip()}"
+            for key, value in values.items()]
+
+
+def smoke_keys(room: str, name: str, half: str = "", *, tiny: bool = False) -> list[str]:
+    return words(name, half, smoke_values(room, name, half, tiny=tiny))
+
+
+def config_of(room: str, name: str, half: str, values: dict):
+    """The Config or TrainConfig that these values, by dotted key, give."""
+    tree = config.read([], words("it", "", values)).value.get("it", config.Node({}, "none"))
+    module = module_of(room, name)
+    return config.build(module.TrainConfig if half else module.Config, tree, "")
+
+
+def smoke_config(room: str, name: str):
+    return config_of(room, name, "", smoke_values(room, name))
+
+
+# --- running one -----------------------------------------------------------------------------
+
+
+def line_of(room: str, name: str, half: str, clean: Path, *, tiny: bool = False):
+    """The main that runs a method small on a set, and its arguments without `out=`."""
+    main = training_of(name) if half else COMMANDS[room]
+    arguments = [f"method={name}", f"data={clean}", *smoke_keys(room, name, half, tiny=tiny)]
+    if room == "purifiers" and not half:
+        arguments += checkpoint_of(name, clean, tiny=tiny)
+    if room == "learners" and tiny:
+        arguments.append(f"test={clean}")
+    if not half:
+        arguments += path_keys(room, name, clean, tiny=tiny)
+    return main, arguments
+
+
+def run_small(room: str, name: str, half: str, clean: Path, out: Path, *arguments: str) -> Outcome:
+    """Run a method on a set of a few rows."""
+    main, line = line_of(room, name, half, clean, tiny=True)
+    return run_command(main, *line, *arguments, f"out={out}")
+
+
+def poisoned_by(name: str, clean: Path, out: Path, *arguments) -> Path:
+    main, line = line_of("poisons", name, "", clean)
+    return succeed(main, *line, *arguments, f"out={out}")
+
+
+def purified_by(name: str, clean: Path, out: Path, *arguments) -> Path:
+    main, line = line_of("purifiers", name, "", clean)
+    return succeed(main, *line, *arguments, f"out={out}")
+
+
+def path_keys(room: str, name: str, clean: Path, *, tiny: bool = False) -> list[str]:
+    """For a poison that reads another artefact: a set with its p_hat, which reuse takes."""
+    paths = getattr(module_of(room, name), "PATHS", ())
+    if room != "poisons" or not paths:
+        return []
+    source = clean.parent / "with-p-hat"
+    if not source.exists():
+        main, line = line_of("purifiers", "dvae", "", clean, tiny=tiny)
+        succeed(main, *line, "dvae.save_perturbation=true", f"out={source}")
+    return [f"{name}.{key}={source}" for key in paths]
+
+
+def trainer_of(name: str) -> str | None:
+    """The purifier whose checkpoint this one applies; None if it is not trained."""
+    module = module_of("purifiers", name)
+    return getattr(module, "CHECKPOINT", name if hasattr(module, "TrainConfig") else None)
+
+
+def training_of(name: str):
+    """The main that trains this purifier."""
+    vae = hasattr(module_of("purifiers", name), "train_stage")
+    return train_vae.main if vae else train_ddpm.main
+
+
+def checkpoint_of(name: str, clean: Path, *, tiny: bool = False) -> list[str]:
+    """`checkpoint=...` for a trained purifier (made once, with seed 0), nothing for another."""
+    trainer = trainer_of(name)
+    if trainer is None:
+        return []
+    path = clean.parent / trainer
+    if not path.exists():
+        main, line = line_of("purifiers", trainer, "train", clean, tiny=tiny)
+        succeed(main, *line, f"out={path}")
+    return [f"checkpoint={path}"]

@@ -1,0 +1,219 @@
+"""Every key of every method does something: another value gives other bytes, or is refused.
+
+What is tried follows from the key's type and value; TRIED has what must be chosen by hand. A key
+that several methods have from one class is tried in the first of them, with `-m slow` in all.
+"""
+
+import dataclasses
+import json
+import os
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import pytest
+from conftest import ROOT, digest, write_imageset
+from methods import HALVES, config_of, run_small, smoke_values, words
+
+from core import config
+from core.errors import UserError
+
+ROWS = 40                       # in batches of 16: one that is not whole is left
+RESNET = {"architecture": "resnet18", "width": 2}
+MEAN_STD = {"mean": [0.5, 0.5, 0.5], "std": [1.0, 1.0, 1.0]}
+SQUEEZE = {"lpips_weights": str(ROOT / "core/weights/squeezenet1_1.npz")}
+
+# A key as it is typed, or its end -> values to try, and keys beside it that it acts together with.
+TRIED: dict[str, tuple[list, dict[str, Any]]] = {
+    "architecture": (["two_linear"], {"architecture": "linear"}),
+    "width": ([3], RESNET),
+    "stem": (["imagenet"], RESNET),
+    "train.width": ([3], {}),
+    "train.stem": (["imagenet"], {}),
+    "milestones": ([[1]], {"schedule": "multistep", "epochs": 2}),
+    "gamma": ([0.5], {"schedule": "multistep", "epochs": 2, "milestones": [1]}),
+    "mean": ([[0.1, 0.2, 0.3]], MEAN_STD),
+    "std": ([[0.2, 0.5, 0.9]], MEAN_STD),
+    "clip_norm": ([1e-3], {}),
+    "epsilon": ([1 / 255], {}),                 # a few small steps reach no further
+    "stop_error": ([0.99], {}),
+    "decay_every": ([1], {}),
+    "ar.finder": (["released"], {"coefficients": "find"}),
+    "ar.norm": (["linf"], {"radius": 0.2}),
+    "cuda.kernel": ([5], {}),
+    "hypo.norm": (["l2"], {"epsilon": 0.5}),
+    "sep.inner_steps": ([3], {"loss": "fa_vr"}),
+    "kld_weight_low": ([0.1], {"kld_target": 0.0}),
+    "dvae.train.kld_weight_low": ([0.1], {"stages": [{"kld_target": 0.0, "output": "both"}]}),
+    "dvae.train.p_hat_floor": ([100.0], {}),
+    "ddpm.train.width": ([64], {}),
+    "ddpm.train.warmup_steps": ([3], {}),
+    "ddpm.train.ema_decay": ([0.0], {}),        # a higher one is a later matter: ema_start
+    "ddpm.train.sample_every": ([2], {}),
+    "ddpm.train.multipliers": ([[1, 2]], {}),
+    "ddpm.train.attention": ([[8]], {}),
+    "evaluations": ([1], {"sampler": "subsampled"}),
+    "jcdp.lpips_net": (["alex"], SQUEEZE),      # refused: these are another network's weights
+}
+# Keys of which every other value is refused, for a method that has no use for them.
+REFUSED = {"sep.surrogate.steps", "surrogate.test_every"}
+# Keys on which no byte has to depend, and why.
+INERT = {
+    "ddpm.batch_size": "how many images pass the network at once: speed, and rounding at most",
+    "jcdp.batch_size": "how many images pass the network at once: speed, and rounding at most",
+}
+
+
+def as_tuple(value: Any) -> tuple:
+    return value if isinstance(value, tuple) else ()
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, type]]:
+    """(dotted key, type, value, class that it is from) of everything that can be set in a Config.
+    """
+    hints = typing.get_type_hints(type(value))
+    for field in dataclasses.fields(value):
+        own, key = getattr(value, field.name), f"{prefix}{field.name}"
+        parts = {f"{key}.": own} if dataclasses.is_dataclass(own) else {
+            f"{key}.{i}.": item for i, item in enumerate(as_tuple(own))
+            if dataclasses.is_dataclass(item)}
+        if not parts:
+            yield key, hints[field.name], own, next(
+                kind for kind in reversed(type(value).__mro__)
+                if field.name in vars(kind).get("__annotations__", ()))
+        for dotted, part in parts.items():
+            yield from leaves(part, dotted)
+
+
+def others(kind: Any, value: Any) -> list:
+    """Other values of this type."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        inner = next(a for a in arguments if a is not type(None))
+        return others(inner, {int: 0, float: 0.0}.get(inner)) if value is None \
+            else [*others(inner, value), None]
+    if origin is Literal:
+        return [choice for choice in arguments if choice != value]
+    if kind is bool:
+        return [not value]
+    if kind is int:
+        return [value + 1, value - 1, 2 * value]
+    if kind is float:
+        return [2 * value, value / 2, 0.5, 0.0]
+    if kind is config.Place:
+        return ["nowhere"]
+    raise AssertionError(f"no values of {kind} to try: add some to TRIED")
+
+
+def found_in(table: Any, name: str, half: str, key: str) -> str | None:
+    """The entry that a table has for a key: as it is typed, or for its end."""
+    words = [name, *filter(None, [half]), *key.split(".")]
+    forms = [".".join(words[start:]) for start in range(len(words))]
+    return next((form for form in forms if form in table), None)
+
+
+def usual_values(room: str, name: str, half: str) -> dict:
+    """The smallest form of a method: its network is linear where that can be had. Lists of sections
+    are written out, so that keys reach into them."""
+    values = smoke_values(room, name, half, tiny=True)
+    usual = config_of(room, name, half, values)
+    lists = {field.name: config.plain(getattr(usual, field.name))
+             for field in dataclasses.fields(usual)
+             if dataclasses.is_dataclass(next(iter(as_tuple(getattr(usual, field.name))), None))}
+    linear = {key: "linear" for key, *_ in leaves(usual) if key.endswith("architecture")}
+    return values | lists | linear
+
+
+KEYS = {(room, name, half, key): (owner, key.rpartition(".")[2]) for room, name, half in HALVES
+        for key, *_, owner in leaves(config_of(room, name, half, usual_values(room, name, half)))}
+FIRST = {origin: case for case, origin in reversed(KEYS.items())}
+
+
+@pytest.fixture(scope="module")
+def sets(digits, tmp_path_factory) -> dict[str | None, Path]:
+    """What a method gets: two classes for AR, which has to look for processes then, and 8x8 pixels
+    for the diffusion purifiers."""
+    place, images, labels = (tmp_path_factory.mktemp("keys"), digits.images[:ROWS],
+                             digits.labels[:ROWS])
+    eighths = write_imageset(place / "8x8" / "clean", images[:, ::2, ::2], labels)
+    return {None: write_imageset(place / "16x16" / "clean", images, labels),
+            "ar": write_imageset(place / "two" / "clean", images, labels % 2, 2),
+            "ddpm": eighths, "jcdp": eighths}
+
+
+@pytest.fixture(autouse=True)
+def no_disk(monkeypatch):
+    """Nothing here asks what a power cut leaves."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+MADE: dict[str, tuple[Path | None, Any]] = {}
+
+
+def make(room: str, name: str, half: str, values: dict, clean: Path, out: Path
+         ) -> tuple[Path | None, Any]:
+    """The folder of what these values give, and its digests: of arrays, weights and pictures, of
+    learning what was measured. If the method refuses them: None and its message."""
+    outcome = run_small(room, name, half, clean, out, *words(name, half, values))
+    if outcome.status:
+        assert outcome.error, outcome.stderr
+        return None, outcome.error
+    if room == "learners":
+        log = (json.loads(line) for line in (out / "log.jsonl").read_text().splitlines())
+        return out, [{key: value for key, value in line.items() if key != "seconds"}
+                     for line in log]
+    return out, {path.name: digest(path) for path in out.iterdir()
+                 if path.suffix in (".npy", ".safetensors", ".png")}
+
+
+def purified_with(name: str, checkpoint: Path, clean: Path) -> str:
+    """What the images become with a checkpoint: some keys of a training act there alone."""
+    outcome = run_small("purifiers", name, "", clean,
+                        checkpoint.with_name(f"{checkpoint.name}-purified"),
+                        f"checkpoint={checkpoint}")
+    assert outcome.status == 0, outcome.stderr
+    return digest(outcome.path / "images.npy")
+
+
+@pytest.mark.parametrize(("room", "name", "half", "key"), [
+    pytest.param(*case, id="-".join(filter(None, case)),
+                 marks=[] if case in FIRST.values() else pytest.mark.slow) for case in KEYS])
+def test_a_key_does_something(room, name, half, key, sets, tmp_path):
+    clean = sets.get(name, sets[None])
+    if reason := INERT.get(found_in(INERT, name, half, key)):
+        pytest.skip(reason)
+    tried, together = TRIED.get(found_in(TRIED, name, half, key), (None, {}))
+    prefix = key.removesuffix(key.rpartition(".")[2])
+    values = usual_values(room, name, half) | {
+        f"{prefix}{other}": value for other, value in together.items()}
+    [(kind, value)] = [(kind, value) for found, kind, value, _
+                       in leaves(config_of(room, name, half, values)) if found == key]
+    case = json.dumps([room, name, half, values])
+    if case not in MADE:
+        MADE[case] = make(room, name, half, values, clean, clean.parent / f"usual{len(MADE)}")
+    folder, usual = MADE[case]
+    assert folder, usual
+
+    allowed = []
+    for number, other in enumerate(others(kind, value) if tried is None else tried):
+        changed = values | {key: other}
+        try:
+            config_of(room, name, half, changed)
+        except UserError:
+            continue
+        allowed.append(other)
+        out, found = make(room, name, half, changed, clean, tmp_path / f"{number}")
+        if found != usual or (half and purified_with(name, out, clean)
+                              != purified_with(name, folder, clean)):
+            break
+    else:
+        assert not allowed, f"{name}.{key}: {value} and {allowed} give the same bytes"
+    assert bool(allowed) != bool(found_in(REFUSED, name, half, key)), f"{name}.{key}: see REFUSED"
+
+
+def test_the_tables_name_keys():
+    """So that they cannot outlive what they speak of."""
+    used = {found_in(table, *case[1:]) for case in KEYS for table in (TRIED, REFUSED, INERT)}
+    assert {*TRIED, *REFUSED, *INERT} <= used

@@ -1,0 +1,69 @@
+"""Every method dies in its middle, and the same line ends with the bytes of a run that did not."""
+
+import os
+from pathlib import Path
+
+import pytest
+from conftest import write_imageset
+from crash_driver import content
+from methods import HALVES, line_of, run_small
+
+import core.files
+import core.run
+
+ROWS = 40
+
+
+class Death(BaseException):
+    """What nothing catches."""
+
+
+@pytest.fixture(scope="module")
+def clean(digits, tmp_path_factory) -> Path:
+    return write_imageset(tmp_path_factory.mktemp("resume") / "clean", digits.images[:ROWS],
+                          digits.labels[:ROWS])
+
+
+@pytest.fixture(autouse=True)
+def save_always(monkeypatch):
+    """A state after every step, as many places to die; what a power cut leaves is not asked."""
+    monkeypatch.setattr(core.run, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def run(case, clean: Path, out: Path, monkeypatch, die_at: int | None = None) -> tuple[int, str]:
+    """Run a method in a folder, or die at its operation number `die_at` on the disk: how many it
+    did, and what it said."""
+    out.mkdir(exist_ok=True)
+    count = 0
+
+    def operation(kind, path):
+        nonlocal count
+        count += 1
+        if count == die_at:
+            raise Death
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core.files, "operation", operation)
+        patch.chdir(out)                    # a folder that is named alike is written down alike
+        outcome = run_small(*case, clean, Path("out"))
+    assert outcome.status == 0, outcome.stderr
+    return count, outcome.stderr
+
+
+@pytest.mark.parametrize("parts", [
+    pytest.param([0.5], id="half"),
+    pytest.param([part / 12 for part in range(1, 12)], id="twelfths", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", HALVES, ids=["-".join(filter(None, case)) for case in HALVES])
+def test_a_method_that_died_in_its_middle_goes_on(case, parts, clean, tmp_path, monkeypatch):
+    line_of(*case, clean, tiny=True)                    # makes what it reads
+    operations, _ = run(case, clean, tmp_path / "straight", monkeypatch)
+    straight = content(tmp_path / "straight" / "out")
+    for part in parts:
+        out = tmp_path / f"died-at-{part:.2f}"
+        with pytest.raises(Death):
+            run(case, clean, out, monkeypatch, die_at=round(part * operations))
+        again, said = run(case, clean, out, monkeypatch)
+        assert "resuming" in said
+        assert again < operations
+        assert content(out / "out") == straight
