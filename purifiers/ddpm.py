@@ -1,4 +1,4 @@
-"""DDPM: noise an image, denoise it with a diffusion model of unprotected ones. AVATAR's purifier.
+"""DDPM, as AVATAR: noise an image, denoise it with a diffusion model of unprotected ones.
 
 The prior (`prior.py`) is a DDPM that train_ddpm.py trained on images without labels: the test
 split, a reference split, another data set. A pass (`walk.py`) takes the image to step t_star and

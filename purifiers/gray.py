@@ -1,4 +1,4 @@
-"""Grayscale: luma copied to three channels. Half of ISS. Source: Liu et al., ICML 2023.
+"""Grey scale: luma copied to three channels. Half of ISS. Source: Liu et al., ICML 2023.
 
 Pillow's integer BT.601 luma, on the stored image, as code liuzrcc/ImageShortcutSqueezing. D-VAE's
 code takes 0.2989 R + 0.587 G + 0.114 B of the augmented image and keeps the float, less than a

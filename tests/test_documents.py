@@ -1,11 +1,25 @@
 """README and docs say what is there: references, names, numbers, links, shell lines."""
 
+import csv
+import os
 import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import CONFIGS, ROOT, run_command, succeed
+from test_results import INDEX, outlines
 
-from core.command import list_methods
+import evaluate
+import purify
+import train_ddpm
+import train_vae
+from core.command import list_methods, parse
+from poisons.__main__ import main as poison
+from scripts.documents import documents
+from scripts.tables import render, schedule
 
 ROOMS = ("poisons", "purifiers", "learners", "models", "core", "configs", "scripts", "tests",
          "docs")
@@ -37,6 +51,136 @@ def test_every_page_of_evidence_is_listed():
     pages = {path.name for path in (ROOT / "docs/evidence").glob("*.md")} - {"README.md"}
     listed = set(re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs/evidence/README.md").read_text()))
     assert listed == pages
+
+
+# --- what is written from elsewhere ----------------------------------------------------------
+
+
+def test_pages_are_what_code_and_results_give(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for page, text in documents.pages().items():
+        assert (ROOT / page).read_text() == text, f"{page}: run python scripts/documents.py"
+
+
+PRINTED = {path: (folder, name, entry["settings"]) for folder, entry in INDEX["tables"].items()
+           for name in entry["tables"]
+           for path in (f"{folder}/table.md", f"{folder}.md") if (ROOT / "results" / path).exists()}
+
+
+@pytest.mark.parametrize("path", PRINTED)
+def test_printed_tables_are_their_records(path, outlines):
+    """A table under results/ that has records there: every accuracy is still what they give."""
+    _, name, settings = PRINTED[path]
+    outcome = run_command(render.main, CONFIGS / f"tables/{name}.yaml", *settings,
+                          "--format", "csv")
+    now = {(row["poison"], row["defence"]): row["accuracy (%)"]
+           for row in csv.DictReader(outcome.stdout.splitlines())}
+    printed = documents.cells(f"results/{path}")
+    assert printed
+    assert printed == {key: now.get(key) for key in printed}
+
+
+def test_printed_tables_have_records():
+    assert {"cifar10-5000/table.md", "cifar10-attacks/table.md", "digits-tables/demo_jcdp.md"} \
+        <= set(PRINTED)
+
+
+def test_no_accuracy_stands_in_a_table_by_hand():
+    """In README and docs/results.md every table with percentages is between marks."""
+    for page in documents.PAGES:
+        by_hand = documents.FILLED.sub("", (ROOT / page).read_text())
+        rows = [line for line in by_hand.splitlines() if line.startswith("|")]
+        assert not [row for row in rows if re.search(r"\|\s*\**\d\d\.\d", row)], page
+
+
+# --- the README ------------------------------------------------------------------------------
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))],
+                         ids=lambda path: path.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+COMMANDS = {"-m poisons": poison, "train_vae.py": train_vae.main, "train_ddpm.py": train_ddpm.main,
+            "purify.py": purify.main, "evaluate.py": evaluate.main}
+ROOM_OF = {"-m poisons": "poisons", "evaluate.py": "learners"}
+
+
+def shell_lines(page: str) -> list[list[str]]:
+    """Words of every line in a page's ```bash blocks, without comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    return [words for block in blocks for line in block.splitlines()
+            if (words := shlex.split(line, comments=True))]
+
+
+def split(words: list[str]) -> tuple[str, list[str]]:
+    """A `python ...` line as the command's name and its arguments."""
+    length = 3 if words[1] == "-m" else 2
+    return " ".join(words[1:length]), words[length:]
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """Runs a shell line with a `python` that only writes its words down; returns them."""
+    fake, log = tmp_path / "bin/python", tmp_path / "log"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {log}\n')
+    fake.chmod(0o755)
+
+    def run(words: list[str]) -> list[list[str]]:
+        log.write_text("")
+        subprocess.run(words, check=True, cwd=ROOT, timeout=60, capture_output=True,
+                       env={"PATH": f"{fake.parent}:/usr/bin:/bin", "VIRTUAL_ENV": str(tmp_path),
+                            "INSTALL": "no", "HOME": os.environ.get("HOME", "/")})
+        return [["python", *line.split()] for line in log.read_text().splitlines()]
+
+    return run
+
+
+def test_every_shell_line_of_the_readme_runs(tmp_path, monkeypatch, recorded):
+    """Commands one after another, tiny and on digits; tables as a plan with --quick; the rest as
+    far as the words that they pass on."""
+    (tmp_path / "configs").symlink_to(CONFIGS)
+    shutil.copytree(ROOT / "results", tmp_path / "results",
+                    ignore=shutil.ignore_patterns("*.png", "*.npy"))
+    monkeypatch.chdir(tmp_path)
+    lines = shell_lines("README.md")
+    assert {words[0] for words in lines} == {"bash", "python"}
+    for words in lines:
+        if words[0] == "python":
+            command, arguments = split(words)
+            small = [w.replace("data=cifar10", "data=digits") for w in arguments]
+            assert succeed(COMMANDS[command], *small, "--smoke").exists(), words
+            continue
+        passed_on = recorded(words)
+        assert passed_on, words
+        for line in passed_on:
+            command, arguments = split(line)
+            if command in COMMANDS:
+                parse(arguments, "", ROOM_OF.get(command, "purifiers"), command)
+            elif command == "scripts/run_table.py":
+                small = [w for w in arguments if w != "--quick" and not w.startswith("data=")]
+                outcome = run_command(schedule.main, *small, "--quick", "--dry-run")
+                assert outcome.status == 0, outcome.stderr
+            else:
+                assert command in ("-m pytest", "scripts/table.py", "scripts/figures.py"), line
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_shell_lines_of_the_pages_are_understood(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for words in shell_lines(f"docs/{page}"):
+        command, arguments = split(words) if words[0] == "python" else (words[1], [])
+        if command in COMMANDS:
+            parse(arguments, "", ROOM_OF.get(command, "purifiers"), command)
+        else:
+            assert (ROOT / command).is_file(), words
 
 
 # --- references ------------------------------------------------------------------------------

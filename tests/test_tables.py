@@ -658,13 +658,13 @@ def test_published_numbers_are_kept_whole():
               arch="resnet18")
 
 
-# --- the README's example --------------------------------------------------------------------
+# --- the example of docs/extending.md --------------------------------------------------------
 
 
 def test_a_purifier_is_one_module_and_one_yaml(here, tiny):
-    """The README's blur, as printed there, run by purify.py and taken by a table."""
+    """The page's blur, as printed there, run by purify.py and taken by a table."""
     blocks = re.findall(r"```(?:python|yaml)\n# (purifiers/blur\.py|configs/purifiers/blur\.yaml)\n"
-                        r"(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+                        r"(.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL)
     assert [name for name, _ in blocks] == ["purifiers/blur.py", "configs/purifiers/blur.yaml"]
     for name, text in blocks:
         Path(name).write_text(text)

@@ -1,0 +1,1 @@
+"""What README and docs take from elsewhere: tables of results, lists of methods."""

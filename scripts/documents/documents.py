@@ -1,0 +1,91 @@
+"""Write what README and docs take from code and results.
+
+    python scripts/documents.py
+
+In README.md and docs/results.md, what stands between two such lines is written anew:
+
+    <!-- accuracies: results/cifar10-5000/table.md results/cifar10-attacks/table.md -->
+    <!-- end -->
+
+`accuracies` is poisons x defences of tables that scripts/table.py printed, `records` a line for
+each record of a folder, `table` the first table of a file as it stands, `methods` a line for each
+method of a room. docs/methods.md is written whole.
+tests/test_documents.py fails where a page is not what this gives.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from core import files, records
+from core.command import command
+from core.errors import UserError
+from core.imageset import title
+from scripts.documents import methods
+from scripts.documents.names import name_of
+from scripts.tables.render import markdown
+
+PAGES = ("README.md", "docs/results.md")
+FILLED = re.compile(r"(<!-- (\w+): (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+NONE_YET = "-"          # of scripts/table.py: a cell without a record
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python scripts/documents.py", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(argv)
+    for page, text in pages().items():
+        if not Path(page).is_file() or Path(page).read_text("utf-8") != text:
+            files.write_bytes(Path(page), text.encode())
+            print(page)
+
+
+def pages() -> dict[str, str]:
+    """Every page that this writes, as it ought to be."""
+    return {page: filled(Path(page).read_text("utf-8")) for page in PAGES} | {
+        "docs/methods.md": methods.page()}
+
+
+def filled(text: str) -> str:
+    """A page with everything between its marks written anew."""
+    writers = {"accuracies": accuracies, "records": recorded, "table": first_table,
+               "methods": methods.lines}
+    return FILLED.sub(lambda mark: mark[1] + writers[mark[2]](*mark[3].split()) + mark[4], text)
+
+
+def first_table(path: str) -> str:
+    """The first table of a file."""
+    lines = Path(path).read_text("utf-8").splitlines()
+    start = next((i for i, line in enumerate(lines) if line.startswith("|")), len(lines))
+    stop = next((i for i in range(start, len(lines)) if not lines[i].startswith("|")), len(lines))
+    return "".join(f"{line}\n" for line in lines[start:stop])
+
+
+def cells(path: str) -> dict[tuple[str, str], str]:
+    """(poison, defence) -> accuracy of a table that scripts/table.py printed as markdown."""
+    head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")]
+                       for line in first_table(path).splitlines()] or [[], []]
+    if head[:3] != ["poison", "defence", "accuracy (%)"]:
+        raise UserError(f"{path}: no table of scripts/table.py (poison, defence, accuracy) in it")
+    return {(line[0], line[1]): line[2] for line in lines}
+
+
+def accuracies(*paths: str) -> str:
+    """Poisons x defences of several such tables: what has a number."""
+    known = {key: accuracy for path in paths for key, accuracy in cells(path).items()
+             if accuracy != NONE_YET}
+    rows, columns = (list(dict.fromkeys(key[i] for key in known)) for i in (0, 1))
+    return markdown(("trained on", *map(name_of, columns)),
+                    [[name_of(row), *(known.get((row, column), "") for column in columns)]
+                     for row in rows])
+
+
+def recorded(folder: str) -> str:
+    """A line for each record of a folder: what it was trained on, and its accuracy."""
+    found = [records.load(path.parent) for path in Path(folder).glob("*/record.json")]
+    steps = [[title(step) for step in record["train"]["lineage"]] for record in found]
+    lines = [[", then ".join(map(name_of, made)) or "clean",
+              records.spread([100 * record["accuracy_last"]])]
+             for made, record in sorted(zip(steps, found, strict=True), key=lambda it: it[0])]
+    return markdown(("trained on", "clean test accuracy (%)"), lines)
