@@ -1,16 +1,18 @@
 """Every committed record is reached by a table or listed as retired: no number loses its source."""
 
+import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from conftest import CONFIGS, ROOT
+from conftest import CONFIGS, ROOT, run_command
 
 from core.datasets import take
 from core.imageset import ImageSet
-from scripts.tables import plan, spec
+from scripts.documents import documents
+from scripts.tables import plan, render, spec
 
 RESULTS = ROOT / "results"
 INDEX = yaml.safe_load((RESULTS / "index.yaml").read_text())
@@ -67,3 +69,26 @@ def test_every_committed_record_is_in_the_index():
                and not any(place.startswith(f"{folder}/") for folder in INDEX["tables"])]
     assert not unknown, "\n".join(unknown)
     assert set(INDEX["retired"]) <= set(RECORDS)
+
+
+PRINTED = {path: (folder, name, entry["settings"]) for folder, entry in INDEX["tables"].items()
+           for name in entry["tables"]
+           for path in (f"{folder}/table.md", f"{folder}.md") if (ROOT / "results" / path).exists()}
+
+
+@pytest.mark.parametrize("path", PRINTED)
+def test_printed_tables_are_their_records(path, outlines):
+    """A table under results/ that has records there: every accuracy is still what they give."""
+    _, name, settings = PRINTED[path]
+    outcome = run_command(render.main, CONFIGS / f"tables/{name}.yaml", *settings,
+                          "--format", "csv")
+    now = {(row["poison"], row["defence"]): row["accuracy (%)"]
+           for row in csv.DictReader(outcome.stdout.splitlines())}
+    printed = documents.cells(f"results/{path}")
+    assert printed
+    assert printed == {key: now.get(key) for key in printed}
+
+
+def test_printed_tables_have_records():
+    assert {"cifar10-5000/table.md", "cifar10-attacks/table.md", "digits-tables/demo_jcdp.md"} \
+        <= set(PRINTED)
