@@ -21,14 +21,14 @@ from core.imageset import ImageSet
 from core.loop import Loop
 from core.ranges import Count, Share
 from core.run import Run
-from poisons.crafting import take
-from poisons.em import (
+from poisons.crafting import on_device
+from poisons.minmin import (
     Shared,
+    as_published,
     bound,
     build_surrogate,
-    kept,
     reached,
-    tell,
+    report_stop,
     train_step,
 )
 from poisons.pgd import FrozenSurrogate, pgd
@@ -58,7 +58,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     model, optimizer = build_surrogate(clean, config, run)
     frozen = FrozenSurrogate(model, run.device)
     noise = ClassNoise(clean).to(run.device.torch)
-    batches = Steps(Batches(clean, config.batch_size, run, "surrogate"), config.train_steps)
+    minibatches = Endless(Batches(clean, config.batch_size, run, "surrogate"), config.train_steps)
     part = stratified(clean.labels, config.share, run.rng("subset"))
     errors: list[float] = []
     loop = Loop(run, "em", config.max_rounds, model=model, optimizer=optimizer, noise=noise,
@@ -66,14 +66,14 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
 
     for round_ in loop:
         model.train()
-        for images, labels in loop.steps(batches):
+        for images, labels in loop.steps(minibatches):
             loss = train_step(model, optimizer, images + noise.delta[labels], labels, config)
             loop.add(len(images), loss=loss)
         run.world.share(model)
         run.world.share(noise)
         frozen.update(model)
         for rows in shuffled(part, config.batch_size, run.rng("part/update", round_)):
-            images, labels = take(clean, rows, run)
+            images, labels = on_device(clean, rows, run)
             stepped = pgd(images, noise.delta[labels], frozen.gradient(labels),
                           epsilon=config.epsilon, step_size=config.step_size, steps=1)
             update_means(noise.delta, stepped, labels, config.epsilon)
@@ -83,8 +83,8 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
             loop.stop()
         loop.end_epoch(error=errors[-1])
 
-    tell(errors, config, run)
-    delta = kept(noise.delta, config).permute(0, 2, 3, 1).cpu()
+    report_stop(errors, config, run)
+    delta = as_published(noise.delta, config).permute(0, 2, 3, 1).cpu()
     labels = clean.labels_at()
     return clean.map_rows(lambda images, rows: images.add_(delta[labels[rows]]), run,
                           rounding=config.rounding)
@@ -117,7 +117,7 @@ def shuffled(part: np.ndarray, batch_size: int, rng: np.random.Generator) -> lis
     return [order[i * batch_size : (i + 1) * batch_size] for i in range(whole)]
 
 
-class Steps:
+class Endless:
     """A number of minibatches per epoch, from one shuffled pass after the other."""
 
     def __init__(self, batches: Batches, steps: int) -> None:
@@ -144,6 +144,6 @@ def error_rate(frozen: FrozenSurrogate, clean: ImageSet, batches: list[np.ndarra
     wrong."""
     wrong = 0
     for rows in batches:
-        images, labels = take(clean, rows, run)
+        images, labels = on_device(clean, rows, run)
         wrong += (frozen(images + noise.delta[labels]).argmax(1) != labels).sum()
     return wrong.item() / sum(map(len, batches))

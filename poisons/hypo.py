@@ -23,7 +23,7 @@ from core.ranges import Count, Keys, LinfRadius, Positive, StepSize, check
 from core.run import Run
 from core.training import Schedule
 from models.classifiers import Architecture
-from poisons.crafting import add_noise, seen_as, tell
+from poisons.crafting import add_noise, report_seen, seen_as
 from poisons.pgd import FrozenSurrogate, Norm, pgd
 from poisons.surrogates import Training, train_surrogate
 
@@ -78,6 +78,6 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
                    epsilon=config.epsilon, step_size=step_size, steps=config.steps)
 
     poisoned = add_noise(clean, noise, run, rounding=config.rounding)
-    tell("is right" if shift == 0 else "says the next class",
-         seen_as(poisoned, frozen, targets, run), run)
+    report_seen("is right" if shift == 0 else "says the next class",
+                seen_as(poisoned, frozen, targets, run), run)
     return poisoned

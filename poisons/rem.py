@@ -14,12 +14,11 @@ pixels and above the surrogate has the ImageNet stem; resized crops are taken fr
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from core.errors import UserError
 from core.imageset import ImageSet
@@ -38,18 +37,11 @@ from core.ranges import (
 )
 from core.run import Run
 from core.streams import BLOCK
-from core.training import Normalised
+from core.training import Normalised, right
 from models.classifiers import Architecture, classifier
-from poisons.crafting import (
-    TRIES,
-    add_noise,
-    craft_rows,
-    crop_and_flip,
-    random_boxes,
-    resized_crop_and_flip,
-    take,
-)
+from poisons.crafting import add_noise, craft_rows, on_device
 from poisons.pgd import FrozenSurrogate, gradient_of, pgd
+from poisons.transforms import TRIES, crop_and_flip, random_boxes, resized_crop_and_flip
 
 VERSION = 1
 SMOKE = {"train_steps": 2, "steps": 2, "inner_steps": 2, "transforms": 2, "width": 8,
@@ -90,41 +82,35 @@ def bound(config: Config) -> tuple[str, float]:
     return "linf", config.epsilon
 
 
-def poison(clean: ImageSet, config: Config, run: Run,
-           inside: Literal["pgd", "noise"] = "pgd") -> ImageSet:
-    """Row i of the result is row i of `clean` plus its own noise, in whole grey levels. `inside`:
-    the adversary in the noise's descent; noise is SEM's. Resumable."""
-    with run.initialisation("surrogate"):
-        model = Normalised(classifier(config.architecture, clean.num_classes, clean.image_shape,
-                                      config.width), (0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
-    model = run.device.place(model)
-    optimizer = torch.optim.SGD(model.parameters(), config.learning_rate, config.momentum,
-                                weight_decay=config.weight_decay)
+def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
+    """Row i of the result is row i of `clean` plus its own noise, in whole grey levels."""
+    return min_min_max(clean, config, run, inner=attack)
+
+
+def min_min_max(clean: ImageSet, config: Config, run: Run, inner: "Adversary") -> ImageSet:
+    """The formula above, over theta too: every step makes the noise of its minibatch, with the
+    adversary `inner` inside, and trains the surrogate against `attack`; then the last surrogate's
+    noise for every image. Resumable."""
+    model, optimizer = build_surrogate(clean, config, run)
     frozen = FrozenSurrogate(model, run.device)
-    forward = run.device.maybe_compile(model)
-    stream = Shuffled(clean, config.batch_size, run, config.train_steps)
-    loop = Loop(run, run.job.method, -(-config.train_steps // len(stream)), model=model,
+    network = run.device.maybe_compile(model)
+    minibatches = Shuffled(clean, config.batch_size, run, config.train_steps)
+    loop = Loop(run, run.job.method, -(-config.train_steps // len(minibatches)), model=model,
                 optimizer=optimizer)
+
     for epoch in loop:
-        for rows in loop.steps(stream):
-            number = epoch * len(stream) + loop.step
+        for rows in loop.steps(minibatches):
+            number = epoch * len(minibatches) + loop.step
             run.world.share(model)
             frozen.update(model)
-            images, labels = take(clean, rows, run)
+            images, labels = on_device(clean, rows, run)
             draw = batch_draws(run, number, len(rows))
-            delta = defend_together(images, labels, frozen, config, draw, run, inside)
+            delta = defend_together(images, labels, frozen, config, draw, run, inner)
             x = transformed((images + delta).clamp_(0, 1), draw("train", config.numbers), config)
             attacked = attack(x, labels, frozen, config, draw("train/start", x))
-
+            rate = config.learning_rate * 0.1 ** (number // config.decay_every)
             model.train()
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * 0.1 ** (number // config.decay_every)
-            logits = forward(attacked)
-            loss = F.cross_entropy(logits, labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            hits = (logits.detach().argmax(1) == labels).float().mean()
+            loss, hits = train_step(network, optimizer, attacked, labels, rate)
             loop.add(len(rows), loss=loss, robust_accuracy=hits)
         loop.end_epoch()
     run.say(f"surrogate: {loop.means['robust_accuracy']:.1%} of the attacked, protected images "
@@ -133,41 +119,74 @@ def poison(clean: ImageSet, config: Config, run: Run,
     frozen.update(model)
 
     def noise(images: torch.Tensor, labels: torch.Tensor, rows: slice) -> torch.Tensor:
-        return defend(images, labels, frozen, config, block_draws(run, rows), inside)
+        return defend(images, labels, frozen, config, block_draws(run, rows), inner)
 
     return add_noise(clean, noise, run, slice_rows=BLOCK)
 
 
+def build_surrogate(clean: ImageSet, config: Config, run: Run
+                    ) -> tuple[nn.Module, torch.optim.SGD]:
+    with run.initialisation("surrogate"):
+        model = Normalised(classifier(config.architecture, clean.num_classes, clean.image_shape,
+                                      config.width), (0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
+    model = run.device.place(model)
+    return model, torch.optim.SGD(model.parameters(), config.learning_rate, config.momentum,
+                                  weight_decay=config.weight_decay)
+
+
+def train_step(network: nn.Module, optimizer: torch.optim.SGD, images: torch.Tensor,
+               labels: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step of SGD at this rate; returns the loss and the share of right answers."""
+    logits = network(images)
+    loss = F.cross_entropy(logits, labels)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return loss, right(logits, labels)
+
+
 # --- noise and adversary ---------------------------------------------------------------------
+
+# (x (B, 3, H, W), labels, surrogate, config, noise in [0, 1) like x) -> images within
+# `config.adversary` of x, in [0, 1]
+Adversary = Callable[[torch.Tensor, torch.Tensor, FrozenSurrogate, Config, torch.Tensor],
+                     torch.Tensor]
 
 
 def defend(images: torch.Tensor, labels: torch.Tensor, frozen: FrozenSurrogate, config: Config,
-           draw: Draw, inside: str = "pgd") -> torch.Tensor:
-    """The noise of these images, in whole grey levels: `steps` signed steps down the loss through
-    `transforms` random transforms, each with the adversary's offset as a constant."""
+           draw: Draw, inner: Adversary) -> torch.Tensor:
+    """The noise delta_u of these images, in whole grey levels: from a random start `steps` signed
+    steps down the loss, expected over `transforms` random transforms t and at its worst over
+    delta_a."""
+    at_once = max(1, craft_rows(images.shape[2:], images.device.type) // len(images))
 
-    def expected_loss(names: list[str], delta: torch.Tensor, _: int) -> torch.Tensor:
-        """CE(f(t(x + delta) + delta_a), y) summed over images and the transforms `names`; the
-        adversary's delta_a lets the gradient pass (straight-through)."""
-        count = len(names)
-        drawn = torch.cat([draw(name, config.numbers) for name in names])
+    def loss(delta: torch.Tensor, draws: list[str]) -> torch.Tensor:
+        """CE(f(t(x + delta) + delta_a), y) summed over images and the draws of t, with delta_a from
+        the adversary, a constant."""
+        count = len(draws)
+        drawn = torch.cat([draw(name, config.numbers) for name in draws])
         x = transformed((images + delta).clamp(0, 1).repeat(count, 1, 1, 1), drawn, config)
-        noise = torch.cat([draw(f"{name}/inner", images) for name in names])
+        noise = torch.cat([draw(f"{name}/inner", images) for name in draws])
         repeated, fixed = labels.repeat(count), x.detach()
-        if inside == "noise":
-            attacked = (fixed + (2 * noise - 1) * config.adversary).clamp_(0, 1)
-        else:
-            attacked = attack(fixed, repeated, frozen, config, noise)
-        return F.cross_entropy(frozen(x + (attacked - fixed)), repeated, reduction="sum")
+        delta_a = inner(fixed, repeated, frozen, config, noise) - fixed
+        return F.cross_entropy(frozen(x + delta_a), repeated, reduction="sum")
+
+    def eot_gradient(delta: torch.Tensor, draws: list[str]) -> torch.Tensor:
+        """The loss's gradient, summed over the draws of t (expectation over transformation), as
+        many at a time as a pass holds."""
+        total = torch.zeros_like(delta)
+        for first in range(0, len(draws), at_once):
+            some = draws[first : first + at_once]
+            total += gradient_of(lambda delta, _, some=some: loss(delta, some))(delta, 0)
+        return total
 
     delta = (2 * draw("start", images) - 1) * config.epsilon
-    at_once = max(1, craft_rows(images.shape[2:], images.device.type) // len(images))
     for step in range(config.steps):
-        total = torch.zeros_like(images)
-        for first in range(0, config.transforms, at_once):
-            names = [f"{step}/{i}" for i in range(first, min(first + at_once, config.transforms))]
-            total += gradient_of(partial(expected_loss, names))(delta, step)
-        delta = (delta - config.step_size * total.sign_()).clamp_(-config.epsilon, config.epsilon)
+        draws = [f"{step}/{i}" for i in range(config.transforms)]
+        delta = delta - config.step_size * eot_gradient(delta, draws).sign_()
+        delta.clamp_(-config.epsilon, config.epsilon)
     return (delta * 255).round_().div_(255)
 
 
@@ -191,7 +210,7 @@ def transformed(x: torch.Tensor, drawn: torch.Tensor, config: Config) -> torch.T
 
 
 def defend_together(images: torch.Tensor, labels: torch.Tensor, frozen: FrozenSurrogate,
-                    config: Config, draw: Draw, run: Run, inside: str) -> torch.Tensor:
+                    config: Config, draw: Draw, run: Run, inner: Adversary) -> torch.Tensor:
     """`defend` for a batch that the processes share; each gets the whole noise. On a CPU a batch is
     always crafted in PARTS, so that 1, 2 and 4 processes give the same bytes; else their number
     changes the rounding of sums, and with it the sign of gradients near 0."""
@@ -202,7 +221,7 @@ def defend_together(images: torch.Tensor, labels: torch.Tensor, frozen: FrozenSu
     for start in range(mine.start, mine.stop, size):
         part = slice(start, start + size)
         deltas.append(defend(images[part], labels[part], frozen, config,
-                             lambda name, like, part=part: draw(name, like)[part], inside))
+                             lambda name, like, part=part: draw(name, like)[part], inner))
     return run.world.gather(torch.cat(deltas))
 
 

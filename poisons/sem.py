@@ -9,9 +9,12 @@ Deviations: as REM's.
 
 from dataclasses import dataclass
 
+import torch
+
 from core.imageset import ImageSet
 from core.run import Run
 from poisons import rem
+from poisons.pgd import FrozenSurrogate
 
 VERSION = rem.VERSION           # its code is REM's
 SMOKE = rem.SMOKE
@@ -25,4 +28,11 @@ class Config(rem.Config):
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus its own noise, in whole grey levels."""
-    return rem.poison(clean, config, run, inside="noise")
+    return rem.min_min_max(clean, config, run, inner=random_neighbour)
+
+
+def random_neighbour(x: torch.Tensor, labels: torch.Tensor, frozen: FrozenSurrogate, config: Config,
+                     noise: torch.Tensor) -> torch.Tensor:
+    """In the adversary's place: images anywhere within rho_a of x, by uniform `noise` in [0, 1).
+    """
+    return (x + (2 * noise - 1) * config.adversary).clamp_(0, 1)

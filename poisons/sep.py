@@ -28,7 +28,7 @@ from core.imageset import ImageSet, Rounding
 from core.ranges import Count, Keys, LinfRadius, Positive, StepSize
 from core.run import Run
 from core.training import Schedule
-from poisons.crafting import add_noise, batches, seen_as, take, tell
+from poisons.crafting import add_noise, batches, on_device, report_seen, seen_as
 from poisons.pgd import FrozenSurrogate, Gradient, gradient_of, pgd
 from poisons.surrogates import Training, train_surrogate
 
@@ -103,7 +103,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
                    step_size=config.step_size, steps=config.steps)
 
     poisoned = add_noise(clean, noise, run, rounding=config.rounding)
-    tell("says the class half-way round", seen_as(poisoned, ensemble[-1], targets, run), run)
+    report_seen("says the class half-way round", seen_as(poisoned, ensemble[-1], targets, run), run)
     return poisoned
 
 
@@ -154,7 +154,7 @@ def class_features(frozen: FrozenSurrogate, clean: ImageSet, run: Run) -> torch.
     total, counts = 0.0, torch.zeros(clean.num_classes, 1, device=run.device.torch)
     with run.device.exact():                # they are computed again after a kill
         for rows in batches(0, len(clean), clean, run):
-            images, labels = take(clean, rows, run)
+            images, labels = on_device(clean, rows, run)
             of_class = F.one_hot(labels, clean.num_classes).float()
             total = total + of_class.T @ frozen.features(images)
             counts += of_class.sum(0)[:, None]

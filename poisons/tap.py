@@ -21,9 +21,10 @@ from core.ranges import Count, CountOrZero, Keys, LinfRadius, Positive, Positive
 from core.run import Run
 from core.streams import BLOCK, by_block
 from core.training import Schedule
-from poisons.crafting import add_noise, seen_as, shift_and_flip, tell
+from poisons.crafting import add_noise, report_seen, seen_as
 from poisons.pgd import FrozenSurrogate, gradient_of, pgd
 from poisons.surrogates import Training, train_surrogate
+from poisons.transforms import shift_and_flip
 
 VERSION = 2     # 1: the start clipped to [0, 1] too
 SMOKE = {"steps": 3, "restarts": 2, "surrogate.width": 8, "surrogate.epochs": 1,
@@ -63,7 +64,7 @@ def bound(config: Config) -> tuple[str, float]:
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus the noise of the best restart."""
-    transform = Transform(config, run)
+    transform = ShiftAndFlip(config, run)
 
     def transformed(images: torch.Tensor, labels: torch.Tensor, step: int
                     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,13 +83,13 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
         lambda _, rows: torch.from_numpy(np.array(crafted[rows])), run)
     share = seen_as(poisoned, frozen, targets_of(clean, config), run)
     if config.targeted:
-        tell("says the next class", share, run)
+        report_seen("says the next class", share, run)
     else:
-        tell("is right", share, run)
+        report_seen("is right", share, run)
     return poisoned
 
 
-def craft(clean: ImageSet, frozen: FrozenSurrogate, transform: "Transform", restart: int,
+def craft(clean: ImageSet, frozen: FrozenSurrogate, transform: "ShiftAndFlip", restart: int,
           config: Config, run: Run) -> float:
     """One restart, as state/restart<n>.npy; returns its mean loss over the set."""
     targets = targets_of(clean, config)
@@ -127,7 +128,7 @@ def targets_of(clean: ImageSet, config: Config) -> torch.Tensor:
     return (labels + 1) % clean.num_classes if config.targeted else labels
 
 
-class Transform:
+class ShiftAndFlip:
     """TAP's differentiable augmentation: a bilinear shift and a flip, one draw an image."""
 
     def __init__(self, config: Config, run: Run) -> None:

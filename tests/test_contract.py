@@ -42,7 +42,7 @@ from core.streams import BLOCK
 from core.training import Result
 
 RANDOM = re.compile(r"run\.(stream|rng|seed|initialisation)\b|train_(classifier|surrogate)\(|"
-                    r"walk\.walk\(|rem\.poison\(")
+                    r"walk\.walk\(|rem\.min_min_max\(")
 
 
 def is_random(room: str, name: str) -> bool:

@@ -27,7 +27,8 @@ from core.errors import ConfigError
 from core.files import RowFile
 from core.imageset import ImageSet, from_arrays, quantize
 from models.resnet import resnet18
-from poisons import crafting, em, em_classwise
+from poisons import crafting, em, em_classwise, minmin
+from poisons import noise as noise_files
 from poisons.__main__ import main as poison_main
 
 ATTACKS = [em, em_classwise]
@@ -69,10 +70,11 @@ def grey() -> ImageSet:
 def in_double(monkeypatch):
     """The attacks in double precision from the pixels on; weights start from the same floats.
     Returns a list that gets every class-wise noise as it is made."""
-    take, read, build, noise = em.take, em.read, em.build_surrogate, em_classwise.ClassNoise
+    load, load_noise = em.on_device, em.load_noise
+    build, noise = em.build_surrogate, em_classwise.ClassNoise
 
-    def double_take(*arguments):
-        images, labels = take(*arguments)
+    def double_load(*arguments):
+        images, labels = load(*arguments)
         return images.double(), labels
 
     def double_build(*arguments):
@@ -84,10 +86,10 @@ def in_double(monkeypatch):
         return made[-1]
 
     made = []
-    monkeypatch.setattr(em, "read", lambda *arguments: read(*arguments).double())
+    monkeypatch.setattr(em, "load_noise", lambda *arguments: load_noise(*arguments).double())
     monkeypatch.setattr(em_classwise, "ClassNoise", double_noise)
     for attack in ATTACKS:
-        monkeypatch.setattr(attack, "take", double_take)
+        monkeypatch.setattr(attack, "on_device", double_load)
         monkeypatch.setattr(attack, "build_surrogate", double_build)
     return made
 
@@ -281,7 +283,7 @@ def test_rows_a_pass_change_speed_alone(tmp_path, small, in_double, monkeypatch)
     config = tiny(em)
     whole, _ = poisoned_by(em, small, config, tmp_path / "whole")
     monkeypatch.setattr(crafting, "CRAFT_BATCH", {"cpu": (5, 5)})
-    monkeypatch.setattr(em, "SLICE_ROWS", 11)
+    monkeypatch.setattr(noise_files, "SLICE_ROWS", 11)
     parts, _ = poisoned_by(em, small, config, tmp_path / "parts")
     np.testing.assert_array_equal(whole, parts)
 
@@ -447,7 +449,7 @@ def test_shuffled_passes_follow_each_other_over_rounds(tmp_path, small):
     with new_run(tmp_path / "out") as run:
         batches = Batches(small, 16, run, "surrogate")
         assert len(batches) == 2
-        steps = em_classwise.Steps(batches, 5)
+        steps = em_classwise.Endless(batches, 5)
         assert len(steps) == 5
         stream = shuffled(42, 16, run)
         for epoch in range(3):
@@ -506,7 +508,7 @@ def test_truncation_meets_whole_levels_exactly(levels, half):
     for level in (levels, -levels, 0):
         delta = torch.full((256,), level / 255)
         delta = delta.half().float() if half else delta
-        after = quantize(before / 255 + em.kept(delta, config), "floor")
+        after = quantize(before / 255 + minmin.as_published(delta, config), "floor")
         assert torch.equal(after.long(), (before + level).clamp(0, 255))
 
 
@@ -566,7 +568,7 @@ def run_until(attack, clean, config, out, die_at: int | None = None):
 def test_a_run_killed_anywhere_ends_with_the_same_bytes(tmp_path, monkeypatch, attack, small):
     """State after every step and every four images, so that rounds break in their middle."""
     monkeypatch.setattr(core.run, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(em, "SLICE_ROWS", 4)
+    monkeypatch.setattr(noise_files, "SLICE_ROWS", 4)
     monkeypatch.setattr(crafting, "CRAFT_BATCH", {"cpu": (4, 4)})
     monkeypatch.setattr(imageset, "SLICE_ROWS", 4)
     clean = small.first(12)
@@ -634,12 +636,12 @@ def test_rows_read_are_the_readers_own(tmp_path):
 def test_rounds_take_the_two_noises_in_turn(tmp_path, small):
     """Round r writes what round r + 1 reads, and never what it reads itself."""
     with new_run(tmp_path / "out") as run:
-        noise = em.TwoFiles(run, small)
+        noise = noise_files.TwoFiles(small, run)
         value = torch.zeros(2, 3, 8, 8)
         for round_ in range(4):
             old, new = noise.files(round_)
-            assert torch.equal(em.read(old, slice(3, 5), run), value)
+            assert torch.equal(noise_files.load_noise(old, slice(3, 5), run), value)
             value = torch.rand(2, 3, 8, 8).half().float()
-            new.write(3, em.to_rows(value))
-            assert not torch.equal(em.read(old, slice(3, 5), run), value)
-        assert torch.equal(em.read(noise.files(4)[0], slice(3, 5), run), value)
+            noise_files.store_noise(new, 3, value)
+            assert not torch.equal(noise_files.load_noise(old, slice(3, 5), run), value)
+        assert torch.equal(noise_files.load_noise(noise.files(4)[0], slice(3, 5), run), value)

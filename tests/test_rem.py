@@ -15,9 +15,10 @@ from core.training import Normalised
 from models.resnet import resnet18
 from poisons import rem, sem
 from poisons.__main__ import main as poison_main
-from poisons.crafting import TRIES, crop_and_flip, random_boxes
 from poisons.pgd import FrozenSurrogate
+from poisons.transforms import TRIES, crop_and_flip, random_boxes
 
+INNER = {"pgd": rem.attack, "noise": sem.random_neighbour}
 CONFIG = rem.Config(steps=2, transforms=3, inner_steps=3, width=8)
 
 
@@ -98,7 +99,7 @@ def test_the_defence_is_that_of_a_plain_loop(surrogate, inside, padding):
     torch.manual_seed(1)
     images = (torch.rand(4, 3, 16, 16) * 1.4 - 0.2).clamp(0, 1)
     labels = torch.arange(4)
-    found = rem.defend(images, labels, frozen, config, Draws(4), inside)
+    found = rem.defend(images, labels, frozen, config, Draws(4), INNER[inside])
     for i in range(4):
         expected = plain_defence(model, images[i], labels[i], config, Draws(4, i), inside)
         same = (found[i] - expected).abs() < 1e-6
@@ -155,7 +156,7 @@ def plain_loop(clean: ImageSet, config: rem.Config, run, inside: str, mistake: s
                 break
             draw, labels = numbers("", number, len(rows)), y[rows]
             frozen = FrozenSurrogate(Normalised(network, (0.5,) * 3, (1.0,) * 3), run.device)
-            delta = rem.defend(x[rows], labels, frozen, config, draw, inside)
+            delta = rem.defend(x[rows], labels, frozen, config, draw, INNER[inside])
             protected = x[rows] if mistake == "trained on clean images" else x[rows] + delta
             drawn, noise = draw("train", config.numbers), draw("train/start", x)
             u = protected.clamp(0, 1)
@@ -187,7 +188,7 @@ def plain_loop(clean: ImageSet, config: rem.Config, run, inside: str, mistake: s
     def block(of: str, like):
         return numbers("final/", 0, BLOCK)(of, like)[: len(x)]
 
-    delta = rem.defend(x, y, frozen, config, block, inside)
+    delta = rem.defend(x, y, frozen, config, block, INNER[inside])
     pixels = (x + delta).clamp(0, 1).permute(0, 2, 3, 1).numpy() * 255
     return np.rint(pixels).astype(np.uint8)
 
@@ -196,16 +197,16 @@ def plain_loop(clean: ImageSet, config: rem.Config, run, inside: str, mistake: s
 def test_the_outer_loop_is_that_of_the_notes(tmp_path, monkeypatch, attack):
     """The same bytes, in double precision on both sides; and others with each mistake, of which SEM
     can make one of its own."""
-    take, draws, network, add_noise = rem.take, rem.uniform, rem.classifier, rem.add_noise
+    load, draws, network, add_noise = rem.on_device, rem.uniform, rem.classifier, rem.add_noise
 
-    def double_take(*arguments):
-        images, labels = take(*arguments)
+    def double_load(*arguments):
+        images, labels = load(*arguments)
         return images.double(), labels
 
     def double_noise(clean, craft, run, **keys):
         return add_noise(clean, lambda images, *rest: craft(images.double(), *rest), run, **keys)
 
-    monkeypatch.setattr(rem, "take", double_take)
+    monkeypatch.setattr(rem, "on_device", double_load)
     monkeypatch.setattr(rem, "uniform", lambda *arguments: draws(*arguments).double())
     monkeypatch.setattr(rem, "classifier", lambda *arguments: network(*arguments).double())
     monkeypatch.setattr(rem, "add_noise", double_noise)
@@ -230,9 +231,9 @@ def test_grouped_transforms_change_speed_alone(surrogate, monkeypatch):
     _, frozen = surrogate
     torch.manual_seed(1)
     images, labels = torch.rand(4, 3, 16, 16), torch.arange(4)
-    together = rem.defend(images, labels, frozen, CONFIG, Draws(4))
+    together = rem.defend(images, labels, frozen, CONFIG, Draws(4), rem.attack)
     monkeypatch.setattr(rem, "craft_rows", lambda shape, kind: 4)
-    one_by_one = rem.defend(images, labels, frozen, CONFIG, Draws(4))
+    one_by_one = rem.defend(images, labels, frozen, CONFIG, Draws(4), rem.attack)
     assert (together == one_by_one).float().mean() > 0.999
 
 
@@ -291,7 +292,7 @@ def test_the_noise_lowers_the_attacked_loss(surrogate, digits32):
     torch.manual_seed(2)
     images, labels = digits32
     config = dataclasses.replace(CONFIG, steps=8, epsilon=32 / 255, step_size=6.4 / 255)
-    delta = rem.defend(images, labels, frozen, config, Draws(32))
+    delta = rem.defend(images, labels, frozen, config, Draws(32), rem.attack)
     draw, losses = Draws(32), []
     for noise in (torch.zeros_like(images), delta):
         total = 0.0

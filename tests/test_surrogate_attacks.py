@@ -19,9 +19,9 @@ from models.classifiers import classifier
 from models.resnet import resnet18
 from poisons import hypo, pil, sep, tap
 from poisons.__main__ import main as poison_main
-from poisons.crafting import shift_and_flip
 from poisons.pgd import FrozenSurrogate, gradient_of, pgd
 from poisons.surrogates import train_surrogate
+from poisons.transforms import shift_and_flip
 
 # What these attacks do to digits shows on a linear surrogate; the plain loops have residual ones.
 LEARNT = ["surrogate.architecture=linear", "surrogate.epochs=10", "surrogate.batch_size=32",
@@ -170,9 +170,10 @@ def plain_tap(clean: ImageSet, config: tap.Config, network, mistake: str = "") -
 
 
 def test_taps_crafting_is_the_releases_loop(tmp_path, contrasts, in_double, monkeypatch):
-    network, scaled = network_of(), tap.Transform._scaled
+    network, scaled = network_of(), tap.ShiftAndFlip._scaled
     in_double(tap, network)
-    monkeypatch.setattr(tap.Transform, "_scaled", lambda self, draws: scaled(self, draws.double()))
+    monkeypatch.setattr(tap.ShiftAndFlip, "_scaled",
+                        lambda self, draws: scaled(self, draws.double()))
     config = tap.Config(epsilon=24 / 255, step_size=3 / 255, steps=6, restarts=2, shift=2.0)
     with new_run(tmp_path / "ours") as run:
         ours = np.array(tap.poison(contrasts, config, run).images)

@@ -64,7 +64,7 @@ def rem_step(bench: Bench) -> Iterator[Row]:
         pgd.pgd(x, torch.zeros_like(x), gradient, epsilon=8 / 255, step_size=1.6 / 255, steps=1)
 
     def defend():
-        rem.defend(x, y, frozen, config, draw)
+        rem.defend(x, y, frozen, config, draw, rem.attack)
 
     def transform():
         rem.transformed(x, drawn, config)

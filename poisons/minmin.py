@@ -1,0 +1,100 @@
+"""The min-min optimisation of EM's two forms: their keys, their surrogate, the end of their rounds.
+
+    min over theta, min over delta of  CE(f_theta(x + delta), y)
+
+A round trains the surrogate for a few steps on the noised images, then moves the noise. Source:
+Huang et al., ICLR 2021, equation 2; code HanxunH/Unlearnable-Examples.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from core.imageset import ImageSet, Rounding
+from core.ranges import (
+    BatchSize,
+    BelowOne,
+    Count,
+    Keys,
+    LinfRadius,
+    Positive,
+    PositiveOrZero,
+    StepSize,
+)
+from core.run import Run
+from models.classifiers import Architecture, classifier
+
+
+@dataclass(frozen=True)
+class Shared(Keys):
+    """Keys that EM's two forms share."""
+
+    epsilon: LinfRadius = 8 / 255   # L-inf budget
+    step_size: StepSize = 0.8 / 255
+    train_steps: Count = 10         # of the surrogate a round; CIFAR-100: 20
+    batch_size: BatchSize = 512     # of these steps
+    learning_rate: Positive = 0.1   # SGD, never decayed
+    momentum: BelowOne = 0.9
+    weight_decay: PositiveOrZero = 5e-4     # CIFAR-100: 5e-5
+    clip_norm: Positive = 5.0       # gradient norm
+    stop_error: BelowOne = 0.01     # of the surrogate on the noised images, in eval mode
+    max_rounds: Count = 100         # a cap; the released CIFAR-10 run took 10
+    architecture: Architecture = "resnet18"
+    width: Count = 64               # of resnet18
+    positive_only: bool = False     # True: drop negative noise, as the release does
+    rounding: Rounding = "round"    # the release: floor
+
+
+def bound(config: Shared) -> tuple[str, float]:
+    return "linf", config.epsilon
+
+
+def build_surrogate(clean: ImageSet, config: Shared, run: Run
+                    ) -> tuple[nn.Module, torch.optim.SGD]:
+    with run.initialisation("surrogate"):
+        model = classifier(config.architecture, clean.num_classes, clean.image_shape, config.width)
+    model = run.device.place(model)
+    return model, torch.optim.SGD(model.parameters(), config.learning_rate, config.momentum,
+                                  weight_decay=config.weight_decay)
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.SGD, images: torch.Tensor,
+               labels: torch.Tensor, config: Shared) -> torch.Tensor:
+    """One step on noised images; returns the loss."""
+    loss = F.cross_entropy(model(images), labels)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+    optimizer.step()
+    return loss
+
+
+def reached(errors: list[float], config: Shared) -> bool:
+    return bool(errors) and errors[-1] <= config.stop_error
+
+
+def report_stop(errors: list[float], config: Shared, run: Run) -> None:
+    """Print and log the trajectory and why the rounds ended."""
+    run.say("surrogate's accuracy after each round (%): "
+            + " ".join(f"{100 * (1 - error):.2f}" for error in errors))
+    if reached(errors, config):
+        why = (f"stopped after round {len(errors)}: error {errors[-1]:.2%} <= "
+               f"{config.stop_error:.2%}")
+    else:
+        why = (f"stopped at the cap of {config.max_rounds} rounds with error {errors[-1]:.2%}: the "
+               f"stop at {config.stop_error:.2%} was not reached (max_rounds, stop_error)")
+    run.say(why)
+    run.note("stop", reached=reached(errors, config), rounds=len(errors), errors=errors)
+
+
+def as_published(delta: torch.Tensor, config: Shared) -> torch.Tensor:
+    """The noise as it meets the pixels. Overwrites `delta`."""
+    if config.positive_only:
+        delta.clamp_(min=0)
+    if config.rounding == "floor":
+        # Half precision holds 8/255 as 7.9999/255, which truncation would make 7; and in float32
+        # x/255 - 8/255 can fall just below its level. Twice half's rounding error lifts both.
+        delta.add_(config.epsilon * 2**-11)
+    return delta

@@ -1,0 +1,52 @@
+"""The noise of every image, on disk between the rounds of an attack."""
+
+from collections.abc import Iterator
+
+import torch
+
+from core.files import RowFile
+from core.imageset import SLICE_ROWS, ImageSet
+from core.run import Run
+
+
+class TwoFiles:
+    """The noise of every image as float16 (N, H, W, 3): one file to read, one to write, by turns,
+    so that a round killed in its middle still finds what it started from."""
+
+    def __init__(self, clean: ImageSet, run: Run) -> None:
+        self._rows, self._run = len(clean), run
+        self._files = [RowFile(run.work / "state" / f"noise{i}.npy", clean.images.shape, "float16")
+                       for i in (0, 1)]            # zeros, where nothing has been written yet
+
+    def files(self, round_: int) -> tuple[RowFile, RowFile]:
+        """What round `round_` reads (its noise so far) and writes."""
+        return self._files[round_ % 2], self._files[1 - round_ % 2]
+
+    def begin(self, round_: int) -> None:
+        """Before round `round_` of this process, the first: what it reads is what the round before
+        it wrote whole, or no noise. Raises UserError where the file is damaged."""
+        before, _ = self.files(round_)
+        if round_:
+            self._run.require_sweep(f"round{round_}", self._rows, SLICE_ROWS, before)
+        else:
+            before.clear()      # a run whose loop's state was lost starts from no noise
+
+    def sweep(self, round_: int) -> Iterator[tuple[int, int]]:
+        """The slices of rows (start, stop) that round `round_` has still to write."""
+        _, after = self.files(round_)
+        return self._run.sweep(f"round{round_ + 1}", self._rows, SLICE_ROWS, after)
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+
+def load_noise(file: RowFile, rows: slice, run: Run) -> torch.Tensor:
+    """Rows of noise as float32 (B, 3, H, W), channels-last, on the run's device."""
+    noise = torch.from_numpy(file.read(rows)).to(run.device.torch)
+    return noise.float().permute(0, 3, 1, 2)
+
+
+def store_noise(file: RowFile, start: int, delta: torch.Tensor) -> None:
+    """Write noise (B, 3, H, W) at the rows from `start` on."""
+    file.write(start, delta.permute(0, 2, 3, 1).half().cpu().numpy())

@@ -1,0 +1,80 @@
+"""Random transforms that gradients pass through: TAP's shift and flip, REM's crops and flip.
+
+Each takes what was drawn, one draw an image, and moves a whole batch at once. Sources: at each.
+"""
+
+import math
+
+import torch
+
+from core.batches import augment
+
+TRIES = 10              # of RandomResizedCrop, for a box that fits
+
+
+def crop_and_flip(images: torch.Tensor, offsets: torch.Tensor, mirrored: torch.Tensor,
+                  padding: int) -> torch.Tensor:
+    """Each image (B, 3, H, W) cropped at its own `offsets` (B, 2) of its zero-padded frame, then
+    mirrored where `mirrored` (B,): one gather, channels-last. Differentiable."""
+    rows = augment(images.permute(0, 2, 3, 1), offsets, mirrored, padding=padding)
+    return rows.permute(0, 3, 1, 2)
+
+
+def shift_and_flip(images: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor,
+                   fill: torch.Tensor) -> torch.Tensor:
+    """Each image (B, 3, H, W) moved by its own `shifts` (B, 2: columns, rows; in pixels), bilinear,
+    with `fill` (3, 1, 1) from outside, then mirrored."""
+    height, width = images.shape[2:]
+    rows = torch.arange(height, device=shifts.device) + shifts[:, 1:]
+    columns = torch.arange(width, device=shifts.device).expand(len(images), width)
+    columns = torch.where(mirrored[:, None], width - 1 - columns, columns) + shifts[:, :1]
+    return resampled(images - fill, rows, columns) + fill
+
+
+def resized_crop_and_flip(images: torch.Tensor, boxes: torch.Tensor, mirrored: torch.Tensor
+                          ) -> torch.Tensor:
+    """Each image (B, 3, H, W) cropped to its own box (B, 4: top, left, height, width), resized to
+    (H, W), bilinear without antialiasing, then mirrored."""
+    height, width = images.shape[2:]
+    rows = within(boxes[:, 0::2], height)
+    columns = within(boxes[:, 1::2], width)
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    return resampled(images, rows, columns)
+
+
+def within(spans: torch.Tensor, size: int) -> torch.Tensor:
+    """(B, size): where `size` outputs lie in each image's span (B, 2: start, length); pixels are
+    points at their centres."""
+    start, length = spans[:, :1], spans[:, 1:]
+    centres = (torch.arange(size, device=spans.device) + 0.5) * (length / size) - 0.5
+    return start + torch.minimum(centres.clamp(min=0), length - 1)
+
+
+def resampled(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Images (B, 3, H, W) read between pixels at the positions rows (B, h) x columns (B, w), 0
+    outside. Two matrix products an image, so that its gradient is deterministic on every device (in
+    TF32, where a GPU computes those so: up to about 0.2 grey levels)."""
+    height, width = images.shape[2:]
+    moved = weights(rows, height)[:, None] @ images @ weights(columns, width)[:, None].mT
+    return moved.contiguous(memory_format=torch.channels_last)
+
+
+def weights(positions: torch.Tensor, size: int) -> torch.Tensor:
+    """(B, n, size): the share of each source pixel in each of the positions (B, n), bilinear."""
+    source = torch.arange(size, device=positions.device)
+    return (1 - (positions[:, :, None] - source).abs()).clamp_(min=0)
+
+
+def random_boxes(drawn: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """RandomResizedCrop's boxes (B, 4: top, left, height, width) by `drawn` (B, 2 * TRIES + 2) in
+    [0, 1): 8 to 100 % of the area, sides 3:4 to 4:3; the first try that fits, else the whole image
+    (torchvision's constants)."""
+    areas, ratios = drawn[:, :TRIES], drawn[:, TRIES : 2 * TRIES]
+    areas = height * width * (0.08 + 0.92 * areas)
+    ratios = torch.exp((2 * ratios - 1) * math.log(4 / 3))
+    sides = torch.stack([(areas / ratios).sqrt(), (areas * ratios).sqrt()], 2).round_()
+    whole = sides.new_tensor([height, width])
+    fits = (sides <= whole).all(2)
+    first = sides[torch.arange(len(drawn), device=drawn.device), fits.byte().argmax(1)]
+    size = torch.where(fits.any(1, keepdim=True), first, whole)
+    return torch.cat([(drawn[:, 2 * TRIES :] * (whole - size + 1)).floor_(), size], 1)
