@@ -131,11 +131,12 @@ def train_classifier(
     model: nn.Module, train: ImageSet, test: ImageSet | None, protocol: Protocol, run: Run,
     name: str = "classifier", *, shuffle: bool = True, loss: Loss = cross_entropy,
     transform: Transform | None = None,
-    after_epoch: Callable[[int, nn.Module], None] | None = None,
+    after_epoch: Callable[[int, nn.Module], bool | None] | None = None,
 ) -> tuple[nn.Module, Result]:
     """Train `model` (logits from images in [0, 1]) on `train`; resumable under `name`. Batches (in
-    index order without `shuffle`) pass through `transform` and then into `loss`, and `after_epoch`
-    gets the number of each (from 0) and the network, before that epoch is saved.
+    index order without `shuffle`) pass through `transform` and then into `loss`. `after_epoch` gets
+    the number of each (from 0) and the network, before that epoch is scored and saved; if it
+    returns True, that epoch is the last.
 
     Returns the trained model, on the run's device, and the clean test accuracies (NaN without a
     test set). Raises UserError if the loss stops being finite.
@@ -171,14 +172,14 @@ def train_classifier(
                 nn.utils.clip_grad_norm_(model.parameters(), protocol.clip_norm)
             optimizer.step()
             loop.add(len(labels), loss=value, train_accuracy=right(logits, labels))
-        last = epoch == epochs - 1
+        if after_epoch is not None and after_epoch(epoch, model):
+            loop.stop()
+        last = epoch == loop.epochs - 1
         tested = {}
         if test is not None and (last or (protocol.test_every and
                                  (epoch + 1) % protocol.test_every == 0)):
             tested = {"accuracy": accuracy(model, test, run)}
             curve.append([epoch + 1, tested["accuracy"]])
-        if after_epoch is not None:
-            after_epoch(epoch, model)
         loop.end_epoch(**tested, learning_rate=rate_at(epoch, loop.step - 1))
     return model, result_of(curve, loop)
 

@@ -14,7 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, ROOT, content, digest, run_command, succeed, write_imageset
+from conftest import (
+    CONFIGS,
+    ROOT,
+    content,
+    digest,
+    new_run,
+    run_command,
+    succeed,
+    write_imageset,
+)
 from methods import (
     COMMANDS,
     LEARNERS,
@@ -371,3 +380,56 @@ def test_a_record_tells_the_way_of_its_set(clean, tmp_path):
     assert record["train"]["root"]["data"] == "digits"
     assert record["test"]["root"]["split"] == "test"
     assert torch.__version__.startswith(record["versions"]["torch"])
+
+
+# What a learner forgets that copies the loop of core.training; every other key has a test in
+# test_contract_keys.py, but of those that learners share only in the first of them.
+FORGOTTEN = {"steps": 3, "mean": (0.5, 0.5, 0.5), "test_every": 0}
+
+
+def ignored(fit, config_class, data: ImageSet, out: Path) -> set[str]:
+    """Those of the three keys that change neither what is trained nor what is told."""
+
+    def outcome(name: str, **changes):
+        config = config_class(epochs=2, batch_size=24, architecture="linear",
+                              **{"mean": (0.1,) * 3, "std": (0.9,) * 3, **changes})
+        with new_run(out / name) as run:
+            result = fit(data, data, config, run)
+            log = [{key: value for key, value in line.items() if key != "seconds"}
+                   for line in run.folder.log.lines()]
+        return log, result.curve
+
+    base = outcome("base")
+    assert outcome("again") == base                     # so that a difference means something
+    return {key for key, value in FORGOTTEN.items() if outcome(key, **{key: value}) == base}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_learner_heeds_steps_mean_and_test_every(name, few, tmp_path):
+    module = module_of("learners", name)
+    assert ignored(module.fit, module.Config, few.first(60), tmp_path) == set()
+
+
+@pytest.mark.parametrize("key", FORGOTTEN)
+def test_a_learner_that_ignores_one_is_seen(key, few, tmp_path):
+    standard = module_of("learners", "standard")
+    default = {"steps": None, "mean": (0.1,) * 3, "test_every": 1}[key]
+
+    def fit(train, test, config, run):
+        return standard.fit(train, test, dataclasses.replace(config, **{key: default}), run)
+
+    assert ignored(fit, standard.Config, few.first(60), tmp_path) == {key}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize(("changes", "images", "scored"), [
+    ({"steps": 7}, 7 * 24, [2, 4]),                     # two batches an epoch
+    ({"epochs": 3}, 6 * 24, [2, 3])])
+def test_a_learner_takes_so_many_steps_and_is_scored_so_often(name, few, tmp_path, changes, images,
+                                                             scored):
+    module = module_of("learners", name)
+    config = module.Config(batch_size=24, architecture="linear", test_every=2, **changes)
+    with new_run(tmp_path / "out") as run:
+        result = module.fit(few.first(60), few.first(60), config, run)
+    assert result.images == images
+    assert [epoch for epoch, _ in result.curve] == scored

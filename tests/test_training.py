@@ -425,6 +425,19 @@ def test_adversarial_training_attacks_in_eval_mode_and_trains_in_train_mode(tmp_
     assert same == (mistake is None)
 
 
+def test_training_ends_early_and_is_scored_there(tmp_path, few):
+    """At the rates of all its epochs; whoever resumes what has ended does not go on."""
+    protocol = Protocol(epochs=5, batch_size=80, test_every=0)
+    for _ in range(2):
+        with new_run(tmp_path / "out") as run:
+            model, result = train_classifier(linear(), few, few, protocol, run,
+                                             after_epoch=lambda epoch, model: epoch == 2)
+            assert [epoch for epoch, _ in result.curve] == [3]
+            assert (result.epochs, result.images) == (3, 3 * 320)
+            assert result.last == accuracy(model, few, run)
+            assert run.folder.log.lines()[-1]["learning_rate"] == learning_rate(protocol, 11, 20, 4)
+
+
 def test_a_loss_gets_float32_logits_in_any_precision(tmp_path, few):
     inside, outside = [], []
     model = normed()
