@@ -50,15 +50,17 @@ Seed = Annotated[int, Range(at_least=0, below=2**32)]
 class Settings(Keys):
     """Keys at the top level that every command takes, beside data and device settings."""
 
-    method: str
-    preset: str = ""                # what the work is called after: the first YAML's name
-    out: Place | None = None        # the artefact's folder; null: runs/<kind>/<name>-<hash>
-    seed: Seed | None = None        # null: 0, or the checkpoint's
+    method: str                     # which module of poisons/, purifiers/ or learners/
+    # what the work is called after; default: the first YAML's name, and the preset taken
+    preset: str = ""
+    out: Place | None = None        # folder to make; null: runs/<kind>/<name>-<fingerprint>
+    seed: Seed | None = None        # of every random choice; null: 0, or the checkpoint's
     checkpoint: Place | None = None     # purify.py: a folder made by train_vae.py or train_ddpm.py
     fraction: Share = 1.0           # python -m poisons: share of the images that are poisoned
-    craft_on: Literal["all", "part"] = "all"    # poison all and take a part, or that part alone
-    limit: Count | None = None      # --limit
-    smoke: bool = False             # --smoke
+    # python -m poisons: poison all and take a part, or that part alone
+    craft_on: Literal["all", "part"] = "all"
+    limit: Count | None = None      # --limit: only the first so many rows
+    smoke: bool = False             # --smoke: end to end in seconds
 
 
 @dataclass(frozen=True)

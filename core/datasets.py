@@ -52,7 +52,9 @@ MOST_CLASSES = 100_000          # in an .npz, whose labels say how many there ar
 class DataSettings(Keys):
     """Which images: keys at the top level of every command's YAML."""
 
+    # what to read: a data set's name, folder:PATH, an .npz, or a folder made here
     data: Place | None = None
+    # train, test, protected, reference, first:N, after:N or spread:N
     split: str = "train"
     size: Count | None = None           # side in pixels, for digits, photos and folders
     test: Place | None = None           # a test set, where `data` has none of its own

@@ -27,12 +27,13 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 class DeviceSettings(Keys):
     """Keys that every command takes at the top level of its YAML. None enters a fingerprint."""
 
-    device: str = "auto"                                # auto, cpu, cuda, cuda:1
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"     # auto: fp32 on a CPU
+    device: str = "auto"            # auto, cpu, cuda, cuda:1; auto: CUDA, if there is one
+    # of networks; auto: bf16 on CUDA, fp32 on a CPU
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     compile: Literal["auto", "true", "false"] = "auto"  # torch.compile; auto: on CUDA only
-    threads: Count | None = None                        # CPU threads; null: torch's default
-    deterministic: bool = False                         # CUDA: repeatable kernels, slower
-    # signed gradient steps; auto: float32, by `precision` in TF32 or not
+    threads: Count | None = None    # of the CPU; null: torch's default
+    deterministic: bool = False     # CUDA: repeatable kernels, slower
+    # of signed gradient steps; auto: float32, by `precision` in TF32 or not
     craft_precision: Literal["auto", "bf16"] = "auto"
 
 

@@ -48,23 +48,31 @@ WARM_FROM = 1e-3        # warm_multistep's first rate (code Sizhe-Chen/SEP)
 class Protocol(Keys):
     """How a classifier is trained. Defaults: EM's 60 epochs, which D-VAE and ISS use too."""
 
+    # passes over the set; EM's release: 60 on CIFAR-10, 100 on CIFAR-100
     epochs: Count = 60
-    steps: Count | None = None      # if set, training ends after so many steps, epochs or not
-    batch_size: BatchSize = 128
-    drop_last: bool = True
-    learning_rate: Positive = 0.1   # SGD
-    momentum: BelowOne = 0.9
-    nesterov: bool = False
+    # minibatches after which training ends, epochs or not; null: `epochs` count
+    steps: Count | None = None
+    batch_size: BatchSize = 128     # images a step; EM's release
+    drop_last: bool = True          # leave out an epoch's incomplete last batch; EM's release
+    learning_rate: Positive = 0.1   # of SGD, at the start; EM's release
+    momentum: BelowOne = 0.9        # of SGD; EM's release
+    nesterov: bool = False          # momentum in Nesterov's form; EM's release: not
+    # L2 penalty in the gradient, on all weights; EM's release
     weight_decay: PositiveOrZero = 5e-4
-    schedule: Schedule = "cosine"
-    milestones: tuple[Count, ...] = ()      # epochs, or steps if `steps` is set
-    gamma: Share = 0.1                      # factor at each milestone
-    clip_norm: Positive | None = 5.0        # gradient norm; null: no clipping
+    schedule: Schedule = "cosine"   # of the learning rate; EM's release: cosine, to 0
+    milestones: tuple[Count, ...] = ()  # of multistep, in epochs, or in steps if `steps` is set
+    gamma: Share = 0.1              # factor on the rate at each milestone; every protocol: a tenth
+    # largest L2 norm of the gradient; null: no clipping; EM's release: 5
+    clip_norm: Positive | None = 5.0
+    # black pixels a side before a random crop; 0: none; EM's release: 4
     crop_padding: CountOrZero = 4
-    flip: bool = True
-    mean: tuple[float, ...] | None = None   # normalise inside the model; null: images in [0, 1]
+    flip: bool = True               # mirror half of the images, drawn anew; EM's release: on CIFAR
+    # of R, G, B, taken off inside the model; null: images stay in [0, 1], as in EM's release
+    mean: tuple[float, ...] | None = None
+    # of R, G, B, divided by inside the model; goes with `mean`
     std: tuple[Positive, ...] | None = None
-    test_every: CountOrZero = 1             # epochs; 0: after the last one only
+    # epochs between tests on the clean test set; 0: after the last one only
+    test_every: CountOrZero = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,7 +19,7 @@ SMOKE = standard.SMOKE
 
 @dataclass(frozen=True)
 class Config(standard.Config):
-    label_smoothing: BelowOne = 0.1     # s; section 7: 0.1 for 1,000 classes
+    label_smoothing: BelowOne = 0.1     # s; Szegedy et al., section 7: 0.1 for 1,000 classes
 
 
 def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:

@@ -37,12 +37,17 @@ CROP = 4                        # of the release's finder: rows and columns drop
 
 @dataclass(frozen=True)
 class Config(Keys):
-    radius: Positive = 1.0          # in `norm`: L2 at 32x32 and below; STL-10: 3.0
+    # of the noise, in `norm` and [0, 1] units; release: L2 1 at 32x32, 3 on STL-10
+    radius: Positive = 1.0
+    # of the radius; release: l2 for the published sets, linf by its default
     norm: Literal["l2", "linf"] = "l2"
-    crop: CountOrZero = 4           # rows and columns of a signal that are dropped; 224x224: 2
-    coefficients: Literal["auto", "table", "find"] = "auto"     # auto: the table's, if it has them
-    finder: Literal["all_signals", "released"] = added("all_signals")   # what a find has to pass
-    rounding: Rounding = "round"
+    # rows and columns of a signal dropped, where it settles; release: 4, at 224x224 2
+    crop: CountOrZero = 4
+    # of the processes: the published ones, or found anew; auto: published, if there are any
+    coefficients: Literal["auto", "table", "find"] = "auto"
+    # test of a process found anew: on all its signals, or as in the release on the last alone
+    finder: Literal["all_signals", "released"] = added("all_signals")
+    rounding: Rounding = "round"    # to whole grey levels: nearest, as the release, or down
 
     def __post_init__(self) -> None:
         super().__post_init__()

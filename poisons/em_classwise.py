@@ -41,8 +41,8 @@ SMOKE = {"width": 8, "max_rounds": 3, "train_steps": 2, "batch_size": 64}
 
 @dataclass(frozen=True)
 class Config(Shared):
-    max_rounds: Count = 300         # a cap; a round is a fiftieth of a sample-wise one
-    share: Share = 0.2              # of each class, that the noise is made from
+    max_rounds: Count = 300         # a cap, ours; a round is a fiftieth of a sample-wise one
+    share: Share = 0.2              # of each class, that the noise is made from; release: 0.2
 
 
 class ClassNoise(nn.Module):

@@ -34,21 +34,26 @@ SMOKE = {"steps": 3, "surrogate.architecture": "resnet18", "surrogate.width": 8,
 
 @dataclass(frozen=True)
 class Surrogate(Training):
-    architecture: Architecture = "vgg16"
-    epochs: Count = 150
-    schedule: Schedule = "multistep"
-    milestones: tuple[Count, ...] = (100, 125)
+    architecture: Architecture = "vgg16"    # the network; release: vgg16, APBench resnet18
+    epochs: Count = 150             # passes over the clean set; release: 150
+    schedule: Schedule = "multistep"    # of the learning rate; release: a tenth at each milestone
+    milestones: tuple[Count, ...] = (100, 125)  # in epochs; release: 100 and 125
+    # largest L2 norm of the gradient; null: no clipping, as the release
     clip_norm: Positive | None = None
 
 
 @dataclass(frozen=True)
 class Config(Keys):
-    variant: Literal["p2", "p1"] = "p2"     # descend on the own label, or on the next
-    norm: Norm = "linf"
-    epsilon: Positive = 8 / 255     # in `norm`
-    steps: Count = 100
-    step_size: Positive | None = added(None)    # null: epsilon / 5, the release; APBench: 0.8/255
-    rounding: Rounding = "round"    # the release: floor
+    # p2 descends the loss on the own label, p1 on the next; benchmarks: p2
+    variant: Literal["p2", "p1"] = "p2"
+    norm: Norm = "linf"             # of the budget; benchmarks: linf, release: l2
+    # budget in `norm`, [0, 1] units; benchmarks: 8/255, release: L2 0.5
+    epsilon: Positive = 8 / 255
+    steps: Count = 100              # signed, of every image; release: 100
+    # in [0, 1] units; null: epsilon / 5, as the release; APBench: 0.8/255
+    step_size: Positive | None = added(None)
+    rounding: Rounding = "round"    # to whole grey levels: nearest, or down, as the release
+    # what the noise is made on, trained on the clean set
     surrogate: Surrogate = field(default_factory=Surrogate)
 
     def __post_init__(self) -> None:

@@ -28,11 +28,14 @@ SMOKE = {"patch": 8}
 
 @dataclass(frozen=True)
 class Config(Keys):
-    radius: Positive = 6 / 255 * math.sqrt(3 * 32 * 32)     # L2, 1.30413; ISS and D-VAE: 1.0
-    patch: Count = 8                # pixels a side of a block: 8 at 32x32, 32 at 224x224 (APBench)
-    class_sep: Positive = 10.0      # class centres at +-10 in each coordinate, within-class sd ~ 4
-    positive_only: bool = False     # True: drop negative values, as EM's released loaders do
-    rounding: Rounding = "round"
+    # L2 of an image's noise, [0, 1] units; release: 6/255 sqrt(3072), ISS and D-VAE: 1
+    radius: Positive = 6 / 255 * math.sqrt(3 * 32 * 32)
+    # pixels a side of a block of one colour; release: 8 at 32x32, APBench: 32 at 224x224
+    patch: Count = 8
+    # class centres lie at +- this in each coordinate, within-class sd 4; release: 10
+    class_sep: Positive = 10.0
+    positive_only: bool = False     # drop negative noise, as EM's released loaders do
+    rounding: Rounding = "round"    # to whole grey levels: nearest, or down, as the release
 
 
 def bound(config: Config) -> tuple[str, float]:

@@ -25,9 +25,9 @@ COLOURS = np.array([[v >> 2 & 1, v >> 1 & 1, v & 1] for v in range(8)])     # {0
 
 @dataclass(frozen=True)
 class Config(Keys):
-    sparsity: Count = 1             # pixels a class
-    # code: mean / sd of |v - x| over images and channels, which made the published sets; paper:
-    # equation 2, mean / variance over images of the sum over channels
+    sparsity: Count = 1             # pixels a class; paper: 1
+    # of the pixel. code: mean / sd of |v - x| over images and channels, which made the published
+    # sets; paper: equation 2, mean / variance over images of the sum over channels
     formula: Literal["code", "paper"] = "code"
 
 

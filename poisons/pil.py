@@ -40,25 +40,31 @@ SMOKE = {"steps": 5, "surrogate.epochs": 2, "surrogate.batch_size": 64}
 
 @dataclass(frozen=True)
 class Surrogate(Training):
+    # two linear layers without bias, as the release; `linear` is one with a bias
     architecture: Architecture = "two_linear"
-    epochs: Count = 30
-    batch_size: BatchSize = 512     # in index order, every epoch the same
-    drop_last: bool = False
-    learning_rate: Positive = 3e-3
-    weight_decay: PositiveOrZero = 0.0
-    schedule: Schedule = "cosine"
+    epochs: Count = 30              # passes over the clean set; release: 30
+    # images a step, in index order, every epoch the same; release: 512
+    batch_size: BatchSize = 512
+    drop_last: bool = False         # leave out an epoch's incomplete last batch; release: no
+    learning_rate: Positive = 3e-3  # of SGD, at the start; release: 3e-3
+    weight_decay: PositiveOrZero = 0.0  # of SGD; release: none
+    schedule: Schedule = "cosine"   # of the learning rate; release: cosine, to 0
+    # largest L2 norm of the gradient; null: no clipping, as the release
     clip_norm: Positive | None = None
-    crop_padding: CountOrZero = 0
-    flip: bool = False
+    crop_padding: CountOrZero = 0   # black pixels a side before a random crop; release: none
+    flip: bool = False              # mirror half of the images; release: no
 
 
 @dataclass(frozen=True)
 class Config(Keys):
-    epsilon: LinfRadius = 8 / 255   # L-inf budget
+    epsilon: LinfRadius = 8 / 255   # L-inf budget, [0, 1] units; release: 8/255
+    # of the signed steps, [0, 1] units; release: a tenth of epsilon
     step_size: StepSize = 0.8 / 255
-    steps: Count = 30
-    weight: Weight = 0.9            # lambda: of the noise's class, against the image's uncertainty
-    rounding: Rounding = "round"
+    steps: Count = 30               # signed, of every image; release: 30
+    # lambda: of the noise's own class, against the image's uncertainty; release: 0.9
+    weight: Weight = 0.9
+    rounding: Rounding = "round"    # to whole grey levels: nearest, or down, as the release
+    # what the noise is made on, trained on the clean set
     surrogate: Surrogate = field(default_factory=Surrogate)
 
 

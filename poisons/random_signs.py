@@ -18,8 +18,8 @@ SMOKE: dict = {}
 
 @dataclass(frozen=True)
 class Config(Keys):
-    epsilon: LinfRadius = 8 / 255   # L-inf budget in [0, 1] units: the papers' CIFAR value
-    rounding: Rounding = "round"
+    epsilon: LinfRadius = 8 / 255   # L-inf budget, [0, 1] units; EM's on CIFAR
+    rounding: Rounding = "round"    # to whole grey levels: nearest, or down
 
 
 def bound(config: Config) -> tuple[str, float]:

@@ -54,23 +54,28 @@ Draw = Callable[[str, torch.Tensor | int], torch.Tensor]
 
 @dataclass(frozen=True)
 class Config(Keys):
-    epsilon: LinfRadius = 8 / 255   # rho_u, L-inf budget
-    step_size: StepSize = 1.6 / 255     # rho_u / 5
-    steps: Count = 10               # of the noise
-    transforms: Count = 5           # draws of crop and flip a step (EOT)
-    adversary: Weight = 4 / 255     # rho_a, L-inf radius inside
-    inner_steps: Count = 10         # of the adversary
-    inner_step_size: StepSize = 0.8 / 255   # rho_a / 5
-    train_steps: Count = 5000       # of the surrogate
-    batch_size: BatchSize = 128
-    learning_rate: Positive = 0.1   # SGD, x0.1 every `decay_every` steps
-    decay_every: Count = 2000
-    momentum: BelowOne = 0.9
-    weight_decay: PositiveOrZero = 5e-4
-    crop_padding: CountOrZero | None = 4    # null: a random resized crop (ImageNet)
-    flip: bool = True               # false for SVHN
-    architecture: Architecture = "resnet18"
-    width: Count = 64               # of resnet18
+    epsilon: LinfRadius = 8 / 255   # rho_u, L-inf budget, [0, 1] units; paper: 8/255
+    # of the noise's signed steps, [0, 1] units; release: rho_u / 5
+    step_size: StepSize = 1.6 / 255
+    steps: Count = 10               # signed, of the noise at every visit; release: 10
+    transforms: Count = 5           # draws of crop and flip a step (EOT); release: 5
+    # rho_a, the adversary's L-inf radius, [0, 1] units; paper: 0 to 4/255
+    adversary: Weight = 4 / 255
+    inner_steps: Count = 10         # signed, of the adversary; release: 10
+    inner_step_size: StepSize = 0.8 / 255   # of these, [0, 1] units; release: rho_a / 5
+    train_steps: Count = 5000       # of the surrogate, one batch each; release: 5,000
+    batch_size: BatchSize = 128     # images a step; release: 128
+    # of the surrogate's SGD, a tenth every `decay_every` steps; release: 0.1
+    learning_rate: Positive = 0.1
+    decay_every: Count = 2000       # steps between those tenths; release: 2,000
+    momentum: BelowOne = 0.9        # of the surrogate's SGD; release
+    weight_decay: PositiveOrZero = 5e-4     # of the surrogate's SGD; release
+    # black pixels a side before a random crop; null: a random resized crop, as the release on
+    # ImageNet
+    crop_padding: CountOrZero | None = 4
+    flip: bool = True               # mirror half of the draws; release: yes; ours on SVHN: no
+    architecture: Architecture = "resnet18"     # the surrogate; release: resnet18
+    width: Count = 64               # channels of resnet18's first group; release: 64
 
     @property
     def numbers(self) -> int:

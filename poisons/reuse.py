@@ -26,9 +26,10 @@ PATHS = ("source",)             # counts by its content
 
 @dataclass(frozen=True)
 class Config(Keys):
-    source: Place = ""              # the purified set's folder
-    stage: Count = 1                # whose p_hat: 1 is p_hat of the poisoned images themselves
-    rounding: Rounding = "round"
+    # folder of the purified set that holds p_hat; the first thing to name
+    source: Place = ""
+    stage: Count = 1                # whose p_hat: 1 is that of the poisoned images themselves
+    rounding: Rounding = "round"    # to whole grey levels: nearest, or down, as D-VAE's release
 
 
 def bound(config: Config) -> None:

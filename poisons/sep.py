@@ -39,23 +39,30 @@ SMOKE = {"steps": 2, "inner_steps": 2, "checkpoints": 2, "surrogate.width": 8,
 
 @dataclass(frozen=True)
 class Surrogate(Training):
-    epochs: Count = 120
+    epochs: Count = 120             # passes over the clean set; release: 120
+    # a tenth at each milestone, after a climb from 1e-3 in the first epoch; release
     schedule: Schedule = "warm_multistep"
-    milestones: tuple[Count, ...] = (75, 90)
+    milestones: tuple[Count, ...] = (75, 90)    # in epochs; release: 75 and 90
+    # largest L2 norm of the gradient; null: no clipping, as the release
     clip_norm: Positive | None = None
+    # of R, G, B, taken off inside the model; release: CIFAR-10's
     mean: tuple[float, ...] | None = (0.4914, 0.4822, 0.4465)
+    # of R, G, B, divided by inside the model; release: CIFAR-10's
     std: tuple[Positive, ...] | None = (0.2470, 0.2435, 0.2616)
 
 
 @dataclass(frozen=True)
 class Config(Keys):
+    # sep: cross-entropy; fa: feature alignment; fa_vr: with variance reduction; paper
     loss: Literal["sep", "fa", "fa_vr"] = "sep"
-    epsilon: LinfRadius = 8 / 255   # L-inf budget; the release: 2/255
-    step_size: StepSize = 1 / 255
-    steps: Count = 30
-    inner_steps: Count = 15         # of fa_vr
-    checkpoints: Count = 30         # equally spaced, the last epoch included; fa_vr: 15
-    rounding: Rounding = "round"    # the release: floor
+    epsilon: LinfRadius = 8 / 255   # L-inf budget, [0, 1] units; ISS: 8/255, release: 2/255
+    step_size: StepSize = 1 / 255   # of the signed steps, [0, 1] units; release: 1/255
+    steps: Count = 30               # signed, of every image; release: 30
+    inner_steps: Count = 15         # of fa_vr, between two of these; release: 15
+    # equally spaced over the training, the last epoch included; release: 30, fa_vr 15
+    checkpoints: Count = 30
+    rounding: Rounding = "round"    # to whole grey levels: nearest, or down, as the release
+    # what the noise is made on, trained on the clean set
     surrogate: Surrogate = field(default_factory=Surrogate)
 
     def __post_init__(self) -> None:

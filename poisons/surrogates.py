@@ -17,8 +17,10 @@ from models.classifiers import Architecture, Stem, classifier
 class Training(Protocol):
     """Keys under `surrogate`: the network and how it is trained on the clean images."""
 
+    # the network; resnet18 where the attack says nothing else
     architecture: Architecture = "resnet18"
-    width: Count = 64               # of resnet18
+    width: Count = 64               # channels of resnet18's first group; He et al. 2016: 64
+    # cifar keeps a small image's size, imagenet quarters it; auto: by the size
     stem: Stem = "auto"
 
     def __post_init__(self) -> None:

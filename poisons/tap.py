@@ -34,27 +34,35 @@ CIFAR_MEAN, CIFAR_STD = (0.49147, 0.48226, 0.44677), (0.24703, 0.24349, 0.26159)
 
 @dataclass(frozen=True)
 class Surrogate(Training):
-    epochs: Count = 40
-    nesterov: bool = True
-    schedule: Schedule = "multistep"
-    milestones: tuple[Count, ...] = (14, 24, 35)
+    epochs: Count = 40              # passes over the clean set; release: 40
+    nesterov: bool = True           # momentum in Nesterov's form; release: yes
+    schedule: Schedule = "multistep"    # of the learning rate; release: a tenth at each milestone
+    milestones: tuple[Count, ...] = (14, 24, 35)    # in epochs; release: 14, 24 and 35
+    # largest L2 norm of the gradient; null: no clipping, as the release
     clip_norm: Positive | None = None
-    crop_padding: CountOrZero = 0   # it is trained with the attack's own shifts
-    flip: bool = False
+    # none: it is trained with the attack's own shifts, as the release
+    crop_padding: CountOrZero = 0
+    flip: bool = False              # no: it is trained with the attack's own flips, as the release
+    # of R, G, B, taken off inside the model; release: CIFAR-10's
     mean: tuple[float, ...] | None = CIFAR_MEAN
+    # of R, G, B, divided by inside the model; release: CIFAR-10's
     std: tuple[Positive, ...] | None = CIFAR_STD
 
 
 @dataclass(frozen=True)
 class Config(Keys):
-    epsilon: LinfRadius = 8 / 255   # L-inf budget
-    step_size: StepSize = 0.4 / 255     # 0.05 epsilon
-    steps: Count = 250
-    restarts: Count = 8             # the one with the lowest loss over the set is kept
-    targeted: bool = True           # towards the next class; false: away from the own
-    shift: PositiveOrZero = 4.0     # pixels at most, in either direction; at 224x224: 28
-    flip: bool = True
-    rounding: Rounding = "round"
+    epsilon: LinfRadius = 8 / 255   # L-inf budget, [0, 1] units; paper: 8/255
+    step_size: StepSize = 0.4 / 255     # of the signed steps, [0, 1] units; release: 0.05 epsilon
+    steps: Count = 250              # signed, of every image; release: 250
+    # the one with the lowest loss over the set is kept; release: 8, ImageNet 1
+    restarts: Count = 8
+    # towards the next class, as the paper; false: away from the own, as APBench
+    targeted: bool = True
+    # pixels at most, in either direction, drawn anew; release: 4, at 224x224 28
+    shift: PositiveOrZero = 4.0
+    flip: bool = True               # mirror half of the draws; release: yes
+    rounding: Rounding = "round"    # to whole grey levels: nearest, as the release, or down
+    # what the noise is made on, trained on the clean set
     surrogate: Surrogate = field(default_factory=Surrogate)
 
 

@@ -31,14 +31,15 @@ SMOKE = {"train.channels": 8, "train.epochs": 2, "train.batch_size": 64}
 class TrainConfig(Keys):
     """Keys under `ae.train`, for train_vae.py."""
 
-    channels: Count = 128           # of the bottleneck; figure 5: 1, 2, 4, 8, ... 1024
-    noise: PositiveOrZero = 0.062   # standard deviation on the input, [0, 1] units
-    epochs: Count = 60
-    batch_size: BatchSize = 128
-    learning_rate: Positive = 0.1   # SGD, cosine to 0 once an epoch
-    momentum: BelowOne = 0.9
-    weight_decay: PositiveOrZero = 5e-4
-    clip_norm: Positive = 5.0       # gradient norm
+    channels: Count = 128           # of the bottleneck; D-VAE's figure 5: 1, 2, 4, 8, ... 1,024
+    # standard deviation of what is added to the input, [0, 1] units; release: 0.062
+    noise: PositiveOrZero = 0.062
+    epochs: Count = 60              # passes over the set; release: 60
+    batch_size: BatchSize = 128     # images a step; D-VAE's release: 128
+    learning_rate: Positive = 0.1   # of SGD, cosine to 0 once an epoch; release: 0.1
+    momentum: BelowOne = 0.9        # of SGD; release
+    weight_decay: PositiveOrZero = 5e-4     # of SGD; release
+    clip_norm: Positive = 5.0       # largest L2 norm of the gradient; D-VAE's release
 
     @property
     def stages(self) -> tuple[str]:
@@ -50,7 +51,7 @@ class TrainConfig(Keys):
 class Config(Keys):
     """Keys under `ae`, for purify.py."""
 
-    rounding: Rounding = "round"
+    rounding: Rounding = "round"    # to whole grey levels: nearest, or down, as D-VAE's release
 
 
 def train_stage(images: ImageSet, number: int, stage: str, config: TrainConfig, run: Run) -> AE:

@@ -26,8 +26,9 @@ SMOKE: dict = {}
 
 @dataclass(frozen=True)
 class Config(Keys):
-    # bits kept of each channel's 8; APBench and D-VAE use 2, in ISS it is an option
+    # kept of each value's 8; APBench and D-VAE use 2, in ISS it is an option
     bits: Annotated[int, Range(at_least=1, at_most=8)] = 2
+    # iss clears the low bits; dvae keeps white white, as D-VAE's code
     form: Literal["iss", "dvae"] = added("iss")
 
 

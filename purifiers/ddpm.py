@@ -33,6 +33,8 @@ SMOKE = {"train.width": 32, "train.multipliers": [1, 1], "train.blocks": 1, "tra
 class Config(walk.Passes):
     """Keys under `ddpm`, for purify.py."""
 
+    # ancestral asks the network at every step, subsampled and ddim at `evaluations` of them;
+    # euler_maruyama: AVATAR's release
     sampler: Literal["ancestral", "subsampled", "ddim", "euler_maruyama"] = "ancestral"
 
 

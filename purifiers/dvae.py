@@ -36,7 +36,8 @@ Output = Literal["subtract", "reconstruct", "both"]
 
 @dataclass(frozen=True)
 class Stage(Keys):
-    kld_target: PositiveOrZero  # nats per latent position
+    kld_target: PositiveOrZero      # nats per latent position
+    # what the stage leaves of x: x - p_hat, x_hat, or x_hat of x - p_hat
     output: Output
 
     def __str__(self) -> str:
@@ -47,26 +48,31 @@ class Stage(Keys):
 class TrainConfig(vae.RateConstrained):
     """Keys under `dvae.train`, for train_vae.py."""
 
+    # release: 1 for the first, hard-coded; --kd 3.0 in every command for the second
     stages: Annotated[tuple[Stage, ...], Range(at_least=1)] = (
-        Stage(1.0, "subtract"),         # hard-coded for iteration 0 in main_vae_disentangle.py
-        Stage(3.0, "both"))             # --kd 3.0 in every released command
-    p_hat_start: CountOrZero = 11       # epochs, from 0, before the p_hat hinge ("if e > 10")
-    # hinge on mean p_hat^2: RMS 11.4/255; scale by (eps/8)^2
+        Stage(1.0, "subtract"),
+        Stage(3.0, "both"))
+    p_hat_start: CountOrZero = 11       # epochs before the hinge on p_hat; release: "if e > 10"
+    # the hinge on mean p_hat^2: RMS 11.4/255; release: 0.002; scale it by (epsilon / 8)^2
     p_hat_floor: PositiveOrZero = 0.002
-    spatial_embedding: bool = True      # a map per class, as in every released command
-    latent: Literal["sample", "mean"] = "sample"    # at purification; released code samples
-    rounding: Rounding = "round"        # of each stage's images; released code: floor
+    spatial_embedding: bool = True      # a map per class, as every released command, or a vector
+    # z at purification: drawn, as the release, or its mean
+    latent: Literal["sample", "mean"] = "sample"
+    # of each stage's images to grey levels: nearest, or down, as the release
+    rounding: Rounding = "round"
 
 
 @dataclass(frozen=True)
 class Config(Keys):
     """Keys under `dvae`, for purify.py. null: as the checkpoint was trained."""
 
-    stages: Count | None = None           # apply only the first so many
-    output: Output | None = None        # of the last applied stage
+    stages: Count | None = None         # how many are applied; null: all that were trained
+    output: Output | None = None        # of the last applied stage; null: as it was trained
+    # z: drawn, or its mean; null: as it was trained
     latent: Literal["sample", "mean"] | None = None
-    rounding: Rounding | None = None
-    save_perturbation: bool = False     # p_hat of every stage as float16 beside the set
+    rounding: Rounding | None = None    # to whole grey levels; null: as it was trained
+    # write p_hat of every stage as float16 beside the set, for poisons/reuse.py
+    save_perturbation: bool = False
 
 
 # --- training --------------------------------------------------------------------------------

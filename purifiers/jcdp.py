@@ -38,19 +38,22 @@ SMOKE = {"t_star": 2, "passes": 1, "evaluations": 2, "threshold": 1, "lpips_net"
 class Config(walk.Passes):
     """Keys under `jcdp`, for purify.py."""
 
-    t_star: Count = 20              # code
-    passes: Count = 4               # M; code
-    # joint: both distances at every step, the paper's equation 16; switch: MSE from `threshold`
-    # up, LPIPS below, the released code
+    t_star: Count = 20              # steps of noise, of the prior's T; release: 20
+    passes: Count = 4               # M, to t_star and back; release: 4
+    # joint: both distances at every step, the paper's equation 16; switch: MSE from `threshold` up,
+    # LPIPS below, the release; none: as DDPM
     mode: Literal["switch", "joint", "mse", "perceptual", "none"] = "switch"
-    threshold: CountOrZero = 11     # "i > 10" in the released code
-    # lambda, per image: the released code's mean over its batch; more costs accuracy here
+    threshold: CountOrZero = 11     # step from which `switch` takes MSE; release: "i > 10"
+    # lambda, per image; release: 1/500, its mean over a batch; more costs accuracy here
     # (docs/evidence/diffusion.md)
     strength: PositiveOrZero = 1 / 500
-    target_noise: Literal["fresh", "shared", "none"] = "fresh"  # shared: the pass's own
-    lpips_net: Net = "alex"
-    lpips_weights: Place | None = None  # the trunk's weights; null: torchvision's
-    lpips_resize: Count | None = None   # side that images are enlarged to for the trunk
+    # of the image that x_t is held to: fresh at every step, as the release; shared: the pass's own;
+    # none: the image itself
+    target_noise: Literal["fresh", "shared", "none"] = "fresh"
+    lpips_net: Net = "alex"         # the trunk of LPIPS; release: alex; squeeze needs no download
+    lpips_weights: Place | None = None  # file of the trunk's weights; null: torchvision's
+    # pixels a side that images are enlarged to for the trunk; null: not, as the release
+    lpips_resize: Count | None = None
 
     def terms(self, t: int) -> tuple[bool, bool]:
         """Whether step t meets the squared error and the perceptual distance."""

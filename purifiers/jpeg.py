@@ -21,7 +21,7 @@ SMOKE: dict = {}
 
 @dataclass(frozen=True)
 class Config(Keys):
-    # of the JPEG; ISS, APBench and D-VAE all use 10
+    # of Pillow's encoder; ISS, APBench and D-VAE use 10
     quality: Annotated[int, Range(at_least=1, at_most=100)] = 10
 
 

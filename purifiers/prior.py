@@ -35,31 +35,42 @@ from purifiers.diffusion import Network, Schedule
 class TrainConfig(Keys):
     """Keys under `ddpm.train`, for train_ddpm.py."""
 
-    steps: Count = 80_000               # LE's scratch run (ckpt_80000.pth); 10,000 to fine-tune
-    batch_size: Count = 128             # over all processes
-    learning_rate: Positive = 2e-4      # Adam (0.9, 0.999)
-    # linear; null: min(5000, steps / 10), Ho et al.'s 5,000
+    # of Adam, one batch each; LE: 80,000 from scratch, 10,000 to fine-tune (table 6)
+    steps: Count = 80_000
+    batch_size: Count = 128             # images a step, over all processes; Ho et al.: 128
+    learning_rate: Positive = 2e-4      # of Adam (0.9, 0.999); Ho et al.
+    # of a linear climb of the rate; null: min(5000, steps / 10); Ho et al.: 5,000, ddim: 0
     warmup_steps: CountOrZero | None = None
-    clip_norm: Positive = 1.0           # gradient norm
-    loss: Literal["mean", "sum"] = "mean"       # over pixels; ddim: sum
-    dropout: BelowOne = 0.1
-    flip: bool = True                   # not for digits: mirrored ones are none
-    antithetic: bool = True             # half the steps t, half their mirrors; ddim
+    clip_norm: Positive = 1.0           # largest L2 norm of the gradient; Ho et al.
+    # mean or sum of the squared error over an image; Ho et al.: mean, ddim: sum
+    loss: Literal["mean", "sum"] = "mean"
+    dropout: BelowOne = 0.1             # in the network; Ho et al., CIFAR-10
+    # mirror half of the images; Ho et al.: yes; not for digits, which mirrored are none
+    flip: bool = True
+    # half of a batch's steps t mirror the other half, as ddim; Ho et al.: all drawn
+    antithetic: bool = True
+    # share of the running mean of the weights that a step keeps; Ho et al.
     ema_decay: BelowOne = 0.9999
-    # see `ema_weight`; source: the EMA of init_from; init: the weights that training starts from
+    # source: the EMA of init_from, as ddim resumes; init: the weights that training starts from;
+    # warmup forgets its start: decay min(ema_decay, (1 + n) / (10 + n))
     ema_start: Literal["source", "warmup", "init"] = "warmup"
-    t_train_max: Count = 1000           # only steps below are trained; purifying uses t_star
-    init_from: Place | None = None      # a checkpoint to fine-tune
-    initialisation: Literal["ho", "pytorch"] = "ho"     # ddim: pytorch
-    # channels of the first level; the norms have groups of 32
+    # only steps below are trained, which must cover t_star; Ho et al.: all 1,000
+    t_train_max: Count = 1000
+    init_from: Place | None = None      # folder of a checkpoint to fine-tune; null: from scratch
+    # of the weights: Ho et al.'s, or PyTorch's, as ddim
+    initialisation: Literal["ho", "pytorch"] = "ho"
+    # channels of the first level; Ho et al.: 128; the norms have groups of 32
     width: Annotated[int, Range(at_least=32, in_steps_of=32)] = 128
+    # of the width, one a level; Ho et al., CIFAR-10
     multipliers: Annotated[tuple[Count, ...], Range(at_least=1)] = (1, 2, 2, 2)
-    attention: tuple[Count, ...] = (16,)    # sides that attend
-    blocks: Count = 2                   # a level
-    diffusion_steps: Annotated[int, Range(at_least=2)] = 1000   # T, betas linear
+    # sides in pixels of the levels that attend; Ho et al., CIFAR-10
+    attention: tuple[Count, ...] = (16,)
+    blocks: Count = 2                   # residual, a level; Ho et al.: 2
+    diffusion_steps: Annotated[int, Range(at_least=2)] = 1000   # T; Ho et al.: 1,000
+    # noise's variance at the first step, linear from here; Ho et al.
     beta_start: Annotated[float, Range(above=0, below=1)] = 1e-4
-    beta_end: Annotated[float, Range(above=0, below=1)] = 0.02
-    sample_every: CountOrZero = 5000    # steps between PNGs of samples; 0: none
+    beta_end: Annotated[float, Range(above=0, below=1)] = 0.02  # at the last; Ho et al.
+    sample_every: CountOrZero = 5000    # steps between PNGs of samples; 0: none; ours
 
     def __post_init__(self) -> None:
         super().__post_init__()

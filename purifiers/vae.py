@@ -37,22 +37,24 @@ SMOKE = {"train.width": 8, "train.latent_channels": 16, "train.epochs": 2, "trai
 class RateConstrained(Keys):
     """Keys of the training that the VAE and D-VAE share."""
 
-    epochs: Count = 60                  # per stage; configs/cifar10/resnet18VAE.yaml and ...DVAE
-    batch_size: BatchSize = 128         # the released command line's, drop_last
-    learning_rate: Positive = 5e-3      # Adam, no decay, cosine to 0 once an epoch
-    clip_norm: Positive = 5.0           # gradient norm
-    kld_weight: PositiveOrZero = 0.01   # w for targets above 0.99
-    kld_weight_low: PositiveOrZero = 0.5    # w for targets up to 0.99
-    width: Annotated[int, Range(at_least=2)] = 64   # channels of the first layer
-    latent_channels: Count = 256
-    stem: Literal["auto", "cifar", "imagenet"] = "auto"     # imagenet: variant B, for 224x224
+    epochs: Count = 60                  # a stage; release: 60 on CIFAR-10, 100 on CIFAR-100
+    batch_size: BatchSize = 128         # images a step; release: 128, the last short one dropped
+    # of Adam, no decay of weights, cosine to 0 once an epoch; release
+    learning_rate: Positive = 5e-3
+    clip_norm: Positive = 5.0           # largest L2 norm of the gradient; release
+    kld_weight: PositiveOrZero = 0.01   # w of the KL hinge for targets above 0.99; release
+    kld_weight_low: PositiveOrZero = 0.5    # w of the KL hinge for targets up to 0.99; release
+    width: Annotated[int, Range(at_least=2)] = 64   # channels of the first layer; release: 64
+    latent_channels: Count = 256        # a position; release: 256
+    # imagenet quarters the size, for 224x224; auto: by the size; release: cifar
+    stem: Literal["auto", "cifar", "imagenet"] = "auto"
 
 
 @dataclass(frozen=True)
 class TrainConfig(RateConstrained):
     """Keys under `vae.train`, for train_vae.py."""
 
-    kld_target: PositiveOrZero = 1.0    # nats per latent position; as stage 1 of D-VAE
+    kld_target: PositiveOrZero = 1.0    # nats per latent position; as D-VAE's first stage: 1
 
     @property
     def stages(self) -> tuple[str]:
@@ -64,8 +66,9 @@ class TrainConfig(RateConstrained):
 class Config(Keys):
     """Keys under `vae`, for purify.py."""
 
-    latent: Literal["sample", "mean"] = "sample"    # released code samples
-    rounding: Rounding = "round"                    # released code: floor
+    # z at purification: drawn, as D-VAE's release, or its mean
+    latent: Literal["sample", "mean"] = "sample"
+    rounding: Rounding = "round"        # to whole grey levels: nearest, or down, as D-VAE's release
 
 
 # --- training --------------------------------------------------------------------------------

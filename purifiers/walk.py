@@ -38,15 +38,21 @@ Guide = Callable[[torch.Tensor, torch.Tensor, Jump, Draw], torch.Tensor | None]
 class Passes(Keys):
     """Keys of the sampling that DDPM and JCDP purification share."""
 
-    t_star: Count = 100             # steps of noise; AVATAR
-    passes: Count = 1
-    start_index: CountOrZero | None = None  # that the noise belongs to; null: t_star - 1
+    t_star: Count = 100             # steps of noise, of the prior's T; AVATAR: 100
+    passes: Count = 1               # to t_star and back; AVATAR: 1
+    # step whose abar the noise has; null: t_star - 1, where the network starts
+    start_index: CountOrZero | None = None
+    # ancestral asks the network at every step, subsampled and ddim at `evaluations` of them
     sampler: Literal["ancestral", "subsampled", "ddim"] = "ancestral"
-    evaluations: Count = 5          # of the network a pass, for subsampled and ddim
+    evaluations: Count = 5          # of the network a pass, for subsampled and ddim; ours
+    # of a reverse step: beta (large) or the posterior's (small); Ho et al.: large
     variance: diffusion.Variance = "large"
+    # of the prior: their running mean, as LE and AVATAR, or the last ones
     weights: Literal["ema", "model"] = "ema"
-    rounding: Literal["round", "floor", "wrap"] = "round"   # wrap: AVATAR's unclamped uint8 cast
-    batch_size: Count | None = None     # null: by device; changes at most one grey level
+    # to whole grey levels: nearest, or down, as LE's release; wrap: AVATAR's unclamped cast
+    rounding: Literal["round", "floor", "wrap"] = "round"
+    # images a pass of the network; null: by device; changes at most one grey level
+    batch_size: Count | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
