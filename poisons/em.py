@@ -41,7 +41,8 @@ SMOKE = {"width": 8, "max_rounds": 2, "train_steps": 2, "steps": 2, "batch_size"
 
 @dataclass(frozen=True)
 class Config(Shared):
-    steps: Count = 20               # of PGD a round, from the noise of the round before
+    # signed steps of every image a round, from its noise of the round before; release: 20
+    steps: Count = 20
 
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:

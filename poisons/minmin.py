@@ -31,20 +31,23 @@ from models.classifiers import Architecture, classifier
 class Shared(Keys):
     """Keys that EM's two forms share."""
 
-    epsilon: LinfRadius = 8 / 255   # L-inf budget
+    epsilon: LinfRadius = 8 / 255   # L-inf budget, [0, 1] units; release: 8/255
+    # of the noise's signed steps, [0, 1] units; release: a tenth of epsilon
     step_size: StepSize = 0.8 / 255
-    train_steps: Count = 10         # of the surrogate a round; CIFAR-100: 20
-    batch_size: BatchSize = 512     # of these steps
-    learning_rate: Positive = 0.1   # SGD, never decayed
-    momentum: BelowOne = 0.9
-    weight_decay: PositiveOrZero = 5e-4     # CIFAR-100: 5e-5
-    clip_norm: Positive = 5.0       # gradient norm
-    stop_error: BelowOne = 0.01     # of the surrogate on the noised images, in eval mode
-    max_rounds: Count = 100         # a cap; the released CIFAR-10 run took 10
-    architecture: Architecture = "resnet18"
-    width: Count = 64               # of resnet18
-    positive_only: bool = False     # True: drop negative noise, as the release does
-    rounding: Rounding = "round"    # the release: floor
+    train_steps: Count = 10         # of the surrogate a round; release: 10, CIFAR-100 20
+    batch_size: BatchSize = 512     # images of these steps; release: 512, ImageNet 32
+    learning_rate: Positive = 0.1   # of the surrogate's SGD, never decayed; release
+    momentum: BelowOne = 0.9        # of the surrogate's SGD; release
+    weight_decay: PositiveOrZero = 5e-4     # of the surrogate's SGD; release: 5e-4, CIFAR-100 5e-5
+    clip_norm: Positive = 5.0       # largest L2 norm of the surrogate's gradient; release
+    # share of noised images, of the surrogate in eval mode, that ends the rounds; release: 0.01,
+    # ImageNet 0.1
+    stop_error: BelowOne = 0.01
+    max_rounds: Count = 100         # a cap, ours; the release's CIFAR-10 run took 10
+    architecture: Architecture = "resnet18"     # the surrogate; release: resnet18
+    width: Count = 64               # channels of resnet18's first group; release: 64
+    positive_only: bool = False     # drop negative noise, as the release does
+    rounding: Rounding = "round"    # of images to grey levels: nearest, or down, as the release
 
 
 def bound(config: Shared) -> tuple[str, float]:

@@ -1,16 +1,14 @@
 """Methods in words: from the docstrings of their modules and the comments of their Configs."""
 
-import ast
-import dataclasses
 import importlib
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from core import manual
 from core.command import list_methods
+from core.names import markdown_cell
 from scripts.documents.names import NAMES
 
 ROOMS = {"poisons": "Attacks", "purifiers": "Purifiers", "learners": "Learners"}
@@ -28,7 +26,7 @@ def lines(room: str) -> str:
     if room == "protocols":
         return "".join(f"- `{path.stem}` {first_comment(path)}\n"
                        for path in sorted(Path("configs/learners").glob("*.yaml")))
-    return "".join(f"- `{name}` {first_sentence(module_of(room, name).__doc__)}\n"
+    return "".join(f"- `{name}` {manual.first_sentence(module_of(room, name))}\n"
                    for name in list_methods(room))
 
 
@@ -52,12 +50,13 @@ def described(room: str, name: str) -> str:
     if yaml.is_file():
         places.append(f"[{yaml}](../{yaml})")
     text = f"{markdown(module.__doc__)}\n\n{', '.join(places)}\n"
-    for config, prefix in (("Config", ""), ("TrainConfig", "train.")):
+    for config, prefix in (("Config", ""), ("TrainConfig", "train")):
         if hasattr(module, config):
-            keys = list(keys_of(getattr(module, config), prefix))
+            keys = list(manual.keys(getattr(module, config), prefix))
             if keys:
-                text += "\n| key | default | |\n|---|---|---|\n" + "".join(
-                    f"| `{key}` | {default} | {comment} |\n" for key, default, comment in keys)
+                text += "\n| key | default | range | |\n|---|---|---|---|\n" + "".join(
+                    f"| `{key.name}` | {key.default} | {key.limits} | "
+                    f"{markdown_cell(key.comment)} |\n" for key in keys)
     return text
 
 
@@ -70,87 +69,9 @@ def first_comment(path: Path) -> str:
     return re.split(r"\s{3,}", path.read_text("utf-8").splitlines()[0].lstrip("# "))[0]
 
 
-def first_sentence(docstring: str) -> str:
-    """The docstring's first sentence."""
-    return re.split(r"(?<=\.)\s", docstring.strip(), maxsplit=1)[0].replace("\n", " ")
-
-
 def markdown(docstring: str) -> str:
     """Paragraphs of a docstring; what is indented is a block of its own."""
     text = inspect.cleandoc(docstring)
     return re.sub(r"(?:^ {4}.*(?:\n|\Z))(?:^ {4,}.*(?:\n|\Z))*",
                   lambda block: f"```text\n{textwrap.dedent(block[0]).rstrip()}\n```\n", text,
                   flags=re.MULTILINE).rstrip()
-
-
-# --- keys ------------------------------------------------------------------------------------
-
-
-def keys_of(config: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """(dotted key, default as a YAML writes it, comment) of a Config, sections spread out."""
-    written: dict[str, tuple[str | None, str]] = {}
-    for parent in reversed(config.__mro__):
-        if dataclasses.is_dataclass(parent):
-            written |= fields_of(parent)
-    for field in dataclasses.fields(config):
-        default, comment = written[field.name]
-        if field.default_factory is not dataclasses.MISSING:
-            yield from keys_of(field.default_factory, f"{prefix}{field.name}.")
-        else:
-            shown = "" if field.default is dataclasses.MISSING else default or show(field.default)
-            yield f"{prefix}{field.name}", shown, comment.replace("|", r"\|")
-
-
-def fields_of(config: type) -> dict[str, tuple[str | None, str]]:
-    """Of the fields that one class writes: the default's text, where that says more than its value,
-    and the comment above, beside and below it."""
-    source = textwrap.dedent(inspect.getsource(config))
-    rows = source.splitlines()
-    found = {}
-    for node in ast.parse(source).body[0].body:
-        if isinstance(node, ast.AnnAssign):
-            comments = above(rows, node.lineno - 1, node.col_offset)
-            comments += [comment for row in rows[node.lineno - 1:node.end_lineno]
-                         if (comment := behind(row))]
-            comments += below(rows, node.end_lineno, node.col_offset)
-            found[node.target.id] = formula(node.value), " ".join(comments)
-    return found
-
-
-def formula(value: ast.expr | None) -> str | None:
-    """The text of a default that is a sum: `8/255`."""
-    if not isinstance(value, ast.BinOp):
-        return None
-    return ast.unparse(value).replace(" / ", "/")
-
-
-def behind(row: str) -> str:
-    return row.partition("  # ")[2].strip()
-
-
-def above(rows: list[str], at: int, indent: int) -> list[str]:
-    found = []
-    while at and rows[at - 1].startswith(" " * indent + "#"):
-        at -= 1
-        found.insert(0, rows[at].strip("# "))
-    return found
-
-
-def below(rows: list[str], at: int, indent: int) -> list[str]:
-    found = []
-    while at < len(rows) and rows[at].startswith(" " * (indent + 1)) \
-            and rows[at].lstrip().startswith("#"):
-        found.append(rows[at].strip("# "))
-        at += 1
-    return found
-
-
-def show(value: Any) -> str:
-    """A value as a YAML writes it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(show, value))}]"
-    return str(value)
