@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from core.device import Device
 from core.errors import UserError
-from core.imageset import ImageSet
+from core.imageset import ImageSet, to_floats
 from core.run import Run
 
 DEVICE_BYTES = 16 << 30     # larger sets, and those above half of what the card has free, stay in
@@ -89,7 +89,7 @@ class Batches:
                 images = images.to(self.device.torch)
             images = augment(images, *(draw[rows] for draw in draws),
                              padding=self.augmentation.crop_padding)
-            yield images.permute(0, 3, 1, 2).float().div_(255), self.labels[rows]
+            yield to_floats(images), self.labels[rows]
 
     def _draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Offsets (N, 2) and mirrored (N,) for every row of an epoch, or nothing to do."""

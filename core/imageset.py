@@ -197,6 +197,11 @@ def read_back(folder: Path, expected: dict[str, tuple[tuple[int, ...], type]]) -
                             "start again")
 
 
+def to_floats(levels: torch.Tensor) -> torch.Tensor:
+    """uint8 (B, H, W, 3) as networks take it: float32 (B, 3, H, W) in [0, 1], channels-last."""
+    return levels.permute(0, 3, 1, 2).float().div_(255)
+
+
 def quantize(floats: torch.Tensor, rounding: Rounding = "round") -> torch.Tensor:
     """Float [0, 1] to uint8: clip, then half to even (`round`) or truncate as released code does
     (`floor`). Exact inverse of uint8 / 255 in float32 both ways. Overwrites `floats`."""

@@ -2,8 +2,9 @@
 
 import math
 import time
+import typing
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ from core.errors import UserError
 from core.run import Run
 
 
-class Minibatches(Protocol):
+class Minibatches(typing.Protocol):
     """What `Loop.steps` walks; an epoch can start in its middle."""
 
     def __len__(self) -> int: ...

@@ -17,7 +17,7 @@ from torch import nn
 from core.batches import Augmentation, Batches
 from core.device import Device
 from core.errors import ConfigError
-from core.imageset import ImageSet
+from core.imageset import ImageSet, to_floats
 from core.loop import Loop
 from core.ranges import (
     BatchSize,
@@ -40,7 +40,7 @@ Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor, int], tuple[torch.Tensor
 # of each class. What a loss or a transform draws comes from run.stream(NAME, step): `step` counts
 # on over the epochs, so that a resumed run draws the same.
 Transform = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
-Schedule = Literal["cosine", "multistep", "warm_multistep", "onecycle", "constant"]
+RateSchedule = Literal["cosine", "multistep", "warm_multistep", "onecycle", "constant"]
 WARM_FROM = 1e-3        # warm_multistep's first rate (code Sizhe-Chen/SEP)
 
 
@@ -59,7 +59,7 @@ class Protocol(Keys):
     nesterov: bool = False          # momentum in Nesterov's form; EM's release: not
     # L2 penalty in the gradient, on all weights; EM's release
     weight_decay: PositiveOrZero = 5e-4
-    schedule: Schedule = "cosine"   # of the learning rate; EM's release: cosine, to 0
+    schedule: RateSchedule = "cosine"   # of the learning rate; EM's release: cosine, to 0
     milestones: tuple[Count, ...] = ()  # of multistep, in epochs, or in steps if `steps` is set
     gamma: Share = 0.1              # factor on the rate at each milestone; every protocol: a tenth
     # largest L2 norm of the gradient; null: no clipping; EM's release: 5
@@ -263,4 +263,4 @@ def in_order(data: ImageSet, batch_size: int, run: Run
     for start in range(0, len(data), batch_size):
         images = torch.from_numpy(np.array(data.images[start : start + batch_size])).to(device)
         labels = torch.from_numpy(np.array(data.labels[start : start + batch_size])).to(device)
-        yield images.permute(0, 3, 1, 2).float().div_(255), labels
+        yield to_floats(images), labels

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from core.files import RowFile
-from core.imageset import SLICE_ROWS, ImageSet, Rounding
+from core.imageset import SLICE_ROWS, ImageSet, Rounding, to_floats
 from core.run import Run
 
 # Rows of 32x32 a PGD pass, and the fewest of larger images. They change speed, and results by
@@ -34,7 +34,7 @@ def on_device(clean: ImageSet, rows: slice | np.ndarray, run: Run
               ) -> tuple[torch.Tensor, torch.Tensor]:
     """Images float32 (B, 3, H, W) in [0, 1], channels-last, and labels, on the run's device."""
     images = torch.from_numpy(np.array(clean.images[rows])).to(run.device.torch)
-    return images.permute(0, 3, 1, 2).float().div_(255), clean.labels_at(rows).to(run.device.torch)
+    return to_floats(images), clean.labels_at(rows).to(run.device.torch)
 
 
 def add_noise(clean: ImageSet, craft: Craft, run: Run, *, rounding: Rounding = "round",

@@ -21,7 +21,7 @@ from core.errors import ConfigError
 from core.imageset import ImageSet, Rounding
 from core.ranges import Count, Keys, LinfRadius, Positive, StepSize, check
 from core.run import Run
-from core.training import Schedule
+from core.training import RateSchedule
 from models.classifiers import Architecture
 from poisons.crafting import add_noise, report_seen, seen_as
 from poisons.pgd import FrozenSurrogate, Norm, pgd
@@ -36,7 +36,8 @@ SMOKE = {"steps": 3, "surrogate.architecture": "resnet18", "surrogate.width": 8,
 class Surrogate(Training):
     architecture: Architecture = "vgg16"    # the network; release: vgg16, APBench resnet18
     epochs: Count = 150             # passes over the clean set; release: 150
-    schedule: Schedule = "multistep"    # of the learning rate; release: a tenth at each milestone
+    # of the learning rate; release: a tenth at each milestone
+    schedule: RateSchedule = "multistep"
     milestones: tuple[Count, ...] = (100, 125)  # in epochs; release: 100 and 125
     # largest L2 norm of the gradient; null: no clipping, as the release
     clip_norm: Positive | None = None

@@ -28,7 +28,7 @@ from core.ranges import (
 )
 from core.run import Run
 from core.streams import BLOCK, by_block
-from core.training import Schedule
+from core.training import RateSchedule
 from models.classifiers import Architecture
 from poisons.crafting import add_noise
 from poisons.pgd import gradient_of, pgd
@@ -48,7 +48,7 @@ class Surrogate(Training):
     drop_last: bool = False         # leave out an epoch's incomplete last batch; release: no
     learning_rate: Positive = 3e-3  # of SGD, at the start; release: 3e-3
     weight_decay: PositiveOrZero = 0.0  # of SGD; release: none
-    schedule: Schedule = "cosine"   # of the learning rate; release: cosine, to 0
+    schedule: RateSchedule = "cosine"   # of the learning rate; release: cosine, to 0
     # largest L2 norm of the gradient; null: no clipping, as the release
     clip_norm: Positive | None = None
     crop_padding: CountOrZero = 0   # black pixels a side before a random crop; release: none

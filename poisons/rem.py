@@ -115,8 +115,8 @@ def min_min_max(clean: ImageSet, config: Config, run: Run, inner: "Adversary") -
             attacked = attack(x, labels, frozen, config, draw("train/start", x))
             rate = config.learning_rate * 0.1 ** (number // config.decay_every)
             model.train()
-            loss, hits = train_step(network, optimizer, attacked, labels, rate)
-            loop.add(len(rows), loss=loss, robust_accuracy=hits)
+            loss, accuracy = train_step(network, optimizer, attacked, labels, rate)
+            loop.add(len(rows), loss=loss, robust_accuracy=accuracy)
         loop.end_epoch()
     run.say(f"surrogate: {loop.means['robust_accuracy']:.1%} of the attacked, protected images "
             f"right after {config.train_steps} steps (the cap; nothing stops it earlier)")

@@ -27,7 +27,7 @@ from core.errors import ConfigError
 from core.imageset import ImageSet, Rounding
 from core.ranges import Count, Keys, LinfRadius, Positive, StepSize
 from core.run import Run
-from core.training import Schedule
+from core.training import RateSchedule
 from poisons.crafting import add_noise, batches, on_device, report_seen, seen_as
 from poisons.pgd import FrozenSurrogate, Gradient, gradient_of, pgd
 from poisons.surrogates import Training, train_surrogate
@@ -41,7 +41,7 @@ SMOKE = {"steps": 2, "inner_steps": 2, "checkpoints": 2, "surrogate.width": 8,
 class Surrogate(Training):
     epochs: Count = 120             # passes over the clean set; release: 120
     # a tenth at each milestone, after a climb from 1e-3 in the first epoch; release
-    schedule: Schedule = "warm_multistep"
+    schedule: RateSchedule = "warm_multistep"
     milestones: tuple[Count, ...] = (75, 90)    # in epochs; release: 75 and 90
     # largest L2 norm of the gradient; null: no clipping, as the release
     clip_norm: Positive | None = None

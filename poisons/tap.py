@@ -20,7 +20,7 @@ from core.imageset import ImageSet, Rounding
 from core.ranges import Count, CountOrZero, Keys, LinfRadius, Positive, PositiveOrZero, StepSize
 from core.run import Run
 from core.streams import BLOCK, by_block
-from core.training import Schedule
+from core.training import RateSchedule
 from poisons.crafting import add_noise, report_seen, seen_as
 from poisons.pgd import FrozenSurrogate, gradient_of, pgd
 from poisons.surrogates import Training, train_surrogate
@@ -36,7 +36,8 @@ CIFAR_MEAN, CIFAR_STD = (0.49147, 0.48226, 0.44677), (0.24703, 0.24349, 0.26159)
 class Surrogate(Training):
     epochs: Count = 40              # passes over the clean set; release: 40
     nesterov: bool = True           # momentum in Nesterov's form; release: yes
-    schedule: Schedule = "multistep"    # of the learning rate; release: a tenth at each milestone
+    # of the learning rate; release: a tenth at each milestone
+    schedule: RateSchedule = "multistep"
     milestones: tuple[Count, ...] = (14, 24, 35)    # in epochs; release: 14, 24 and 35
     # largest L2 norm of the gradient; null: no clipping, as the release
     clip_norm: Positive | None = None

@@ -10,7 +10,7 @@ import torch
 from conftest import digest, new_run, sign, write_imageset
 
 from core.errors import UserError
-from core.imageset import SLICE_ROWS, ImageSet, from_arrays, quantize
+from core.imageset import SLICE_ROWS, ImageSet, from_arrays, quantize, to_floats
 
 LEVELS = np.arange(256, dtype=np.uint8)
 
@@ -31,6 +31,17 @@ def test_rounding_is_to_the_nearest_level_half_to_even():
     halves = torch.tensor([0.5, 1.5, 2.5, 3.5]) / 255
     assert (halves * 255 == torch.tensor([0.5, 1.5, 2.5, 3.5])).all()   # exact in float32
     assert quantize(halves).tolist() == [0, 2, 2, 4]
+
+
+def test_networks_get_every_level_exactly():
+    """(B, 3, H, W) in [0, 1], in the memory order of the pixels, and back to them."""
+    pixels = torch.arange(256 * 3, dtype=torch.int32).remainder(256).byte().view(2, 16, 8, 3)
+    floats = to_floats(pixels)
+    assert floats.shape == (2, 3, 16, 8)
+    assert floats.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(floats[1, 2, 3, 4].item(), pixels[1, 3, 4, 2].item() / 255)
+    assert torch.equal(quantize(floats.permute(0, 2, 3, 1).clone()), pixels)
+
 
 
 def test_floor_truncates_after_the_clip():
