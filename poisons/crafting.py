@@ -23,7 +23,7 @@ def craft_rows(shape: tuple[int, int], kind: str) -> int:
     return min(rows, max(fewest, rows * 32 * 32 // (shape[0] * shape[1])))
 
 
-def batches(start: int, stop: int, clean: ImageSet, run: Run) -> Iterator[slice]:
+def slices(start: int, stop: int, clean: ImageSet, run: Run) -> Iterator[slice]:
     """Slices of rows that fit one PGD pass."""
     size = craft_rows(clean.image_shape, run.device.kind)
     for first in range(start, stop, size):
@@ -57,7 +57,7 @@ def add_noise(clean: ImageSet, craft: Craft, run: Run, *, rounding: Rounding = "
 def seen_as(poisoned: ImageSet, logits: Callable, labels: torch.Tensor, run: Run) -> float:
     """Share of the images that a surrogate takes for `labels` (N,)."""
     hits = 0
-    for rows in batches(0, len(poisoned), poisoned, run):
+    for rows in slices(0, len(poisoned), poisoned, run):
         images, _ = on_device(poisoned, rows, run)
         hits += int((logits(images).argmax(1).cpu() == labels[rows]).sum())
     return hits / len(poisoned)

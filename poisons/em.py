@@ -20,7 +20,7 @@ from core.imageset import ImageSet
 from core.loop import Loop
 from core.ranges import Count
 from core.run import Run
-from poisons.crafting import batches, on_device
+from poisons.crafting import on_device, slices
 from poisons.minmin import (
     Shared,
     as_published,
@@ -66,7 +66,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
         run.world.share(model)
         frozen.update(model)
         for start, stop in noise.sweep(round_):
-            for rows in batches(start, stop, clean, run):
+            for rows in slices(start, stop, clean, run):
                 images, labels = on_device(clean, rows, run)
                 crafted = pgd(images, load_noise(delta, rows, run), frozen.gradient(labels),
                               epsilon=config.epsilon, step_size=config.step_size,
@@ -111,7 +111,7 @@ class IndexOrder:
 def error_rate(frozen: FrozenSurrogate, clean: ImageSet, noise: RowFile, run: Run) -> float:
     """Share of noised images that the surrogate, in eval mode, gets wrong."""
     wrong = torch.zeros((), dtype=torch.int64, device=run.device.torch)
-    for rows in batches(0, len(clean), clean, run):
+    for rows in slices(0, len(clean), clean, run):
         images, labels = on_device(clean, rows, run)
         wrong += (frozen(images + load_noise(noise, rows, run)).argmax(1) != labels).sum()
     return wrong.item() / len(clean)

@@ -28,7 +28,7 @@ from core.imageset import ImageSet, Rounding
 from core.ranges import Count, Keys, LinfRadius, Positive, StepSize
 from core.run import Run
 from core.training import RateSchedule
-from poisons.crafting import add_noise, batches, on_device, report_seen, seen_as
+from poisons.crafting import add_noise, on_device, report_seen, seen_as, slices
 from poisons.pgd import FrozenSurrogate, Gradient, gradient_of, pgd
 from poisons.surrogates import Training, train_surrogate
 
@@ -160,7 +160,7 @@ def class_features(frozen: FrozenSurrogate, clean: ImageSet, run: Run) -> torch.
     """The mean feature of each class of clean images (K, C)."""
     total, counts = 0.0, torch.zeros(clean.num_classes, 1, device=run.device.torch)
     with run.device.exact():                # they are computed again after a kill
-        for rows in batches(0, len(clean), clean, run):
+        for rows in slices(0, len(clean), clean, run):
             images, labels = on_device(clean, rows, run)
             of_class = F.one_hot(labels, clean.num_classes).float()
             total = total + of_class.T @ frozen.features(images)

@@ -55,11 +55,11 @@ def resampled(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -
     outside. Two matrix products an image, so that its gradient is deterministic on every device (in
     TF32, where a GPU computes those so: up to about 0.2 grey levels)."""
     height, width = images.shape[2:]
-    moved = weights(rows, height)[:, None] @ images @ weights(columns, width)[:, None].mT
+    moved = bilinear(rows, height)[:, None] @ images @ bilinear(columns, width)[:, None].mT
     return moved.contiguous(memory_format=torch.channels_last)
 
 
-def weights(positions: torch.Tensor, size: int) -> torch.Tensor:
+def bilinear(positions: torch.Tensor, size: int) -> torch.Tensor:
     """(B, n, size): the share of each source pixel in each of the positions (B, n), bilinear."""
     source = torch.arange(size, device=positions.device)
     return (1 - (positions[:, :, None] - source).abs()).clamp_(min=0)
