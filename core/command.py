@@ -176,7 +176,8 @@ def parse(argv: list[str] | None, doc: str, room: str, program: str,
     if arguments.help is not None:
         words = [word for word in (arguments.help, *arguments.config)
                  if word and not config.is_setting(word)]
-        print(help_for(words[0], room, program, methods) if words else parser.format_help())
+        print(help_for(words[0], room, program, methods) if words else
+              f"{parser.format_help()}\n{top_keys(program)}")
         raise SystemExit(0)
 
     yamls = [word for word in arguments.config if not config.is_setting(word)]
@@ -255,6 +256,15 @@ def help_for(word: str, room: str, program: str, methods: list[str]) -> str:
     if program.startswith("train_") and not hasattr(module, "TrainConfig"):
         raise UserError(f"--help: {word} is not trained; its keys: python purify.py --help {word}")
     return manual.page(module, word, room, program)
+
+
+def top_keys(program: str) -> str:
+    """The keys that a command takes beside its method's; --limit and --smoke are options."""
+    hidden = {"limit", "smoke", *(key for key, owner in OWN_KEYS.items() if owner != program)}
+    found = [key for group in (Settings, DataSettings, DeviceSettings)
+             for key in manual.keys(group) if key.name not in hidden]
+    return "\n".join(["keys beside the method's, as key=value or in a YAML:",
+                      *(line for key in found for line in key.lines())])
 
 
 def known_keys(module: ModuleType, method: str) -> list[str]:

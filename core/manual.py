@@ -124,7 +124,7 @@ def limits(hint: Any) -> str:
     """The range or the choices of a type, in words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if is_optional(hint):
-        return ", ".join(filter(None, (limits(not_none(hint)), "or null")))
+        return f"{limits(not_none(hint)) or 'a text'}, or null"
     if origin is Annotated:
         kind, limit = arguments
         if typing.get_origin(kind) is tuple:

@@ -96,7 +96,11 @@ def test_each_command_prints_its_half(main, words, lines):
 
 
 def test_help_alone_lists_the_methods_and_an_unknown_one_names_the_nearest():
-    assert "methods in poisons/: ar, cuda, em" in run_command(poisons_main.main, "-h").stdout
+    shown = run_command(poisons_main.main, "-h").stdout
+    assert "methods in poisons/: ar, cuda, em" in shown
+    for key in ("data = null ", "seed = null ", "fraction = 1 ", "precision = auto "):
+        assert f"\n  {key}" in shown
+    assert "\n  checkpoint" not in shown
     outcome = run_command(poisons_main.main, "--help", "emm")
     assert (outcome.status, outcome.stdout) == (1, "")
     assert outcome.error == "--help: method: there is no poisons/emm.py; did you mean 'em'?"
