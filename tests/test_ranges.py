@@ -114,8 +114,7 @@ def test_each_range_refuses_just_outside_and_takes_just_inside(kind, name, limit
                  f"{name}:", f"  - {value!r}" if listed else f"  {value!r}"]
         with pytest.raises(UserError) as caught:
             config.build(kind, config.parse("\n".join(lines), "a.yaml"), "m")
-        assert str(caught.value).startswith(f"a.yaml:{len(lines)}: m.{key}: {ranges.show(value)}"
-                                            if "/255" not in str(caught.value) else "a.yaml:")
+        assert str(caught.value).startswith(f"a.yaml:{len(lines)}: m.{key}: ")
 
 
 # --- the parts -------------------------------------------------------------------------------
