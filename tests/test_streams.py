@@ -86,3 +86,12 @@ def test_initialisation_restores_the_generator_after_an_error():
 
 def test_a_block_of_noise_has_the_documented_length():
     assert streams.BLOCK == 256     # part of every swept result: a change changes bytes
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, 256), (200, 300), (256, 700), (511, 513)])
+def test_rows_get_what_their_block_draws(start, stop):
+    """Row i has number i % BLOCK of block i // BLOCK, wherever a slice begins."""
+    drawn = streams.by_block(slice(start, stop), lambda block: torch.stack(
+        [torch.full((streams.BLOCK,), block), torch.arange(streams.BLOCK)], 1))
+    expected = [[row // streams.BLOCK, row % streams.BLOCK] for row in range(start, stop)]
+    assert drawn.tolist() == expected

@@ -182,6 +182,28 @@ def test_taps_crafting_is_the_releases_loop(tmp_path, contrasts, in_double, monk
         assert (plain_tap(contrasts, config, network, mistake) != ours).any(), mistake
 
 
+def test_taps_surrogate_is_trained_through_the_attacks_own_transform(tmp_path, contrasts,
+                                                                     monkeypatch):
+    """Each image of a minibatch by its own draw, another at every step, under its own label."""
+    images, labels = (tensor.float() if tensor.is_floating_point() else tensor
+                      for tensor in doubles(contrasts))
+    seen = []
+
+    def train_surrogate(clean, config, run, *, transform):
+        seen.extend(transform(images, labels, step) for step in (0, 5))
+        return network_of().float()
+
+    monkeypatch.setattr(tap, "train_surrogate", train_surrogate)
+    with new_run(tmp_path / "out") as run:
+        tap.poison(contrasts, tap.Config(steps=1, restarts=1, shift=2.0), run)
+    fill = torch.tensor(tap.CIFAR_MEAN).view(3, 1, 1)
+    for step, (moved, kept) in zip((0, 5), seen, strict=True):
+        draws = torch.rand(len(images), 3, generator=generator(0, "tap/train", step))
+        expected = shift_and_flip(images, (2 * draws[:, :2] - 1) * 2, draws[:, 2] < 0.5, fill)
+        assert torch.equal(moved, expected)
+        assert torch.equal(kept, labels)
+
+
 PIL_MISTAKES = ["x - delta clipped", "delta kept where x - delta is an image",
                 "x + delta published", "start from nothing", "noise away from the class",
                 "image left alone", "divergence the other way round", "step of the gradient"]
