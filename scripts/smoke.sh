@@ -10,7 +10,7 @@ for preset in em:eps16 hypo:apbench lsp:radius1 lsp:radius2 rem:eps16 rem:lite s
   python -m poisons configs/poisons/${preset%:*}.yaml preset=${preset#*:} --smoke data=digits size=32 threads=1 out="$out/$preset"
 done
 python train_vae.py configs/purifiers/dvae.yaml --smoke data="$out/lsp" out="$out/checkpoint"
-for purifier in identity gray jpeg bdr; do
+for purifier in $(cd configs/purifiers; ls | grep -vE '^(dvae|vae|ae|ddpm|jcdp)[.]' | sed 's/.yaml$//'); do    # these take a checkpoint
   python purify.py configs/purifiers/$purifier.yaml --smoke data="$out/lsp" out="$out/$purifier"
 done
 python purify.py configs/purifiers/dvae.yaml --smoke data="$out/lsp" checkpoint="$out/checkpoint" out="$out/dvae" \

@@ -656,27 +656,3 @@ def test_published_numbers_are_kept_whole():
     assert of(**{**base, "table": "T3"}, attack="lsp", defence="gray") == [82.5]
     assert of(source="BridgePure", dataset="cifar10", attack="lsp", defence="dvae",
               arch="resnet18")
-
-
-# --- the example of docs/extending.md --------------------------------------------------------
-
-
-def test_a_purifier_is_one_module_and_one_yaml(here, tiny):
-    """The page's blur, as printed there, run by purify.py and taken by a table."""
-    blocks = re.findall(r"```(?:python|yaml)\n# (purifiers/blur\.py|configs/purifiers/blur\.yaml)\n"
-                        r"(.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL)
-    assert [name for name, _ in blocks] == ["purifiers/blur.py", "configs/purifiers/blur.yaml"]
-    for name, text in blocks:
-        Path(name).write_text(text)
-    try:
-        changed(tiny, "  none: []", "  none: []\n  blur: {purify: configs/purifiers/blur.yaml}")
-        changed(tiny, "  clean: []\n", "")
-        changed(tiny, "seeds: [0, 1]", "seeds: [0]")
-        # In a process of its own: this one's `purifiers` is the project's.
-        process = start(tiny, env={**os.environ, "PYTHONPATH": ""})
-        _, stderr = process.communicate(timeout=300)
-        assert process.returncode == 0, stderr
-        assert len(list(Path("runs/purified").glob("*-blur-*"))) == 1
-    finally:
-        for name, _ in blocks:
-            Path(name).unlink()
