@@ -37,7 +37,7 @@ def noise(count: int, height: int = 36, width: int = 36) -> tuple[torch.Tensor, 
 
 
 def raster(window: np.ndarray, top: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """The recurrence as the notes write it, number by number: (3, H, W)."""
+    """The recurrence as the release writes it, number by number: (3, H, W)."""
     signal = np.zeros((3, 2 + left.shape[1], top.shape[2]))
     signal[:, :2], signal[:, 2:, :2] = top, left
     for c in range(3):

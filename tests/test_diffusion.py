@@ -88,7 +88,7 @@ ORACLE = {      # sampler -> (prior variance -> kept fraction, output variance r
 @pytest.mark.parametrize("sampler", ORACLE)
 def test_the_gaussian_oracle(sampler):
     """The network replaced by the exact noise of a Gaussian prior: a million pixels through our
-    functions keep what the notes derived."""
+    functions keep what was derived by hand."""
     visited = times(20, {"subsampled": 5, "one": 1, "ddim4": 4}.get(sampler, 20))
     steps = jumps(SCHEDULE, visited, "small" if sampler == "small" else "large")
     generator = torch.Generator().manual_seed(0)

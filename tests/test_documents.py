@@ -1,9 +1,11 @@
 """README and docs say what is there: references, names, numbers, links, shell lines."""
 
+import io
 import os
 import re
 import shlex
 import subprocess
+import tokenize
 
 import pytest
 from conftest import CONFIGS, ROOT, run_command, succeed
@@ -15,6 +17,7 @@ import train_vae
 from core.command import list_methods, parse
 from poisons.__main__ import main as poison
 from scripts.documents import documents
+from scripts.documents.names import NAMES
 from scripts.tables import schedule, spec
 
 ROOMS = ("poisons", "purifiers", "learners", "models", "core", "configs", "scripts", "tests",
@@ -35,10 +38,11 @@ def texts() -> dict[str, str]:
 
 def test_only_what_a_reader_can_open_is_cited():
     """Papers, releases and pages of docs/: no notes that are not here, no numbers of tasks."""
-    cited = re.compile(r"\b(?:attack|defence|JCDP|D-VAE) notes|\bnotes,? \(?sections?\b"
+    cited = re.compile(r"\b(?:attack|defence|JCDP|D-VAE) notes|\bnotes on\b|\bthe notes\b"
+                       r"|\bnotes,? \(?sections?\b"
                        r"|\bissue[- ]\d+\b", re.IGNORECASE)
     found = [f"{path}: {match[0]}" for path, text in texts().items()
-             if path != "tests/test_documents.py" and not path.startswith("configs/tables/le_t")
+             if path != "tests/test_documents.py"
              for match in cited.finditer(" ".join(text.split()))]
     assert not found, "\n".join(found)
 
@@ -154,6 +158,47 @@ def test_shell_lines_of_the_pages_are_understood(page, monkeypatch):
             parse(arguments, "", ROOM_OF.get(command, "purifiers"), command)
         else:
             assert (ROOT / command).is_file(), words
+
+
+# --- names -----------------------------------------------------------------------------------
+
+
+# Other ways to write a method's name than its paper's and this project's: LSP, D-VAE, JCDP, ...
+WRONG = (r"DVAE|D-Vae|d-vae|Dvae|DVae|Jcdp|J-CDP|LE-JCDP|Lsp|Avatar|Em|Rem|Sem|Tap|Hypo|Pil|Iss|"
+         r"Jpeg|Vae|Ddpm|[Gg]r[ae]yscale")
+AS_CODE = "|".join(sorted(set(NAMES) - {"ar", "ae", "cuda", "reuse", "gray", "random_signs"}))
+
+
+def wrong_names(text: str, wrong: str) -> list[str]:
+    """Those in a text, outside of `code`."""
+    return re.findall(rf"(?<![\w./-])(?:{wrong})(?!\w|[./=-]\w)", re.sub(r"`[^`]*`", "", text))
+
+
+def test_a_wrong_name_is_seen():
+    assert wrong_names("Lsp, then DVAE.", WRONG) == ["Lsp", "DVAE"]
+    assert not wrong_names("LSP, D-VAE and `Lsp`; resnet18DVAE.yaml", WRONG)
+    assert wrong_names("| lsp | none |", AS_CODE) == ["lsp"]
+
+
+def test_pages_write_names_one_way():
+    """Also not as modules and YAMLs write them, but where docs/methods.md prints choices."""
+    for path, text in texts().items():
+        if path.endswith(".md"):
+            for code in (r"(?s)```.*?```", r"(?m)^ {4}.*$", r"(?s)<!--.*?-->", r"\]\([^)]*\)"):
+                text = re.sub(code, "", text)
+            wrong = WRONG if path == "docs/methods.md" else f"{WRONG}|{AS_CODE}"
+            assert not wrong_names(text, wrong), path
+
+
+def test_code_writes_names_one_way():
+    """Comments, docstrings and messages of everything but the tests; all of a YAML or script."""
+    for path, text in texts().items():
+        if path.endswith(".py") and not path.startswith("tests/"):
+            with io.StringIO(text) as source:
+                text = "\n".join(token.string for token in tokenize.generate_tokens(source.readline)
+                                 if token.type in (tokenize.STRING, tokenize.COMMENT))
+        if not path.startswith("tests/") and not path.endswith(".md"):
+            assert not wrong_names(text, WRONG), path
 
 
 # --- references ------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def stop_of(log: list[dict]) -> dict:
 
 
 class PlainSurrogate:
-    """The notes' surrogate: SGD, momentum, weight decay and clipping as their formulas."""
+    """The release's surrogate: SGD, momentum, weight decay and clipping as their formulas."""
 
     def __init__(self, clean: ImageSet, config, run, clip: bool = True) -> None:
         with run.initialisation("surrogate"):
@@ -267,7 +267,7 @@ def plain_em_classwise(clean: ImageSet, config: em_classwise.Config, run, mistak
 
 
 def test_the_attack_is_the_notes_loop(tmp_path, small, in_double):
-    """The same bytes; and each mistake that one could make with the notes gives others."""
+    """The same bytes; and each mistake that one could make gives others."""
     config = tiny(em)
     ours, log = poisoned_by(em, small, config, tmp_path / "ours")
     with new_run(tmp_path / "plain") as run:

@@ -1,4 +1,4 @@
-"""OPS: the pixel by a slow search, and the facts that the notes list."""
+"""OPS: the pixel by a slow search, and facts of the release."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from poisons.__main__ import main as poison_main
 
 def slow_search(images: np.ndarray, labels: np.ndarray, sparsity: int = 1, formula: str = "code"
                 ) -> dict[int, list[tuple[int, int, tuple]]]:
-    """Over every class, place and colour, as the notes write it."""
+    """Over every class, place and colour, as the paper writes it."""
     found, taken = {}, set()
     x = images / 255.0
     for label in sorted(set(labels.tolist())):

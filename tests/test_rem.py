@@ -55,7 +55,7 @@ def surrogate(tmp_path, digits32):
 
 
 def plain_defence(model, image, label, config, draw, inside):
-    """The notes' pseudo-code for one image (3, H, W), one transform after the other, with the
+    """The release's loop for one image (3, H, W), one transform after the other, with the
     plain eval-mode network and autograd."""
     def crop(x, drawn):
         p = config.crop_padding

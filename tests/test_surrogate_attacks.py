@@ -498,7 +498,7 @@ def test_taps_constants():
     surrogate = config.surrogate
     assert (surrogate.epochs, surrogate.milestones, surrogate.nesterov) == (40, (14, 24, 35), True)
     assert (config.steps, config.restarts) == (250, 8)
-    assert config.shift * 2 / 31 == pytest.approx(0.258, abs=1e-3)      # the notes' affine +-0.258
+    assert config.shift * 2 / 31 == pytest.approx(0.258, abs=1e-3)  # the release's affine +-0.258
 
 
 # --- HYPO ------------------------------------------------------------------------------------

@@ -636,7 +636,7 @@ def test_a_published_number_says_whose_it_is():
 
 
 def test_published_numbers_are_kept_whole():
-    """The facts that the notes give, under our names."""
+    """Facts of the papers' tables, under our names."""
     published = render.published()
     assert len(published) > 1000
     for fact in published:

@@ -1,12 +1,13 @@
-"""Methods in words: from the docstrings of their modules and the comments of their Configs."""
+"""Methods in words: what their modules, Configs and YAMLs say of them (`core.manual`)."""
 
 import importlib
 import inspect
 import re
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
-from core import manual
+from core import config, manual, variants
 from core.command import list_methods
 from core.names import markdown_cell
 from scripts.documents.names import NAMES
@@ -14,10 +15,12 @@ from scripts.documents.names import NAMES
 ROOMS = {"poisons": "Attacks", "purifiers": "Purifiers", "learners": "Learners"}
 HEAD = """# Every method
 
-Written by `python scripts/documents.py` from the modules; do not edit it here. A key stands in a
-YAML under its method's name, and on the command line behind it: `em.epsilon=4/255`. Budgets are in
-[0, 1] units, so 8/255 is eight grey levels. "Released code" and "the release" are the authors' own.
-The papers are in [references.bib](references.bib).
+Written by `python scripts/documents.py` from the modules and their YAMLs; do not edit it here.
+`python -m poisons --help em` and the like print the same of one method.
+
+A key stands in a YAML under its method's name, and on the command line as it stands here. Budgets
+are in [0, 1] units, so 8/255 is eight grey levels. "Released code" and "the release" are the
+authors' own. The papers are in [references.bib](references.bib).
 """
 
 
@@ -37,27 +40,39 @@ def page() -> str:
         text += f"\n## {title}\n"
         for name in list_methods(room):
             text += f"\n### {NAMES.get(name, name)}: `{name}`\n\n{described(room, name)}"
-        if room == "learners":
-            text += f"\n### Protocols\n\nEach is a YAML of a learner.\n\n{lines('protocols')}"
-    return text
+    return text + f"\n## Protocols\n\nEach is a YAML of a learner.\n\n{lines('protocols')}"
 
 
 def described(room: str, name: str) -> str:
-    """A method's docstring, where it stands, and its keys."""
+    """A method's docstring, where it stands, its keys and its variants."""
     module = module_of(room, name)
-    places = [f"[{room}/{name}.py](../{room}/{name}.py)"]
     yaml = Path(f"configs/{room}/{name}.yaml")
-    if yaml.is_file():
-        places.append(f"[{yaml}](../{yaml})")
-    text = f"{markdown(module.__doc__)}\n\n{', '.join(places)}\n"
-    for config, prefix in (("Config", ""), ("TrainConfig", "train")):
-        if hasattr(module, config):
-            keys = list(manual.keys(getattr(module, config), prefix))
-            if keys:
-                text += "\n| key | default | range | |\n|---|---|---|---|\n" + "".join(
-                    f"| `{key.name}` | {key.default} | {key.limits} | "
-                    f"{markdown_cell(key.comment)} |\n" for key in keys)
-    return text
+    places = [str(path) for path in (Path(room, f"{name}.py"), yaml) if path.is_file()]
+    text = f"{markdown(module.__doc__)}\n\nIn " + " and ".join(
+        f"[{place}](../{place})" for place in places) + ".\n"
+    found = [key for kind, prefix in (("Config", name), ("TrainConfig", f"{name}.train"))
+             if hasattr(module, kind) for key in manual.keys(getattr(module, kind), prefix)]
+    text += table(("key", "default", "range", ""),
+                  [(f"`{key.name}`", key.default, key.limits, markdown_cell(key.comment))
+                   for key in found])
+    return text + table(("variant", "what it changes"),
+                        [(f"`{word}`", f"`{said}`") for word, said in variant_lines(yaml)])
+
+
+def variant_lines(yaml: Path) -> Iterator[tuple[str, str]]:
+    """What a method's YAML changes on other data sets, and in its presets."""
+    if not yaml.is_file():
+        return
+    _, sets, presets = variants.split(config.read_file(yaml))
+    for name, changes in sets.items():
+        if said := manual.said(changes):
+            yield f"data={name}", said
+    for name, changes in presets.items():
+        own, its_sets, _ = variants.split(changes)
+        if said := manual.said(own):
+            yield f"preset={name}", said
+        for data_set, more in its_sets.items():
+            yield f"preset={name} data={data_set}", manual.said(more)
 
 
 def module_of(room: str, name: str):
@@ -71,7 +86,13 @@ def first_comment(path: Path) -> str:
 
 def markdown(docstring: str) -> str:
     """Paragraphs of a docstring; what is indented is a block of its own."""
-    text = inspect.cleandoc(docstring)
-    return re.sub(r"(?:^ {4}.*(?:\n|\Z))(?:^ {4,}.*(?:\n|\Z))*",
-                  lambda block: f"```text\n{textwrap.dedent(block[0]).rstrip()}\n```\n", text,
-                  flags=re.MULTILINE).rstrip()
+    return re.sub(r"(?:^ {4}.*(?:\n|\Z))+",
+                  lambda block: f"```text\n{textwrap.dedent(block[0]).rstrip()}\n```\n",
+                  inspect.cleandoc(docstring), flags=re.MULTILINE).rstrip()
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Markdown behind a blank line; nothing without rows."""
+    if not rows:
+        return ""
+    return "\n" + "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))

@@ -1,11 +1,12 @@
 """How the methods' names are written, everywhere but in commands and YAMLs."""
 
 NAMES = {
-    "em": "EM", "em_classwise": "EM class-wise", "rem": "REM", "rem_lite": "REM lite", "sem": "SEM",
-    "tap": "TAP", "hypo": "HYPO", "sep": "SEP", "pil": "PIL", "lsp": "LSP", "ar": "AR",
-    "ops": "OPS", "cuda": "CUDA", "reuse": "re-used p_hat", "random_signs": "random signs",
-    "gray": "grey scale", "jpeg": "JPEG", "bdr": "BDR", "dvae": "D-VAE", "vae": "VAE", "ae": "AE",
-    "ddpm": "DDPM", "avatar": "AVATAR", "jcdp": "JCDP", "iss_best": "best of these (an oracle)",
+    "em": "EM", "em_classwise": "EM, class-wise", "rem": "REM", "rem_lite": "REM, lite",
+    "sem": "SEM", "tap": "TAP", "hypo": "HYPO", "sep": "SEP", "pil": "PIL", "lsp": "LSP",
+    "ar": "AR", "ops": "OPS", "cuda": "CUDA", "reuse": "re-used p_hat",
+    "random_signs": "random signs",
+    "jpeg": "JPEG", "bdr": "BDR", "dvae": "D-VAE", "vae": "VAE", "ae": "AE", "ddpm": "DDPM",
+    "avatar": "AVATAR", "jcdp": "JCDP", "iss_best": "best of these (an oracle)",
 }
 
 

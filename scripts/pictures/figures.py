@@ -141,7 +141,7 @@ def draw_quickstart(folder: Path) -> None:
     order = [name for name in ("clean", "lsp", "gray", "jpeg", "dvae") if name in found]
     if not order:
         raise UserError(f"{folder}: no records; run scripts/quickstart.sh first")
-    titles = {"clean": "clean", "lsp": "LSP", "gray": "LSP, gray", "jpeg": "LSP, jpeg",
+    titles = {"clean": "clean", "lsp": "LSP", "gray": "LSP, gray", "jpeg": "LSP, JPEG",
               "dvae": "LSP, D-VAE"}
     accuracies = {titles[name]: [100 * r["accuracy_last"] for r in found[name]] for name in order}
 
