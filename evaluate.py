@@ -15,7 +15,7 @@ from core.workfolder import otherwise
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    request = parse(argv, __doc__, "learners", "evaluate.py")
+    request = parse(argv, __doc__, "evaluate")
     train = request.load_data()
     test = datasets.load_test(train, request.data)
     run = request.open(identity.record(request, train, test))

@@ -14,18 +14,20 @@ import sys
 
 from core import identity
 from core.checkpoint import Checkpoint, describe, history
-from core.command import Request, command, list_methods, parse
+from core.command import Request, command, parse
+from core.commands import COMMANDS, Command
 from core.datasets import remember_test, share_images
 from core.device import kind_of
 from core.distributed import note
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.methods import fact, find_method, is_method
 from core.perturbation import measure
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    request = parse(argv, __doc__, "purifiers", "purify.py")
+    request = parse(argv, __doc__, "purify")
     poisoned = request.load_data()
     checkpoint, trained, device = find_checkpoint(request, poisoned), None, request.device
     if checkpoint is not None:
@@ -52,7 +54,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def needs_labels(request: Request) -> bool:
-    return getattr(request.module, "NEEDS_LABELS", False)
+    return fact(request.module, "NEEDS_LABELS")
+
+
+def trained_by(request: Request) -> Command:
+    """The command that makes a trained purifier's checkpoints."""
+    return COMMANDS[fact(find_method("purifiers", request.trained_as), "TRAINED_BY")]
 
 
 def find_checkpoint(request: Request, poisoned: ImageSet) -> Checkpoint | None:
@@ -63,12 +70,12 @@ def find_checkpoint(request: Request, poisoned: ImageSet) -> Checkpoint | None:
             raise UserError(f"checkpoint: {request.method} is not trained and takes none")
         return None
     if not given:
-        raise UserError(f"checkpoint: {request.method} is trained; make one with train_vae.py or "
-                        "train_ddpm.py and name its folder with checkpoint=")
+        raise UserError(f"checkpoint: {request.method} is trained; make one with "
+                        f"{trained_by(request).line} and name its folder with checkpoint=")
     checkpoint = Checkpoint.load(given)
     checkpoint.check_fits(poisoned, trainer, classes=needs_labels(request))
     saw = checkpoint.meta["trained_on"]
-    if hasattr(request.module, "train_stage"):          # learns from the poisoned set itself
+    if not trained_by(request).takes_clean:             # learns from the poisoned set itself
         if saw["fingerprint"] != poisoned.fingerprint:
             note(f"{given} was trained on {describe(saw)}, another set than this one")
         return checkpoint
@@ -85,7 +92,7 @@ def find_checkpoint(request: Request, poisoned: ImageSet) -> Checkpoint | None:
 def warn_if_clean(poisoned: ImageSet) -> None:
     """Purifying a set that nobody poisoned is mostly a mistake in a path."""
     steps = [step["method"] for step in poisoned.meta["lineage"]]
-    if not set(steps) - set(list_methods("purifiers")):
+    if all(is_method("purifiers", step) for step in steps):
         note(f"{poisoned.meta['name']} is not poisoned (lineage: {' + '.join(steps) or 'none'})")
 
 

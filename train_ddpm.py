@@ -13,13 +13,14 @@ import sys
 from core import checkpoint, datasets, identity
 from core.command import command, parse
 from core.errors import UserError
+from core.methods import fact
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    request = parse(argv, __doc__, "purifiers", "train_ddpm.py")
+    request = parse(argv, __doc__, "train_ddpm")
     method, config = request.module, request.train_config
-    if config is None or hasattr(method, "train_stage"):
+    if fact(method, "TRAINED_BY") != "train_ddpm":
         raise UserError(f"method: {request.method} is no DDPM and is not trained by this script")
     images = request.load_data()
     run = request.open(identity.train(request, images), section={"train": config})

@@ -11,13 +11,14 @@ import sys
 from core import checkpoint, datasets, files, identity
 from core.command import command, parse
 from core.errors import UserError
+from core.methods import fact
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    request = parse(argv, __doc__, "purifiers", "train_vae.py")
+    request = parse(argv, __doc__, "train_vae")
     method, config = request.module, request.train_config
-    if not hasattr(method, "train_stage"):
+    if fact(method, "TRAINED_BY") != "train_vae":
         raise UserError(f"method: {request.method} is not a VAE and is not trained by this script")
     poisoned = request.load_data()
     run = request.open(identity.train(request, poisoned), section={"train": config})

@@ -11,8 +11,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import importlib
-import pkgutil
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -22,12 +20,14 @@ from types import ModuleType
 from typing import Annotated, Any, Literal
 
 from core import config, distributed, manual, output, processes, variants
+from core.commands import COMMANDS, OWNER, Command
 from core.config import TYPED, Place
 from core.datasets import DataSettings, load, note_missing_classes, root_of
 from core.device import DeviceSettings
 from core.errors import UserError
 from core.identity import Job
 from core.imageset import ImageSet
+from core.methods import fact, find_method, list_methods, trained_as
 from core.names import printable
 from core.ranges import Count, Keys, Range, Share
 from core.run import Run
@@ -39,10 +39,7 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory")      # torch's words 
 SMOKE_ROWS = 320
 # Embedded, and large enough for every method: what --smoke reads unless data= is typed.
 SMOKE_DATA = {"data": "digits", "size": "32", "split": "train", "test": "null"}
-# Keys of one command alone.
-OWN_KEYS = {"checkpoint": "purify.py", "fraction": "-m poisons", "craft_on": "-m poisons"}
-SHARED = ("purify.py", "train_ddpm.py", "-m poisons")   # what several processes can do together
-SHOWN_IF_SET = (*OWN_KEYS, "limit", "smoke")
+SHOWN_IF_SET = (*OWNER, "limit", "smoke")
 Seed = Annotated[int, Range(at_least=0, below=2**32)]
 
 
@@ -67,6 +64,7 @@ class Settings(Keys):
 class Request:
     """A parsed command line: settings, the method's module and its resolved configs."""
 
+    command: Command
     settings: Settings
     data: DataSettings
     device: DeviceSettings
@@ -97,8 +95,7 @@ class Request:
     @property
     def trained_as(self) -> str | None:
         """The method whose checkpoint a trained purifier applies: its own, or its CHECKPOINT."""
-        own = self.method if hasattr(self.module, "TrainConfig") else None
-        return getattr(self.module, "CHECKPOINT", own)
+        return trained_as(self.module)
 
     def load_data(self) -> ImageSet:
         """The input set, cut to --limit."""
@@ -145,19 +142,17 @@ class Request:
         return True
 
 
-def parse(argv: list[str] | None, doc: str, room: str, program: str,
-          data_set: str | None = None) -> Request:
-    """Read a command line. `data_set` is that of images which are still to be made, for `for:`.
+def parse(argv: list[str] | None, doc: str, name: str, data_set: str | None = None) -> Request:
+    """Read the command line of COMMANDS[name]. `data_set` is that of images which are still to be
+    made, for `for:`.
 
     Raises UserError for what is in it, SystemExit(2) for its form.
     """
-    if distributed.started() and program not in SHARED:
-        raise UserError(f"python {program} runs in one process: start it without torchrun")
-    methods = list_methods(room)
-    parser = argparse.ArgumentParser(
-        prog=f"python {program}", description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"methods in {room}/: {', '.join(methods)}", add_help=False)
+    command = COMMANDS[name]
+    if distributed.started() and not command.shared:
+        raise UserError(f"{command.line} runs in one process: start it without torchrun")
+    parser = argparse.ArgumentParser(prog=command.line, description=doc, add_help=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-h", "--help", nargs="?", const="", metavar="METHOD",
                         help="this, or a method's keys: default, range and what they are")
     parser.add_argument("config", nargs="*", metavar="FILE.yaml | key=value",
@@ -176,8 +171,9 @@ def parse(argv: list[str] | None, doc: str, room: str, program: str,
     if arguments.help is not None:
         words = [word for word in (arguments.help, *arguments.config)
                  if word and not config.is_setting(word)]
-        print(help_for(words[0], room, program, methods) if words else
-              f"{parser.format_help()}\n{top_keys(program)}")
+        parser.epilog = f"methods in {command.room}/: {', '.join(list_methods(command.room))}"
+        print(help_for(words[0], command) if words else
+              f"{parser.format_help()}\n{top_keys(command)}")
         raise SystemExit(0)
 
     yamls = [word for word in arguments.config if not config.is_setting(word)]
@@ -187,13 +183,14 @@ def parse(argv: list[str] | None, doc: str, room: str, program: str,
             raise UserError(f"'{word}' is neither a YAML file nor key=value")
     tree, fit = read_variant(yamls, overrides, arguments.smoke, data_set)
     if "method" not in tree.value:
-        raise UserError(f"no method: name a YAML such as configs/{room}/{methods[0]}.yaml, or "
-                        f"write method= one of {', '.join(methods)}")
+        methods = list_methods(command.room)
+        raise UserError(f"no method: name a YAML such as configs/{command.room}/{methods[0]}.yaml, "
+                        f"or write method= one of {', '.join(methods)}")
     method = config.build(str, tree.value["method"], "method")
-    module = find_method(room, method, methods, tree.value["method"].origin)
+    module = find_method(command.room, method, tree.value["method"].origin)
 
     section = tree.value.pop(method, config.Node({}, "defaults"))
-    check_section(module, section, method, program)
+    check_section(module, section, method, command)
     tree.value.setdefault("preset", config.Node(method, TYPED))
     if arguments.limit is not None:
         tree.value["limit"] = config.Node(str(arguments.limit), "--limit")
@@ -204,11 +201,11 @@ def parse(argv: list[str] | None, doc: str, room: str, program: str,
         smoke_settings(tree)
     method_config, train_config = build_section(module, section, method)
     settings, data, device = build_settings(tree, method, module)
-    for key, owner in OWN_KEYS.items():
-        if key in tree.value and owner != program:
-            raise UserError(f"{tree.value[key].origin}: {key}: python {program} takes none; it is "
-                            f"a key of python {owner}")
-    return Request(settings, data, device, module, method_config, train_config, fit,
+    for key, owner in OWNER.items():
+        if key in tree.value and owner is not command:
+            raise UserError(f"{tree.value[key].origin}: {key}: {command.line} takes none; it is "
+                            f"a key of {owner.line}")
+    return Request(command, settings, data, device, module, method_config, train_config, fit,
                    arguments.dry_run, arguments.force, arguments.wait)
 
 
@@ -247,20 +244,21 @@ def read_variant(yamls: list[str], overrides: list[str], smoke: bool, data_set: 
     return tree, note
 
 
-def help_for(word: str, room: str, program: str, methods: list[str]) -> str:
+def help_for(word: str, command: Command) -> str:
     """The page of a method, or of a YAML's."""
     if word.endswith((".yaml", ".yml")):
         word = config.build(str, config.read([word]).value.get("method", config.Node("", word)),
                             "method")
-    module = find_method(room, word, methods, "--help")
-    if program.startswith("train_") and not hasattr(module, "TrainConfig"):
-        raise UserError(f"--help: {word} is not trained; its keys: python purify.py --help {word}")
-    return manual.page(module, word, room, program)
+    module = find_method(command.room, word, "--help")
+    if command.trains and not hasattr(module, "TrainConfig"):
+        raise UserError(f"--help: {word} is not trained; its keys: "
+                        f"{COMMANDS['purify'].line} --help {word}")
+    return manual.page(module, word, command)
 
 
-def top_keys(program: str) -> str:
+def top_keys(command: Command) -> str:
     """The keys that a command takes beside its method's; --limit and --smoke are options."""
-    hidden = {"limit", "smoke", *(key for key, owner in OWN_KEYS.items() if owner != program)}
+    hidden = {"limit", "smoke", *(key for key, owner in OWNER.items() if owner is not command)}
     found = [key for group in (Settings, DataSettings, DeviceSettings)
              for key in manual.keys(group) if key.name not in hidden]
     return "\n".join(["keys beside the method's, as key=value or in a YAML:",
@@ -274,10 +272,11 @@ def known_keys(module: ModuleType, method: str) -> list[str]:
             for field in dataclasses.fields(half)]
 
 
-def check_section(module: ModuleType, section: config.Node, method: str, program: str) -> None:
+def check_section(module: ModuleType, section: config.Node, method: str, command: Command
+                  ) -> None:
     """Raise UserError for an unknown key, and for one that is typed to the wrong command: training
     reads `train:` alone, and applying what was trained reads the rest."""
-    trained, trains = hasattr(module, "TrainConfig"), program.startswith("train_")
+    trained, trains = hasattr(module, "TrainConfig"), command.trains
     known = known_keys(module, method)
     for key, node in section.value.items() if isinstance(section.value, dict) else ():
         name = f"{method}.{key}"
@@ -285,9 +284,9 @@ def check_section(module: ModuleType, section: config.Node, method: str, program
             raise UserError(f"{node.origin}: unknown key '{name}'{config.suggest(key, known)}")
         if trained and trains != (key == "train"):
             for given in typed(node, name):
-                owner = "purify.py" if trains else "the command that trains"
-                raise UserError(f"{TYPED}: {given}: python {program} takes none; it is a key of "
-                                f"{owner}")
+                owner = COMMANDS["purify" if trains else fact(module, "TRAINED_BY")]
+                raise UserError(f"{TYPED}: {given}: {command.line} takes none; it is a key of "
+                                f"{owner.line}")
 
 
 def typed(node: config.Node, name: str) -> Iterator[str]:
@@ -334,23 +333,6 @@ def build_settings(tree: config.Node, method: str, module: ModuleType):
         part = {key: node for key, node in tree.value.items() if fields[key] is group}
         built.append(config.build(group, config.Node(part, tree.origin), ""))
     return tuple(built)
-
-
-def list_methods(room: str) -> list[str]:
-    """Modules of a room that are methods: those that define a Config."""
-    folder = Path(__file__).resolve().parent.parent / room
-    names = [found.name for found in pkgutil.iter_modules([str(folder)])]
-    return sorted(name for name in names
-                  if "class Config" in (folder / f"{name}.py").read_text("utf-8"))
-
-
-def find_method(room: str, method: str, methods: list[str], origin: str = "") -> ModuleType:
-    """The module of a method. Raises UserError that names the nearest if there is none."""
-    if method not in methods:
-        place = f"{origin}: " if origin else ""
-        raise UserError(f"{place}method: there is no {room}/{method}.py"
-                        + config.suggest(method, methods, "methods"))
-    return importlib.import_module(f"{room}.{method}")
 
 
 def smoke_node(module: ModuleType) -> config.Node:

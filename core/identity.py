@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from core import config, files
 from core.artefact import read_any_meta
 from core.errors import UserError
+from core.methods import fact
 from core.names import component
 
 if TYPE_CHECKING:       # requests and sets know of runs, and each run of the job that it does
@@ -75,14 +76,14 @@ def poison(request: "Request", clean: "ImageSet", resolve: Resolve = fingerprint
     settings, extra = request.settings, {}
     if settings.fraction < 1:
         extra = {"fraction": settings.fraction, "craft_on": settings.craft_on}
-    return make(request, "poisons", clean, {"data": clean.fingerprint}, request.config,
-                resolve=resolve, extra=extra)
+    return make(request, clean, {"data": clean.fingerprint}, request.config, resolve=resolve,
+                extra=extra)
 
 
 def train(request: "Request", images: "ImageSet", resolve: Resolve = fingerprint_at) -> Job:
     """Training a purifier on a set."""
-    return make(request, "checkpoints", images, {"data": images.fingerprint},
-                request.train_config, resolve=resolve)
+    return make(request, images, {"data": images.fingerprint}, request.train_config,
+                resolve=resolve)
 
 
 def purify(request: "Request", poisoned: "ImageSet", checkpoint: tuple[str, int] | None,
@@ -95,26 +96,25 @@ def purify(request: "Request", poisoned: "ImageSet", checkpoint: tuple[str, int]
         seed = checkpoint[1] if seed is None else seed
         if request.settings.checkpoint:
             digests["checkpoint"] = digests_at(request.settings.checkpoint)
-    return make(request, "purified", poisoned, inputs, request.config, seed, resolve,
-                digests=digests)
+    return make(request, poisoned, inputs, request.config, seed, resolve, digests=digests)
 
 
 def record(request: "Request", train: "ImageSet", test: "ImageSet",
            resolve: Resolve = fingerprint_at) -> Job:
     """Training on a set and scoring on another."""
-    return make(request, "records", train,
-                {"train": train.fingerprint, "test": test.fingerprint}, request.config,
-                resolve=resolve, digests={"train": train.digests, "test": test.digests})
+    inputs = {"train": train.fingerprint, "test": test.fingerprint}
+    return make(request, train, inputs, request.config, resolve=resolve,
+                digests={"train": train.digests, "test": test.digests})
 
 
-def make(request: "Request", kind: str, images: "ImageSet", inputs: dict[str, str], method_config,
+def make(request: "Request", images: "ImageSet", inputs: dict[str, str], method_config,
          seed: int | None = None, resolve: Resolve = fingerprint_at, extra: dict | None = None,
          digests: dict | None = None) -> Job:
     """A method's PATHS are keys that name artefacts: they count by content, not by place. Where
     null is allowed, it names none. `digests`: of each input's files, by role."""
     counted = config.plain(method_config, identity=True)
     digests = {"data": images.digests} if digests is None else digests
-    for key in getattr(request.module, "PATHS", ()):
+    for key in fact(request.module, "PATHS"):
         path = counted.pop(key, None)
         if path == "":
             raise UserError(f"{request.method}.{key}: name a folder")
@@ -130,6 +130,6 @@ def make(request: "Request", kind: str, images: "ImageSet", inputs: dict[str, st
     if seed is None:
         seed = request.settings.seed or 0
     steps = [step["method"] for step in images.meta["lineage"]]
-    return Job(kind, "-".join([images.meta["name"], *steps, request.preset]), request.method,
-               request.module.VERSION, counted, seed, inputs, request.preset,
-               {**settings, **(extra or {})}, digests)
+    name = "-".join([images.meta["name"], *steps, request.preset])
+    return Job(request.command.kind, name, request.method, request.module.VERSION, counted, seed,
+               inputs, request.preset, {**settings, **(extra or {})}, digests)

@@ -21,7 +21,9 @@ from types import ModuleType
 from typing import Annotated, Any, Literal
 
 from core import config, variants
+from core.commands import COMMANDS, Command
 from core.config import Place
+from core.methods import fact
 from core.ranges import is_optional, not_none, show, types_of
 
 WIDTH, INDENT = 100, 38         # columns of a page; where the explanation of a key begins
@@ -50,19 +52,20 @@ class Key:
             yield " " * INDENT + line
 
 
-def page(module: ModuleType, method: str, room: str, program: str) -> str:
+def page(module: ModuleType, method: str, command: Command) -> str:
     """What `--help METHOD` prints: of a trained purifier, the half that the command reads."""
-    trains = program.startswith("train_")
+    room, trains = command.room, command.trains
     kind, prefix = module.Config, method
     if trains and hasattr(module, "TrainConfig"):
         kind, prefix = module.TrainConfig, f"{method}.train"
     title = f"{room}/{method}.py: {first_sentence(module)}"
     lines = [*textwrap.wrap(title, WIDTH, break_on_hyphens=False), "",
-             f"keys of python {program}, as key=value or in a YAML:"]
+             f"keys of {command.line}, as key=value or in a YAML:"]
     found = list(keys(kind, prefix))
     lines += [line for key in found for line in key.lines()] or ["  none"]
     if not trains and hasattr(module, "TrainConfig"):
-        lines.append(f"  {method}.train.*: of the training, by the command that trains")
+        trainer = COMMANDS[fact(module, "TRAINED_BY")]
+        lines.append(f"  {method}.train.*: keys of {trainer.line}")
     for path in sorted((CONFIGS / room).glob("*.yaml")):
         tree = config.read_file(path)
         if "method" in tree.value and tree.value["method"].value == method:

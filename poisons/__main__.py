@@ -27,7 +27,7 @@ from core.run import Run
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    request = parse(argv, __doc__, "poisons", "-m poisons")
+    request = parse(argv, __doc__, "poison")
     clean = request.load_data()
     run = request.open(identity.poison(request, clean))
     if request.plan(run, {"clean set": f"{clean.meta['name']}, {len(clean)} rows"}):

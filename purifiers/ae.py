@@ -24,6 +24,7 @@ from models.ae import AE
 from purifiers.autoencoding import in_batches, initialised, train, training_step
 
 VERSION = 1
+TRAINED_BY = "train_vae"
 SMOKE = {"train.channels": 8, "train.epochs": 2, "train.batch_size": 64}
 
 

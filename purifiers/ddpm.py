@@ -23,6 +23,7 @@ from purifiers.prior import TrainConfig, train
 __all__ = ["Config", "TrainConfig", "check", "purify", "train"]
 
 VERSION = 1
+TRAINED_BY = "train_ddpm"
 PATHS = ("init_from",)
 SMOKE = {"train.width": 32, "train.multipliers": [1, 1], "train.blocks": 1, "train.attention": [],
          "train.steps": 4, "train.batch_size": 16, "train.sample_every": 4, "t_star": 2,

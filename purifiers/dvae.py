@@ -28,6 +28,7 @@ from models.dvae import DVAE, kl_divergence
 from purifiers import autoencoding, vae
 
 VERSION = 1
+TRAINED_BY = "train_vae"
 NEEDS_LABELS = True             # p_hat = D_p(u_y + z)
 SMOKE = {"train.width": 8, "train.latent_channels": 16, "train.epochs": 2, "train.batch_size": 64,
          "train.p_hat_start": 1}

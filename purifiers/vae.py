@@ -30,6 +30,7 @@ from models.resnet import IMAGENET_STEM
 from purifiers.autoencoding import draw_noise, in_batches, initialised, train, training_step
 
 VERSION = 1
+TRAINED_BY = "train_vae"
 SMOKE = {"train.width": 8, "train.latent_channels": 16, "train.epochs": 2, "train.batch_size": 64}
 
 

@@ -13,12 +13,13 @@ import purify
 import train_ddpm
 import train_vae
 from core import config
-from core.command import list_methods
+from core.methods import fact, list_methods, trained_as
 from poisons.__main__ import main as poison_main
 
 ROOMS = ("poisons", "purifiers", "learners")
 MODULES = [(room, name) for room in ROOMS for name in list_methods(room)]
 POISONS, PURIFIERS, LEARNERS = ([name for at, name in MODULES if at == room] for room in ROOMS)
+APPLYING = {"poisons": "poison", "purifiers": "purify", "learners": "evaluate"}     # room: command
 COMMANDS = {"poisons": poison_main, "purifiers": purify.main, "learners": evaluate.main}
 # SMOKE's value -> one for sets of 40 rows
 TINY = {"width": (8, 2), "batch_size": (64, 16), "sample_every": (4, 0)}
@@ -99,7 +100,7 @@ def purified_by(name: str, clean: Path, out: Path, *arguments) -> Path:
 
 def path_keys(room: str, name: str, clean: Path, *, tiny: bool = False) -> list[str]:
     """For a poison that reads another artefact: a set with its p_hat, which reuse takes."""
-    paths = getattr(module_of(room, name), "PATHS", ())
+    paths = fact(module_of(room, name), "PATHS")
     if room != "poisons" or not paths:
         return []
     source = clean.parent / "with-p-hat"
@@ -111,14 +112,13 @@ def path_keys(room: str, name: str, clean: Path, *, tiny: bool = False) -> list[
 
 def trainer_of(name: str) -> str | None:
     """The purifier whose checkpoint this one applies; None if it is not trained."""
-    module = module_of("purifiers", name)
-    return getattr(module, "CHECKPOINT", name if hasattr(module, "TrainConfig") else None)
+    return trained_as(module_of("purifiers", name))
 
 
 def training_of(name: str):
     """The main that trains this purifier."""
-    vae = hasattr(module_of("purifiers", name), "train_stage")
-    return train_vae.main if vae else train_ddpm.main
+    mains = {"train_vae": train_vae.main, "train_ddpm": train_ddpm.main}
+    return mains[fact(module_of("purifiers", name), "TRAINED_BY")]
 
 
 def checkpoint_of(name: str, clean: Path, *, tiny: bool = False) -> list[str]:

@@ -149,7 +149,7 @@ def test_a_seed_that_the_method_cannot_take_is_named(seed):
     (train_vae.main, "epochs=20", ["unknown key 'epochs'; did you mean 'dvae.train.epochs'?"]),
     (train_vae.main, "dvae.train.epoch=20", ["did you mean 'dvae.train.epochs'?"]),
     (train_vae.main, "dvae.rounding=floor", ["dvae.rounding: python train_vae.py takes none; it is "
-                                             "a key of purify.py"]),
+                                             "a key of python purify.py"]),
     (purify.main, "dvae.train.rounding=floor", ["dvae.train.rounding: python purify.py"]),
     (purify.main, "dvae.train.stages.1.kld_target=2", ["dvae.train.stages.1.kld_target: python"]),
     (purify.main, "dvae.train={epochs: 3}", ["dvae.train.epochs: python purify.py takes none"]),
@@ -335,7 +335,7 @@ def dvae(data, *arguments) -> Outcome:
 
 
 def test_a_checkpoint_is_needed_and_must_be_one(few_path, tmp_path):
-    refused(dvae(few_path), "checkpoint: dvae is trained; make one with train_vae.py")
+    refused(dvae(few_path), "checkpoint: dvae is trained; make one with python train_vae.py")
     refused(dvae(few_path, "checkpoint=nowhere"),
             "nowhere: no such folder; it should be a checkpoint")
     refused(dvae(few_path, f"checkpoint={few_path}"), "is an ImageSet, not a checkpoint")
@@ -483,7 +483,7 @@ def test_a_dry_run_says_what_it_would_meet():
 
 def the_job() -> Job:
     """Of lsp("--limit", 100)."""
-    request = parse([str(LSP), "data=digits", PATCH, "--limit", "100"], "", "poisons", "-m poisons")
+    request = parse([str(LSP), "data=digits", PATCH, "--limit", "100"], "", "poison")
     return identity.poison(request, request.load_data())
 
 

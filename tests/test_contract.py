@@ -25,6 +25,7 @@ from conftest import (
     write_imageset,
 )
 from methods import (
+    APPLYING,
     COMMANDS,
     LEARNERS,
     MODULES,
@@ -43,9 +44,10 @@ from methods import (
 
 import evaluate
 from core import config
-from core.command import list_methods, parse
+from core.command import parse
 from core.datasets import DataSettings
 from core.imageset import ImageSet
+from core.methods import fact, list_methods
 from core.perturbation import check_bound, measure
 from core.streams import BLOCK
 from core.training import Result
@@ -133,7 +135,7 @@ def test_every_yaml_parses_with_its_command(path):
     room = path.relative_to(CONFIGS).parts[0]
     if room not in ROOMS:
         pytest.skip("a table, not a command's YAML")
-    request = parse([str(path)], "", room, "test")
+    request = parse([str(path)], "", APPLYING[room])
     assert request.method in list_methods(room)
     assert request.preset == path.stem
 
@@ -142,7 +144,7 @@ def test_every_yaml_parses_with_its_command(path):
                          ids=lambda path: path.stem)
 def test_smoke_makes_every_protocol_short(path):
     """A protocol that counts in steps (rem40k) once trained 8,000 epochs under --smoke."""
-    protocol = parse([str(path), "--smoke"], "", "learners", "test").config
+    protocol = parse([str(path), "--smoke"], "", "evaluate").config
     assert protocol.epochs <= 2
     assert protocol.steps is None or protocol.steps <= 20
 
@@ -151,11 +153,11 @@ def test_smoke_makes_every_protocol_short(path):
                          ids=lambda path: path.stem)
 def test_smoke_needs_no_download_and_no_compiler(path):
     room = path.relative_to(CONFIGS).parts[0]
-    request = parse([str(path), "--smoke"], "", room, "test")
+    request = parse([str(path), "--smoke"], "", APPLYING[room])
     assert request.data == DataSettings("digits", size=32)
     assert (request.device.compile, request.limit) == ("false", 320)
-    given = parse([str(path), "--smoke", "data=mine", "--limit", "7", "compile=auto"], "", room,
-                  "test")
+    given = parse([str(path), "--smoke", "data=mine", "--limit", "7", "compile=auto"], "",
+                  APPLYING[room])
     assert given.data.data == "mine"
     assert (given.device.compile, given.limit) == ("auto", 7)
 
@@ -176,7 +178,7 @@ def test_a_runs_config_makes_the_same_again(clean, tmp_path):
 
 
 def test_em60_is_the_default_protocol():
-    request = parse([str(CONFIGS / "learners" / "em60.yaml")], "", "learners", "test")
+    request = parse([str(CONFIGS / "learners" / "em60.yaml")], "", "evaluate")
     assert request.config == module_of("learners", "standard").Config()
 
 
@@ -239,7 +241,7 @@ def test_a_poison_tells_its_origin(name, clean, tmp_path):
     [step] = meta["lineage"]
     assert step["method"] == name
     assert step["version"] == module_of("poisons", name).VERSION
-    paths = getattr(module_of("poisons", name), "PATHS", ())
+    paths = fact(module_of("poisons", name), "PATHS")
     expected = config.plain(smoke_config("poisons", name), identity=True)
     assert step["config"] == {key: value for key, value in expected.items() if key not in paths}
     source = json.loads((clean / "meta.json").read_text())
@@ -309,7 +311,7 @@ def test_labels_are_withheld_from_purifiers_that_do_not_need_them(name, clean, t
     monkeypatch.setattr(module, "purify", watched)
     purified_by(name, clean, tmp_path / "out")
     assert len(seen) == 1
-    if getattr(module, "NEEDS_LABELS", False):
+    if fact(module, "NEEDS_LABELS"):
         np.testing.assert_array_equal(seen[0], np.load(clean / "labels.npy"))
     else:
         assert seen[0] is None

@@ -9,8 +9,8 @@ import evaluate
 import purify
 import train_ddpm
 import train_vae
-from core.command import list_methods
 from core.device import DeviceSettings, resolve
+from core.methods import list_methods
 from models.resnet import resnet18
 from poisons.__main__ import main as poison_main
 from poisons.pgd import FrozenSurrogate

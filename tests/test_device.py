@@ -141,13 +141,12 @@ def test_already_done_says_when_another_precision_was_asked_for(few_path, tmp_pa
     assert "made with" not in run_command(poison_main, *keys, "precision=fp32").stderr
 
 
-@pytest.mark.parametrize(("method", "preset", "program"), [
-    ("jcdp", "released", "purify.py"), ("ddpm", "avatar_released", "purify.py"),
-    ("ddpm", "released", "train_ddpm.py")])
-def test_released_presets_are_fp32(method, preset, program):
+@pytest.mark.parametrize(("method", "preset", "name"), [
+    ("jcdp", "released", "purify"), ("ddpm", "avatar_released", "purify"),
+    ("ddpm", "released", "train_ddpm")])
+def test_released_presets_are_fp32(method, preset, name):
     """In bf16 6 % of JCDP's pixels are a grey level off what the released code gives."""
-    request = parse([f"{CONFIGS}/purifiers/{method}.yaml", f"preset={preset}"], "", "purifiers",
-                    program)
+    request = parse([f"{CONFIGS}/purifiers/{method}.yaml", f"preset={preset}"], "", name)
     assert request.device.precision == "fp32"
 
 

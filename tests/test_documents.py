@@ -14,7 +14,9 @@ import evaluate
 import purify
 import train_ddpm
 import train_vae
-from core.command import list_methods, parse
+from core import commands
+from core.command import parse
+from core.methods import list_methods
 from poisons.__main__ import main as poison
 from scripts.documents import documents
 from scripts.documents.names import NAMES
@@ -86,7 +88,7 @@ def test_links_lead_somewhere(page):
 
 COMMANDS = {"-m poisons": poison, "train_vae.py": train_vae.main, "train_ddpm.py": train_ddpm.main,
             "purify.py": purify.main, "evaluate.py": evaluate.main}
-ROOM_OF = {"-m poisons": "poisons", "evaluate.py": "learners"}
+NAME_OF = {" ".join(command.words): name for name, command in commands.COMMANDS.items()}
 
 
 def shell_lines(page: str) -> list[list[str]]:
@@ -138,7 +140,7 @@ def test_every_shell_line_of_the_readme_runs(tmp_path, monkeypatch, recorded):
         for line in passed_on:
             command, arguments = split(line)
             if command in COMMANDS:
-                parse(arguments, "", ROOM_OF.get(command, "purifiers"), command)
+                parse(arguments, "", NAME_OF[command])
             elif command == "scripts/run_table.py" and "--quick" in arguments:
                 outcome = run_command(schedule.main, *arguments, "--dry-run")
                 assert outcome.status == 0, outcome.stderr
@@ -155,7 +157,7 @@ def test_shell_lines_of_the_pages_are_understood(page, monkeypatch):
     for words in shell_lines(f"docs/{page}"):
         command, arguments = split(words) if words[0] == "python" else (words[1], [])
         if command in COMMANDS:
-            parse(arguments, "", ROOM_OF.get(command, "purifiers"), command)
+            parse(arguments, "", NAME_OF[command])
         else:
             assert (ROOT / command).is_file(), words
 

@@ -522,8 +522,7 @@ def test_defaults_are_those_of_the_notes():
     assert em.Config().steps == 20
     assert em_classwise.Config().share == 0.2
     for name, train_steps in (("em", 20), ("em_classwise", 10)):
-        config = parse([f"{CONFIGS}/poisons/{name}.yaml", "data=cifar100"], "", "poisons",
-                       "-m poisons").config
+        config = parse([f"{CONFIGS}/poisons/{name}.yaml", "data=cifar100"], "", "poison").config
         assert config.weight_decay == 5e-5
         assert config.train_steps == train_steps
 

@@ -135,8 +135,7 @@ def test_the_released_preset():
 
     from core.command import parse
 
-    config = parse([f"{CONFIGS}/purifiers/jcdp.yaml", "preset=released"], "", "purifiers",
-                   "purify.py").config
+    config = parse([f"{CONFIGS}/purifiers/jcdp.yaml", "preset=released"], "", "purify").config
     assert (config.passes, config.t_star, config.start, config.threshold) == (4, 20, 20, 11)
     assert config.strength == 1 / 500
     assert config.visited() == list(range(19, -1, -1))

@@ -6,6 +6,7 @@ from typing import Literal
 
 import pytest
 from conftest import ROOT, run_command
+from methods import APPLYING
 from test_ranges import CONFIGS, MODULES, ROOMS
 
 import evaluate
@@ -13,11 +14,11 @@ import purify
 import train_ddpm
 import train_vae
 from core import manual
+from core.commands import COMMANDS
 from core.config import added
 from core.ranges import Count, Keys, LinfRadius, Positive
 from poisons import __main__ as poisons_main
 
-PROGRAMS = {"poisons": "-m poisons", "purifiers": "purify.py", "learners": "evaluate.py"}
 METHODS = [(room, name) for room in ROOMS for full in MODULES
            for where, name in [full.split(".")] if where == room]
 
@@ -57,11 +58,11 @@ def test_keys_have_default_and_range_in_words():
 @pytest.mark.parametrize(("room", "name"), METHODS)
 def test_help_shows_every_key_of_every_method(room, name):
     module = MODULES[f"{room}.{name}"]
-    for program, half, prefix in ((PROGRAMS[room], "Config", name),
-                                  ("train_vae.py", "TrainConfig", f"{name}.train")):
+    for command, half, prefix in ((APPLYING[room], "Config", name),
+                                  ("train_vae", "TrainConfig", f"{name}.train")):
         if not hasattr(module, half):
             continue
-        page = manual.page(module, name, room, program)
+        page = manual.page(module, name, COMMANDS[command])
         assert all(len(line) <= manual.WIDTH for line in page.splitlines())
         assert page.startswith(f"{room}/{name}.py: ")
         assert f"configs/{room}/" in page
@@ -79,7 +80,7 @@ def test_help_shows_every_key_of_every_method(room, name):
         "  jcdp.t_star = 20  ", "  jcdp.strength = 0.002 ",
         "  preset=released  precision=fp32 jcdp.start_index=20"]),
     (purify.main, ["--help", f"{ROOT}/configs/purifiers/dvae.yaml"], [
-        "  dvae.stages = null ", "  dvae.train.*: of the training, by the command that trains"]),
+        "  dvae.stages = null ", "  dvae.train.*: keys of python train_vae.py"]),
     (train_vae.main, ["--help", "dvae"], [
         "  dvae.train.stages = [{kld_target: 1, output: subtract}, {kld_target: 3, output: both}]",
         "  dvae.train.stages.N.kld_target ", "  data=digits  dvae.train.epochs=15"]),

@@ -690,8 +690,7 @@ def test_processes_share_the_crafting(few_path, tmp_path, name):
 
 def test_presets_change_what_they_say():
     def of(name: str, *typed: str):
-        return parse([f"{ROOT}/configs/poisons/{name}.yaml", *typed], "", "poisons",
-                     "-m poisons").config
+        return parse([f"{ROOT}/configs/poisons/{name}.yaml", *typed], "", "poison").config
 
     assert of("sep", "preset=fa") == dataclasses.replace(sep.Config(), loss="fa")
     assert of("sep", "preset=fa_vr") == dataclasses.replace(sep.Config(), loss="fa_vr",

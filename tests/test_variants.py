@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 from conftest import CONFIGS, ROOT, run_command, succeed
+from methods import APPLYING
 
 from core import config, variants
-from core.command import list_methods, parse
+from core.command import parse
 from core.errors import UserError
+from core.methods import list_methods
 from poisons.__main__ import main as poison_main
 
-PROGRAMS = {"poisons": "-m poisons", "purifiers": "purify.py", "learners": "evaluate.py"}
 YAML = """
 method: lsp
 data: cifar10
@@ -31,7 +32,7 @@ def lsp(tmp_path):
     (tmp_path / "mine.yaml").write_text(YAML)
 
     def resolve(*words: str, file: str = "mine.yaml") -> tuple[float, int]:
-        found = parse([file, *words], "", "poisons", "-m poisons").config
+        found = parse([file, *words], "", "poison").config
         return found.radius, found.patch
 
     return resolve
@@ -67,7 +68,7 @@ def test_a_yaml_of_another_method_takes_over_what_a_base_has_for_its_own(tmp_pat
                                 "smoothing: {label_smoothing: 0.2}\n")
 
     def resolve(*words: str) -> tuple:
-        request = parse(["new.yaml", *words], "", "learners", "evaluate.py")
+        request = parse(["new.yaml", *words], "", "evaluate")
         found = request.config
         return request.method, found.label_smoothing, found.epochs, found.width, \
             request.settings.seed
@@ -91,10 +92,10 @@ def test_the_root_of_a_set_picks_the_section(lsp, few_path):
 
 
 def test_the_name_says_the_preset_and_config_yaml_is_read_back(lsp):
-    request = parse(["mine.yaml", "preset=large"], "", "poisons", "-m poisons")
+    request = parse(["mine.yaml", "preset=large"], "", "poison")
     assert request.preset == "mine_large"
     Path("config.yaml").write_text("method: lsp\npreset: mine_large\nlsp: {radius: 10}\n")
-    assert parse(["config.yaml"], "", "poisons", "-m poisons").preset == "mine_large"
+    assert parse(["config.yaml"], "", "poison").preset == "mine_large"
 
 
 def test_a_data_set_without_a_section_is_said(few_path, tmp_path):
@@ -130,7 +131,7 @@ def test_a_section_that_is_none(lsp, text, said):
 
 def test_a_preset_of_a_yaml_without_any():
     with pytest.raises(UserError, match="no presets"):
-        parse([f"{CONFIGS}/poisons/ops.yaml", "preset=lite"], "", "poisons", "-m poisons")
+        parse([f"{CONFIGS}/poisons/ops.yaml", "preset=lite"], "", "poison")
 
 
 @pytest.mark.parametrize(("old", "said"), [
@@ -141,24 +142,24 @@ def test_a_preset_of_a_yaml_without_any():
 def test_the_name_of_an_older_yaml_says_the_new_form(old, said):
     room = old.split("/")[0]
     with pytest.raises(UserError, match="no such file") as error:
-        parse([f"{CONFIGS}/{old}.yaml"], "", room, PROGRAMS[room])
+        parse([f"{CONFIGS}/{old}.yaml"], "", APPLYING[room])
     assert said in str(error.value)
 
 
 def every_variant():
-    for room, program in PROGRAMS.items():
+    for room, name in APPLYING.items():
         for path in sorted((CONFIGS / room).glob("*.yaml")):
             _, sets, presets = variants.split(config.read([path]))
             for preset in (None, *presets):
                 for data_set in (None, *sets):
-                    yield pytest.param(path, room, program, preset, data_set,
+                    yield pytest.param(path, name, preset, data_set,
                                        id=f"{path.stem}-{preset}-{data_set}")
 
 
-@pytest.mark.parametrize(("path", "room", "program", "preset", "data_set"), list(every_variant()))
-def test_every_variant_is_read_to_its_end(path, room, program, preset, data_set):
+@pytest.mark.parametrize(("path", "name", "preset", "data_set"), list(every_variant()))
+def test_every_variant_is_read_to_its_end(path, name, preset, data_set):
     words = [f"like={data_set}"] * (data_set is not None) + [f"preset={preset}"] * bool(preset)
-    request = parse([str(path), *words], "", room, program)
+    request = parse([str(path), *words], "", name)
     assert request.preset == (f"{path.stem}_{preset}" if preset else path.stem)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from core import config, manual, variants
-from core.command import list_methods
+from core.methods import list_methods
 from core.names import markdown_cell
 from scripts.documents.names import NAMES
 

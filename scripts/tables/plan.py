@@ -10,12 +10,14 @@ from pathlib import Path
 from core import config, files, identity, records
 from core.checkpoint import Checkpoint, trained_on
 from core.command import Request, parse
+from core.commands import COMMANDS
 from core.datasets import load, load_test
 from core.device import DeviceSettings
 from core.errors import UserError
 from core.identity import Job
 from core.imageset import ImageSet
-from scripts.tables.spec import COMMANDS, DATA_KEYS, DEVICE_KEYS, Line, Step, Table, named
+from core.methods import fact
+from scripts.tables.spec import DATA_KEYS, DEVICE_KEYS, Line, Step, Table, named
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,7 @@ class Artefact:
     @property
     def line(self) -> list[str]:
         """Words after `python`."""
-        return [*COMMANDS[self.step.command][1], *self.arguments, "--wait"]
+        return [*COMMANDS[self.step.command].words, *self.arguments, "--wait"]
 
     @property
     def done(self) -> bool:
@@ -83,8 +85,7 @@ class Planner:
             yield Cell(self.table, row, column, seed, record)
 
     def _plan(self, step: Step, state: "State") -> Artefact:
-        room, words = COMMANDS[step.command]
-        request = self._request(step, state, room, words)
+        request = self._request(step, state)
         reads = self._reads(request, step, state)
         needs = [state.set_by] if request.data.data == state.folder else []
 
@@ -144,16 +145,16 @@ class Planner:
 
         try:
             checkpoint.check_fits(reads, request.trained_as,
-                                  classes=getattr(module, "NEEDS_LABELS", False))
+                                  classes=fact(module, "NEEDS_LABELS"))
         except UserError as error:
             raise UserError(f"{step.origin}: {error}") from None
         return check
 
-    def _request(self, step: Step, state: "State", room: str, words: tuple[str, ...]) -> Request:
+    def _request(self, step: Step, state: "State") -> Request:
         """The request that the step's line will be parsed to."""
         settings = {key: value for key, value in self.table.settings.items() if key in DEVICE_KEYS}
         clean = {key: value for key, value in self.table.settings.items() if key in DATA_KEYS}
-        if step.command in ("poison", "train_ddpm") or state.folder is None:
+        if COMMANDS[step.command].takes_clean or state.folder is None:
             settings |= clean
         else:
             settings |= {key: value for key, value in clean.items() if key in ("root", "test")}
@@ -163,7 +164,7 @@ class Planner:
         settings |= step.settings
         state.arguments = (*step.yamls, *(f"{key}={value}" for key, value in settings.items()))
         try:
-            return parse(list(state.arguments), "", room, " ".join(words), state.data_set(settings))
+            return parse(list(state.arguments), "", step.command, state.data_set(settings))
         except UserError as error:
             raise UserError(f"{step.origin}: {error}") from None
 

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from core import records
 from core.checkpoint import describe
-from core.command import command, list_methods
+from core.command import command
+from core.methods import is_method
 from core.names import markdown_cell, printable
 from scripts.tables import plan, spec
 from scripts.tables.measure import points, print_points
 
-PURIFIERS = list_methods("purifiers")
 # docs/reported.md says what its columns are
 REPORTED = Path(__file__).resolve().parents[2] / "results/reported.csv"
 HEAD = ("data", "poison", "defence", "accuracy (%)", "reported", "independent", "gap", "oracle",
@@ -128,7 +128,7 @@ def entry(table: spec.Table, row: spec.Line, column: spec.Line, found: list[dict
 def purifying(record: dict) -> float | None:
     """Seconds of the purifiers that made the set, where the record knows them."""
     found = [step["seconds"] for step in record["train"]["lineage"]
-             if step["method"] in PURIFIERS and "seconds" in step]
+             if is_method("purifiers", step["method"]) and "seconds" in step]
     return sum(found) if found else None
 
 

@@ -33,20 +33,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core import config, variants
+from core.commands import COMMANDS
 from core.config import Node
 from core.datasets import DataSettings
 from core.device import DeviceSettings
 from core.errors import UserError
 
 QUICK = Path("configs/tables/quick.yaml")
-# command -> (room of its method, words after `python`)
-COMMANDS = {
-    "poison": ("poisons", ("-m", "poisons")),
-    "train_vae": ("purifiers", ("train_vae.py",)),
-    "train_ddpm": ("purifiers", ("train_ddpm.py",)),
-    "purify": ("purifiers", ("purify.py",)),
-    "evaluate": ("learners", ("evaluate.py",)),
-}
 DATA_KEYS, DEVICE_KEYS = (tuple(f.name for f in dataclasses.fields(group))
                           for group in (DataSettings, DeviceSettings))
 

@@ -1,0 +1,57 @@
+"""Methods are the modules of a room that have a VERSION: poisons/lsp.py is the attack `lsp`.
+
+What commands need to know of a method, beside Config, its functions and SMOKE, it says in
+upper-case constants; FACTS are those that it may leave out. A trained purifier may also have
+`check(config, checkpoint, shape)`, which raises UserError for what it cannot apply.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from core import config
+from core.errors import UserError
+
+FACTS = {
+    "PATHS": (),            # keys of Config that name artefacts or files: they count by content
+    "NEEDS_LABELS": False,  # a purifier whose definition needs the labels; others do not see them
+    "TRAINED_BY": None,     # the command that trains it (core.commands), with its TrainConfig
+    "CHECKPOINT": None,     # another method, whose checkpoints it applies
+}
+
+
+def fact(module: ModuleType, name: str) -> Any:
+    """One of FACTS, as the module says it or by default."""
+    return getattr(module, name, FACTS[name])
+
+
+def trained_as(module: ModuleType) -> str | None:
+    """The method whose checkpoint a purifier applies: its own, or its CHECKPOINT; None if it is
+    not trained."""
+    own = module.__name__.rpartition(".")[2] if fact(module, "TRAINED_BY") else None
+    return fact(module, "CHECKPOINT") or own
+
+
+def is_method(room: str, name: str) -> bool:
+    """Whether a room has this method. No other module of it is imported."""
+    return name.isidentifier() and importlib.util.find_spec(f"{room}.{name}") is not None \
+        and hasattr(importlib.import_module(f"{room}.{name}"), "VERSION")
+
+
+def list_methods(room: str) -> list[str]:
+    """All methods of a room. It imports every module there: for help, errors and tests."""
+    folder = Path(__file__).resolve().parent.parent / room
+    names = [found.name for found in pkgutil.iter_modules([str(folder)])]
+    return sorted(name for name in names if name != "__main__" and is_method(room, name))
+
+
+def find_method(room: str, name: str, origin: str = "") -> ModuleType:
+    """The module of a method. Raises UserError that names the nearest if there is none."""
+    if not is_method(room, name):
+        place = f"{origin}: " if origin else ""
+        raise UserError(f"{place}method: there is no {room}/{name}.py"
+                        + config.suggest(name, list_methods(room), "methods"))
+    return importlib.import_module(f"{room}.{name}")
