@@ -1,12 +1,14 @@
-"""Figures: their numbers against slow recomputations, on a tiny table made in this process."""
+"""Figures: their numbers against slow recomputations, on a tiny table made in this process; what is
+drawn of them."""
 
+import argparse
 import dataclasses
 import json
 import math
 import os
+import re
 import signal
-import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,12 +19,20 @@ import evaluate
 import purify
 import train_vae
 from core import records
+from core.errors import UserError
 from core.imageset import ImageSet
 from poisons.__main__ import main as poison_main
-from scripts.pictures import charts, figures, strips, toy
-from scripts.pictures.style import end_labels, pyplot
+from scripts.pictures import bars, charts, figures, numbers, strips, style, toy
 from scripts.tables import plan, spec
-from scripts.tables.measure import Point, clean_of, curves, kld_reached, points, sets_of
+from scripts.tables.measure import (
+    Point,
+    clean_of,
+    curves,
+    kld_reached,
+    points,
+    print_points,
+    sets_of,
+)
 from tests.conftest import CONFIGS, ROOT, run_command, succeed, write_imageset
 
 MAINS = {"poison": poison_main, "train_vae": train_vae.main, "purify": purify.main,
@@ -107,6 +117,12 @@ def planned() -> list[plan.Cell]:
     return list(plan.Planner(spec.read_one("table.yaml")).cells())
 
 
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    style.pyplot().close("all")
+
+
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory) -> Path:
     return made(tmp_path_factory.mktemp("sweep"), TABLE)
@@ -119,6 +135,13 @@ def stages(tmp_path_factory) -> Path:
 
 def figure(name: str, *words: object):
     return run_command(figures.main, name, "--table", "table.yaml", "--out", "figure.png", *words)
+
+
+def drawn(monkeypatch) -> list:
+    """The figures that are saved from here on, instead of their files."""
+    found = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: found.append(figure))
+    return found
 
 
 def is_png(path: Path) -> bool:
@@ -204,7 +227,7 @@ def test_a_line_is_in_order_and_leaves_out_what_has_no_place(sweep, monkeypatch)
     assert charts.swept(endless, "lsp", "jpeg", "psnr_poisoned") == [line[1]]
 
 
-def test_strips_and_both_scales(stages, monkeypatch, digits):
+def test_strips_of_a_table(stages, monkeypatch, digits):
     monkeypatch.chdir(stages)
     found = strips.strips_of(planned(), "data", slice(3, 6))
     assert [strip.label.splitlines()[0] for strip in found] == [
@@ -217,17 +240,6 @@ def test_strips_and_both_scales(stages, monkeypatch, digits):
     for strip, cell in ((x0, planned()[0]), (x1, planned()[1])):
         accuracy = records.load(cell.record.out)["accuracy_last"]
         assert strip.label.endswith(f"\n{100 * accuracy:.1f} %")
-
-    gain, common = strips.common_scale(found)
-    values = np.concatenate([strip.residual.ravel() for strip in found[1:]])
-    assert np.mean(np.abs(gain * values) > 0.5) == pytest.approx(0.02, abs=0.002)
-    gains, own = strips.own_scales(found)
-    for strip, shared, alone, gain_of in zip(found[1:], common, own, gains, strict=True):
-        for i, residual in enumerate(strip.residual):
-            np.testing.assert_allclose(shared[i], np.clip(0.5 + gain * residual, 0, 1))
-            assert (alone[i].min(), alone[i].max()) == (0, pytest.approx(1))
-            assert gain_of[i] == pytest.approx(1 / (residual.max() - residual.min()))
-            np.testing.assert_allclose(alone[i], (residual - residual.min()) * gain_of[i])
 
 
 def test_the_clean_set_of_a_purified_one(sweep, monkeypatch, digits):
@@ -255,7 +267,9 @@ def test_a_figure_prints_its_numbers_and_is_drawn(sweep, monkeypatch, name):
 
 def test_psnr_to_the_clean_image(sweep, monkeypatch):
     monkeypatch.chdir(sweep)
+    [saved] = [drawn(monkeypatch)]
     assert figure("fig2b", "--to", "clean").status == 0
+    assert saved[0].axes[-1].get_xlabel() == "PSNR to the clean image (dB)"
 
 
 def test_fig4_is_drawn(stages, monkeypatch):
@@ -332,26 +346,26 @@ def test_quick_makes_what_is_missing_with_the_same_words(monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_lets_the_table_save(tmp_path, number):
+def test_an_interrupt_lets_the_table_save(tmp_path, monkeypatch, number):
     """The figure is interrupted while a stand-in for run_table.py works."""
-    script = tmp_path / "run_table.py"
-    by_hand = "import signal; signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
-    script.write_text(by_hand + "import pathlib, sys, time\n"
-                      "pathlib.Path('started').touch()\n"
-                      "try:\n    time.sleep(60)\n"
-                      "except KeyboardInterrupt:\n    time.sleep(1)\n"
-                      "    pathlib.Path('saved').write_text(' '.join(sys.argv[1:]))\n")
-    code = ("import sys; from scripts.pictures import figures; figures.__file__ = sys.argv[1]; "
-                      "figures.run_table(['a', 'b'])")
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "pictures/figures.py")],
-                               env={**os.environ, "PYTHONPATH": str(ROOT)},
-                               stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while not Path("started").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(number)
-    process.communicate(timeout=30)
-    assert process.returncode != 0
+    (tmp_path / "run_table.py").write_text(
+        "import signal; signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+        "import pathlib, sys, time\n"
+        "pathlib.Path('started').touch()\n"
+        "try:\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    time.sleep(0.2)\n"
+        "    pathlib.Path('saved').write_text(' '.join(sys.argv[1:]))\n")
+    monkeypatch.setattr(figures, "__file__", str(tmp_path / "pictures/figures.py"))
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 60
+        while not Path("started").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        figures.run_table(["a", "b"])
     assert Path("saved").read_text() == "a b"
 
 
@@ -372,21 +386,239 @@ def test_unknown_words_are_a_usage_error():
 
 
 def test_labels_do_not_cover_each_other():
-    plot, axis = pyplot().subplots(figsize=(4, 4))
-    axis.set_ylim(0, 100)
-    end_labels(axis, 1, [(50, "b", "k"), (49, "a", "k"), (90, "c", "k")])
-    places = [text.xy[1] for text in axis.texts]
-    assert [text.get_text() for text in axis.texts] == ["a", "b", "c"]
-    assert places[0] == 49
-    assert places[1] > 52
-    assert places[2] == 90
-    pyplot().close(plot)
+    figure = style.sheet(3)
+    axis = figure.subplots()
+    axis.set(xlim=(0, 1), ylim=(0, 100))
+    points = [(x, y, f"{y:g}") for x, y in ((0.5, 50), (0.51, 51), (0.52, 49), (0.999, 99.9))]
+    style.label_points(axis, points * 9, [54])
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert 3 <= len(boxes) < 36         # what finds no place is left out
+    for i, box in enumerate(boxes):
+        assert axis.bbox.x0 <= box.x0
+        assert box.x1 <= axis.bbox.x1
+        assert box.y1 <= axis.bbox.y1
+        assert not any(box.overlaps(other) for other in boxes[:i])
+        line = axis.transData.transform((0, 54))[1]
+        assert not box.y0 < line < box.y1
 
 
 def test_the_figures_of_the_paper_have_their_tables():
     for name in figures.PAPER:
         table = f"{name.removesuffix('_images')}.yaml"
         assert spec.read_one(str(CONFIGS / "tables" / table)).rows
+
+
+# --- what is drawn ---------------------------------------------------------------------------
+
+
+SWEPT = f"""
+title: swept
+settings: {{data: digits}}
+seeds: [SEEDS]
+evaluate: {{evaluate: {CONFIGS}/learners/em60.yaml}}
+rows:
+  clean: {{only: [none], steps: []}}
+  em: {{poison: {CONFIGS}/poisons/em.yaml}}
+  lsp: {{poison: {CONFIGS}/poisons/lsp.yaml}}
+columns:
+  none: []
+  vae:
+    over: {{kld: [1, 2, 4]}}
+    steps: {{purify: {CONFIGS}/purifiers/gray.yaml}}
+"""
+HEAD = ("| poison | purifier | KLD reached (nats) | PSNR to poisoned (dB) | PSNR to clean (dB) | "
+        "LPIPS to clean | accuracy (%) |")
+NUMBERS = f"""
+{HEAD}
+|---|---|---|---|---|---|---|
+| clean | none  |  |  |  |  | 99.4 |
+| em | none  |  |  | 20.42 | 0.1000 | 74.4 |
+| em | vae 1 | 1.00 | 19.90 | 19.30 | 0.0300 | 93.3 |
+| em | vae 2 | 1.98 | 21.09 | 20.28 | 0.0200 | 92.5 |
+| em | vae 4 | 3.82 | 22.21 | 20.89 | 0.0100 | 90.6 |
+| lsp | none  |  |  | 19.22 | 0.1000 | 40.0 |
+| lsp | vae 1 | 1.00 | 18.25 | 19.79 | 0.0300 | 98.3 |
+"""
+CURVES = """
+| trained on | epoch 1 | epoch 2 | epoch 3 |
+|---|---|---|---|
+| clean x none | 22.8 | 42.5 | 61.1 |
+| em x none | 65.6 | 10.0 | 44.7 |
+| em x vae kld=1 | 54.2 | 16.7 | 22.2 |
+"""
+
+
+def several(text: str) -> str:
+    """Numbers as of three seeds."""
+    lines = text.splitlines()
+    return "\n".join(lines[:3] + [re.sub(r"(\d+\.\d)(?= \|)", r"\1 ± 2.5 (3)", line)
+                                  for line in lines[3:]])
+
+
+def from_numbers(monkeypatch, name: str, text: str, seeds: str = "0") -> object:
+    """The figure that is drawn from printed numbers, laid out."""
+    Path("table.yaml").write_text(SWEPT.replace("SEEDS", seeds))
+    Path("numbers.md").write_text(text)
+    found = drawn(monkeypatch)
+    outcome = figure(name, "--numbers", "numbers.md")
+    assert outcome.status == 0, outcome.stderr
+    assert outcome.stdout == ""         # they are there already
+    found[0].draw_without_rendering()
+    return found[0]
+
+
+CHARTS = [("fig2a", NUMBERS), ("fig2b", NUMBERS), ("guidance", NUMBERS), ("fig3", CURVES)]
+
+
+@pytest.mark.parametrize(("name", "text"), CHARTS)
+def test_no_line_goes_through_the_noise_of_one_seed(monkeypatch, name, text):
+    """Points alone; three seeds are joined, and their spread is drawn and said."""
+    one, three = from_numbers(monkeypatch, name, text), \
+        from_numbers(monkeypatch, name, several(text), "0, 1, 2")
+    for drawing, joined, words in ((one, False, "1 seed"), (three, True, "3 seeds: mean and")):
+        series = [line for axis in drawing.axes for line in axis.lines
+                  if line.get_marker() not in ("None", "", "|", "_") and len(line.get_xdata()) > 1]
+        assert series
+        assert {line.get_linestyle() == "-" for line in series} == {joined}
+        assert words in drawing.get_suptitle()
+        spread = [part for axis in drawing.axes for part in axis.collections]
+        assert bool(spread) == joined
+
+
+@pytest.mark.parametrize(("name", "text"), CHARTS)
+def test_accuracy_is_drawn_on_the_whole_range(monkeypatch, name, text):
+    axes = [axis for axis in from_numbers(monkeypatch, name, text).axes
+            if axis.get_ylabel() == "clean test accuracy (%)"]
+    assert axes
+    for axis in axes:
+        assert axis.get_ylim() == (0, 104)
+        assert axis.get_yticks()[[0, -1]].tolist() == [0, 100]
+
+
+@pytest.mark.parametrize(("name", "text"), CHARTS)
+def test_series_differ_without_their_colours(monkeypatch, name, text):
+    axis = from_numbers(monkeypatch, name, text).axes[-1]
+    looks = [(line.get_marker(), line.get_markerfacecolor() == "white", line.get_linestyle(),
+              str(line._unscaled_dash_pattern))
+             for line in axis.lines if not line.get_label().startswith("_")]
+    assert len(set(looks)) == len(looks) > 1
+
+
+@pytest.mark.parametrize(("name", "text"), CHARTS)
+def test_every_chart_fits_its_page(monkeypatch, name, text):
+    """Text of at least 9 points on a page of README width; nothing is cut or covered."""
+    figure = from_numbers(monkeypatch, name, text)
+    assert figure.get_figwidth() == style.WIDTH
+    boxes = []
+    for axis in figure.axes:
+        ticks = [tick.label1 for one in (axis.xaxis, axis.yaxis)
+                 for tick in one._update_ticks() if tick.label1.get_visible()]
+        for item in (axis.title, axis._left_title, axis.xaxis.label, axis.yaxis.label, *ticks,
+                     *axis.texts):
+            if item.get_text() and item.get_visible():
+                assert item.get_fontsize() >= 9
+                boxes.append((item.get_text(), item.get_window_extent()))
+    for i, (text_, box) in enumerate(boxes):
+        assert box.x0 >= 0, text_
+        assert box.x1 <= figure.bbox.x1 + 1, text_
+        for other, beside in boxes[:i]:
+            assert not box.shrunk(0.9, 0.9).overlaps(beside.shrunk(0.9, 0.9)), (text_, other)
+
+
+def test_numbers_come_back_as_they_were_printed(sweep, monkeypatch, capsys):
+    monkeypatch.chdir(sweep)
+    table = spec.read_one("table.yaml")
+    measured = points(table, planned())
+    print_points(measured)
+    Path("points.md").write_text("# Title\n\n" + capsys.readouterr().out)
+    for point, read in zip(measured, numbers.read_points(Path("points.md"), table), strict=True):
+        assert (read.row, read.family, read.value) == (point.row, point.family, point.value)
+        assert records.spread(read.accuracies) == records.spread(point.accuracies)
+        for key in ("psnr_poisoned", "psnr_clean", "kld"):
+            there = getattr(point, key)
+            assert getattr(read, key) == (None if there is None else pytest.approx(there, abs=.005))
+    found = curves(planned())
+    numbers.print_curves(found)
+    Path("curves.md").write_text(capsys.readouterr().out)
+    for key, curve in numbers.read_curves(Path("curves.md"), table).items():
+        np.testing.assert_allclose(curve.mean(0), found[key].mean(0), atol=0.05)
+        np.testing.assert_allclose(curve.std(0, ddof=1), found[key].std(0, ddof=1), atol=0.05)
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("", "expected a table with the columns"), ("|a|\n|-|\n|b|", "expected a table with"),
+    (NUMBERS.replace("em | vae 4 |", "em | vae 5 |"), "numbers.md:8: table.yaml has no 'vae 5'"),
+    (NUMBERS.replace("| lsp | none", "| lps | none"), "no 'lps'; did you mean 'lsp'?"),
+    (NUMBERS.replace("| 90.6 |", "|"), "numbers.md:8: 6 cells under 7 heads"),
+    (NUMBERS.replace("22.21", "much"), "numbers.md:8: 'much' is no number"),
+    (NUMBERS.replace("90.6", "90.6 ± x (3)"), "'x' is no number"),
+    (NUMBERS.replace("90.6", "about 90"), "'about 90' is no accuracy"),
+])
+def test_numbers_that_are_none_are_refused(text, words):
+    Path("table.yaml").write_text(SWEPT.replace("SEEDS", "0"))
+    Path("numbers.md").write_text(text)
+    outcome = figure("fig2a", "--numbers", "numbers.md")
+    assert outcome.status == 1
+    assert words in outcome.error
+    assert "no-such.md: No such file" in figure("fig2a", "--numbers", "no-such.md").error
+
+
+def test_a_point_without_a_number_is_left_out():
+    """NaN and infinity, as of a run that diverged or a set that is its own clean one."""
+    table = spec.read_one(str(CONFIGS / "tables/fig2b.yaml"))
+    measured = [Point("clean", "none", "", [math.nan], None, None, None),
+                Point("em", "none", "", [50.0], None, math.inf, None),
+                Point("em", "jpeg", "5", [math.nan], math.inf, 20.0, None),
+                Point("em", "jpeg", "10", [math.nan], 21.0, 20.0, None),
+                Point("em", "jpeg", "30", [70.0], 22.0, 20.0, None)]
+    to = argparse.Namespace(to="poisoned")
+    drawing = charts.draw_trade_off(table, measured, "digits", to)
+    assert [text.get_text() for text in drawing.axes[0].texts] == ["30"]
+    style.save(drawing, Path("figure.png"))
+
+
+def test_a_chart_of_nothing_says_so():
+    table = spec.read_one(str(CONFIGS / "tables/fig2a.yaml"))
+    lonely = [Point("em", "none", "", [50.0], None, 20.0, None)]
+    for draw in (charts.draw_rate, charts.draw_trade_off):
+        with pytest.raises(UserError, match=r"fig2a\.yaml: there is nothing to plot"):
+            draw(table, lonely, "digits", argparse.Namespace(to="poisoned"))
+    with pytest.raises(UserError, match=r"fig2a\.yaml: there is nothing to plot"):
+        charts.draw_epochs(table, {("em", "none"): np.ones((1, 2, 2))}, "digits", None)
+
+
+# --- quickstart ------------------------------------------------------------------------------
+
+
+def test_the_quickstart_shows_every_seed(monkeypatch):
+    found = {"clean": [99.0, 98.0, 100.0], "LSP": [20.0, 30.0, 10.0], "LSP, D-VAE": [97.0]}
+    axis = style.sheet(2).subplots()
+    bars.show_bars(axis, found)
+    assert [bar.get_width() for bar in axis.patches] == [97, 20, 99]
+    assert [len(dots.get_offsets()) for dots in axis.collections] == [3, 3]
+    assert {text.get_text() for text in axis.texts} == {"99.0 ± 1.0 (3)", "20.0 ± 10.0 (3)", "97.0",
+                                                        "chance"}
+    assert axis.get_xlim() == (0, 100)
+    assert "bar: mean, dot: a seed" in axis.get_xlabel()
+
+
+def test_a_quickstart_without_records_is_refused(tmp_path):
+    outcome = run_command(figures.main, "quickstart", tmp_path)
+    assert outcome.error.endswith("no records; run scripts/quickstart.sh first")
+
+
+# --- committed pictures ----------------------------------------------------------------------
+
+
+def test_every_committed_picture_has_its_line_beside_it():
+    """The README of its folder names it, and a text names its folder."""
+    pages = {path: path.read_text() for path in (ROOT / "docs").rglob("*.md")}
+    for picture in sorted((ROOT / "results").rglob("*.png")):
+        beside = picture.parent / "README.md"
+        assert beside.exists(), beside
+        assert f"`{picture.name}`" in beside.read_text(), f"{beside}: {picture.name}"
+        place = str(picture.parent.relative_to(ROOT))
+        assert any(place in page for page in (*pages.values(), (ROOT / "README.md").read_text()))
 
 
 # --- toy -------------------------------------------------------------------------------------

@@ -1,153 +1,193 @@
-"""Line charts over a table's cells: what the paper's figures plot. Each function prints its numbers
-to stdout and returns a matplotlib figure."""
+"""Charts over a table's cells: D-VAE's figures 2a (draw_rate), 2b and 5 (draw_trade_off) and 3
+(draw_epochs), LE's figure 3 and its kin (draw_sweep). Each function returns a figure.
+
+One seed is drawn as points alone: a line through them would be a line through noise. Of several
+seeds the means are joined, and their spread of accuracy (standard deviation) stands at each.
+"""
 
 import math
 import statistics
 
+import numpy as np
+
 from core.errors import UserError
-from core.names import markdown_cell
-from scripts.pictures.style import (
-    BAD,
-    GOOD,
-    INK,
-    MUTED,
-    PLAIN,
-    SERIES,
-    axis_style,
-    end_labels,
-    pyplot,
-)
-from scripts.tables import plan, spec
-from scripts.tables.measure import Point, curves, points, print_points
+from scripts.pictures import style
+from scripts.pictures.style import MUTED, SERIES, look_of, name_of
+from scripts.tables import spec
+from scripts.tables.measure import Point
 
-TITLES = {"em": "EM", "lsp": "LSP", "none": "not purified", "vae": "VAE", "ae": "AE",
-          "jpeg": "JPEG", "dvae": "D-VAE", "jcdp": "JCDP"}
-STRENGTHS = {"kld": "KLD target", "d": "channels", "t_star": "t*",      # of `over`: no words
+STRENGTHS = {"kld": "KLD target, nats", "d": "channels", "t_star": "t*, steps of 1,000",
+             "quality": "quality", "passes": "passes",                  # of `over`: no words
              "strength": "strength λ of the joint condition"}
-COLOURS = {"none": BAD, "vae": GOOD, "dvae": GOOD, "jpeg": "#b07a2e", "ae": "#7d5a94"}
+DASHES = ((0, (6, 3)), (0, (1, 2)), (0, (4, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
 
 
-def title_of(name: str) -> str:
-    return TITLES.get(name, name)
-
-
-def seeds_of(table: spec.Table) -> str:
-    return f"{len(table.seeds)} seed{'s' if len(table.seeds) > 1 else ''}"
+def seeds_text(table: spec.Table) -> str:
+    count = len(table.seeds)
+    return "1 seed" if count == 1 else f"{count} seeds: mean and standard deviation"
 
 
 def swept(measured: list[Point], row: str, family: str, by: str) -> list[Point]:
-    """The points of one line, in the order of `by`, as far as they have it."""
+    """The points of one series, in the order of `by`, as far as they have it."""
     def known(point: Point) -> bool:
         value = getattr(point, by)
         return value is not None and math.isfinite(value)       # 0 is a value too
 
-    line = [point for point in measured
-            if (point.row, point.family) == (row, family) and point.value and known(point)]
-    return sorted(line, key=lambda point: getattr(point, by))
+    series = [point for point in measured
+              if (point.row, point.family) == (row, family) and point.value and known(point)]
+    return sorted(series, key=lambda point: getattr(point, by))
 
 
-def references(axis, measured: list[Point], rows: dict[str, str]) -> None:
-    """Dotted lines at the accuracies without a purifier: {row: colour}."""
-    for point in measured:
-        if point.psnr_poisoned is None and point.row in rows:
-            axis.axhline(point.accuracy, color=rows[point.row], linewidth=0.9, linestyle=":")
-            name = "clean" if point.psnr_clean is None else f"{title_of(point.row)}, not purified"
-            axis.annotate(name, (1, point.accuracy), xycoords=("axes fraction", "data"),
-                          xytext=(-2, 2), textcoords="offset points", fontsize=7.5,
-                          color=rows[point.row], ha="right", va="bottom")
+def untouched(measured: list[Point], row: str | None) -> list[Point]:
+    """Of a row without a purifier; None: of the clean set."""
+    return [point for point in measured if point.psnr_poisoned is None and (
+        point.psnr_clean is None if row is None
+        else point.row == row and point.psnr_clean is not None)]
 
 
-def accuracy_limits(axis, measured: list[Point]) -> None:
-    """From a little under the lowest accuracy to a little over 100 %."""
-    axis.set_ylim(max(0, min(min(point.accuracies) for point in measured) - 8), 103)
+def refuse_nothing(table: spec.Table, found) -> None:
+    if not found:
+        raise UserError(f"{table.path}: there is nothing to plot: no poison has a purifier that "
+                        "this figure shows")
 
 
-def accuracy_line(axis, line: list[Point], by: str, colour: str) -> None:
-    """Accuracy against `by`, with the spread over seeds where there are several."""
-    x, y = [getattr(point, by) for point in line], [point.accuracy for point in line]
-    errors = [statistics.stdev(point.accuracies) if len(point.accuracies) > 1 else 0
-              for point in line]
-    axis.errorbar(x, y, errors if any(errors) else None, color=colour, linewidth=1.6, marker="o",
-                  markersize=4, elinewidth=0.8)
+def show_points(axis, x, series: list[Point], key: str, look: tuple[str, str], label: str,
+                hollow: bool = False) -> None:
+    """`key` of the points against x: joined where every one is the mean of several seeds."""
+    colour, marker = look
+    several = min(len(point.accuracies) for point in series) > 1
+    spread = [statistics.stdev(point.accuracies) for point in series] \
+        if several and key == "accuracy" else None
+    axis.errorbar(x, [getattr(point, key) for point in series], spread, color=colour,
+                  marker=marker, markersize=5.5, markerfacecolor="white" if hollow else colour,
+                  linestyle="-" if several else "none", linewidth=1.2, elinewidth=1, capsize=2,
+                  label=label, clip_on=False, zorder=3)
 
 
-def draw_rate(table: spec.Table, cells: list[plan.Cell], data: str, arguments) -> object:
+def show_level(axis, value: float, label: str, colour: str = MUTED, dash: int = 0) -> None:
+    """A broken line at what is there without a purifier; the first is the clean set's."""
+    if math.isfinite(value):
+        axis.axhline(value, color=colour, linewidth=1.2, linestyle=DASHES[dash % len(DASHES)],
+                     label=label)
+
+
+# --- D-VAE -----------------------------------------------------------------------------------
+
+
+def draw_rate(table: spec.Table, measured: list[Point], data: str, arguments) -> object:
     """PSNR and accuracy against the KL divergence that VAEs reached."""
-    measured = points(table, cells)
-    print_points(measured)
     lines = {row.name: swept(measured, row.name, "vae", "kld") for row in table.rows}
     lines = {row: line for row, line in lines.items() if line}
-    colours = dict(zip(lines, SERIES, strict=False))
-    figure, (left, right) = pyplot().subplots(1, 2, figsize=(11.4, 4), gridspec_kw={"wspace": 0.52})
-    kept, learnt = [], []           # labels
-    for row, line in lines.items():
-        klds, colour = [point.kld for point in line], colours[row]
-        for key, style, to in (("psnr_poisoned", "-", "poisoned"), ("psnr_clean", "--", "clean")):
-            values = [getattr(point, key) for point in line]
-            left.plot(klds, values, style, color=colour, linewidth=1.6, marker="o", markersize=4)
-            kept.append((values[-1], f"{title_of(row)}, to {to}", colour))
-        accuracy_line(right, line, "kld", colour)
-        learnt.append((line[-1].accuracy, title_of(row), colour))
-    references(right, measured, {"clean": MUTED, **colours})
+    refuse_nothing(table, lines)
+    looks = {row: SERIES[i % len(SERIES)] for i, row in enumerate(lines)}
+    figure = style.sheet(3.7)
+    left, right = figure.subplots(1, 2)
+    for i, (row, line) in enumerate(lines.items(), 1):
+        klds, name = [point.kld for point in line], name_of(row)
+        show_points(left, klds, line, "psnr_poisoned", looks[row], name)
+        show_points(left, klds, line, "psnr_clean", looks[row], f"{name}, to clean", hollow=True)
+        show_points(right, klds, line, "accuracy", looks[row], name)
+        for point in untouched(measured, row):
+            show_level(right, point.accuracy, f"{name}, not purified", looks[row][0], i)
+    for point in untouched(measured, None)[:1]:
+        show_level(right, point.accuracy, "clean images")
     klds = [point.kld for line in lines.values() for point in line]
-    left.set_ylabel("PSNR of the reconstruction (dB)")
-    right.set_ylabel("clean test accuracy (%)")
-    accuracy_limits(right, measured)
     ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 4, 8) if min(klds) / 2 < tick < max(klds) * 2]
-    for axis, labels in ((left, kept), (right, learnt)):
+    for axis in (left, right):
         axis.set_xscale("log")
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
-        axis.set_xlim(min(klds) / 1.15, max(klds) * 1.05)
+        axis.set_xlim(min(klds) / 1.2, max(klds) * 1.2)
         axis.set_xlabel("KLD reached (nats per latent position)")
-        axis_style(axis)
-        end_labels(axis, max(klds), labels)
-    left.set_title(f"VAEs on poisoned {data}, {seeds_of(table)}: what is kept ...", fontsize=10,
-                   color=INK, loc="left")
-    right.set_title("... and what a classifier learns from it", fontsize=10, color=INK, loc="left")
+    left.set_ylabel("PSNR (dB), filled: to poisoned")
+    style.accuracy_axis(right)
+    for axis in (left, right):
+        style.axis_style(axis)
+    style.title(left, "what VAEs keep ...")
+    style.title(right, "... and what a classifier learns from it")
+    style.head(figure, f"{table.title}: VAEs on poisoned {data}, {seeds_text(table)}")
+    style.legend(figure, left, right)
     return figure
 
 
-def draw_trade_off(table: spec.Table, cells: list[plan.Cell], data: str, arguments) -> object:
-    """Accuracy against PSNR: a line for each purifier with a strength."""
-    measured, by = points(table, cells), f"psnr_{arguments.to}"
-    print_points(measured)
+def draw_trade_off(table: spec.Table, measured: list[Point], data: str, arguments) -> object:
+    """Accuracy against PSNR: a series for each purifier with a strength."""
+    by = f"psnr_{arguments.to}"
     rows = [row.name for row in table.rows
             if any(point.value for point in measured if point.row == row.name)]
-    figure, axes = pyplot().subplots(1, len(rows), figsize=(5.6 * len(rows), 4.2), squeeze=False,
-                                     sharey=True, gridspec_kw={"wspace": 0.1})
-    for axis, row in zip(axes[0], rows, strict=True):
-        for i, family in enumerate(dict.fromkeys(column.family for column in table.columns)):
+    families = {column.family: column for column in table.columns}
+    refuse_nothing(table, rows)
+    figure = style.sheet(2.5 * len(rows) + 0.9)
+    axes = figure.subplots(len(rows), 1, squeeze=False, sharex=True)[:, 0]
+    texts, levels = {}, {}
+    for axis, row in zip(axes, rows, strict=True):
+        texts[row] = []
+        for family, column in families.items():
             line = swept(measured, row, family, by)
             if not line:
                 continue
-            colour = COLOURS.get(family, PLAIN)
-            accuracy_line(axis, line, by, colour)
-            for point in line:
-                axis.annotate(point.value, (getattr(point, by), point.accuracy), fontsize=7.5,
-                              color=colour, xytext=(-3 if i % 2 else 3, 3), va="bottom",
-                              ha="right" if i % 2 else "left", textcoords="offset points")
-            over = next(column.variables for column in table.columns if column.family == family)
-            strength = " and ".join(STRENGTHS.get(name, name) for name in over)
-            axis.plot([], [], color=colour, marker="o", markersize=4, linewidth=1.6,
-                      label=f"{title_of(family)}, at its {strength}")
-        references(axis, measured, {"clean": MUTED, row: BAD})
-        axis.legend(fontsize=8.5, loc="lower left", labelcolor="linecolor", framealpha=1,
-                    edgecolor="white")
-        axis.margins(x=0.08)
-        axis.set_xlabel(f"PSNR to the {arguments.to} image (dB)")
-        accuracy_limits(axis, measured)
-        axis_style(axis)
-        axis.set_title(f"{title_of(row)} on {data}, {seeds_of(table)}", fontsize=10, color=INK,
-                       loc="left")
-    axes[0][0].set_ylabel("clean test accuracy (%)")
+            strength = " and ".join(STRENGTHS.get(name, name) for name in column.variables)
+            show_points(axis, [getattr(point, by) for point in line], line, "accuracy",
+                        look_of(family), f"{name_of(family)} (number: {strength})")
+            texts[row] += [(getattr(point, by), point.accuracy, point.value) for point in line]
+        clean, poisoned = untouched(measured, None)[:1], untouched(measured, row)
+        for point in clean:
+            show_level(axis, point.accuracy, "clean images")
+        for point in poisoned:
+            show_level(axis, point.accuracy, "not purified", style.BAD, 1)
+        levels[row] = [point.accuracy for point in (*clean, *poisoned)]
+        axis.margins(x=0.06)
+        style.accuracy_axis(axis)
+        style.axis_style(axis)
+        style.title(axis, name_of(row))
+    axes[-1].set_xlabel(f"PSNR to the {arguments.to} image (dB)")
+    style.head(figure, f"{table.title}: {data}, {seeds_text(table)}")
+    style.legend(figure, *axes, columns=2)
+    for axis, row in zip(axes, rows, strict=True):
+        style.label_points(axis, texts[row], levels[row])
     return figure
 
 
-def draw_sweep(table: spec.Table, cells: list[plan.Cell], data: str, arguments) -> object:
+def draw_epochs(table: spec.Table, found: dict[tuple[str, str], np.ndarray], data: str, arguments
+                ) -> object:
+    """Accuracy after every epoch of training, poisoned and purified."""
+    rows = [row.name for row in table.rows if sum(key[0] == row.name for key in found) > 1]
+    alone = {key: curve for key, curve in found.items() if key[0] not in rows}
+    refuse_nothing(table, rows)
+    figure = style.sheet(2.4 * len(rows) + 0.9)
+    axes = figure.subplots(len(rows), 1, squeeze=False, sharex=True)[:, 0]
+    for axis, row in zip(axes, rows, strict=True):
+        shown = alone | {key: curve for key, curve in found.items() if key[0] == row}
+        for i, (key, curve) in enumerate(shown.items()):
+            family = key[1] if key[0] == row else "clean"
+            name = name_of(family) if key[0] == row else f"{name_of(key[0])} images"
+            colour, marker = look_of(family)
+            epochs, means = curve[0, :, 0], curve[..., 1].mean(0)
+            several = len(curve) > 1
+            # beside each other, where series would cover each other
+            shift = (i - (len(shown) - 1) / 2) * 0.12
+            axis.plot(epochs + (0 if several else shift), means, color=colour, marker=marker,
+                      markersize=4.5, linestyle="-" if several else "none", linewidth=1.2,
+                      label=name, clip_on=False, zorder=3)
+            if several:
+                spread = curve[..., 1].std(0, ddof=1)
+                axis.fill_between(epochs, means - spread, means + spread, color=colour, alpha=0.2,
+                                  linewidth=0)
+        style.accuracy_axis(axis)
+        style.axis_style(axis)
+        style.title(axis, name_of(row))
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    axes[-1].set_xlabel("epoch of training")
+    style.head(figure, f"{table.title}: {data}, {seeds_text(table)}")
+    style.legend(figure, *axes, columns=4)
+    return figure
+
+
+# --- LE --------------------------------------------------------------------------------------
+
+
+def draw_sweep(table: spec.Table, measured: list[Point], data: str, arguments) -> object:
     """PSNR and LPIPS to the clean image, and accuracy, against what the columns vary."""
-    measured = points(table, cells, perceptual=True)
-    print_points(measured)
     lines = {(row.name, family): swept(measured, row.name, family, "strength")
              for row in table.rows
              for family in dict.fromkeys(column.family for column in table.columns)}
@@ -160,70 +200,32 @@ def draw_sweep(table: spec.Table, cells: list[plan.Cell], data: str, arguments) 
         raise UserError(f"{table.path}: this figure plots one variable of `over` that has several "
                         f"values, not {', '.join(sorted(names)) or 'none'}")
     [name] = names
-    place = {value: value for value in values}
-    log = values[0] >= 0 and values[-1] > 20 * values[1]
-    if log and values[0] == 0:          # on a log axis: a step left of the smallest
-        place[0.0] = values[1] / 4
-    figure, axes = pyplot().subplots(1, 3, figsize=(15, 4), gridspec_kw={"wspace": 0.5})
-    panels = (("psnr_clean", "PSNR to the clean image (dB)"),
-              ("lpips_clean", "LPIPS to the clean image (SqueezeNet)"),
-              ("accuracy", "clean test accuracy (%)"))
+    figure = style.sheet(6.3)
+    axes = figure.subplots(3, 1, sharex=True)
+    panels = (("psnr_clean", "PSNR to clean (dB)"), ("lpips_clean", "LPIPS to clean"),
+              ("accuracy", ""))
     for axis, (key, label) in zip(axes, panels, strict=True):
-        labels = []
-        for (row, family), line in lines.items():
-            colour = SERIES[rows.index(row)]
-            style = ("-", "--", ":")[families.index(family) % 3]
-            x, y = [place[point.strength] for point in line], [getattr(p, key) for p in line]
-            axis.plot(x, y, style, color=colour, linewidth=1.6, marker="o", markersize=4)
-            text = title_of(row) if len(families) == 1 else f"{title_of(row)}, {title_of(family)}"
-            labels.append((y[-1], text, colour))
-        for row in rows:
-            untouched = [p for p in measured if p.row == row and p.psnr_poisoned is None]
-            for point in untouched:
-                axis.axhline(getattr(point, key), color=SERIES[rows.index(row)], linewidth=0.9,
-                             linestyle=(0, (1, 3)))
-        if log:
-            axis.set_xscale("log")
-        axis.set_xticks(list(place.values()), [f"{value:g}" for value in place])
-        axis.minorticks_off()
-        axis.set_xlabel(STRENGTHS.get(name, name))
+        for i, ((row, family), line) in enumerate(lines.items()):
+            text = name_of(row) if len(families) == 1 else f"{name_of(row)}, {name_of(family)}"
+            # beside each other at every value, so that none covers another
+            shift = (i - (len(lines) - 1) / 2) * 0.1
+            show_points(axis, [values.index(point.strength) + shift for point in line], line, key,
+                        SERIES[i % len(SERIES)], text)
+        for i, row in enumerate(rows):
+            colour, _ = SERIES[i * len(families) % len(SERIES)]         # of its first family
+            for point in untouched(measured, row):
+                show_level(axis, getattr(point, key), f"{name_of(row)}, not purified", colour,
+                           i + 1)
+        for point in untouched(measured, None)[:1] if key == "accuracy" else []:
+            show_level(axis, point.accuracy, "clean images")
+        axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         axis.set_ylabel(label)
-        axis_style(axis)
-        end_labels(axis, max(place.values()), labels)
-    axes[0].set_title(f"{table.title}, on {data}, {seeds_of(table)}; dotted: not purified",
-                      fontsize=10, color=INK, loc="left")
-    return figure
-
-
-def draw_epochs(table: spec.Table, cells: list[plan.Cell], data: str, arguments) -> object:
-    """Accuracy after every epoch of training, poisoned and purified."""
-    found = curves(cells)
-    rows = [row.name for row in table.rows if sum(key[0] == row.name for key in found) > 1]
-    alone = {key: curve for key, curve in found.items() if key[0] not in rows}
-    figure, axes = pyplot().subplots(1, len(rows), figsize=(5.4 * len(rows), 3.9), squeeze=False,
-                                     sharey=True, gridspec_kw={"wspace": 0.32})
-    print("| trained on | " + " | ".join(
-        f"epoch {epoch:.0f}" for epoch in next(iter(found.values()))[0, :, 0]) + " |")
-    print("|---" * (next(iter(found.values())).shape[1] + 1) + "|")
-    for key, curve in found.items():
-        print(f"| {markdown_cell(' x '.join(key))} | "
-              + " | ".join(f"{v:.1f}" for v in curve[..., 1].mean(0)) + " |")
-    for axis, row in zip(axes[0], rows, strict=True):
-        labels = []
-        for key, curve in (alone | {k: v for k, v in found.items() if k[0] == row}).items():
-            own = key[0] == row
-            colour = COLOURS.get(key[1], PLAIN) if own else MUTED
-            means = curve[..., 1].mean(0)
-            for seed in curve:
-                axis.plot(*seed.T, color=colour, linewidth=0.7, alpha=0.5)
-            axis.plot(curve[0, :, 0], means, color=colour, linewidth=1.8)
-            labels.append((means[-1], title_of(key[1] if own else key[0]), colour))
-        axis.set_ylim(0, 103)
-        axis.set_xlim(1, curve[0, -1, 0])
-        axis.set_xlabel("epoch of training")
-        axis_style(axis)
-        axis.set_title(f"{title_of(row)} on {data}, {seeds_of(table)}", fontsize=10, color=INK,
-                       loc="left")
-        end_labels(axis, curve[0, -1, 0], labels)
-    axes[0][0].set_ylabel("clean test accuracy (%)")
+        if key == "lpips_clean":
+            axis.set_ylim(bottom=0)
+        if key == "accuracy":
+            style.accuracy_axis(axis)
+        style.axis_style(axis)
+    axes[-1].set_xlabel(STRENGTHS.get(name, name))
+    style.head(figure, f"{table.title}: {data}, {seeds_text(table)}")
+    style.legend(figure, *axes)
     return figure

@@ -23,20 +23,22 @@ from core.errors import UserError
 from core.imageset import SLICE_ROWS, ImageSet
 from core.names import printable
 from core.perturbation import difference, linear_probe, measure, nearest_mean
-from scripts.pictures.strips import image_strips, show_strips
-from scripts.pictures.style import (
-    BAD,
-    INK,
-    MUTED,
-    axis_style,
-    picture_path,
-    plain_label,
-    pyplot,
-    save,
+from scripts.pictures import style
+from scripts.pictures.strips import (
+    WRAP,
+    Strip,
+    common_gain,
+    gain_text,
+    rows_of,
+    show_rows,
+    size_of,
+    strip,
 )
 
 SPECTRUM_ROWS = 2000
-SHOWN_CLASSES = 10
+SHOWN_IMAGES = 8
+SHOWN_CLASSES = 20
+CLASSES_A_ROW = 10
 BANDS = (("low", 0, 1 / 8), ("middle", 1 / 8, 1 / 4), ("high", 1 / 4, 1))  # cycles a pixel
 
 
@@ -52,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--root", type=expand, default="data",
                         help="where torchvision's data sets are")
     arguments = parser.parse_args(argv)
-    out = picture_path(arguments.out or f"{Path(arguments.set).name}.png")
+    out = style.picture_path(arguments.out or f"{Path(arguments.set).name}.png")
     poison = ImageSet.load(arguments.set)
     clean = load(DataSettings(arguments.clean, root=arguments.root), "CLEAN") if arguments.clean \
         else clean_of(poison, arguments.root)
@@ -65,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     spectra = Spectra.of(clean, poison)
     means = class_means(clean, poison)
     print_summary(arguments.set, poison, clean, found, spectra, means)
-    save(draw(poison, clean, spectra, means), out)
+    style.save(draw(poison, clean, spectra, means), out)
     print(out, file=sys.stderr)
 
 
@@ -157,63 +159,63 @@ def mean_square(clean: ImageSet, poison: ImageSet) -> float:
 
 
 def draw(poison: ImageSet, clean: ImageSet, spectra: Spectra, means: np.ndarray):
-    """Sixteen images with their residuals; class means, spectrum and histogram beside them."""
-    name = (poison.made_by or [poison.meta["name"]])[-1]
-    chosen = np.sort(streams.rng(0, "shown").permutation(len(clean))[:16])
-    strips = [strip for rows in (chosen[:8], chosen[8:]) if len(rows)
-              for strip in image_strips(pick(clean, rows), [(name, pick(poison, rows))],
-                                        slice(None))]
-    figure = pyplot().figure(figsize=(13.5, 6.3))
-    grid = figure.add_gridspec(3, 2, width_ratios=(2.1, 1), height_ratios=(1.15, 1, 1),
-                               hspace=0.62, wspace=0.16)
-    images = figure.add_subplot(grid[:, 0])
-    show_strips(images, level(strips))
-    images.set_title(plain_label(f"{name} on {poison.meta['name']}, {len(poison)} images"),
-                     fontsize=12, color=INK, loc="left", pad=10)
-    show_means(figure.add_subplot(grid[0, 1]), means)
-    show_spectrum(figure.add_subplot(grid[1, 1]), spectra, name)
-    show_histogram(figure.add_subplot(grid[2, 1]), clean, poison)
+    """Eight images with their residuals over the class means, spectrum and histogram."""
+    name = style.name_of((poison.made_by or [poison.meta["name"]])[-1])
+    chosen = np.sort(streams.rng(0, "shown").permutation(len(clean))[:SHOWN_IMAGES])
+    original = clean.images[chosen]
+    strips = [Strip("clean", original / 255, None),
+              strip(style.plain_label(name, WRAP), poison.images[chosen], original)]
+    gain = common_gain(strips)
+    rows = rows_of(strips, gain)
+    width, height = size_of(rows)
+    tiles = 0.9 * -(-min(len(means), SHOWN_CLASSES) // CLASSES_A_ROW)
+    figure = style.sheet(height + tiles + 3.2, width)
+    upper, middle, lower = figure.subfigures(3, 1, height_ratios=(height + 0.5, tiles + 0.3, 2.4))
+    images = upper.subplots()
+    show_rows(images, rows)
+    style.title(images, gain_text(gain))
+    show_means(middle, means, clean.meta["classes"])
+    left, right = lower.subplots(1, 2)
+    show_spectrum(left, spectra, name)
+    show_histogram(right, clean, poison)
+    style.head(figure, style.plain_label(f"{name} on {poison.meta['name']}, {len(poison)} image"
+                                         f"{'s' if len(poison) > 1 else ''}"))
     return figure
 
 
-def level(strips: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
-    """Strips of one length, the last ones filled up with white."""
-    longest = max(len(images) for _, images in strips)
-    return [(label, np.concatenate([images, np.ones((longest - len(images), *images.shape[1:]))]))
-            for label, images in strips]
-
-
-def pick(images: ImageSet, rows: np.ndarray) -> ImageSet:
-    import dataclasses
-
-    return dataclasses.replace(images, images=np.asarray(images.images[rows]),
-                               labels=images.labels[rows])
-
-
-def show_means(axis, means: np.ndarray) -> None:
-    """The mean perturbation of the first classes, around mid-grey at one scale."""
+def show_means(figure, means: np.ndarray, classes: list[str]) -> None:
+    """The mean perturbation of the first classes around mid-grey, at a scale of their own: it may
+    be far smaller than that of an image."""
     shown = means[:SHOWN_CLASSES]
-    gain = 0.5 / (np.quantile(np.abs(shown), 0.99) or np.abs(shown).max() or 1.0)
-    images = np.clip(0.5 + gain * shown, 0, 1)
-    show_strips(axis, level([("", images[start : start + 5])
-                             for start in range(0, len(images), 5)]))
-    which = "each class" if len(means) <= SHOWN_CLASSES else f"the first {SHOWN_CLASSES} classes"
-    axis.set_title(f"mean perturbation of {which}, × {255 * gain:.3g}", fontsize=9.5, color=INK,
-                   loc="left")
+    gain = 127.5 / (np.quantile(np.abs(shown), 0.99) or np.abs(shown).max() or 127.5)
+    lines = -(-len(shown) // CLASSES_A_ROW)
+    axes = figure.subplots(lines, min(len(shown), CLASSES_A_ROW), squeeze=False)
+    for i, axis in enumerate(axes.ravel()):
+        axis.set_axis_off()
+        if i < len(shown):
+            axis.imshow(np.clip(0.5 + gain * shown[i] / 255, 0, 1))
+            axis.set_title(style.plain_label(str(classes[i]), 9, 2), fontsize=style.TEXT,
+                           color=style.INK, pad=2)
+    which = "each class" if len(means) <= SHOWN_CLASSES else \
+        f"the first {SHOWN_CLASSES} of {len(means)} classes"
+    figure.suptitle(f"mean perturbation of {which}, × {gain:.3g} around mid-grey", x=0.01,
+                    ha="left", fontsize=style.TEXT, color=style.INK)
 
 
 def show_spectrum(axis, spectra: Spectra, name: str) -> None:
-    radius, images, own = (values[1:] for values in (spectra.radius, spectra.images,
-                                                     spectra.perturbation))
-    axis.plot(radius, images, color=MUTED, linewidth=1.2, label="clean images")
-    axis.plot(radius, own, color=BAD, linewidth=1.8, label=plain_label(name))
+    least = 1e-4        # of the axis; what has no power at all lies below it
+    radius = spectra.radius[1:]
+    images, own = (np.maximum(shares[1:], least / 10)
+                   for shares in (spectra.images, spectra.perturbation))
+    axis.plot(radius, own, color=style.BAD, linewidth=1.8, label=style.plain_label(name, WRAP))
+    axis.plot(radius, images, "--", color=style.MUTED, linewidth=1.4, label="clean images")
     axis.set_yscale("log")
-    axis.set_ylim(1e-4, 1)
+    axis.set_ylim(least, 1)
     axis.set_xlim(0, radius[-1])
     axis.set_xlabel("frequency (cycles a pixel)")
-    axis.legend(fontsize=8, loc="lower left", labelcolor="linecolor", frameon=False)
-    axis.set_title("share of power", fontsize=9.5, color=INK, loc="left")
-    axis_style(axis)
+    axis.legend(fontsize=style.TEXT, loc="lower left", frameon=False)
+    style.title(axis, "share of power")
+    style.axis_style(axis)
 
 
 def show_histogram(axis, clean: ImageSet, poison: ImageSet) -> None:
@@ -224,15 +226,18 @@ def show_histogram(axis, clean: ImageSet, poison: ImageSet) -> None:
     reach = int(np.quantile(np.abs(delta[delta != 0]), 0.9995)) + 1
     step = -(-reach // 40)
     edges = np.arange(-(reach // step) * step, reach + step + 1, step) - step / 2
-    least = 1.0
-    for channel, colour in enumerate((BAD, "#2a7f62", "#5b7ea4")):
+    least = 0.5
+    for channel, (name, look, colour) in enumerate((
+            ("red", "-", style.RED), ("green", "--", style.GREEN), ("blue", ":", style.BLUE))):
         counts, _ = np.histogram(delta[..., channel], edges)
         shares = np.where(counts, counts / delta[..., channel].size, np.nan)
-        axis.plot(edges[:-1] + step / 2, shares, ".-", color=colour, linewidth=1.2, markersize=3)
+        axis.plot(edges[:-1] + step / 2, shares, look, color=colour, linewidth=1.6, marker=".",
+                  markersize=4, label=name)
         least = min(least, np.nanmin(shares))
     axis.set_yscale("log")
-    axis.set_ylim(10 ** np.floor(np.log10(least)))
+    axis.set_ylim(10 ** np.floor(np.log10(least)), 1)
     axis.yaxis.set_minor_formatter("")
-    axis.set_xlabel("perturbation (grey levels) in red, green and blue")
-    axis.set_title("share of values", fontsize=9.5, color=INK, loc="left")
-    axis_style(axis)
+    axis.set_xlabel("perturbation (grey levels of 255)")
+    axis.legend(fontsize=style.TEXT, frameon=False, loc="best")
+    style.title(axis, "share of values" if step == 1 else f"share of values, in steps of {step}")
+    style.axis_style(axis)

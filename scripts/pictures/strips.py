@@ -1,4 +1,5 @@
-"""Pictures of images: rows of them with their residuals, tiled and labelled."""
+"""Images in rows, with their residuals to the clean ones at one gain, tiled and labelled: D-VAE's
+figure 4, LE's figures 2 and 3 (images), and the tiles of grids and bars."""
 
 from dataclasses import dataclass
 
@@ -6,59 +7,136 @@ import numpy as np
 
 from core.artefact import read_array
 from core.datasets import clean_of
+from core.errors import UserError
 from core.imageset import ImageSet
-from scripts.pictures.style import INK, plain_label
-from scripts.tables import plan
+from core.names import markdown_cell
+from scripts.documents import names
+from scripts.pictures import style
+from scripts.tables import plan, spec
 from scripts.tables.measure import records_of, sets_of
 
-GAINS = (10, 5, 2, 1)           # residual magnifications to choose from
-
-
-def image_strips(clean: ImageSet, sets: list[tuple[str, ImageSet]], rows: slice
-                 ) -> list[tuple[str, np.ndarray]]:
-    """(label, (n, H, W, 3) in [0, 1]) for every row of the picture."""
-    original = clean.images[rows] / 255.0
-    strips = [("clean", original)]
-    for name, other in sets:
-        name = plain_label(name)
-        images = other.images[rows] / 255.0
-        residual = images - original
-        gain = symmetric_gain(residual)
-        strips.append((name, images))
-        strips.append((f"{name} − clean\n× {gain}", np.clip(0.5 + gain * residual, 0, 1)))
-    return strips
-
-
-def symmetric_gain(residual: np.ndarray) -> int:
-    """The largest magnification around mid-grey that clips at most 2 % of the values."""
-    reach = np.quantile(np.abs(residual), 0.98)
-    return next((gain for gain in GAINS if gain * reach <= 0.5), GAINS[-1])
-
-
-def show_strips(axis, strips: list[tuple[str, np.ndarray]]) -> None:
-    """Tile the strips into one image with white gaps, a label left of each."""
-    count, height, width, _ = strips[0][1].shape
-    gap = max(1, height // 12)
-    canvas = np.ones((len(strips) * (height + gap) - gap, count * (width + gap) - gap, 3))
-    for i, (_, images) in enumerate(strips):
-        for j, image in enumerate(images):
-            top, left = i * (height + gap), j * (width + gap)
-            canvas[top : top + height, left : left + width] = image
-    axis.imshow(canvas, interpolation="nearest")
-    axis.set_xticks([])
-    axis.set_yticks([i * (height + gap) + height / 2 for i in range(len(strips))],
-                    [label for label, _ in strips], fontsize=9, color=INK)
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
+GAINS = (20, 10, 8, 5, 4, 3, 2, 1.5, 1)     # magnifications of residuals to choose from
+LABEL, TILE = 1.2, 0.4      # inches: of a label left of the tiles; of a tile at least
+WRAP = 17                   # characters of a label's line
+BESIDE = 4                  # so many images have their residuals beside them, more beneath
+MOST_PIXELS = 50_000_000    # of all tiles
 
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of fig4: some images at one point of the way, float (n, H, W, 3)."""
+    """Some images of one set, and what sets them apart from the clean ones: float (n, H, W, 3)."""
 
     label: str
-    images: np.ndarray | None       # in [0, 1]; None: it is no image
-    residual: np.ndarray | None     # to clean; None: it is the clean image
+    images: np.ndarray | None       # in [0, 1]; None: there are none
+    residual: np.ndarray | None     # None: these are the clean ones
+
+
+def strip(label: str, images: np.ndarray, clean: np.ndarray) -> Strip:
+    """Of images and clean ones in uint8 (n, H, W, 3)."""
+    return Strip(label, images / 255, (images.astype(np.int16) - clean) / 255)
+
+
+def common_gain(strips: list[Strip]) -> float:
+    """The largest magnification around mid-grey that clips at most 2 % of all residuals' values."""
+    values = [np.abs(strip.residual).ravel() for strip in strips if strip.residual is not None]
+    reach = np.quantile(np.concatenate(values), 0.98) if values else 0
+    return next((gain for gain in GAINS if gain * reach <= 0.5), GAINS[-1])
+
+
+def gain_text(gain: float) -> str:
+    return f"residuals (− clean) × {gain:g} around mid-grey"
+
+
+# --- tiles -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tiles side by side, float (n, H, W, 3) in [0, 1], and the label left of them."""
+
+    label: str
+    tiles: np.ndarray
+
+
+def rows_of(strips: list[Strip], gain: float, beside: bool = False) -> list[Row]:
+    """The images of every strip, and their residuals beneath or `beside` them."""
+    rows = []
+    for each in strips:
+        blank = np.ones_like(next(a for a in (each.images, each.residual) if a is not None))
+        images = blank if each.images is None else each.images
+        residual = blank if each.residual is None else np.clip(0.5 + gain * each.residual, 0, 1)
+        if beside:
+            rows.append(Row(each.label, np.concatenate([images, residual])))
+            continue
+        if each.images is not None:
+            rows.append(Row(each.label, images))
+        if each.residual is not None:
+            rows.append(Row("− clean" if each.images is not None else each.label, residual))
+    return rows
+
+
+def size_of(rows: list[Row]) -> tuple[float, float]:
+    """Inches that the rows want: width and height. Raises UserError where they are too many."""
+    count, height, width, _ = rows[0].tiles.shape
+    if len(rows) * rows[0].tiles.size / 3 > MOST_PIXELS:
+        raise UserError(f"{len(rows)} rows of {count} images of {height}x{width} pixels are too "
+                        "large a picture: show fewer, with --images")
+    across = max(style.WIDTH, LABEL + TILE * count)
+    return across, len(rows) * (across - LABEL) / count * height / width
+
+
+def show_rows(axis, rows: list[Row], halves: bool = False) -> None:
+    """Tile the rows into one image with white gaps, a label left of each. `halves`: a wider gap in
+    the middle."""
+    count, height, width, _ = rows[0].tiles.shape
+    gap = max(1, width // 12)
+    middle = 3 * gap if halves else 0
+    canvas = np.full((len(rows) * (height + gap) - gap,
+                      count * (width + gap) - gap + middle, 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, tile in enumerate(row.tiles):
+            top = i * (height + gap)
+            left = j * (width + gap) + middle * (j >= count // 2)
+            canvas[top : top + height, left : left + width] = np.rint(255 * tile)
+    axis.imshow(canvas)
+    axis.set_anchor("NW")
+    axis.set_xticks([])
+    axis.set_yticks([i * (height + gap) + height / 2 for i in range(len(rows))],
+                    [row.label for row in rows], fontsize=style.TEXT, color=style.INK)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+
+
+def draw_strips(groups: list[tuple[str, list[Strip]]], text: str):
+    """A figure of groups of strips, each under its title, all residuals at one gain, which the
+    figure's title `text` is followed by."""
+    gain = common_gain([strip for _, strips in groups for strip in strips])
+    beside = len(groups[0][1][0].images) <= BESIDE
+    tiled = [rows_of(strips, gain, beside) for _, strips in groups]
+    sizes = [size_of(rows) for rows in tiled]
+    heights = [height + 0.3 for _, height in sizes]
+    figure = style.sheet(sum(heights) + 0.5, sizes[0][0])
+    axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, rows, (name, _) in zip(axes, tiled, groups, strict=True):
+        show_rows(axis, rows, halves=beside)
+        style.title(axis, name)
+    style.head(figure, f"{text}\n{gain_text(gain)}")
+    return figure
+
+
+# --- figures of the papers -------------------------------------------------------------------
+
+
+def stages(table: spec.Table, cells: list[plan.Cell], rows: slice) -> dict[str, list[Strip]]:
+    """The strips of each of the table's poisons, of its first seed. Raises UserError where the sets
+    lack the rows."""
+    found = {}
+    for row in table.rows:
+        group = [cell for cell in cells if cell.row is row and cell.seed == table.seeds[0]]
+        found[row.name] = strips_of(group, table.settings.get("root", "data"), rows)
+        if len(found[row.name][0].images) == 0:
+            raise UserError(f"--first {rows.start} --images {rows.stop - rows.start}: no such rows")
+    return found
 
 
 def strips_of(cells: list[plan.Cell], root: str, rows: slice) -> list[Strip]:
@@ -70,33 +148,33 @@ def strips_of(cells: list[plan.Cell], root: str, rows: slice) -> list[Strip]:
         chain = sets_of(cell.record)
         final = ImageSet.load(chain[-1].out)
         if clean is None:
-            clean = clean_of(final, root).images[rows] / 255.0
-            strips.append(Strip("clean", clean, None))
+            clean = clean_of(final, root).images[rows]
+            strips.append(Strip("clean", clean / 255, None))
         saved = chain[-1].out / "p_hat1.npy"
         if saved.exists():
             p_hat = read_array(saved, final.meta)[rows].astype(np.float64)
             strips.append(Strip("p_hat of stage 1", None, p_hat))
-        name = "poisoned" if len(chain) == 1 else cell.column.name
-        images = final.images[rows] / 255.0
-        strips.append(Strip(f"{name}\n{100 * record['accuracy_last']:.1f} %", images,
-                            images - clean))
+        name = "poisoned" if len(chain) == 1 else names.name_of(cell.column.name)
+        name = style.plain_label(name, WRAP)
+        strips.append(strip(f"{name}\n{100 * record['accuracy_last']:.1f} %", final.images[rows],
+                            clean))
     return strips
 
 
-def common_scale(strips: list[Strip]) -> tuple[float, list[np.ndarray]]:
-    """One gain around mid-grey for all residuals, which clips 2 % of their values, and these in
-    [0, 1]."""
-    residuals = [strip.residual for strip in strips if strip.residual is not None]
-    gain = 0.5 / max(np.quantile(np.abs(residuals), 0.98), 1e-9)
-    return gain, [np.clip(0.5 + gain * residual, 0, 1) for residual in residuals]
+def print_stages(found: dict[str, list[Strip]]) -> None:
+    gain = common_gain([strip for strips in found.values() for strip in strips])
+    print("| poison | strip | mean abs. residual (/255) | gain |\n" + "|---" * 4 + "|")
+    for row, strips in found.items():
+        for each in strips[1:]:
+            name = each.label.rpartition("\n")[0] or each.label
+            print(f"| {markdown_cell(style.name_of(row))} | {markdown_cell(name)} | "
+                  f"{255 * np.abs(each.residual).mean():.1f} | {gain:g} |")
 
 
-def own_scales(strips: list[Strip]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The gain of every residual (n,), and these from their own minimum (0) to maximum (1)."""
-    residuals = [strip.residual for strip in strips if strip.residual is not None]
-    low = [residual.min(axis=(1, 2, 3), keepdims=True) for residual in residuals]
-    reach = [np.maximum(residual.max(axis=(1, 2, 3), keepdims=True) - start, 1e-9)
-             for residual, start in zip(residuals, low, strict=True)]
-    scaled = [(residual - start) / r
-              for residual, start, r in zip(residuals, low, reach, strict=True)]
-    return [1 / r.ravel() for r in reach], scaled
+def draw_stages(table: spec.Table, found: dict[str, list[Strip]], data: str, arguments) -> object:
+    """Images and residuals stage by stage."""
+    seed = f"seed {table.seeds[0]}" + (f" of {len(table.seeds)}" if table.seeds[1:] else "")
+    return draw_strips([(f"{style.name_of(row)} on {data}", strips)
+                        for row, strips in found.items()],
+                       f"{table.title}, {seed}; %: clean test accuracy after training on such "
+                       "images")

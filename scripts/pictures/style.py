@@ -1,14 +1,27 @@
-"""The one look of every figure. matplotlib is imported when the first is drawn."""
+"""The one look of every picture: width, colours, markers, names and text from outside, and how it
+is saved. matplotlib is imported when the first is drawn."""
 
+import functools
 import io
 import os
+import textwrap
 from pathlib import Path
 
 from core import files
 from core.names import printable
+from scripts.documents.names import NAMES
 
-INK, MUTED, GOOD, BAD, PLAIN = "#222222", "#777777", "#2a7f62", "#b3403a", "#5b7ea4"
-SERIES = (PLAIN, "#b07a2e", GOOD, "#7d5a94", BAD)
+WIDTH = 6.6             # inches, which a README shows 800 pixels wide: 9 points are 15 of them
+DOTS = 200              # an inch
+TEXT, HEAD = 9, 10      # points
+
+INK, MUTED = "#222222", "#6b6b6b"
+# Okabe and Ito (2008): told apart by colour-blind people; in grey the markers tell them apart.
+BLUE, RED, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
+PLAIN, BAD, GOOD = BLUE, RED, GREEN
+SERIES = ((BLUE, "o"), (RED, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"))
+LOOKS = {"clean": (MUTED, "x"), "none": (BAD, "s"), "vae": (GOOD, "^"), "dvae": (GOOD, "^"),
+         "jpeg": (ORANGE, "D"), "ae": (PURPLE, "v")}
 
 
 def pyplot():
@@ -22,33 +35,102 @@ def pyplot():
     return plt
 
 
-def plain_label(text: str) -> str:
-    """Text from outside: a `$` in it begins no formula."""
-    return printable(text).replace("$", r"\$")
+def name_of(method: str) -> str:
+    """How a method or preset is written."""
+    return "not purified" if method == "none" else NAMES.get(method, method)
+
+
+def look_of(family: str) -> tuple[str, str]:
+    """Colour and marker of a column, or of `clean`."""
+    return LOOKS.get(family, (BLUE, "o"))
+
+
+@functools.cache
+def glyphs() -> frozenset[int]:
+    """Characters that the font has."""
+    pyplot()
+    from matplotlib import font_manager
+
+    return frozenset(font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap())
+
+
+def plain_label(text: str, width: int | None = None, most_lines: int = 3) -> str:
+    """Text from outside: a `$` in it begins no formula, and what the font lacks comes as its
+    escape. Broken into lines of `width` characters, of which the first `most_lines` are shown."""
+    shown = "".join(character if ord(character) in glyphs()
+                    else character.encode("unicode_escape").decode()
+                    for character in printable(text))
+    if width is not None:
+        lines = textwrap.wrap(shown, width, max_lines=most_lines, placeholder="…",
+                              break_on_hyphens=False)
+        shown = "\n".join(lines)
+    return shown.replace("$", r"\$")
+
+
+def sheet(height: float, width: float = WIDTH, **options):
+    """An empty figure of these inches; what stands on it keeps clear of each other."""
+    return pyplot().figure(figsize=(width, height), layout="constrained", **options)
+
+
+def head(figure, text: str) -> None:
+    """The title of a whole figure, from its left edge, in lines that fit."""
+    lines = [line for part in text.split("\n") for line in textwrap.wrap(part, 92)]
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=HEAD, color=INK)
+
+
+def title(axis, text: str) -> None:
+    axis.set_title(text, fontsize=TEXT, color=INK, loc="left")
+
+
+def legend(figure, *axes, columns: int = 3) -> None:
+    """One for the whole figure, beneath it: every label of these axes once."""
+    entries = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    figure.legend(entries.values(), entries.keys(), loc="outside lower left", ncols=columns,
+                  fontsize=TEXT, frameon=False, labelcolor=INK)
 
 
 def axis_style(axis) -> None:
-    """Two quiet spines, small muted numbers."""
+    """Two quiet spines, muted numbers."""
     axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color("#cccccc")
-    axis.tick_params(which="both", length=2, color="#cccccc", labelsize=8, labelcolor=MUTED)
+    axis.spines[["left", "bottom"]].set_color("#bbbbbb")
+    axis.tick_params(which="both", length=2, color="#bbbbbb", labelsize=TEXT, labelcolor=MUTED)
     for label in (axis.xaxis.label, axis.yaxis.label):
-        label.set(fontsize=9, color=INK)
+        label.set(fontsize=TEXT, color=INK)
 
 
-def end_labels(axis, x: float, labels: list[tuple[float, str, str]], size: float = 9) -> None:
-    """Write (y, text, colour) right of the points (x, y), kept from covering each other.
+def accuracy_axis(axis) -> None:
+    """The whole range, so that no difference looks larger than it is."""
+    axis.set_ylim(0, 104)
+    axis.set_yticks([0, 25, 50, 75, 100])
+    axis.set_ylabel("clean test accuracy (%)")
 
-    Call it when the axis has its limits.
-    """
-    low, high = axis.get_ylim()
-    gap = (high - low) * size * 1.25 / (axis.get_position().height
-                                        * axis.figure.get_size_inches()[1] * 72)
-    place = None
-    for y, text, colour in sorted(labels):
-        place = y if place is None else max(y, place + gap)
-        axis.annotate(text, (x, place), xytext=(6, 0), textcoords="offset points", fontsize=size,
-                      color=colour, va="center", annotation_clip=False)
+
+def label_points(axis, points: list[tuple[float, float, str]], lines: list[float]) -> None:
+    """Write text beside each (x, y, text) where it covers no point, no other text and no
+    horizontal line; what finds no place is left out. Call it when all else is drawn."""
+    figure = axis.figure
+    figure.draw_without_rendering()
+    left, bottom, right, top = axis.bbox.extents
+    taken = [(x - 4, y - 4, x + 4, y + 4)
+             for x, y in axis.transData.transform([point[:2] for point in points])]
+    taken += [(left, y - 2, right, y + 2)
+              for _, y in axis.transData.transform([(0, line) for line in lines])]
+    for x, y, text in points:
+        for dx, dy in ((0, 5), (0, -5), (5, 0), (-5, 0), (4, 4), (-4, 4), (4, -4), (-4, -4)):
+            note = axis.annotate(
+                text, (x, y), xytext=(dx, dy), textcoords="offset points", fontsize=TEXT,
+                color=INK, ha=("right", "center", "left")[(dx > 0) - (dx < 0) + 1],
+                va=("top", "center", "bottom")[(dy > 0) - (dy < 0) + 1])
+            x0, y0, x1, y1 = note.get_window_extent().extents
+            if left <= x0 and bottom <= y0 and x1 <= right and y1 <= top and not any(
+                    x0 < right_ and left_ < x1 and y0 < top_ and bottom_ < y1
+                    for left_, bottom_, right_, top_ in taken):
+                taken.append((x0, y0, x1, y1))
+                break
+            note.remove()
 
 
 def picture_path(out: str | Path) -> Path:
@@ -58,8 +140,10 @@ def picture_path(out: str | Path) -> Path:
 
 
 def save(figure, path: Path) -> None:
-    """Write it whole or not at all, at 150 dots an inch."""
+    """Write it whole or not at all, and let go of it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", facecolor="white")
+    figure.savefig(buffer, format="png", dpi=DOTS, bbox_inches="tight", pad_inches=0.08,
+                   facecolor="white")
+    pyplot().close(figure)
     files.mkdir(path.parent)
     files.write_bytes(path, buffer.getvalue())

@@ -23,18 +23,7 @@ import numpy as np
 
 from core.command import command
 from core.config import expand
-from scripts.pictures.style import (
-    BAD,
-    GOOD,
-    INK,
-    MUTED,
-    PLAIN,
-    axis_style,
-    end_labels,
-    picture_path,
-    pyplot,
-    save,
-)
+from scripts.pictures import style
 
 IMAGE, POISON, DISTANCE, SAMPLES = 10, 5, 2.0, 50_000
 PAIRS = ((0, 1), (0.1, 0.1), (0.3, 0.3), (0.3, 0.1), (0.3, 0.03), (1, 0.1))     # (a, s) of toy 1
@@ -50,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
                         help="the PNG to write")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    out = picture_path(arguments.out)
+    out = style.picture_path(arguments.out)
     print("| a, s | " + " | ".join(f"{a}, {s}" for a, s in PAIRS) + " |")
     print("|---" * (len(PAIRS) + 1) + "|")
     measured = [simulated_accuracy(a, s, arguments.seed) for a, s in PAIRS]
@@ -170,43 +159,43 @@ def mixture_entropy(mean: float, sigma: float) -> tuple[float, float]:
 
 
 def draw(measured: list[float], seed: int, path: Path) -> None:
-    plt = pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.8, 3.9), gridspec_kw={"wspace": 0.42})
+    figure = style.sheet(3.6)
+    left, right = figure.subplots(1, 2)
     spreads = np.geomspace(0.02, 1, 60)
-    labels = []
-    for a, colour in ((0.1, GOOD), (A, PLAIN), (1, BAD)):
-        left.plot(spreads, [100 * formula(a, s) for s in spreads], color=colour, linewidth=1.6)
-        labels.append((100 * formula(a, 1), f"means ± {a:g}", colour))
+    for a, (colour, marker) in zip((0.1, A, 1), style.SERIES, strict=False):
         dots = [(s, 100 * m) for (a_, s), m in zip(PAIRS, measured, strict=True) if a_ == a]
-        left.scatter(*zip(*dots, strict=True), s=22, color=colour, zorder=3)
-    left.text(0.021, 90, "line: formula\ndot: LDA on 50,000 samples", fontsize=8, color=MUTED)
-    left.set_xlabel("standard deviation of the poison within a class")
-    left.set_title("Toy 1: a narrow poison is a strong one", fontsize=10, color=INK, loc="left")
+        left.plot(spreads, [100 * formula(a, s) for s in spreads], color=colour, linewidth=1.4)
+        left.plot(*zip(*dots, strict=True), linestyle="none", marker=marker, color=colour,
+                  label=f"class means ± {a:g}")
+    left.set_xlabel("standard deviation within a class")
+    style.title(left, "toy 1: a narrow poison is a strong one")
 
     betas = np.geomspace(0.01, 1.5, 24)
     points = [through_vae(beta, A, S, seed) for beta in betas]
-    right.plot(betas, [100 * point.accuracy for point in points], color=PLAIN, linewidth=1.6,
-               marker="o", markersize=3.5)
+    right.plot(betas, [100 * point.accuracy for point in points], color=style.SERIES[1][0],
+               marker=style.SERIES[1][1], markersize=4, linestyle="none")
     switch = 2 * poison_variance(A, S)
-    right.axvline(switch, color=MUTED, linewidth=0.8, linestyle=":")
-    right.text(switch * 0.93, 74, f"twice the\npoison's\nvariance\n({switch:.3f})", fontsize=8,
-               color=MUTED, ha="right", va="center")
-    for i in (1, 8, -7, -1):
+    right.axvline(switch, color=style.INK, linewidth=1, linestyle=":",
+                  label=f"twice the poison's variance ({switch:.3f})")
+    for i in (2, 10, -7, -2):
         right.annotate(f"{points[i].rate:.0f} nats", (betas[i], 100 * points[i].accuracy),
-                       fontsize=8, color=INK, xytext=(0, 7 if points[i].accuracy < 0.75 else -13),
-                       textcoords="offset points", ha="center")
-    right.set_xlabel("beta, the price of a nat (squared error)")
-    right.set_title("Toy 2: behind a rate limit the poison goes first", fontsize=10, color=INK,
-                    loc="left")
+                       fontsize=style.TEXT, color=style.INK, xytext=(0, -13), ha="center",
+                       textcoords="offset points")
+    right.set_xlabel("beta, squared error that a nat is worth")
+    style.title(right, "toy 2: a rate limit drops the poison first")
     for axis, ticks in ((left, (0.03, 0.1, 0.3, 1)), (right, (0.01, 0.03, 0.1, 0.3, 1))):
         axis.set_xscale("log")
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
-        axis_style(axis)
-        axis.set_ylim(48, 101)
-        axis.set_ylabel("clean accuracy (%)")
-    end_labels(left, 1, labels)
-    save(figure, path)
+        style.accuracy_axis(axis)
+        style.axis_style(axis)
+        axis.axhline(50, color=style.MUTED, linewidth=1, linestyle=(0, (6, 3)), label="chance")
+    left.set_ylabel("accuracy on clean data (%)")
+    right.set_ylabel("")
+    style.head(figure, "D-VAE's theory on two Gaussians\nline: formula; points: LDA fitted on "
+               f"{SAMPLES:,} poisoned samples (toy 2: class means ± {A}, deviation {S})")
+    style.legend(figure, left, right)
+    style.save(figure, path)
 
 
 def poison_variance(a: float, s: float) -> float:

@@ -24,6 +24,8 @@ from core.perturbation import measure
 from scripts.tables import plan, spec
 
 LPIPS_ROWS = 2048               # images of a set that its mean LPIPS is over
+COLUMNS = {"KLD reached (nats)": "kld", "PSNR to poisoned (dB)": "psnr_poisoned",
+           "PSNR to clean (dB)": "psnr_clean", "LPIPS to clean": "lpips_clean"}
 
 
 def sets_of(record: plan.Artefact) -> list[plan.Artefact]:
@@ -107,9 +109,7 @@ def points(table: spec.Table, cells: list[plan.Cell], *, perceptual: bool = Fals
 
 
 def print_points(found: list[Point]) -> None:
-    columns = {"KLD reached (nats)": "kld", "PSNR to poisoned (dB)": "psnr_poisoned",
-               "PSNR to clean (dB)": "psnr_clean", "LPIPS to clean": "lpips_clean"}
-    known = {name: key for name, key in columns.items()
+    known = {name: key for name, key in COLUMNS.items()
              if any(getattr(point, key) is not None for point in found)}
     print("| poison | purifier | " + " | ".join([*known, "accuracy (%)"]) + " |\n"
           + "|---" * (len(known) + 3) + "|")

@@ -1,0 +1,113 @@
+"""The numbers that a chart printed, read back: so a picture can be drawn again without the sets
+that it was measured on."""
+
+import re
+import statistics
+from pathlib import Path
+
+import numpy as np
+
+from core import records
+from core.config import read_number, suggest
+from core.errors import UserError
+from core.names import markdown_cell, printable
+from scripts.tables import spec
+from scripts.tables.measure import COLUMNS, Point
+
+SPREAD = re.compile(r"(?P<mean>\S+)(?: ± (?P<deviation>\S+) \((?P<count>\d+)\))?")
+
+
+# --- printing --------------------------------------------------------------------------------
+
+
+def print_curves(found: dict[tuple[str, str], np.ndarray]) -> None:
+    """Of `measure.curves`."""
+    epochs = next(iter(found.values()))[0, :, 0]
+    print_row(["trained on", *(f"epoch {epoch:.0f}" for epoch in epochs)])
+    print("|---" * (len(epochs) + 1) + "|")
+    for key, curve in found.items():
+        print_row([" x ".join(key), *(records.spread(list(values))
+                                      for values in curve[..., 1].T)])
+
+
+def print_row(cells: list[str]) -> None:
+    print("| " + " | ".join(map(markdown_cell, cells)) + " |")
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def read_points(path: Path, table: spec.Table) -> list[Point]:
+    """What print_points printed of this table. Raises UserError that names the line at fault."""
+    columns = {f"{column.family} {' '.join(column.variables.values())}".strip(): column
+               for column in table.columns}
+    rows = [row.name for row in table.rows]
+    found = []
+    for line, cells in read_table(path, ["poison", "purifier", "accuracy (%)"]):
+        for name, known in ((cells["poison"], rows), (cells["purifier"], columns)):
+            if name not in known:
+                raise UserError(f"{line}: {table.path} has no '{printable(name)}'"
+                                + suggest(name, list(known)))
+        column = columns[cells["purifier"]]
+        values = {key: read(cells[name], line) for name, key in COLUMNS.items()
+                  if cells.get(name)}
+        found.append(Point(cells["poison"], column.family, " ".join(column.variables.values()),
+                           read_spread(cells["accuracy (%)"], line),
+                           **{"psnr_poisoned": None, "psnr_clean": None, "kld": None, **values}))
+    return found
+
+
+def read_curves(path: Path, table: spec.Table) -> dict[tuple[str, str], np.ndarray]:
+    """What print_curves printed of this table. Raises UserError that names the line at fault."""
+    keys = {f"{row.name} x {column.name}": (row.name, column.name)
+            for row in table.rows for column in table.columns}
+    found = {}
+    for line, cells in read_table(path, ["trained on"]):
+        name = cells.pop("trained on")
+        if name not in keys:
+            raise UserError(f"{line}: {table.path} has no '{printable(name)}'"
+                            + suggest(name, list(keys)))
+        epochs = [read(head.removeprefix("epoch "), line) for head in cells]
+        accuracies = np.array([read_spread(cell, line) for cell in cells.values()])
+        found[keys[name]] = np.stack([np.broadcast_to(epochs, accuracies.T.shape), accuracies.T],
+                                     axis=-1)
+    return found
+
+
+def read_table(path: Path, needed: list[str]) -> list[tuple[str, dict[str, str]]]:
+    """The rows of the first Markdown table of a file: (file:line, {head: cell})."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or 'is no UTF-8 text'}; name "
+                        "the numbers that this figure printed") from None
+    lines = [(f"{path}:{i}", [cell.strip().replace(r"\|", "|")
+                              for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]])
+             for i, line in enumerate(text.splitlines(), 1) if line.startswith("|")]
+    if len(lines) < 3 or any(head not in lines[0][1] for head in needed):
+        raise UserError(f"{path}: expected a table with the columns {', '.join(needed)}, as this "
+                        "figure prints them")
+    for line, cells in lines[2:]:
+        if len(cells) != len(lines[0][1]):
+            raise UserError(f"{line}: {len(cells)} cells under {len(lines[0][1])} heads")
+    return [(line, dict(zip(lines[0][1], cells, strict=True))) for line, cells in lines[2:]]
+
+
+def read(text: str, line: str) -> float:
+    value = read_number(text)
+    if value is None:
+        raise UserError(f"{line}: '{printable(text)}' is no number")
+    return float(value)
+
+
+def read_spread(text: str, line: str) -> list[float]:
+    """As many accuracies as there were, of their mean and standard deviation: the values themselves
+    were not printed, and no chart shows them."""
+    parts = SPREAD.fullmatch(text)
+    if parts is None:
+        raise UserError(f"{line}: '{printable(text)}' is no accuracy")
+    mean = read(parts["mean"], line)
+    if parts["count"] is None or int(parts["count"]) < 2:
+        return [mean]
+    places = np.linspace(-1, 1, int(parts["count"]))
+    return list(mean + read(parts["deviation"], line) * places / statistics.stdev(places))
