@@ -5,8 +5,9 @@ NAMES = {
     "sem": "SEM", "tap": "TAP", "hypo": "HYPO", "sep": "SEP", "pil": "PIL", "lsp": "LSP",
     "ar": "AR", "ops": "OPS", "cuda": "CUDA", "reuse": "re-used p_hat",
     "random_signs": "random signs",
-    "gray": "grey scale", "jpeg": "JPEG", "bdr": "BDR", "dvae": "D-VAE", "vae": "VAE", "ae": "AE", "ddpm": "DDPM",
-    "avatar": "AVATAR", "jcdp": "JCDP", "iss_best": "best of these (an oracle)",
+    "gray": "grey scale", "jpeg": "JPEG", "bdr": "BDR", "dvae": "D-VAE", "vae": "VAE",
+    "ae": "AE", "ddpm": "DDPM", "avatar": "AVATAR", "jcdp": "JCDP",
+    "iss_best": "best of these (an oracle)",
 }
 
 
