@@ -278,6 +278,21 @@ def test_a_loop_that_stops_early_resumes_to_that_end(tmp_path, monkeypatch, stop
     assert resumed == total
 
 
+def test_a_state_from_before_loops_could_stop_resumes(tmp_path, monkeypatch):
+    monkeypatch.setattr(core.run, "SAVE_SECONDS", 0.0)
+    with Run(job(), out=tmp_path / "whole") as run:
+        whole, total = walk(run)
+    with Run(job(), out=tmp_path / "broken") as run:
+        before, _ = walk(run, 5)
+        state = run.load_state("walk")
+        del state["epochs"]
+        run.save_state("walk", state)
+    with Run(job(), out=tmp_path / "broken") as run:
+        after, resumed = walk(run)
+    assert before[:-1] + after == whole
+    assert resumed == total
+
+
 def test_the_first_step_of_a_process_is_off_the_clock(tmp_path, monkeypatch):
     """Every step takes a second, the first of a process a hundred: it compiles."""
     monkeypatch.setattr(core.run, "SAVE_SECONDS", 0.0)
