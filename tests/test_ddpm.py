@@ -105,6 +105,18 @@ def test_training_is_ho_et_als(few, tmp_path, loss):
         torch.testing.assert_close(found["ema"][name], ema[name], atol=2e-5, rtol=1e-4)
 
 
+def test_the_optimiser_is_ho_et_als(tmp_path):
+    """Two steps hardly tell Adam's constants apart."""
+    config = prior.TrainConfig()
+    with new_run(tmp_path / "run") as run:
+        optimizer = prior.make_optimizer(torch.nn.Linear(1, 1), config, run)
+    assert type(optimizer) is torch.optim.Adam
+    [group] = optimizer.param_groups
+    assert (group["lr"], group["betas"], group["eps"]) == (2e-4, (0.9, 0.999), 1e-8)
+    assert group["weight_decay"] == 0
+    assert not group["amsgrad"]
+
+
 def test_only_the_small_steps_are_trained(few, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(UNet, "forward",
