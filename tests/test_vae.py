@@ -227,6 +227,18 @@ def test_the_vaes_first_step_is_adams_retyped(tmp_path, few):
     torch.testing.assert_close(step[clear], -0.005 * gradient.sign()[clear], rtol=0.02, atol=0)
 
 
+def test_the_vaes_optimiser_is_adam_with_its_usual_constants(tmp_path, few, monkeypatch):
+    """Which a first step does not tell."""
+    seen, made = {}, torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda *arguments, **keys:
+                        seen.setdefault("adam", made(*arguments, **keys)))
+    config = vae.TrainConfig(width=4, latent_channels=4, batch_size=32, epochs=1)
+    with new_run(tmp_path / "out") as run:
+        vae.train_stage(few.first(32), 1, "", config, run)
+    [group] = seen["adam"].param_groups
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.999), 1e-8, 0)
+
+
 def test_the_aes_steps_are_sgds_retyped(tmp_path, few):
     """Two epochs of one batch: noise on the input only, clip, momentum, decay, cosine."""
     images = few.first(32)
