@@ -17,6 +17,7 @@ import train_ddpm
 import train_vae
 from core import commands
 from core.command import parse
+from core.errors import UserError
 from core.methods import list_methods
 from poisons.__main__ import main as poison
 from scripts.documents import documents
@@ -63,6 +64,17 @@ def test_pages_are_what_code_and_results_give(monkeypatch):
     monkeypatch.chdir(ROOT)
     for page, text in documents.pages().items():
         assert (ROOT / page).read_text() == text, f"{page}: run python scripts/documents.py"
+
+
+@pytest.mark.parametrize("text", [
+    "<!-- tabel: x.md -->\n<!-- end -->\n",
+    "<!-- methods: poisons -->\n<!-- methods: purifiers -->\n<!-- end -->\n",
+])
+def test_a_mark_that_nothing_fills_is_refused(tmp_path, text):
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises(UserError, match=r"page\.md: '<!-- .* needs one of accuracies, .*end"):
+        documents.filled(str(page))
 
 
 def test_no_accuracy_stands_in_a_table_by_hand():
@@ -166,6 +178,8 @@ def test_shell_lines_of_the_pages_are_understood(page, monkeypatch):
 # --- names -----------------------------------------------------------------------------------
 
 
+SAID = {tokenize.STRING, tokenize.COMMENT,
+        getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}       # from Python 3.12 on
 # Other ways to write a method's name than its paper's and this project's: LSP, D-VAE, JCDP, ...
 WRONG = (r"DVAE|D-Vae|d-vae|Dvae|DVae|Jcdp|J-CDP|LE-JCDP|Lsp|Avatar|Em|Rem|Sem|Tap|Hypo|Pil|Iss|"
          r"Jpeg|Vae|Ddpm|[Gg]r[ae]yscale")
@@ -199,7 +213,7 @@ def test_code_writes_names_one_way():
         if path.endswith(".py") and not path.startswith("tests/"):
             with io.StringIO(text) as source:
                 text = "\n".join(token.string for token in tokenize.generate_tokens(source.readline)
-                                 if token.type in (tokenize.STRING, tokenize.COMMENT))
+                                 if token.type in SAID)
         if not path.startswith("tests/") and not path.endswith(".md"):
             assert not wrong_names(text, WRONG), path
 

@@ -26,7 +26,7 @@ from scripts.documents.names import name_of
 from scripts.tables.render import markdown
 
 PAGES = ("README.md", "docs/results.md")
-FILLED = re.compile(r"(<!-- (\w+): (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+FILLED = re.compile(r"(<!-- (\w+): (.*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NONE_YET = "-"          # of scripts/table.py: a cell without a record
 
 
@@ -43,15 +43,22 @@ def main(argv: list[str] | None = None) -> None:
 
 def pages() -> dict[str, str]:
     """Every page that this writes, as it ought to be."""
-    return {page: filled(Path(page).read_text("utf-8")) for page in PAGES} | {
-        "docs/methods.md": methods.page()}
+    return {page: filled(page) for page in PAGES} | {"docs/methods.md": methods.page()}
 
 
-def filled(text: str) -> str:
+def filled(page: str) -> str:
     """A page with everything between its marks written anew."""
     writers = {"accuracies": accuracies, "records": recorded, "table": first_table,
                "methods": methods.lines}
-    return FILLED.sub(lambda mark: mark[1] + writers[mark[2]](*mark[3].split()) + mark[4], text)
+
+    def write(mark: re.Match) -> str:
+        begin, word, sources, middle, end = mark.groups()
+        if word not in writers or "<!--" in middle:
+            raise UserError(f"{page}: '{begin.strip()}' needs one of {', '.join(writers)}, and an "
+                            "'<!-- end -->' of its own")
+        return begin + writers[word](*sources.split()) + end
+
+    return FILLED.sub(write, Path(page).read_text("utf-8"))
 
 
 def first_table(path: str) -> str:
