@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
             found = measure(poisoned, purified)
             run.note("change", **{**vars(found), "psnr": min(found.psnr, 999.0)})
             dataclasses.replace(purified, labels=poisoned.labels).save(run)
-            run.say(f"{request.method} changed: {found.line()}")
+            run.say(f"{request.method} changed: {found.in_words()}")
     ImageSet.load(run.out)
     print(run.out)
 

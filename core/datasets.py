@@ -104,7 +104,7 @@ def load(settings: DataSettings, key: str = "data", digest: str | None = None) -
         raise UserError(f"split: {source} has no test split; name the test set with test=")
     if digest is not None and digest != digest_of(whole):
         raise UserError(f"{source} holds other images or labels than it did when the set was made")
-    return take(whole, split)
+    return split_of(whole, split)
 
 
 def digest_of(whole: ImageSet) -> str:
@@ -342,7 +342,7 @@ def reject_size(settings: DataSettings) -> None:
 # --- splits ----------------------------------------------------------------------------------
 
 
-def take(whole: ImageSet, split: str) -> ImageSet:
+def split_of(whole: ImageSet, split: str) -> ImageSet:
     """The rows of a split, in order."""
     if split in ("train", "test"):
         return whole

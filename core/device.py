@@ -3,12 +3,11 @@
 import contextlib
 import ctypes
 import dataclasses
-import functools
 import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,6 +20,11 @@ from core.ranges import Count, Keys
 
 # cuBLAS reads it once, when CUDA starts: before any run can ask for repeatable kernels.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+BF16_IS_FASTER = ("precision=bf16 would be faster: this processor has AMX (auto is fp32 on every "
+                  "CPU; bf16 gives other bytes)")
+_to_say: list[str] = []         # about this machine, should a network compute on it
+_said: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,6 @@ class Device:
     threads: int
     deterministic: bool
     craft_precision: str
-    bf16_is_faster: bool = field(default=False, compare=False)  # here, and nothing was asked for
 
     @property
     def torch(self) -> torch.device:
@@ -62,8 +65,7 @@ class Device:
     def autocast(self) -> contextlib.AbstractContextManager:
         """Convolutions and matrix products in bf16 where asked; losses stay the caller's fp32."""
         if self.precision != "bf16":
-            if self.bf16_is_faster:
-                say_bf16_is_faster()
+            advise()
             return contextlib.nullcontext()
         return torch.autocast(self.kind, torch.bfloat16)
 
@@ -95,10 +97,9 @@ class Device:
         """torch.compile for a hot function, if this run compiles; once for each shape it meets."""
         return torch.compile(function, dynamic=False) if self.compile else function
 
-    def describe(self) -> dict:
+    def as_record(self) -> dict:
         """What a record says of the machine."""
         about = dataclasses.asdict(self)
-        del about["bf16_is_faster"]
         if self.kind == "cuda":
             about |= {"hardware": torch.cuda.get_device_name(self.torch),
                       "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
@@ -144,7 +145,8 @@ def resolve(settings: DeviceSettings) -> Device:
     precision = settings.precision
     if precision == "auto":
         precision = auto_precision(device)
-    bf16_is_faster = settings.precision == "auto" and device.type == "cpu" and has_amx()
+    unasked = settings.precision == "auto" and device.type == "cpu" and has_amx()
+    _to_say[:] = [BF16_IS_FASTER] if unasked and BF16_IS_FASTER not in _said else []
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     torch.backends.cudnn.benchmark = not settings.deterministic
@@ -158,7 +160,7 @@ def resolve(settings: DeviceSettings) -> Device:
                         "torch.compile needs; install one, or write compile=false")
     compiled = settings.compile == "true" or (settings.compile == "auto" and can_compile(device))
     return Device(name, precision, compiled, torch.get_num_threads(), settings.deterministic,
-                  settings.craft_precision, bf16_is_faster)
+                  settings.craft_precision)
 
 
 def kind_of(settings: DeviceSettings) -> str:
@@ -199,11 +201,11 @@ def has_amx() -> bool:
     return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
-@functools.cache
-def say_bf16_is_faster() -> None:
-    """Once a process, where the first network is about to compute."""
-    distributed.note("precision=bf16 would be faster: this processor has AMX (auto is fp32 on "
-                     "every CPU; bf16 gives other bytes)")
+def advise() -> None:
+    """Say what `resolve` left to be said, once a process: where a network is about to compute."""
+    while _to_say:
+        _said.append(_to_say.pop())
+        distributed.note(_said[-1])
 
 
 def unlike(made: dict, settings: DeviceSettings) -> str:

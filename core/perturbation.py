@@ -26,7 +26,7 @@ class Perturbation:
     changed_rows: float     # share of all images
     psnr: float             # of the whole set, dB; inf if nothing changed
 
-    def line(self) -> str:
+    def in_words(self) -> str:
         """One line for people, in grey levels where the field uses them."""
         return (f"Linf {self.linf * 255:.0f}/255, L2 mean {self.l2:.4f} max {self.l2_max:.4f}, "
                 f"mean |delta| {self.mean_abs * 255:.2f}/255, {self.changed_pixels:.1%} of the "
@@ -140,8 +140,12 @@ def halves(original: ImageSet, perturbed: ImageSet, rng: np.random.Generator):
 
 def blocks(delta: np.ndarray) -> np.ndarray:
     """(n, H, W, 3) as float32 means of the blocks that leave about PROBE_SIDE of them a side."""
-    n, height, width, _ = delta.shape
-    size = max(1, min(height, width) // PROBE_SIDE)
+    return block_means(delta, max(1, min(delta.shape[1:3]) // PROBE_SIDE))
+
+
+def block_means(images: np.ndarray, size: int) -> np.ndarray:
+    """(n, H, W, 3) as float32 means of the whole blocks of size x size."""
+    n, height, width, _ = images.shape
     rows, columns = height // size, width // size
-    whole = delta[:, : rows * size, : columns * size].astype(np.float32)
+    whole = images[:, : rows * size, : columns * size].astype(np.float32)
     return whole.reshape(n, rows, size, columns, size, 3).mean((2, 4))

@@ -64,9 +64,10 @@ def regular(path: Path) -> Iterator[Regular]:
         yield file
 
 
-def unfolds(claimed: int, held: int, path: Path) -> None:
-    """Refuse what claims so much more than it holds that it would fill the memory."""
-    if claimed > max(UNFOLDED * held, FREE):
+def unfolds(claimed: int, held: int, path: Path, *, free: int = FREE) -> None:
+    """Refuse what claims so much more than it holds that it would fill the memory, unless it is no
+    more than `free` bytes."""
+    if claimed > max(UNFOLDED * held, free):
         raise UserError(f"{path}: claims {claimed:,} bytes but holds {held:,}")
 
 

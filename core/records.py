@@ -32,7 +32,7 @@ def write(run: Run, result: Result, train: ImageSet, test: ImageSet) -> dict:
         "test": {"root": test.meta["root"], "rows": len(test), "fingerprint": test.fingerprint},
         "purifier_trained_on": [step["trained_on"] for step in train.meta["lineage"]
                                 if step.get("trained_on")],
-        "versions": versions(), "device": run.device.describe(),
+        "versions": versions(), "device": run.device.as_record(),
     }
     files.write_json(run.work / "record.json", record)
     run.finish({"kind": "record"})

@@ -113,7 +113,7 @@ class Run:
         """Make what was written the artefact OUT, whose meta.json says `meta` and the machine."""
         self.world.barrier()                    # the others have written what is theirs
         if self.world.leads:
-            machine = {**self.device.describe(), "processes": self.world.size}
+            machine = {**self.device.as_record(), "processes": self.world.size}
             self.folder.commit({**meta, "device": machine})
         self.world.barrier()
         self.done = True

@@ -5,7 +5,7 @@ It computes in the run's precision: bf16 on a GPU, where the papers' code has fl
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -249,11 +249,18 @@ def cosine(start: float, end: float, progress: float) -> float:
 def accuracy(model: nn.Module, data: ImageSet, run: Run) -> float:
     """Share of images that the model, in eval mode, labels right."""
     model.eval()
-    hits = torch.zeros((), dtype=torch.int64, device=run.device.torch)
-    for images, labels in in_order(data, TEST_BATCH, run):
-        with run.device.autocast():
-            hits += (model(images).argmax(1) == labels).sum()
-    return hits.item() / len(data)
+    with run.device.autocast():
+        return count_right(model, in_order(data, TEST_BATCH, run)) / len(data)
+
+
+def count_right(predict: Callable[[torch.Tensor], torch.Tensor],
+                batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> int:
+    """How many of the images, in batches with their labels, the predicted logits are right about.
+    """
+    hits = 0                # on the device from the first batch on: no batch waits for it
+    for images, labels in batches:
+        hits += (predict(images).argmax(1) == labels).sum()
+    return int(hits)
 
 
 def in_order(data: ImageSet, batch_size: int, run: Run

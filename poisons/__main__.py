@@ -103,7 +103,7 @@ def inspect(request: Request, clean: ImageSet, poisoned: ImageSet, run: Run) -> 
                 getattr(request.config, "rounding", "round"))
     probe = linear_probe(clean, poisoned, run.rng("probe"))
     run.note("perturbation", **{**vars(found), "psnr": min(found.psnr, 999.0)}, linear_probe=probe)
-    run.say(found.line())
+    run.say(found.in_words())
     run.say("linear probe on the perturbation: " + (
         "too few rows" if probe is None else
         f"{probe:.1%} held-out (chance {1 / clean.num_classes:.1%})"))

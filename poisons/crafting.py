@@ -8,6 +8,7 @@ import torch
 from core.files import RowFile
 from core.imageset import SLICE_ROWS, ImageSet, Rounding, to_floats
 from core.run import Run
+from core.training import count_right
 
 # Rows of 32x32 a PGD pass, and the fewest of larger images. They change speed, and results by
 # rounding alone.
@@ -56,11 +57,10 @@ def add_noise(clean: ImageSet, craft: Craft, run: Run, *, rounding: Rounding = "
 @torch.no_grad()
 def seen_as(poisoned: ImageSet, logits: Callable, labels: torch.Tensor, run: Run) -> float:
     """Share of the images that a surrogate takes for `labels` (N,)."""
-    hits = 0
-    for rows in slices(0, len(poisoned), poisoned, run):
-        images, _ = on_device(poisoned, rows, run)
-        hits += int((logits(images).argmax(1).cpu() == labels[rows]).sum())
-    return hits / len(poisoned)
+    labels = labels.to(run.device.torch)
+    batches = ((on_device(poisoned, rows, run)[0], labels[rows])
+               for rows in slices(0, len(poisoned), poisoned, run))
+    return count_right(logits, batches) / len(poisoned)
 
 
 def report_seen(what: str, share: float, run: Run) -> None:

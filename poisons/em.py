@@ -20,6 +20,7 @@ from core.imageset import ImageSet
 from core.loop import Loop
 from core.ranges import Count
 from core.run import Run
+from core.training import count_right
 from poisons.crafting import on_device, slices
 from poisons.minmin import (
     Shared,
@@ -110,8 +111,9 @@ class IndexOrder:
 @torch.no_grad()
 def error_rate(frozen: FrozenSurrogate, clean: ImageSet, noise: RowFile, run: Run) -> float:
     """Share of noised images that the surrogate, in eval mode, gets wrong."""
-    wrong = torch.zeros((), dtype=torch.int64, device=run.device.torch)
-    for rows in slices(0, len(clean), clean, run):
-        images, labels = on_device(clean, rows, run)
-        wrong += (frozen(images + load_noise(noise, rows, run)).argmax(1) != labels).sum()
-    return wrong.item() / len(clean)
+    def noised() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for rows in slices(0, len(clean), clean, run):
+            images, labels = on_device(clean, rows, run)
+            yield images + load_noise(noise, rows, run), labels
+
+    return (len(clean) - count_right(frozen, noised())) / len(clean)

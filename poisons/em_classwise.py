@@ -9,6 +9,7 @@ Deviations: as in `em`, but that the noise is kept in single precision; a part s
 batch is one batch (the release drops the last incomplete batch, and would then make no noise).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from core.imageset import ImageSet
 from core.loop import Loop
 from core.ranges import Count, Share
 from core.run import Run
+from core.training import count_right
 from poisons.crafting import on_device
 from poisons.minmin import (
     Shared,
@@ -142,8 +144,10 @@ def error_rate(frozen: FrozenSurrogate, clean: ImageSet, batches: list[np.ndarra
                noise: ClassNoise, run: Run) -> float:
     """Share of the noised images in `batches` of rows that the surrogate, in eval mode, gets
     wrong."""
-    wrong = 0
-    for rows in batches:
-        images, labels = on_device(clean, rows, run)
-        wrong += (frozen(images + noise.delta[labels]).argmax(1) != labels).sum()
-    return wrong.item() / sum(map(len, batches))
+    def noised() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for rows in batches:
+            images, labels = on_device(clean, rows, run)
+            yield images + noise.delta[labels], labels
+
+    total = sum(map(len, batches))
+    return (total - count_right(frozen, noised())) / total

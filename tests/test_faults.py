@@ -98,7 +98,7 @@ FAULTS = [
           "cosine(rate, 0.0, now / end)", "cosine(rate, 0.0, (now + 1) / end)",
           "training.py::test_cosine_is_torchs_stepped_once_an_epoch"),
     fault("accuracy in training mode", "core/training.py",
-          "    model.eval()\n    hits", "    hits",
+          "    model.eval()\n    with", "    with",
           "training.py::test_scoring_uses_running_statistics_and_leaves_them"),
     fault("the test images out of order", "core/training.py",
           "np.array(data.images[start : start + batch_size])",

@@ -788,7 +788,7 @@ def test_what_unfolds_in_memory_is_refused(tmp_path, base):
     for name in ("pairs.pkl", "expanded.pt", "list.pt"):
         error = run_import(tmp_path / name, base).error
         assert f"{name}: claims " in error, error
-        assert "bytes of images but holds" in error
+        assert "bytes but holds" in error
 
 
 def test_labels_beside_noise_are_checked(tmp_path, base, clean, noise):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import CONFIGS, ROOT, run_command
 
-from core.datasets import take
+from core.datasets import split_of
 from core.imageset import ImageSet
 from scripts.documents import documents
 from scripts.tables import plan, render, spec
@@ -41,7 +41,7 @@ def outlines(monkeypatch):
         if settings.data not in INDEX["data"]:
             return load(settings, *rest)
         path = settings.test if settings.split == "test" else settings.data
-        return take(outline(path), settings.split)
+        return split_of(outline(path), settings.split)
 
     def load_test_outline(train, settings):
         if train.meta["test"] == {"data": TEST}:

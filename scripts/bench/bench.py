@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     core.run.SAVE_SECONDS = float("inf")
     with scratch_run(device) as run:
         bench = Bench(run, 1 if arguments.smoke else arguments.rounds, arguments.smoke)
-        about = device.describe()
+        about = device.as_record()
         print(f"{about['hardware']}, {device.name}, {device.precision}, compile {device.compile}, "
               f"{device.threads} threads, torch {torch.__version__}; largest matrix product "
               f"{bench.peak / 1e9:,.0f} GFLOP/s\n")

@@ -13,6 +13,7 @@ import torch
 
 from core.errors import UserError
 from core.imageset import SLICE_ROWS, ImageSet
+from core.perturbation import block_means
 from scripts.exchange.foreign import Foreign
 from scripts.exchange.units import (
     LENGTH,
@@ -439,7 +440,6 @@ def outlines(images: np.ndarray) -> np.ndarray:
     size = min(height, width) // 8 if min(height, width) >= 32 else 1
     found = np.empty((n, height // size, width // size, 3), np.float32)
     for start in range(0, n, SLICE_ROWS):
-        part = images[start : start + SLICE_ROWS, : height // size * size, : width // size * size]
-        found[start : start + SLICE_ROWS] = part.astype(np.float32).reshape(
-            len(part), height // size, size, width // size, size, 3).mean((2, 4))
+        part = slice(start, start + SLICE_ROWS)
+        found[part] = block_means(images[part], size)
     return centred(found)

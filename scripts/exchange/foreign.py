@@ -25,6 +25,7 @@ from core.pictures import is_picture, opened, to_rgb, visible
 LABEL_FILES = ("{stem}_labels.npy", "{stem}_label.npy", "{stem}_target.npy", "{stem}_targets.npy")
 LABEL_NAMES = {"data": ("target", "targets", "label", "labels")}    # x_data.npy -> x_target.npy
 IMAGE_KEYS, LABEL_KEYS = ("data", "images", "x"), ("targets", "labels", "fine_labels", "y")
+NONE_FREE = 0   # one array referred to many times is no poison, however small (reading.unfolds)
 FILES = (".pt", ".pth", ".pkl", ".npz", *(f".p{number}" for number in range(1, 6)))   # of one set
 
 
@@ -119,22 +120,16 @@ def of_object(found: Any, path: Path, source: str) -> Foreign:
     if isinstance(found, list) and found and all(
             isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in found):
         rows = [as_row(pair[0], path) for pair in found]
-        unfolds(sum(row.nbytes for row in rows), path.stat().st_size, path)
+        reading.unfolds(sum(row.nbytes for row in rows), path.stat().st_size, path, free=NONE_FREE)
         if len({row.shape for row in rows}) == 1:
             return Foreign(f"{source}, a list of images and labels", np.stack(rows),
                            as_labels([pair[1] for pair in found], path))
     if isinstance(found, list) and found and all(isinstance(t, torch.Tensor) for t in found) \
             and len({t.shape for t in found}) == 1:
-        unfolds(sum(tensor.nbytes for tensor in found), path.stat().st_size, path)
+        reading.unfolds(sum(tensor.nbytes for tensor in found), path.stat().st_size, path,
+                        free=NONE_FREE)
         return Foreign(f"{source}, a list of tensors", as_array(torch.stack(found), path))
     raise UserError(f"{path}: holds {describe(found)}, which is no poison that is known here")
-
-
-def unfolds(claimed: int, held: int, path: Path) -> None:
-    """Refuse what refers so often to the same bytes that it would fill the memory; also if small,
-    unlike what is compressed (`reading.unfolds`): no poison is stored so."""
-    if claimed > reading.UNFOLDED * held:
-        raise UserError(f"{path}: claims {claimed:,} bytes of images but holds {held:,}")
 
 
 def describe(found: Any) -> str:
@@ -163,7 +158,7 @@ def as_array(value: Any, path: Path) -> np.ndarray:
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.is_quantized:
             raise UserError(f"{path}: a sparse or quantised tensor is no poison")
-        unfolds(value.nbytes, value.untyped_storage().nbytes(), path)
+        reading.unfolds(value.nbytes, value.untyped_storage().nbytes(), path, free=NONE_FREE)
         value = value.detach()
         return (value.float() if value.is_floating_point() else value).numpy()
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":

@@ -30,7 +30,7 @@ from core.datasets import (
     note_missing_classes,
     remember_test,
     rows_split,
-    take,
+    split_of,
 )
 from core.errors import UserError
 from core.identity import Job
@@ -108,7 +108,7 @@ def save(aligned: aligning.Aligned, clean: ImageSet, found: Perturbation, origin
         lambda _, rows: torch.from_numpy(np.array(aligned.images[rows])), run)
     run.note("perturbation", **{**vars(found), "psnr": min(found.psnr, 999.0)}, **origin)
     run.say(aligned.how)
-    run.say(found.line())
+    run.say(found.in_words())
     share = nearest_mean(clean, poisoned, run.rng("probe"))
     if share is not None:
         run.say(f"nearest class mean of the perturbation: {share:.1%} held out (chance "
@@ -138,7 +138,7 @@ def part_of(base: ImageSet, rows: np.ndarray, where: str) -> ImageSet:
     if whole.get("split", "train") != "train":      # one split must lead back to the clean rows
         raise UserError(f"{where}: {len(rows)} images, a part of the {len(base)} of --split "
                         f"{whole['split']}; leave --split out, the rows are found")
-    return take(base, rows_split(rows, len(base)))
+    return split_of(base, rows_split(rows, len(base)))
 
 
 def check(bound: Bound, found: Perturbation, clean: ImageSet, arguments: argparse.Namespace,
@@ -152,7 +152,7 @@ def check(bound: Bound, found: Perturbation, clean: ImageSet, arguments: argpars
         hint = "; of noise for images in [-1, 1] write --units noise2" if units == "noise" and (
             value <= 2 * limit) else ""
         raise UserError(f"{where}: its {bound[0]} is {value:.5g}, above the {bound[1]:.5g} of "
-                        f"--radius ({found.line()}){hint}")
+                        f"--radius ({found.in_words()}){hint}")
 
 
 def digest_of(source: Path) -> str:

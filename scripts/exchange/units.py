@@ -172,7 +172,8 @@ def spread(count: int, most: int) -> np.ndarray:
 
 
 def thumbnails(images: np.ndarray) -> np.ndarray:
-    """Means over 8x8 blocks, whatever the size: float32 (n, 8, 8, 3)."""
+    """Means over 8x8 blocks, whatever the size: float32 (n, 8, 8, 3). Where 8 divides no side,
+    blocks overlap, so that none of the image is left out as `block_means` would."""
     found = np.empty((len(images), SIDE, SIDE, 3), np.float32)
     size = max(1, VALUES_AT_ONCE // images[0].size)
     for start in range(0, len(images), size):
