@@ -389,10 +389,11 @@ def test_labels_do_not_cover_each_other():
     figure = style.sheet(3)
     axis = figure.subplots()
     axis.set(xlim=(0, 1), ylim=(0, 100))
-    points = [(x, y, f"{y:g}") for x, y in ((0.5, 50), (0.51, 51), (0.52, 49), (0.999, 99.9))]
+    points = [(x, y, f"{y:g}") for x, y in ((0.5, 50), (0.51, 51), (0.52, 49), (0.999, 99.9),
+                                                 (0.001, 20))]
     style.label_points(axis, points * 9, [54])
     boxes = [text.get_window_extent() for text in axis.texts]
-    assert 3 <= len(boxes) < 36         # what finds no place is left out
+    assert 4 <= len(boxes) < 45         # what finds no place is left out
     for i, box in enumerate(boxes):
         assert axis.bbox.x0 <= box.x0
         assert box.x1 <= axis.bbox.x1
@@ -497,11 +498,12 @@ def test_accuracy_is_drawn_on_the_whole_range(monkeypatch, name, text):
 
 @pytest.mark.parametrize(("name", "text"), CHARTS)
 def test_series_differ_without_their_colours(monkeypatch, name, text):
-    axis = from_numbers(monkeypatch, name, text).axes[-1]
-    looks = [(line.get_marker(), line.get_markerfacecolor() == "white", line.get_linestyle(),
-              str(line._unscaled_dash_pattern))
-             for line in axis.lines if not line.get_label().startswith("_")]
-    assert len(set(looks)) == len(looks) > 1
+    for axis in from_numbers(monkeypatch, name, text).axes:
+        lines = [getattr(handle, "lines", [handle])[0]
+                 for handle in axis.get_legend_handles_labels()[0]]
+        looks = [(line.get_marker(), line.get_markerfacecolor() == "white", line.get_linestyle(),
+                  str(line._unscaled_dash_pattern)) for line in lines]
+        assert len(set(looks)) == len(looks) > 1
 
 
 @pytest.mark.parametrize(("name", "text"), CHARTS)
@@ -600,6 +602,22 @@ def test_the_quickstart_shows_every_seed(monkeypatch):
                                                         "chance"}
     assert axis.get_xlim() == (0, 100)
     assert "bar: mean, dot: a seed" in axis.get_xlabel()
+
+
+def test_the_picture_of_the_quickstart(tmp_path, few, few_path):
+    """Its images at one gain, over the bars; rows 0 to 7 of the first seed."""
+    for name, images in (("lsp", few.images // 2 + 64), ("dvae", few.images // 4)):
+        write_imageset(tmp_path / "seed1" / name, images, few.labels)
+    found = {name: [{"accuracy_last": 0.5}] for name in ("clean", "LSP", "LSP, D-VAE")}
+    figure = bars.draw_quickstart(tmp_path, found)
+    tiles, accuracies = figure.axes
+    assert [label.get_text() for label in tiles.get_yticklabels()] == [
+        "clean", "LSP", "− clean", "LSP, D-VAE", "− clean"]
+    np.testing.assert_array_equal(tiles.images[0].get_array()[17:33, 17:33],
+                                  few.images[1] // 2 + 64)
+    assert tiles.get_title(loc="left") == strips.gain_text(1)
+    assert len(accuracies.patches) == 3
+    assert "1 seed" in figure.get_suptitle()
 
 
 def test_a_quickstart_without_records_is_refused(tmp_path):

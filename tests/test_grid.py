@@ -111,6 +111,10 @@ def test_the_tiles_of_a_row_are_its_images():
     np.testing.assert_array_equal(canvas[:8, 9:17], images[1])
     np.testing.assert_array_equal(canvas[9:17, 18:26], 255 - images[2])
     assert (canvas[8] == 255).all()
+    strips.show_rows(axis, [strips.Row("a", images[:2] / 255)], halves=True)
+    canvas = axis.images[1].get_array()
+    np.testing.assert_array_equal(canvas[:, 12:], images[1])
+    assert (canvas[:, 8:12] == 255).all()
 
 
 # --- accuracies ------------------------------------------------------------------------------

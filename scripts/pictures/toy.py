@@ -162,9 +162,11 @@ def draw(measured: list[float], seed: int, path: Path) -> None:
     figure = style.sheet(3.6)
     left, right = figure.subplots(1, 2)
     spreads = np.geomspace(0.02, 1, 60)
-    for a, (colour, marker) in zip((0.1, A, 1), style.SERIES, strict=False):
+    for a, (colour, marker), dash in zip((0.1, A, 1), style.SERIES, ("--", "-", "-."),
+                                         strict=False):
         dots = [(s, 100 * m) for (a_, s), m in zip(PAIRS, measured, strict=True) if a_ == a]
-        left.plot(spreads, [100 * formula(a, s) for s in spreads], color=colour, linewidth=1.4)
+        left.plot(spreads, [100 * formula(a, s) for s in spreads], dash, color=colour,
+                  linewidth=1.4)
         left.plot(*zip(*dots, strict=True), linestyle="none", marker=marker, color=colour,
                   label=f"class means ± {a:g}")
     left.set_xlabel("standard deviation within a class")
@@ -192,8 +194,8 @@ def draw(measured: list[float], seed: int, path: Path) -> None:
         axis.axhline(50, color=style.MUTED, linewidth=1, linestyle=(0, (6, 3)), label="chance")
     left.set_ylabel("accuracy on clean data (%)")
     right.set_ylabel("")
-    style.head(figure, "D-VAE's theory on two Gaussians\nline: formula; points: LDA fitted on "
-               f"{SAMPLES:,} poisoned samples (toy 2: class means ± {A}, deviation {S})")
+    style.head(figure, f"D-VAE's theory on two Gaussians; toy 2: class means ± {A}, deviation {S}\n"
+               f"line: formula; points: LDA fitted on {SAMPLES:,} poisoned samples")
     style.legend(figure, left, right)
     style.save(figure, path)
 
