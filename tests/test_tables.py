@@ -253,7 +253,7 @@ def test_quick_takes_any_learner(tiny):
     """What it changes of an evaluation is a key of whichever method that is."""
     changed(tiny, "configs/learners/em60.yaml", "configs/learners/smoothing.yaml")
     changed(tiny, "  standard.width: 4\n  standard.epochs: 1\n  standard.test_every: 0\n", "")
-    [cell, *_] = plan.Planner(spec.read(str(tiny), quick=True)).cells()
+    [cell, *_] = plan.Planner(spec.read_one(str(tiny), quick=True)).cells()
     assert (cell.record.job.method, cell.record.job.config["test_every"]) == ("smoothing", 0)
 
 
