@@ -85,7 +85,7 @@ def test_all_residuals_of_a_figure_share_one_gain():
     assert gain == strips.common_gain(found[2:]) < strips.common_gain(found[:2]) == 20
     values = np.concatenate([strip.residual.ravel() for strip in found[1:]])
     assert np.mean(np.abs(gain * values) > 0.5) <= 0.02
-    rows = strips.rows_of(found, gain)
+    rows = strips.tile_rows(found, gain)
     assert [row.label for row in rows] == ["clean", "weak", "− clean", "strong", "− clean"]
     for row, strip in zip((rows[2], rows[4]), found[1:], strict=True):
         np.testing.assert_allclose(row.tiles, np.clip(0.5 + gain * strip.residual, 0, 1))
@@ -97,7 +97,7 @@ def test_a_few_images_have_their_residuals_beside_them():
     clean = strips.Strip("clean", np.zeros((4, 8, 8, 3)), None)
     other = strips.Strip("x", np.ones((4, 8, 8, 3)), np.full((4, 8, 8, 3), 0.1))
     only = strips.Strip("p_hat", None, np.full((4, 8, 8, 3), -0.1))
-    rows = strips.rows_of([clean, other, only], 2, beside=True)
+    rows = strips.tile_rows([clean, other, only], 2, beside=True)
     assert [(row.label, len(row.tiles)) for row in rows] == [("clean", 8), ("x", 8), ("p_hat", 8)]
     halves = [[tiles.mean() for tiles in np.split(row.tiles, 2)] for row in rows]
     np.testing.assert_allclose(halves, [[0, 1], [1, 0.7], [1, 0.3]])    # 1: white, nothing there
@@ -185,7 +185,7 @@ def test_grey_images_stay_grey():
     clean = some((3, 8, 8, 3))
     clean.images[:] = clean.images[..., :1]
     grey = shifted(clean, 20)
-    tiles = strips.rows_of(grid.grid_strips(clean, [("g", grey)], [[], []], slice(0, 3)), 5)
+    tiles = strips.tile_rows(grid.grid_strips(clean, [("g", grey)], [[], []], slice(0, 3)), 5)
     assert all(np.ptp(row.tiles, axis=-1).max() < 1e-9 for row in tiles)
 
 

@@ -13,10 +13,10 @@ from scripts.pictures.strips import (
     Strip,
     common_gain,
     gain_text,
-    rows_of,
     show_rows,
     size_of,
-    strip,
+    strip_of,
+    tile_rows,
 )
 
 NAMES = {"clean": "clean", "lsp": "LSP", "gray": "LSP, grey scale", "jpeg": "LSP, JPEG",
@@ -60,10 +60,10 @@ def draw_quickstart(folder: Path, found: dict[str, list[dict]]):
     seed = sorted(folder.glob("seed*"))[0]
     poisoned, purified = ImageSet.load(seed / "lsp"), ImageSet.load(seed / "dvae")
     clean = clean_of(poisoned, "data").images[:IMAGES]
-    strips = [Strip("clean", clean / 255, None), strip("LSP", poisoned.images[:IMAGES], clean),
-              strip("LSP, D-VAE", purified.images[:IMAGES], clean)]
+    strips = [Strip("clean", clean / 255, None), strip_of("LSP", poisoned.images[:IMAGES], clean),
+              strip_of("LSP, D-VAE", purified.images[:IMAGES], clean)]
     gain = common_gain(strips)
-    rows = rows_of(strips, gain)
+    rows = tile_rows(strips, gain)
     width, height = size_of(rows)
     bars = 0.28 * len(found) + 0.5
     figure = style.sheet(height + bars + 0.8, width)

@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
 def make_grid(arguments: argparse.Namespace) -> None:
     out, sets = picture_path(arguments.out), grid.load_alike(arguments.sets)
     clean = clean_of(sets[0][1], arguments.root)
-    save(grid.draw_grid(clean, sets, rows_of(arguments)), out)
+    save(grid.draw_grid(clean, sets, chosen_rows(arguments)), out)
     print(arguments.out)
 
 
@@ -110,7 +110,7 @@ def make_quickstart(folder: Path) -> None:
     print(out, file=sys.stderr)
 
 
-def rows_of(arguments: argparse.Namespace) -> slice:
+def chosen_rows(arguments: argparse.Namespace) -> slice:
     """--first and --images, as many as a picture can hold."""
     if arguments.first < 0 or not 1 <= arguments.images <= MOST_IMAGES:
         raise UserError(f"--first {arguments.first} --images {arguments.images}: rows count from "
@@ -189,7 +189,7 @@ def curves(table: spec.Table, cells: list[plan.Cell], arguments):
 
 
 def stages(table: spec.Table, cells: list[plan.Cell], arguments) -> dict[str, list[strips.Strip]]:
-    return strips.stages(table, cells, rows_of(arguments))
+    return strips.stages(table, cells, chosen_rows(arguments))
 
 
 TRADE_OFF = Paper(charts.draw_trade_off, points, measure.print_points, numbers.read_points)

@@ -12,7 +12,7 @@ from core.config import expand
 from core.errors import UserError
 from core.imageset import ImageSet
 from scripts.pictures import style
-from scripts.pictures.strips import WRAP, Strip, draw_strips, strip
+from scripts.pictures.strips import WRAP, Strip, draw_strips, strip_of
 
 RECORDS = (records.COMMITTED, Path("runs"))     # where accuracies are looked for
 
@@ -82,7 +82,7 @@ def grid_strips(clean: ImageSet, named: list[tuple[str, ImageSet]], accuracies: 
               for name, values in zip(["clean", *(name for name, _ in named)], accuracies,
                                       strict=True)]
     return [Strip(labels[0], original / 255, None),
-            *(strip(label, other.images[rows], original)
+            *(strip_of(label, other.images[rows], original)
               for label, (_, other) in zip(labels[1:], named, strict=True))]
 
 

@@ -29,10 +29,10 @@ from scripts.pictures.strips import (
     Strip,
     common_gain,
     gain_text,
-    rows_of,
     show_rows,
     size_of,
-    strip,
+    strip_of,
+    tile_rows,
 )
 
 SPECTRUM_ROWS = 2000
@@ -164,9 +164,9 @@ def draw(poison: ImageSet, clean: ImageSet, spectra: Spectra, means: np.ndarray)
     chosen = np.sort(streams.rng(0, "shown").permutation(len(clean))[:SHOWN_IMAGES])
     original = clean.images[chosen]
     strips = [Strip("clean", original / 255, None),
-              strip(style.plain_label(name, WRAP), poison.images[chosen], original)]
+              strip_of(style.plain_label(name, WRAP), poison.images[chosen], original)]
     gain = common_gain(strips)
-    rows = rows_of(strips, gain)
+    rows = tile_rows(strips, gain)
     width, height = size_of(rows)
     tiles = 0.9 * -(-min(len(means), SHOWN_CLASSES) // CLASSES_A_ROW)
     figure = style.sheet(height + tiles + 3.2, width)

@@ -31,7 +31,7 @@ class Strip:
     residual: np.ndarray | None     # None: these are the clean ones
 
 
-def strip(label: str, images: np.ndarray, clean: np.ndarray) -> Strip:
+def strip_of(label: str, images: np.ndarray, clean: np.ndarray) -> Strip:
     """Of images and clean ones in uint8 (n, H, W, 3)."""
     return Strip(label, images / 255, (images.astype(np.int16) - clean) / 255)
 
@@ -58,7 +58,7 @@ class Row:
     tiles: np.ndarray
 
 
-def rows_of(strips: list[Strip], gain: float, beside: bool = False) -> list[Row]:
+def tile_rows(strips: list[Strip], gain: float, beside: bool = False) -> list[Row]:
     """The images of every strip, and their residuals beneath or `beside` them."""
     rows = []
     for each in strips:
@@ -112,7 +112,7 @@ def draw_strips(groups: list[tuple[str, list[Strip]]], text: str):
     figure's title `text` is followed by."""
     gain = common_gain([strip for _, strips in groups for strip in strips])
     beside = len(groups[0][1][0].images) <= BESIDE
-    tiled = [rows_of(strips, gain, beside) for _, strips in groups]
+    tiled = [tile_rows(strips, gain, beside) for _, strips in groups]
     sizes = [size_of(rows) for rows in tiled]
     heights = [height + 0.3 for _, height in sizes]
     figure = style.sheet(sum(heights) + 0.5, sizes[0][0])
@@ -156,7 +156,7 @@ def strips_of(cells: list[plan.Cell], root: str, rows: slice) -> list[Strip]:
             strips.append(Strip("p_hat of stage 1", None, p_hat))
         name = "poisoned" if len(chain) == 1 else names.name_of(cell.column.name)
         name = style.plain_label(name, WRAP)
-        strips.append(strip(f"{name}\n{100 * record['accuracy_last']:.1f} %", final.images[rows],
+        strips.append(strip_of(f"{name}\n{100 * record['accuracy_last']:.1f} %", final.images[rows],
                             clean))
     return strips
 
