@@ -119,7 +119,7 @@ FAULTS = [
     fault("signed steps without the budget", "poisons/pgd.py",
           "delta = stepped.clamp_(-epsilon, epsilon)", "delta = stepped",
           "pgd.py::test_noise_stays_within_epsilon"),
-    fault("gray exchanges red and blue", "purifiers/gray.py",
+    fault("grey scale exchanges red and blue", "purifiers/gray.py",
           "(19595, 38470, 7471)", "(7471, 38470, 19595)",
           "purifiers.py::test_gray_is_pillows_luma_in_three_channels"),
     fault("TAP aims at the class after the next", "poisons/tap.py",
