@@ -83,13 +83,13 @@ class Bench:
 
 def repeat(function: Callable[[], object], steps: int) -> None:
     if isinstance(function, Plain):     # it waits for its device: once, not after every step
-        return function.take(steps)
+        return function.advance(steps)
     for _ in range(steps):
         function()
 
 
 class Plain:
-    """A textbook loop in a process of its own; `take` lets it take so many steps."""
+    """A textbook loop in a process of its own; `advance` lets it take so many steps."""
 
     def __init__(self, bench: Bench, loop: Callable, *arguments) -> None:
         context = torch.multiprocessing.get_context("spawn")
@@ -107,7 +107,7 @@ class Plain:
         except EOFError:
             raise UserError("the plain loop died; it says above why") from None
 
-    def take(self, steps: int) -> None:
+    def advance(self, steps: int) -> None:
         self.pipe.send(steps)
         self.receive()
 

@@ -49,7 +49,7 @@ def read_points(path: Path, table: spec.Table) -> list[Point]:
                 raise UserError(f"{line}: {table.path} has no '{printable(name)}'"
                                 + suggest(name, list(known)))
         column = columns[cells["purifier"]]
-        values = {key: read(cells[name], line) for name, key in COLUMNS.items()
+        values = {key: number_of(cells[name], line) for name, key in COLUMNS.items()
                   if cells.get(name)}
         found.append(Point(cells["poison"], column.family, " ".join(column.variables.values()),
                            read_spread(cells["accuracy (%)"], line),
@@ -67,7 +67,7 @@ def read_curves(path: Path, table: spec.Table) -> dict[tuple[str, str], np.ndarr
         if name not in keys:
             raise UserError(f"{line}: {table.path} has no '{printable(name)}'"
                             + suggest(name, list(keys)))
-        epochs = [read(head.removeprefix("epoch "), line) for head in cells]
+        epochs = [number_of(head.removeprefix("epoch "), line) for head in cells]
         accuracies = np.array([read_spread(cell, line) for cell in cells.values()])
         found[keys[name]] = np.stack([np.broadcast_to(epochs, accuracies.T.shape), accuracies.T],
                                      axis=-1)
@@ -93,7 +93,7 @@ def read_table(path: Path, needed: list[str]) -> list[tuple[str, dict[str, str]]
     return [(line, dict(zip(lines[0][1], cells, strict=True))) for line, cells in lines[2:]]
 
 
-def read(text: str, line: str) -> float:
+def number_of(text: str, line: str) -> float:
     value = read_number(text)
     if value is None:
         raise UserError(f"{line}: '{printable(text)}' is no number")
@@ -106,8 +106,8 @@ def read_spread(text: str, line: str) -> list[float]:
     parts = SPREAD.fullmatch(text)
     if parts is None:
         raise UserError(f"{line}: '{printable(text)}' is no accuracy")
-    mean = read(parts["mean"], line)
+    mean = number_of(parts["mean"], line)
     if parts["count"] is None or int(parts["count"]) < 2:
         return [mean]
     places = np.linspace(-1, 1, int(parts["count"]))
-    return list(mean + read(parts["deviation"], line) * places / statistics.stdev(places))
+    return list(mean + number_of(parts["deviation"], line) * places / statistics.stdev(places))
