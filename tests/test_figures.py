@@ -3,6 +3,7 @@ drawn of them."""
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -118,7 +119,9 @@ def planned() -> list[plan.Cell]:
 
 
 @pytest.fixture(autouse=True)
-def closed():
+def coarse(monkeypatch):
+    """Fewer dots to save, and no figure that stays open: what stands where is the same."""
+    monkeypatch.setattr(style, "DOTS", 40)
     yield
     style.pyplot().close("all")
 
@@ -456,12 +459,14 @@ def several(text: str) -> str:
                                   for line in lines[3:]])
 
 
-def from_numbers(monkeypatch, name: str, text: str, seeds: str = "0") -> object:
-    """The figure that is drawn from printed numbers, laid out."""
+@functools.cache
+def from_numbers(name: str, text: str, seeds: str = "0") -> object:
+    """The figure that is drawn from printed numbers, laid out; once, and the tests look at it."""
     Path("table.yaml").write_text(SWEPT.replace("SEEDS", seeds))
     Path("numbers.md").write_text(text)
-    found = drawn(monkeypatch)
-    outcome = figure(name, "--numbers", "numbers.md")
+    with pytest.MonkeyPatch.context() as patch:
+        found = drawn(patch)
+        outcome = figure(name, "--numbers", "numbers.md")
     assert outcome.status == 0, outcome.stderr
     assert outcome.stdout == ""         # they are there already
     found[0].draw_without_rendering()
@@ -472,10 +477,9 @@ CHARTS = [("fig2a", NUMBERS), ("fig2b", NUMBERS), ("guidance", NUMBERS), ("fig3"
 
 
 @pytest.mark.parametrize(("name", "text"), CHARTS)
-def test_no_line_goes_through_the_noise_of_one_seed(monkeypatch, name, text):
+def test_no_line_goes_through_the_noise_of_one_seed(name, text):
     """Points alone; three seeds are joined, and their spread is drawn and said."""
-    one, three = from_numbers(monkeypatch, name, text), \
-        from_numbers(monkeypatch, name, several(text), "0, 1, 2")
+    one, three = from_numbers(name, text), from_numbers(name, several(text), "0, 1, 2")
     for drawing, joined, words in ((one, False, "1 seed"), (three, True, "3 seeds: mean and")):
         series = [line for axis in drawing.axes for line in axis.lines
                   if line.get_marker() not in ("None", "", "|", "_") and len(line.get_xdata()) > 1]
@@ -487,8 +491,8 @@ def test_no_line_goes_through_the_noise_of_one_seed(monkeypatch, name, text):
 
 
 @pytest.mark.parametrize(("name", "text"), CHARTS)
-def test_accuracy_is_drawn_on_the_whole_range(monkeypatch, name, text):
-    axes = [axis for axis in from_numbers(monkeypatch, name, text).axes
+def test_accuracy_is_drawn_on_the_whole_range(name, text):
+    axes = [axis for axis in from_numbers(name, text).axes
             if axis.get_ylabel() == "clean test accuracy (%)"]
     assert axes
     for axis in axes:
@@ -497,8 +501,8 @@ def test_accuracy_is_drawn_on_the_whole_range(monkeypatch, name, text):
 
 
 @pytest.mark.parametrize(("name", "text"), CHARTS)
-def test_series_differ_without_their_colours(monkeypatch, name, text):
-    for axis in from_numbers(monkeypatch, name, text).axes:
+def test_series_differ_without_their_colours(name, text):
+    for axis in from_numbers(name, text).axes:
         lines = [getattr(handle, "lines", [handle])[0]
                  for handle in axis.get_legend_handles_labels()[0]]
         looks = [(line.get_marker(), line.get_markerfacecolor() == "white", line.get_linestyle(),
@@ -507,9 +511,9 @@ def test_series_differ_without_their_colours(monkeypatch, name, text):
 
 
 @pytest.mark.parametrize(("name", "text"), CHARTS)
-def test_every_chart_fits_its_page(monkeypatch, name, text):
+def test_every_chart_fits_its_page(name, text):
     """Text of at least 9 points on a page of README width; nothing is cut or covered."""
-    figure = from_numbers(monkeypatch, name, text)
+    figure = from_numbers(name, text)
     assert figure.get_figwidth() == style.WIDTH
     boxes = []
     for axis in figure.axes:

@@ -206,7 +206,7 @@ def test_text_from_outside_is_shown_as_it_is(text, shown):
 # --- inspect_poison --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("classes", "shown"), [(1, 1), (10, 10), (20, 20), (100, 20)])
+@pytest.mark.parametrize(("classes", "shown"), [(1, 1), (10, 10), (100, 20)])
 def test_the_tile_of_a_class_bears_its_name(classes, shown):
     figure = style.sheet(2)
     names = [f"$name {i}" for i in range(classes)]
