@@ -249,6 +249,8 @@ class Run:
 
     def note(self, name: str, **values: Any) -> None:
         """A single log line outside any loop; a repeated run replaces it."""
+        if self.folder.state_path(name).exists():       # it would replace that loop's lines
+            raise RuntimeError(f"'{name}' is a loop's name; give the note another")
         self.folder.log.rewind(name, 0)
         self.log(name, 0, **values)
 

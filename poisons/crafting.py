@@ -65,5 +65,5 @@ def seen_as(poisoned: ImageSet, logits: Callable, labels: torch.Tensor, run: Run
 
 def report_seen(what: str, share: float, run: Run) -> None:
     """Log and print what the surrogate makes of the poisoned images."""
-    run.note("surrogate", what=what, share=share)
+    run.note("seen", what=what, share=share)
     run.say(f"on {share:.1%} of the poisoned images the surrogate {what}")

@@ -253,6 +253,16 @@ def test_what_is_no_regular_file_is_not_resumed_from(tmp_path, name, what):
     assert (tmp_path / "elsewhere").read_bytes() == before
 
 
+def test_a_note_takes_no_loops_name(tmp_path):
+    """It would drop the loop's lines, and a death after it could not be resumed."""
+    with Run(job(), out=tmp_path / "set") as run:
+        run.log("surrogate", 0, loss=1.0)
+        run.save_state("surrogate", {"epoch": 1})
+        with pytest.raises(RuntimeError, match="'surrogate' is a loop's name"):
+            run.note("surrogate", share=0.5)
+        assert len(run.folder.log.lines()) == 1
+
+
 def test_no_flipped_bit_of_a_log_is_silent(tmp_path, monkeypatch):
     """A line of a saved epoch is refused; a later one, or a note, is written again."""
     monkeypatch.setattr(core.run, "SAVE_SECONDS", 0.0)

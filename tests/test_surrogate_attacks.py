@@ -52,7 +52,7 @@ def cross_entropy(model, images: np.ndarray, labels: np.ndarray) -> float:
 
 
 def share(log: list[dict]) -> float:
-    return next(line["share"] for line in log if line["loop"] == "surrogate" and "share" in line)
+    return next(line["share"] for line in log if line["loop"] == "seen")
 
 
 # --- the plain loops -------------------------------------------------------------------------
