@@ -7,5 +7,5 @@ DEV=1 source scripts/setup.sh
 if command -v ruff >/dev/null; then ruff check .; else echo "without ruff: style is not checked" >&2; fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 if [ $# -gt 0 ]; then exec python -m pytest "$@"; fi
-# Two processes: most tests keep one core busy. A file's tests stay together: they share what was made for them.
-exec python -m pytest -n 2 --dist loadfile
+# Two processes: most tests keep one core busy.
+exec python -m pytest -n 2 --dist worksteal

@@ -53,6 +53,13 @@ from core.streams import BLOCK
 from core.training import Result
 
 
+def made(room: str, name: str, clean: Path) -> Path:
+    """What a method makes of the clean set with seed 0, made once for the tests that read it."""
+    out = clean.parent / f"made-{name}"
+    make = poisoned_by if room == "poisons" else purified_by
+    return out if out.exists() else make(name, clean, out)
+
+
 @pytest.fixture
 def draws(monkeypatch):
     """Call it to begin noting what is drawn: a list of stream names that grows. The command's own
@@ -213,7 +220,7 @@ def test_the_resolved_config_is_shown_and_reads_back(room, name, clean):
 
 @pytest.mark.parametrize("name", POISONS)
 def test_a_poison_keeps_its_contract(name, clean, tmp_path):
-    out = poisoned_by(name, clean, tmp_path / "out")
+    out = made("poisons", name, clean)
     before, after = np.load(clean / "images.npy"), np.load(out / "images.npy")
     assert after.dtype == np.uint8
     assert after.shape == before.shape
@@ -239,19 +246,19 @@ def test_a_poison_keeps_its_contract(name, clean, tmp_path):
 
 @pytest.mark.parametrize("name", POISONS)
 def test_a_poison_repeats_with_its_seed_only(name, clean, tmp_path, draws):
-    one = content(poisoned_by(name, clean, tmp_path / "a", "seed=0"))
+    one = content(made("poisons", name, clean))
     drawn = draws()
     same, other = (content(poisoned_by(name, clean, tmp_path / out, f"seed={seed}"))
                    for out, seed in (("b", 0), ("c", 1)))
     assert one == same
-    seeded = "run.seed" in (ROOT / f"poisons/{name}.py").read_text()    # as LSP's and CUDA's releases
+    seeded = "run.seed" in (ROOT / f"poisons/{name}.py").read_text()
     assert (one["images.npy"] != other["images.npy"]) == (bool(drawn) or seeded)
     assert one["labels.npy"] == other["labels.npy"]
 
 
 @pytest.mark.parametrize("name", POISONS)
 def test_a_poison_tells_its_origin(name, clean, tmp_path):
-    meta = json.loads((poisoned_by(name, clean, tmp_path / "out") / "meta.json").read_text())
+    meta = json.loads((made("poisons", name, clean) / "meta.json").read_text())
     [step] = meta["lineage"]
     assert step["method"] == name
     assert step["version"] == module_of("poisons", name).VERSION
@@ -294,7 +301,7 @@ def test_row_i_stays_row_i(room, name, digits, tmp_path):
 
 @pytest.mark.parametrize("name", PURIFIERS)
 def test_a_purifier_keeps_its_contract(name, clean, tmp_path):
-    out = purified_by(name, clean, tmp_path / "out")
+    out = made("purifiers", name, clean)
     images = np.load(out / "images.npy")
     assert images.dtype == np.uint8
     assert images.shape == (320, 16, 16, 3)
@@ -306,7 +313,7 @@ def test_a_purifier_keeps_its_contract(name, clean, tmp_path):
 
 @pytest.mark.parametrize("name", PURIFIERS)
 def test_a_purifier_repeats_with_its_seed_only(name, clean, tmp_path, draws):
-    one = content(purified_by(name, clean, tmp_path / "a", "seed=0"))
+    one = content(made("purifiers", name, clean))
     drawn = draws()
     same, other = (content(purified_by(name, clean, tmp_path / out, f"seed={seed}"))
                    for out, seed in (("b", 0), ("c", 1)))
@@ -337,7 +344,7 @@ def test_labels_are_withheld_from_purifiers_that_do_not_need_them(name, clean, t
 @pytest.mark.parametrize("name", PURIFIERS)
 def test_a_purifier_that_is_trained_says_on_what(name, clean, tmp_path):
     """design.md: the lineage names what a purifier was trained on, for the table's column."""
-    out = purified_by(name, clean, tmp_path / "out")
+    out = made("purifiers", name, clean)
     [step] = json.loads((out / "meta.json").read_text())["lineage"]
     if checkpoint_of(name, clean):
         trained_on = step["trained_on"]
