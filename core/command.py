@@ -99,10 +99,10 @@ class Request:
 
     def load_data(self) -> ImageSet:
         """The input set, cut to --limit."""
-        if self.fit:
-            distributed.note(self.fit)
         with distributed.world().leader_first():
             images = self.cut(load(self.data))
+        if self.fit:
+            distributed.note(self.fit)
         self.note_missing_classes(images)
         return images
 

@@ -176,7 +176,7 @@ class Loop:
 
     def _restore(self, state: dict) -> None:
         self.epoch, self.step = state["epoch"], state["step"]
-        self.epochs = state.get("epochs", self.epochs)      # states from before `stop` lack it
+        self.epochs = state["epochs"]           # fewer after `stop`
         self.images, self.timed = state["images"], state["timed"]
         self.seconds, self.means = state["seconds"], state["means"]
         self._weight = state["weight"]

@@ -119,8 +119,8 @@ class WorkFolder:
             raise UserError(
                 f"{self.out}/meta.json is damaged; remove {self.out} to make it again"
                 if occupant == "damaged" else
-                f"{self.out} holds other work (another config, seed or input); choose another "
-                "out=, or --force to move it aside")
+                f"{self.out} holds other work (another config, seed, input, --limit or --smoke); "
+                "choose another out=, or --force to move it aside")
         self._move_aside()
         return False
 
@@ -160,8 +160,9 @@ class WorkFolder:
             return None
         holder = self.holder()
         if holder not in (None, self.job.fingerprint) and not self._force:
-            raise UserError(f"{self.path} holds other unfinished work (another config, seed or "
-                            "input); choose another out=, or --force to drop it")
+            raise UserError(
+                f"{self.path} holds other unfinished work (another config, seed, input, --limit or "
+                "--smoke); choose another out=, or --force to drop it")
         if holder != self.job.fingerprint:
             device = resolve(asked)
             self._clear()

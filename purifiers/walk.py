@@ -97,7 +97,7 @@ def load_prior(images: ImageSet, config: Passes, run: Run) -> Prior:
 def walk(poisoned: ImageSet, prior: Prior, config: Passes, run: Run, guide: Guide | None = None
          ) -> ImageSet:
     """The set after `config.passes` times to t_star and back. Row i stays row i."""
-    guided = f", guided by strength {config.strength:g}" if guide else ""
+    guided = ", guided" if guide else ""
     run.say(f"{run.job.method}: {config.passes} x {len(config.visited())} network evaluations an "
             f"image ({config.sampler}, from step {config.t_star}{guided})")
     batch = batch_of(poisoned, config, run)
@@ -195,7 +195,8 @@ class Finite:
             return
         number, t, sums = next(entry for entry in self.seen if not entry[2].isfinite().all())
         row = self.rows.start + sums.isfinite().logical_not().nonzero()[0].item()
-        guided = "lower jcdp.strength, or " if "strength" in self.run.job.config else ""
+        method = self.run.job.method
+        guided = f"lower {method}.strength, or " if "strength" in self.run.job.config else ""
         raise UserError(f"{self.run.out}: row {row} has non-finite pixels after step {t} of pass "
                         f"{number + 1}; {guided}look at the checkpoint {self.run.checkpoint.path}")
 

@@ -323,8 +323,8 @@ def artefacts_of(artefact: plan.Artefact) -> set[plan.Artefact]:
 
 @pytest.mark.parametrize(("words", "title", "data", "prior"), [
     (("data=photos",), "Two sets (photos)", "photos", "digits prior"),
-    (("data=few.npz",), "Two sets (digits)", "few.npz", "photos prior"),
-    (("data=few.npz", "like=photos"), "Two sets (photos)", "few.npz", "digits prior")])
+    (("data=few.npz",), "Two sets (few.npz)", "few.npz", "photos prior"),
+    (("data=few.npz", "like=photos"), "Two sets (few.npz)", "few.npz", "digits prior")])
 def test_data_names_one_of_a_tables_data_sets(several, words, title, data, prior):
     table = spec.read_one(str(several), overrides=words)
     assert (table.title, table.settings["data"], table.columns[1].name) == (title, data, prior)
@@ -345,6 +345,11 @@ def test_quick_is_one_small_data_set(several):
 def test_a_mistake_about_data_sets_is_named(several, old, new, message):
     with pytest.raises(UserError, match=message):
         spec.read(str(changed(several, old, new)))
+
+
+def test_no_data_set_is_a_mistake(several):
+    with pytest.raises(UserError, match="data=: it names no data set"):
+        spec.read(str(several), overrides=("data=",))
 
 
 def test_what_is_drawn_is_of_one_data_set(several):

@@ -1,6 +1,7 @@
 """The folder that work is made in: locks, occupied folders, damage, resume; by real processes where
 it matters."""
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -47,6 +48,53 @@ def test_a_run_appears_only_when_whole(tmp_path):
     assert not (tmp_path / "set.partial").exists()
     digest = json.loads((out / "meta.json").read_text())["digests"]["images.npy"]
     assert digest == hashlib.sha256(b"pixels").hexdigest()
+
+
+@pytest.mark.parametrize(("saved", "kept"), [(True, True), (False, False)])
+def test_a_mistake_found_late_costs_no_saved_work(tmp_path, saved, kept):
+    """A loss that is not finite after hours; a key that cannot be, after none."""
+    def work():
+        with Run(job(), out=tmp_path / "set") as run:
+            if saved:
+                run.save_state("loop", {"epoch": 3})
+            raise UserError("loss became nan")
+
+    with pytest.raises(UserError):
+        work()
+    assert (tmp_path / "set.partial").exists() == kept
+
+
+def test_a_mistake_of_one_process_leaves_the_others_folder(tmp_path):
+    def work():
+        with Run(job(), out=tmp_path / "set") as run:
+            run.world = dataclasses.replace(run.world, size=2)
+            raise UserError("mine")
+
+    with pytest.raises(UserError):
+        work()
+    assert (tmp_path / "set.partial").exists()
+
+
+def test_a_finished_log_has_no_lines_that_nobody_vouched_for(tmp_path):
+    """Of a loop that the run before us went through and this one does not."""
+    with Run(job(), out=tmp_path / "set") as run:
+        run.log("old", 0, loss=1.0)
+    with Run(job(), out=tmp_path / "set") as run:
+        run.log("new", 0, loss=2.0)
+        (run.work / "images.npy").write_bytes(b"pixels")
+        run.finish({"kind": "imageset"})
+    lines = (tmp_path / "set/log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loop"] for line in lines] == ["new"]
+
+
+def test_what_was_written_is_on_the_disk_before_it_is_the_artefact(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(core.files, "operation", lambda kind, path: done.append((kind, path)))
+    finish(tmp_path / "set")
+    work = tmp_path / "set.partial"
+    rename = done.index(("rename", tmp_path / "set"))
+    last = max(i for i, (kind, path) in enumerate(done[:rename]) if path.parent == work)
+    assert ("fsync", work) in done[last + 1 : rename]
 
 
 def test_finished_work_is_not_done_again(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Brings what a foreign file holds (`core.foreign`) to the rows of its base set, as uint8 images.
+"""Brings what a foreign file holds (see foreign.py) to the rows of its base set, as uint8 images.
 
 Rows are found by number, by order or by the nearest image of the base, never by the order of a
 listing; labels, where the file has some, are checked against the base's.

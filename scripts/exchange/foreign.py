@@ -1,4 +1,4 @@
-"""Poisons in other people's files: recognise the form and read it (`core.aligning` goes on).
+"""Poisons in other people's files: recognise the form and read it (aligning.py goes on).
 
     .pt, .pth       a tensor of noise or images; (images, labels); {data, labels}
     .pkl            int8 noise; [(bytes, label), ...]; CIFAR's batches

@@ -47,7 +47,7 @@ def print_quickstart(found: dict[str, list[dict]]) -> None:
     for name, accuracies in percent(found, "accuracy_last").items():
         print(f"| {name} | {records.spread(accuracies)} | {statistics.mean(own[name]):.1f} |")
     print(f"\ndigits, ResNet-18 of width 8, last epoch, n = {seeds_text(found)}. LSP's budget here "
-          "is four times the papers': such easy, high-contrast images are not poisoned by less.")
+          "is five times its paper's: such easy, high-contrast images are not poisoned by less.")
 
 
 def seeds_text(found: dict[str, list]) -> str:

@@ -170,7 +170,7 @@ class Planner:
 
     def _reads(self, request: Request, step: Step, state: "State") -> ImageSet:
         """The set that a step reads: the one before, or what its `data` names."""
-        if request.data.data == state.folder:
+        if state.images is not None and request.data.data == state.folder:
             return request.cut(state.images)
         key = json.dumps(config.plain(request.data))
         if key not in self._loaded:

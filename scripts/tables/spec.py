@@ -33,11 +33,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core import config, variants
+from core.command import known_keys
 from core.commands import COMMANDS
 from core.config import Node
 from core.datasets import DataSettings
 from core.device import DeviceSettings
 from core.errors import UserError
+from core.methods import find_method
 
 QUICK = Path("configs/tables/quick.yaml")
 DATA_KEYS, DEVICE_KEYS = (tuple(f.name for f in dataclasses.fields(group))
@@ -136,6 +138,8 @@ def read(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> 
         if "=" not in override:
             raise UserError(f"'{override}' is not key=value")
     typed = dict(override.split("=", 1) for override in overrides)
+    if typed.get("data") == "":
+        raise UserError("data=: it names no data set")
     if "data" not in tree.value:
         return (read_block(path, tree, "", small, typed),)
     sets = tuple(map(config.text, as_list(tree.value.pop("data"))))
@@ -148,7 +152,8 @@ def read(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> 
     wanted = typed.get("like", typed.get("data"))
     chosen = (wanted,) if wanted in sets else sets[:1] if "data" in typed else sets
     return tuple(read_block(path, variants.over(tree, changes.get(name)), name, small, typed,
-                            several=len(sets) > 1) for name in chosen)
+                            block=typed.get("data", name) if len(sets) > 1 else "")
+                 for name in chosen)
 
 
 def read_one(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> Table:
@@ -161,7 +166,7 @@ def read_one(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ())
 
 
 def read_block(path: str, tree: Node, data_set: str, small: dict[str, Node],
-               typed: dict[str, str], *, several: bool = False) -> Table:
+               typed: dict[str, str], *, block: str = "") -> Table:
     """One data set's table; what is typed goes over its settings."""
     for key, node in tree.value.items():
         if key not in KEYS:
@@ -202,7 +207,7 @@ def read_block(path: str, tree: Node, data_set: str, small: dict[str, Node],
     seeds = get("seeds", tuple[int, ...], (0,))
     if not seeds or not rows or not columns:
         raise UserError(f"{path}: a table needs at least one seed, one row and one column")
-    title, block = get("title", str, Path(path).stem), data_set if several else ""
+    title = get("title", str, Path(path).stem)
     return Table(path, f"{title} ({block})" if block else title, block,
                  get("dataset", str, data_set), get("source", str, ""), seeds, settings, rows,
                  columns, derived, quicken(read_step(tree.value["evaluate"], ("evaluate",)), small))
@@ -215,11 +220,20 @@ def quicken(step: Step, small: dict[str, Node]) -> Step:
     extra = section(section(small, "with"), step.command)
     settings = {fill(key, {"method": method_of(step)}, node.origin): config.text(node)
                 for key, node in extra.items()}
+    settings = {key: value for key, value in settings.items() if has_key(step, key)}
     settings |= step.settings
     sets = section(small, "sets")
     if settings.get("data") in sets:
         settings["data"] = config.text(sets[settings["data"]])
     return dataclasses.replace(step, settings=settings)
+
+
+def has_key(step: Step, key: str) -> bool:
+    """Whether the step's method has it, if it is a method's key."""
+    if "." not in key:
+        return True
+    method = method_of(step)
+    return key in known_keys(find_method(COMMANDS[step.command].room, method), method)
 
 
 def method_of(step: Step) -> str:
