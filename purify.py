@@ -75,6 +75,9 @@ def find_checkpoint(request: Request, poisoned: ImageSet) -> Checkpoint | None:
     checkpoint = Checkpoint.load(given)
     checkpoint.check_fits(poisoned, trainer, classes=needs_labels(request))
     saw = checkpoint.meta["trained_on"]
+    training = (checkpoint.meta.get("lineage") or [{}])[-1]
+    if training.get("settings", {}).get("smoke") and not request.smoke:
+        note(f"{given} was trained with --smoke: it shows that the lines run, and purifies nothing")
     if not trained_by(request).takes_clean:             # learns from the poisoned set itself
         if saw["fingerprint"] != poisoned.fingerprint:
             note(f"{given} was trained on {describe(saw)}, another set than this one")

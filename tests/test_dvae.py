@@ -44,6 +44,16 @@ def purified(poisoned, checkpoint, *arguments):
     return succeed(purify.main, YAML, f"data={poisoned}", f"checkpoint={checkpoint}", *arguments)
 
 
+def test_a_checkpoint_of_a_smoke_test_is_said_to_be_one(poisoned, tmp_path):
+    line = (YAML, f"data={poisoned}", "threads=1")
+    made = succeed(train_vae.main, *line, "--smoke", f"out={tmp_path / 'smoke'}")
+    for words, said in (((), True), (("--smoke",), False)):
+        outcome = run_command(purify.main, *line, *words, f"checkpoint={made}",
+                              f"out={tmp_path / str(said)}")
+        assert outcome.status == 0, outcome.stderr
+        assert ("smoke was trained with --smoke: " in outcome.stderr) == said
+
+
 def images_of(path) -> np.ndarray:
     return np.load(path / "images.npy")
 

@@ -347,6 +347,18 @@ def test_a_mistake_about_data_sets_is_named(several, old, new, message):
         spec.read(str(changed(several, old, new)))
 
 
+def test_a_plan_says_once_where_a_method_has_no_values_for_the_data_set(several, capsys):
+    plan.cells_of(spec.read(str(several), overrides=("data=photos",)))
+    said = capsys.readouterr().err
+    assert said.count("lsp.yaml has no values of its own for photos; those for cifar10") == 1
+
+
+def test_a_tables_own_mistake_is_not_the_command_lines(several):
+    table = changed(several, "columns:", "  em: {poison: configs/poisons/em.yaml, em.epsilom: 1}\ncolumns:")
+    with pytest.raises(UserError, match=r"several\.yaml:\d+: unknown key 'em\.epsilom'"):
+        plan.cells_of(spec.read(str(table)))
+
+
 def test_no_data_set_is_a_mistake(several):
     with pytest.raises(UserError, match="data=: it names no data set"):
         spec.read(str(several), overrides=("data=",))

@@ -13,6 +13,7 @@ from core.command import Request, parse
 from core.commands import COMMANDS
 from core.datasets import load, load_test
 from core.device import DeviceSettings
+from core.distributed import note
 from core.errors import UserError
 from core.identity import Job
 from core.imageset import ImageSet
@@ -70,6 +71,7 @@ class Planner:
     table: Table
     artefacts: dict[Path, Artefact] = field(default_factory=dict)   # by folder
     _loaded: dict[str, ImageSet] = field(default_factory=dict)
+    _noted: set[str] = field(default_factory=set)
 
     def cells(self) -> Iterator[Cell]:
         """Every cell with its artefacts. Raises UserError for a mistake in the table."""
@@ -164,9 +166,14 @@ class Planner:
         settings |= step.settings
         state.arguments = (*step.yamls, *(f"{key}={value}" for key, value in settings.items()))
         try:
-            return parse(list(state.arguments), "", step.command, state.data_set(settings))
+            request = parse(list(state.arguments), "", step.command, state.data_set(settings))
         except UserError as error:
-            raise UserError(f"{step.origin}: {error}") from None
+            message = str(error).removeprefix(f"{config.TYPED}: ")      # it is the table's
+            raise UserError(f"{step.origin}: {message}") from None
+        if request.fit and request.fit not in self._noted:
+            self._noted.add(request.fit)
+            note(request.fit)
+        return request
 
     def _reads(self, request: Request, step: Step, state: "State") -> ImageSet:
         """The set that a step reads: the one before, or what its `data` names."""
@@ -230,6 +237,7 @@ def cells_of(tables: Iterable[Table]) -> list[Cell]:
     first, *rest = (Planner(table) for table in tables)
     for planner in rest:
         planner.artefacts, planner._loaded = first.artefacts, first._loaded
+        planner._noted = first._noted
     return [cell for planner in (first, *rest) for cell in planner.cells()]
 
 
