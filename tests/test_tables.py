@@ -354,7 +354,8 @@ def test_a_plan_says_once_where_a_method_has_no_values_for_the_data_set(several,
 
 
 def test_a_tables_own_mistake_is_not_the_command_lines(several):
-    table = changed(several, "columns:", "  em: {poison: configs/poisons/em.yaml, em.epsilom: 1}\ncolumns:")
+    row = "  em: {poison: configs/poisons/em.yaml, em.epsilom: 1}\n"
+    table = changed(several, "columns:", f"{row}columns:")
     with pytest.raises(UserError, match=r"several\.yaml:\d+: unknown key 'em\.epsilom'"):
         plan.cells_of(spec.read(str(table)))
 
