@@ -99,7 +99,8 @@ def load(settings: DataSettings, key: str = "data", digest: str | None = None) -
             whole = dataclasses.replace(whole, meta=meta)
     else:
         raise UserError(f"{key}: '{source}' is neither a path nor a known data set"
-                        + config.suggest(source, [*NAMED, "folder:PATH", "FILE.npz"]))
+                        + config.suggest(source, [*NAMED, "folder:PATH", "FILE.npz"],
+                                         "known data sets"))
     if split == "test" and source not in NAMED:
         raise UserError(f"split: {source} has no test split; name the test set with test=")
     if digest is not None and digest != digest_of(whole):

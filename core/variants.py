@@ -43,7 +43,8 @@ def meant_for(tree: Node) -> list[str]:
 
 
 def new_form(yamls: list[str]) -> str:
-    """'; write em.yaml data=cifar100', where a YAML that is not there was one of its own before."""
+    """For a YAML that is not there: '; write em.yaml data=cifar100' where it was one of its own
+    before, or the nearest name beside it."""
     for path in map(config.as_path, yamls):
         name, _, word = path.stem.rpartition("_")
         while name and not path.exists():
@@ -57,6 +58,10 @@ def new_form(yamls: list[str]) -> str:
                 return f"; {whole} takes {', '.join(choices)}" if choices else ""
             name, _, more = name.rpartition("_")
             word = f"{more}_{word}"
+        if not path.exists():
+            beside = sorted(other.name for other in path.parent.glob("*.yaml"))
+            near = config.suggest(path.name, beside)
+            return near if "did you mean" in near else ""
     return ""
 
 

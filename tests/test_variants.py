@@ -167,3 +167,11 @@ def test_every_method_has_its_one_yaml():
     for room in ("poisons", "purifiers"):
         files = {path.stem for path in (ROOT / "configs" / room).glob("*.yaml")}
         assert files == set(list_methods(room))
+
+
+def test_a_mistyped_yaml_gets_the_nearest_name():
+    outcome = run_command(poison_main, str(CONFIGS / "poisons/hyppo.yaml"), "--dry-run")
+    assert outcome.status == 1
+    assert "no such file; did you mean 'hypo.yaml'?" in outcome.error
+    outcome = run_command(poison_main, str(CONFIGS / "poisons/quite_another.yaml"), "--dry-run")
+    assert outcome.error.endswith("no such file")
