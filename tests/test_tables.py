@@ -78,6 +78,9 @@ def tiny(here, few_path, tmp_path) -> Path:
     return path
 
 
+MAINS = {"poison": poison_main, "purify": purify.main, "evaluate": evaluate.main}
+
+
 def changed(path: Path, old: str, new: str) -> Path:
     text = path.read_text()
     assert old in text
@@ -427,11 +430,12 @@ def test_a_row_that_reads_a_set_still_to_be_made(here):
 
 def test_a_table_is_made_once(tiny):
     """From nothing, then again, then with one more column by YAML alone."""
+    changed(tiny, "seeds: [0, 1]", "seeds: [0]")
     first = start(tiny, "--jobs", "2")
     _, stderr = first.communicate(timeout=300)
     assert first.returncode == 0, stderr
     before = finished_at(Path("runs"))
-    assert len(before) >= 11
+    assert len(before) >= 7
     cells = planned(tiny)
     assert all(cell.record.done for cell in cells)
     assert plan.wanted(cells, {}) == []
@@ -444,7 +448,6 @@ def test_a_table_is_made_once(tiny):
     assert finished_at(Path("runs")) == before
 
     changed(tiny, "  none: []", "  none: []\n  gray:\n    purify: configs/purifiers/gray.yaml")
-    changed(tiny, "seeds: [0, 1]", "seeds: [0]")
     more = start(tiny)
     _, stderr = more.communicate(timeout=300)
     assert more.returncode == 0, stderr
@@ -603,7 +606,8 @@ def test_compiling_commands_share_the_cores(tiny, monkeypatch):
 
 
 def test_the_table_prints_what_the_records_say(tiny):
-    assert start(tiny, "--jobs", "2").wait(timeout=300) == 0
+    for artefact in plan.wanted(planned(tiny), {}):     # here: starting Python takes longest
+        succeed(MAINS[artefact.step.command], *artefact.arguments)
     accuracies: dict = {}
     for cell in planned(tiny):
         record = json.loads((cell.record.out / "record.json").read_text())
