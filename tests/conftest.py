@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,15 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 THREADS = int(os.environ.get("OMP_NUM_THREADS", 2))
 torch.set_num_threads(THREADS)
+
+
+def checkout(folder: Path) -> Path:
+    """The code alone, put into a folder."""
+    for name in ("core", "models", "poisons", "purifiers", "learners", "scripts", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, folder)
+    return folder
 
 
 def pytest_configure(config: pytest.Config) -> None:

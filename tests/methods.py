@@ -15,14 +15,23 @@ import train_vae
 from core import config
 from core.methods import fact, list_methods, trained_as
 from poisons.__main__ import main as poison_main
+from scripts.tables import plan
 
 ROOMS = ("poisons", "purifiers", "learners")
 MODULES = [(room, name) for room in ROOMS for name in list_methods(room)]
 POISONS, PURIFIERS, LEARNERS = ([name for at, name in MODULES if at == room] for room in ROOMS)
 APPLYING = {"poisons": "poison", "purifiers": "purify", "learners": "evaluate"}     # room: command
 COMMANDS = {"poisons": poison_main, "purifiers": purify.main, "learners": evaluate.main}
+STEPS = {"poison": poison_main, "train_vae": train_vae.main, "train_ddpm": train_ddpm.main,
+         "purify": purify.main, "evaluate": evaluate.main}                          # of tables
 # SMOKE's value -> one for sets of 40 rows
 TINY = {"width": (8, 2), "batch_size": (64, 16), "sample_every": (4, 0)}
+
+
+def make_missing(cells: list[plan.Cell]) -> None:
+    """Make the artefacts of a table in this process: starting Python takes longest."""
+    for artefact in plan.wanted(cells, {}):
+        succeed(STEPS[artefact.step.command], *artefact.arguments)
 
 
 def module_of(room: str, name: str):

@@ -2,13 +2,12 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, checkout
 
 from core import files
 from core.imageset import ImageSet
@@ -53,11 +52,7 @@ def written() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     """The code with everything that the page adds."""
-    folder = tmp_path_factory.mktemp("extended")
-    for name in ("core", "models", "poisons", "purifiers", "learners", "scripts", "configs"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, folder)
+    folder = checkout(tmp_path_factory.mktemp("extended"))
     for path, text in written().items():
         (folder / path).write_text(text)
     for kind, text in BLOCKS:

@@ -15,14 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from methods import make_missing
 
-import evaluate
-import purify
-import train_vae
 from core import records
 from core.errors import UserError
 from core.imageset import ImageSet
-from poisons.__main__ import main as poison_main
 from scripts.pictures import bars, charts, figures, numbers, strips, style, toy
 from scripts.tables import plan, spec
 from scripts.tables.measure import (
@@ -34,10 +31,8 @@ from scripts.tables.measure import (
     print_points,
     sets_of,
 )
-from tests.conftest import CONFIGS, ROOT, run_command, succeed, write_imageset
+from tests.conftest import CONFIGS, ROOT, run_command, write_imageset
 
-MAINS = {"poison": poison_main, "train_vae": train_vae.main, "purify": purify.main,
-         "evaluate": evaluate.main}
 TABLE = f"""
 title: tiny
 settings: {{data: digits, split: "first:96", threads: 1, device: cpu}}
@@ -107,8 +102,7 @@ def made(folder: Path, text: str) -> Path:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        for artefact in plan.wanted(planned(), {}):
-            succeed(MAINS[artefact.step.command], *artefact.arguments)
+        make_missing(planned())
     finally:
         os.chdir(before)
     return folder
