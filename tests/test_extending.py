@@ -80,24 +80,24 @@ def test_the_lines_of_the_page_run(project):
                           cwd=project, capture_output=True, check=False,
                           env={**os.environ, "PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr
-    for name in ("class_signs", "blur", "mixup", "smoothing"):
+    for name in ("class_signs", "box", "mixup", "smoothing"):
         assert re.search(rf"\b{name}\b", done.stdout), f"--help does not know {name}"
-    signs, blur, photos = (files.read_json(project / f"runs/{name}/meta.json")["lineage"][-1]
-                           for name in ("signs", "signs-blur", "photos-lsp"))
+    signs, box, photos = (files.read_json(project / f"runs/{name}/meta.json")["lineage"][-1]
+                           for name in ("signs", "signs-box", "photos-lsp"))
     assert signs["config"] == {"epsilon": 32 / 255, "patch": 4, "rounding": "round"}
-    assert blur["config"] == {"radius": 1}
+    assert box["config"] == {"radius": 1}
     assert (photos["config"]["radius"], photos["config"]["patch"]) == (2.6083, 4)
-    images = ImageSet.load(project / "runs/signs-blur")
+    images = ImageSet.load(project / "runs/signs-box")
     assert images.images.shape == (200, 16, 16, 3)
     for name in ("smoothing", "mixup"):
-        record = load(project / f"runs/signs-blur-{name}")
+        record = load(project / f"runs/signs-box-{name}")
         assert record["learner"] == name
-        assert [step["method"] for step in record["train"]["lineage"]] == ["class_signs", "blur"]
+        assert [step["method"] for step in record["train"]["lineage"]] == ["class_signs", "box"]
     assert (project / "signs.png").stat().st_size
     # The table's plan, on digits and for each radius: what its cells share is there once.
     planned = [line for line in done.stdout.splitlines() if line.endswith(" --wait")]
     assert sum("configs/poisons/class_signs.yaml data=digits" in line for line in planned) == 3
-    assert sum("blur.radius=2" in line for line in planned) == 4    # of one clean set and three
+    assert sum("box.radius=2" in line for line in planned) == 4    # of one clean set and three
     assert all("mixup.test_every=0" in line for line in planned if "evaluate.py" in line)
 
 
