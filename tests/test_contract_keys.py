@@ -1,12 +1,14 @@
 """Every key of every method does something: another value gives other bytes, or is refused.
 
 What is tried follows from the key's type and value; TRIED has what must be chosen by hand. A key
-that several methods have from one class is tried in the first of them, with `-m slow` in all.
+that several methods have from one class is tried in the first of them, with `-m slow` in all. But
+a learner that extends another's Config is tried with its own keys and with INHERITED alone.
 """
 
 import dataclasses
 import json
 import os
+import sys
 import types
 import typing
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from typing import Any, Literal, Union
 
 import pytest
 from conftest import ROOT, digest, write_imageset
-from methods import HALVES, config_of, run_small, smoke_values, words
+from methods import HALVES, config_of, module_of, run_small, smoke_values, words
 
 from core import config
 from core.errors import UserError
@@ -57,6 +59,8 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "evaluations": ([1], {"sampler": "subsampled"}),
     "jcdp.lpips_net": (["alex"], SQUEEZE),      # refused: these are another network's weights
 }
+# Of what a learner has from another's Config: these show that its config reaches the loop.
+INHERITED = {"epochs", "learning_rate"}
 # Keys of which every other value is refused, for a method that has no use for them.
 REFUSED = {"sep.surrogate.steps", "surrogate.test_every"}
 # Keys on which no byte has to depend, and why.
@@ -126,8 +130,34 @@ def usual_values(room: str, name: str, half: str) -> dict:
     return values | lists | linear
 
 
-KEYS = {(room, name, half, key): (owner, key.rpartition(".")[2]) for room, name, half in HALVES
-        for key, *_, owner in leaves(config_of(room, name, half, usual_values(room, name, half)))}
+def own_keys(room: str, name: str) -> set[str] | None:
+    """Of a learner that extends another's Config: the keys that are new, or have another default.
+    None for any other method."""
+    mine, *parents = module_of(room, name).Config.__mro__
+    parent = next((kind for kind in parents if hasattr(sys.modules[kind.__module__], "VERSION")),
+                  None)
+    if room != "learners" or parent is None:
+        return None
+    known = {field.name: field.default for field in dataclasses.fields(parent)}
+    return {field.name for field in dataclasses.fields(mine)
+            if field.name not in known or field.default != known[field.name]}
+
+
+def cases() -> Iterator[tuple[tuple[str, str, str, str], Any]]:
+    """(room, method, half, key) of every key to try, and what it has in common with the same key of
+    other methods."""
+    for room, name, half in HALVES:
+        own = own_keys(room, name)
+        config = config_of(room, name, half, usual_values(room, name, half))
+        for key, *_, owner in leaves(config):
+            case, last = (room, name, half, key), key.rpartition(".")[2]
+            if own is None:
+                yield case, (owner, last)
+            elif key.partition(".")[0] in own | INHERITED:
+                yield case, case
+
+
+KEYS = dict(cases())
 FIRST = {origin: case for case, origin in reversed(KEYS.items())}
 
 
@@ -211,6 +241,15 @@ def test_a_key_does_something(room, name, half, key, sets, tmp_path):
     else:
         assert not allowed, f"{name}.{key}: {value} and {allowed} give the same bytes"
     assert bool(allowed) != bool(found_in(REFUSED, name, half, key)), f"{name}.{key}: see REFUSED"
+
+
+def test_a_learner_is_tried_with_what_it_adds_to_anothers():
+    """And with nothing less: smoothing is standard with a key of its own."""
+    tried = {name: {key for room, at, _, key in KEYS if (room, at) == ("learners", name)}
+             for name in ("smoothing", "standard")}
+    assert tried["smoothing"] == INHERITED | {"label_smoothing"}
+    assert tried["standard"] > INHERITED | {"width", "batch_size"}
+    assert all(FIRST[KEYS[case]] == case for case in KEYS if case[1] == "smoothing")
 
 
 def test_the_tables_name_keys():

@@ -89,6 +89,12 @@ FAULTS = [
     fault("vae.kld_weight does nothing", "purifiers/vae.py",
           "config.kld_weight if target", "0.01 if target",
           f"{KEYS}[purifiers-dvae-train-kld_weight]"),
+    fault("a learner's config does not reach the loop", "learners/smoothing.py",
+          "run), train, test, config, run,", "run), train, test, Config(), run,",
+          f"{KEYS}[learners-smoothing-epochs]", f"{KEYS}[learners-smoothing-learning_rate]"),
+    fault("a learner ignores the key that it adds", "learners/smoothing.py",
+          "label_smoothing=config.label_smoothing", "label_smoothing=0.1",
+          f"{KEYS}[learners-smoothing-label_smoothing]"),
     fault("EM class-wise forgets its noise when it dies", "poisons/em_classwise.py",
           "model=model, optimizer=optimizer, noise=noise,", "model=model, optimizer=optimizer,",
           "contract_resume.py::test_a_method_that_died_in_its_middle_goes_on"
