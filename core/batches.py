@@ -5,7 +5,7 @@ The set stays uint8, on the device if it fits there. What is drawn depends on (s
 so an epoch can start in its middle.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,12 +29,20 @@ class Augmentation:
     flip: bool = False
 
 
+def steps_an_epoch(rows: int, batch_size: int, drop_last: bool) -> int:
+    """How many minibatches so many rows give: a last one of a single image never counts."""
+    whole, rest = divmod(rows, batch_size)
+    return whole + (rest > 1 and not drop_last)
+
+
 class Batches:
     """Minibatches (images float32 (B, 3, H, W) in [0, 1], channels-last; labels int64 (B,)).
 
     Every epoch is a new permutation, or the index order without `shuffle`. A last batch of one
-    image is dropped even without `drop_last`: batch normalisation has no statistics for it. Raises
-    UserError if no full batch fits.
+    image is dropped even without `drop_last`: batch normalisation has no statistics for it.
+    `before_crop(images, step)` gives what is cropped and mirrored in place of the stored pixels,
+    uint8 (B, H, W, 3) both; `step` counts on over the epochs. Raises UserError if no full batch
+    fits.
     """
 
     def __init__(
@@ -48,13 +56,14 @@ class Batches:
         shuffle: bool = True,
         drop_last: bool = True,
         last_step: int | None = None,
+        before_crop: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
     ) -> None:
         self.device: Device = run.device
+        self.before_crop = before_crop
         self.run, self.name = run, name
         self.batch_size, self.augmentation, self.shuffle = batch_size, augmentation, shuffle
         self.rows, self.last_step = len(data), last_step
-        whole, rest = divmod(self.rows, batch_size)
-        self.length = whole + (rest > 1 and not drop_last)
+        self.length = steps_an_epoch(self.rows, batch_size, drop_last)
         if self.length == 0:
             raise UserError(f"the set has {self.rows} rows, too few for a batch of {batch_size}: "
                             "lower batch_size")
@@ -87,6 +96,8 @@ class Batches:
             else:
                 images = torch.from_numpy(self.images[host_order[part].numpy()])
                 images = images.to(self.device.torch)
+            if self.before_crop is not None:
+                images = self.before_crop(images, epoch * self.length + step)
             images = augment(images, *(draw[rows] for draw in draws),
                              padding=self.augmentation.crop_padding)
             yield to_floats(images), self.labels[rows]

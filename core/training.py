@@ -40,6 +40,9 @@ Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor, int], tuple[torch.Tensor
 # of each class. What a loss or a transform draws comes from run.stream(NAME, step): `step` counts
 # on over the epochs, so that a resumed run draws the same.
 Transform = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+# before_crop(images, step) -> images, uint8 (B, H, W, 3) as they are stored: what comes before crop
+# and flip.
+BeforeCrop = Callable[[torch.Tensor, int], torch.Tensor]
 RateSchedule = Literal["cosine", "multistep", "warm_multistep", "onecycle", "constant"]
 WARM_FROM = 1e-3        # warm_multistep's first rate (code Sizhe-Chen/SEP)
 
@@ -138,13 +141,13 @@ def cross_entropy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, 
 def train_classifier(
     model: nn.Module, train: ImageSet, test: ImageSet | None, protocol: Protocol, run: Run,
     name: str = "classifier", *, shuffle: bool = True, loss: Loss = cross_entropy,
-    transform: Transform | None = None,
+    transform: Transform | None = None, before_crop: BeforeCrop | None = None,
     after_epoch: Callable[[int, nn.Module], bool | None] | None = None,
 ) -> tuple[nn.Module, Result]:
     """Train `model` (logits from images in [0, 1]) on `train`; resumable under `name`. Batches (in
-    index order without `shuffle`) pass through `transform` and then into `loss`. `after_epoch` gets
-    the number of each (from 0) and the network, before that epoch is scored and saved; if it
-    returns True, that epoch is the last.
+    index order without `shuffle`) pass through `before_crop`, crop and flip, `transform`, and then
+    into `loss`. `after_epoch` gets the number of each (from 0) and the network, before that epoch
+    is scored and saved; if it returns True, that epoch is the last.
 
     Returns the trained model, on the run's device, and the clean test accuracies (NaN without a
     test set). Raises UserError if the loss stops being finite.
@@ -156,7 +159,8 @@ def train_classifier(
     optimizer = make_optimizer(model, protocol)
     batches = Batches(
         train, protocol.batch_size, run, name, shuffle=shuffle, drop_last=protocol.drop_last,
-        augmentation=Augmentation(protocol.crop_padding, protocol.flip), last_step=protocol.steps)
+        augmentation=Augmentation(protocol.crop_padding, protocol.flip), last_step=protocol.steps,
+        before_crop=before_crop)
     epochs = protocol.epochs if protocol.steps is None else -(-protocol.steps // len(batches))
     total_steps = protocol.steps or epochs * len(batches)
 

@@ -189,3 +189,20 @@ def test_what_a_row_gets_does_not_depend_on_the_batch_size(run, images, labels):
                                                      augmentation=augmentation).epoch(1)])
                     for size in (60, 12))
     assert torch.equal(large, small)
+
+
+def test_what_comes_before_the_crop_gets_stored_pixels_and_steps_that_count_on(run, numbered):
+    def before_crop(images, step):
+        seen.append((images.dtype, tuple(images.shape), step))
+        return images + 100
+
+    seen = []
+    batches = Batches(numbered, 40, run, "test", augmentation=Augmentation(2, True),
+                      drop_last=False, before_crop=before_crop)
+    [images, *_] = [images for images, _ in batches.epoch(1, 1)]
+    assert seen == [(torch.uint8, (40, 6, 6, 3), 4), (torch.uint8, (20, 6, 6, 3), 5)]
+    plain = Batches(numbered, 40, run, "test", augmentation=Augmentation(2, True), drop_last=False)
+    [stored, *_] = [images for images, _ in plain.epoch(1, 1)]
+    levels, stored = (torch.round(255 * floats) for floats in (images, stored))
+    assert (levels == 0).any()
+    assert torch.equal(levels, torch.where(levels == 0, 0, stored + 100))   # the rim stays black
