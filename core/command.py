@@ -40,6 +40,7 @@ SMOKE_ROWS = 320
 # Embedded, and large enough for every method: what --smoke reads unless data= is typed.
 SMOKE_DATA = {"data": "digits", "size": "32", "split": "train", "test": "null"}
 SHOWN_IF_SET = (*OWNER, "limit", "smoke")
+CHOOSING = ("data", "like", "preset", "protocol")   # keys that pick what is read of YAMLs
 Seed = Annotated[int, Range(at_least=0, below=2**32)]
 
 
@@ -53,6 +54,8 @@ class Settings(Keys):
     out: Place | None = None        # folder to make; null: runs/<kind>/<name>-<fingerprint>
     seed: Seed | None = None        # of every random choice; null: 0, or the checkpoint's
     checkpoint: Place | None = None     # purify.py: a folder made by train_vae.py or train_ddpm.py
+    # evaluate.py: another learner's YAML, whose keys go over those that this one shares with it
+    protocol: Place | None = None
     fraction: Share = 1.0           # python -m poisons: share of the images that are poisoned
     # python -m poisons: poison all and take a part, or that part alone
     craft_on: Literal["all", "part"] = "all"
@@ -117,7 +120,8 @@ class Request:
 
     def open(self, job: Job, device: DeviceSettings | None = None, section: Any = None) -> Run:
         """The run of a job. `section` is what config.yaml shows under the method's name."""
-        top = {key: value for key, value in config.plain(self.settings).items()
+        settings = dataclasses.replace(self.settings, protocol=None)    # its values are shown
+        top = {key: value for key, value in config.plain(settings).items()
                if key not in SHOWN_IF_SET or value != getattr(Settings, key)}
         shown = {**top, "seed": job.seed, **config.plain(self.data),
                  self.method: section or config.plain(self.config)}
@@ -181,7 +185,7 @@ def parse(argv: list[str] | None, doc: str, name: str, data_set: str | None = No
     for word in yamls:
         if not word.endswith((".yaml", ".yml")):
             raise UserError(f"'{word}' is neither a YAML file nor key=value")
-    tree, fit = read_variant(yamls, overrides, arguments.smoke, data_set)
+    tree, fit = read_variant(yamls, overrides, arguments.smoke, data_set, command)
     if "method" not in tree.value:
         methods = list_methods(command.room)
         raise UserError(f"no method: name a YAML such as configs/{command.room}/{methods[0]}.yaml, "
@@ -209,18 +213,18 @@ def parse(argv: list[str] | None, doc: str, name: str, data_set: str | None = No
                    arguments.dry_run, arguments.force, arguments.wait)
 
 
-def read_variant(yamls: list[str], overrides: list[str], smoke: bool, data_set: str | None
-                 ) -> tuple[config.Node, str]:
-    """The YAMLs as their `for:` and `presets:` say for this data set, under what is typed; and a
-    note where they have no values of their own for it."""
+def read_variant(yamls: list[str], overrides: list[str], smoke: bool, data_set: str | None,
+                 command: Command) -> tuple[config.Node, str]:
+    """The YAMLs as their `for:` and `presets:` say for this data set, under `protocol` and what is
+    typed; and a note where they have no values of their own for it."""
     try:
         tree = config.read(yamls)
     except UserError as error:
         raise UserError(f"{error}{variants.new_form(yamls)}") from None
-    words = [word for word in overrides if word.partition("=")[0] in ("data", "like", "preset")]
+    words = [word for word in overrides if word.partition("=")[0] in CHOOSING]
     typed = config.read([], words).value
-    named = {key: config.build(str | None, node, key)
-             for key, node in {**tree.value, **typed}.items() if key in ("data", "like", "preset")}
+    named = {key: config.build(Place | None if key == "protocol" else str | None, node, key)
+             for key, node in {**tree.value, **typed}.items() if key in CHOOSING}
     if smoke and "data" not in typed:
         data_set = SMOKE_DATA["data"]
     sets = variants.meant_for(tree)
@@ -236,12 +240,43 @@ def read_variant(yamls: list[str], overrides: list[str], smoke: bool, data_set: 
         note = (f"{yamls[-1]} has no values of its own for {data_set or 'these images'}; those for "
                 f"{sets[0]} are used (like=NAME takes those for {', '.join(sets)})")
     tree = variants.choose(tree, picked, data_set)
+    protocol = named.get("protocol") if "protocol" in command.own_keys else None
+    if protocol is not None:
+        tree = under_protocol(tree, protocol, data_set, command)
     for word in overrides:
         config.apply(tree, word)
-    if yamls and (picked or not preset):
-        stem = config.as_path(yamls[0]).stem
-        tree.value["preset"] = config.Node(f"{stem}_{picked}" if picked else stem, TYPED)
+    if yamls and (picked or not preset or protocol):
+        parts = [config.as_path(yamls[0]).stem, picked, protocol and Path(protocol).stem]
+        tree.value["preset"] = config.Node("_".join(part for part in parts if part), TYPED)
     return tree, note
+
+
+def under_protocol(tree: config.Node, path: str, data_set: str | None, command: Command
+                   ) -> config.Node:
+    """A learner's YAML with the protocol of another's: of the keys that both methods have, the
+    other's values, whether its YAML writes them or leaves them at their defaults. What else that
+    YAML says (`split: first:40000`) goes over too."""
+    try:
+        other = variants.choose(config.read([path]), None, data_set).value
+    except UserError as error:
+        raise UserError(f"protocol: {error}{variants.new_form([path])}") from None
+    names, modules = [], []
+    for found, where in ((tree.value, "protocol"), (other, f"protocol: {path}")):
+        if "method" not in found:
+            raise UserError(f"{where}: a learner's YAML with a `method:` is needed")
+        names.append(config.build(str, found["method"], "method"))
+        modules.append(find_method(command.room, names[-1], found["method"].origin))
+    own, its = modules
+    known = {field.name for field in dataclasses.fields(own.Config)}
+    section = other.pop(names[1], config.Node({}, path))
+    values = config.plain(config.build(its.Config, section, names[1]))
+    shared = {key: value for key, value in values.items() if key in known}
+    if not shared:
+        raise UserError(f"protocol: {names[0]} has none of the keys of {names[1]}, {path}'s method")
+    for key in ("method", "data", "preset"):
+        other.pop(key, None)
+    over = config.parse(config.dump({names[0]: shared}), path)
+    return config.merge(tree, config.Node(other | over.value, path))
 
 
 def help_for(word: str, command: Command) -> str:

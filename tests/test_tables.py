@@ -263,6 +263,47 @@ def test_every_table_can_be_planned_on_digits(here, path):
     assert {cell.column.name for cell in cells} == {column.name for column in read.columns}
 
 
+def test_a_row_or_column_may_end_with_a_learner_of_its_own(tiny):
+    """It trains in the table's place; no other cell changes."""
+    before = {str(cell): cell.record.job.fingerprint for cell in planned(tiny)}
+    changed(tiny, "columns:\n", "  ops:\n    - poison: configs/poisons/ops.yaml\n"
+            "    - {evaluate: configs/learners/em100.yaml, standard.width: 2}\n"
+            "columns:\n  smoothed:\n    over: {amount: [0.1, 0.3]}\n    only: [lsp]\n    steps:\n"
+            "      - purify: configs/purifiers/gray.yaml\n"
+            "      - evaluate: configs/learners/smoothing.yaml\n"
+            "        protocol: configs/learners/cpu12.yaml\n"
+            '        smoothing.label_smoothing: "{amount}"\n')
+    cells = {str(cell): cell.record for cell in planned(tiny)}
+    assert before.items() <= {key: made.job.fingerprint for key, made in cells.items()}.items()
+    smoothed = cells["lsp x smoothed amount=0.3 (seed 1)"]
+    assert [need.job.method for need in smoothed.needs] == ["gray"]
+    job = smoothed.job
+    assert (job.method, job.preset, job.seed) == ("smoothing", "smoothing_cpu12", 1)
+    assert {"label_smoothing": 0.3, "width": 8, "schedule": "onecycle"}.items() <= \
+        job.config.items()                              # cpu12's form for digits
+    job = cells["ops x none (seed 0)"].job
+    assert (job.method, job.preset, job.config["width"]) == ("standard", "em100", 2)
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("  none: []", "  none: [{evaluate: configs/learners/em60.yaml}, {purify: configs/purifiers/"
+     "gray.yaml}]", r"tiny\.yaml:\d+: none: evaluate is the last step of a row or column"),
+    ("  none: []", "  none: {evaluate: configs/learners/em60.yaml}\n  again: {evaluate: configs/"
+     "learners/em100.yaml}", ""),
+    ("  clean: []", "  clean: {evaluate: configs/learners/em60.yaml}\n  other: []", "")])
+def test_a_cell_has_one_learner(tiny, old, new, message):
+    """Named twice it is refused: neither could be meant to lose."""
+    changed(tiny, old, new)
+    if not message:
+        assert planned(tiny)                            # either may name one
+        changed(tiny, *(("  clean: []", "  clean: {evaluate: configs/learners/em60.yaml}")
+                        if "again" in new else
+                        ("  none: []", "  none: {evaluate: configs/learners/em60.yaml}")))
+        message = r"tiny\.yaml:\d+: none: the row clean names a learner too; .*`only:`"
+    with pytest.raises(UserError, match=message):
+        planned(tiny)
+
+
 SEVERAL = """
 title: Two sets
 data: [digits, photos]

@@ -6,6 +6,7 @@ import pytest
 from conftest import CONFIGS, ROOT, run_command, succeed
 from methods import APPLYING
 
+import evaluate
 from core import config, variants
 from core.command import parse
 from core.errors import UserError
@@ -83,6 +84,74 @@ def test_a_yaml_of_another_method_takes_over_what_a_base_has_for_its_own(tmp_pat
     Path("new.yaml").write_text("base: old.yaml\nmethod: [smoothing]\n")
     with pytest.raises(UserError, match="method: expected a single value"):
         resolve()
+
+
+PROTOCOL = """
+method: standard
+split: first:100
+standard: {epochs: 5, clip_norm: null}
+for: {digits: {standard: {epochs: 2, flip: false}}}
+"""
+LEARNER = """
+method: smoothing
+smoothing: {label_smoothing: 0.2, epochs: 9, schedule: multistep, milestones: [4]}
+presets: {much: {smoothing: {label_smoothing: 0.5, epochs: 90}}}
+"""
+
+
+def test_protocol_puts_a_learner_under_the_schedule_of_another_yaml(tmp_path):
+    """The learner's own keys stay; those that it shares are the protocol's, defaults included."""
+    Path("short.yaml").write_text(PROTOCOL)
+    Path("mine.yaml").write_text(LEARNER)
+
+    def resolve(*words: str):
+        return parse(["mine.yaml", "protocol=short.yaml", *words], "", "evaluate")
+
+    found = resolve("data=cifar10")
+    kept = found.config
+    assert (found.method, kept.label_smoothing, found.data.split) == ("smoothing", 0.2,
+                                                                      "first:100")
+    assert (kept.epochs, kept.clip_norm, kept.schedule, kept.milestones) == (5, None, "cosine", ())
+    assert found.preset == "mine_short"
+    found = resolve("preset=much", "data=digits", "smoothing.flip=true", "split=test")
+    assert (found.config.label_smoothing, found.config.epochs, found.config.flip) == (0.5, 2, True)
+    assert (found.data.split, found.preset) == ("test", "mine_much_short")
+    assert resolve("data=x.npz", "like=digits").config.epochs == 2
+    assert parse(["mine.yaml", "protocol=null"], "", "evaluate").config.epochs == 9
+
+
+def test_what_is_shown_of_a_protocol_gives_the_same_again(tmp_path, few_path):
+    """config.yaml holds its values and not its name, so that no key typed over it is lost."""
+    Path("short.yaml").write_text(PROTOCOL)
+    Path("mine.yaml").write_text(LEARNER)
+    words = [f"data={few_path}", "--dry-run"]
+    first = run_command(evaluate.main, "mine.yaml", "protocol=short.yaml", "smoothing.width=4",
+                        *words)
+    shown = first.stdout.partition("\n# ")[0]
+    assert "protocol" not in shown
+    Path("config.yaml").write_text(shown)
+    again = run_command(evaluate.main, "config.yaml", *words)
+    assert again.stdout.splitlines()[-2] == first.stdout.splitlines()[-2]       # the fingerprint
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["mine.yaml", "protocol=shrt.yaml"], r"^protocol: shrt\.yaml: no such file; .*'short\.yaml'"),
+    (["mine.yaml", "protocol=other.yaml"], r"other\.yaml:1: method: there is no learners/jpeg\.py"),
+    (["mine.yaml", "protocol=none.yaml"], r"^protocol: none\.yaml: a learner's YAML"),
+    (["method=smoothing", "protocol=short.yaml"], r"^protocol: a learner's YAML with a `method:`"),
+    (["mine.yaml", "protocol=wrong.yaml"], r"wrong\.yaml:2: unknown key 'standard\.epoch'"),
+])
+def test_a_mistake_about_a_protocol_is_named(tmp_path, words, message):
+    for name, text in (("short", PROTOCOL), ("mine", LEARNER), ("other", "method: jpeg\n"),
+                       ("none", "seed: 1\n"), ("wrong", "method: standard\nstandard: {epoch: 1}")):
+        Path(f"{name}.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        parse([*words, "data=digits"], "", "evaluate")
+
+
+def test_only_evaluate_takes_a_protocol():
+    with pytest.raises(UserError, match=r"protocol: python purify\.py takes none; .*evaluate\.py"):
+        parse([str(CONFIGS / "purifiers/gray.yaml"), "protocol=x.yaml"], "", "purify")
 
 
 def test_the_root_of_a_set_picks_the_section(lsp, few_path):

@@ -83,7 +83,13 @@ class Planner:
             for line in (row, column):
                 for step in line.steps:
                     self._plan(step.fill(state.variables(line)), state)
-            record = self._plan(self.table.evaluate.fill(state.variables(column)), state)
+            line = row if row.learner else column
+            learner = line.learner or self.table.evaluate
+            if row.learner and column.learner:
+                raise UserError(f"{column.learner.origin}: {column.name}: the row {row.name} names "
+                                "a learner too; let one of them be, or leave this cell out by "
+                                "`only:`")
+            record = self._plan(learner.fill(state.variables(line)), state)
             yield Cell(self.table, row, column, seed, record)
 
     def _plan(self, step: Step, state: "State") -> Artefact:

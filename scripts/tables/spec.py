@@ -7,7 +7,7 @@ A table YAML names
     let         words that steps and names may write as {word}     {prior: cifar100}
     rows        poisons: lists of steps that make a set            clean: []
     columns     defences: lists of steps that go on from there     none: []
-    evaluate    the last step of every cell: a learner
+    evaluate    the last step of every cell: a learner, where row and column name none
     seeds       of everything but the poisons (a poison takes the table's with `seed: "{seed}"`)
     derived     columns computed from others                       iss_best: {max: [gray, jpeg]}
     settings    keys for every command: test, split, threads ...
@@ -17,6 +17,12 @@ A step is one command with its YAML and the keys that this table changes:
     - train_vae: configs/purifiers/dvae.yaml
       dvae.train.epochs: 20
     - purify: configs/purifiers/dvae.yaml
+
+A row or column may end with a learner of its own (never both of a cell), which trains in the place
+of the table's; `protocol:`, a key of evaluate.py as of any step, puts it under another schedule:
+
+    - evaluate: configs/learners/mixup.yaml
+      protocol: configs/learners/cpu12.yaml
 
 `poison` and `train_ddpm` start from the clean set, the others from the set that the step before
 left; `data:` and `split:` in a step name another. `purify` applies the checkpoint trained last. In
@@ -75,7 +81,8 @@ class Line:
     """A row or a column: its name, its steps, and what its published numbers are filed under."""
 
     name: str
-    steps: tuple[Step, ...]
+    steps: tuple[Step, ...]         # that make and purify its set
+    learner: Step | None            # its last step, if that is `evaluate`
     variables: dict[str, str]       # of `over`
     words: dict[str, str]           # of `let`
     reported: str
@@ -269,13 +276,18 @@ def read_lines(nodes: dict[str, Node], small: dict[str, Node], words: dict[str, 
                 reported = config.build(str, node.value["reported"], "reported")
             if "only" in node.value:
                 only = config.build(tuple[str, ...], node.value["only"], "only")
-        found = tuple(quicken(read_step(step), small) for step in as_list(steps))
+        found = [quicken(read_step(step), small) for step in as_list(steps)]
+        learner = found.pop() if found and found[-1].command == "evaluate" else None
+        for step in found:
+            if step.command == "evaluate":
+                raise UserError(f"{step.origin}: {name}: evaluate is the last step of a row or "
+                                "column, if it names one")
         values = [[(key, config.text(value)) for value in as_list(fewer.get(key, item))]
                   for key, item in over.items()]
         for chosen in itertools.product(*values):
             values_of = dict(chosen)
             label = " ".join([name, *(f"{key}={value}" for key, value in chosen)])
-            lines.append(Line(label, found, values_of, words,
+            lines.append(Line(label, tuple(found), learner, values_of, words,
                               fill(reported, words | values_of, node.origin), only))
     return tuple(lines)
 
