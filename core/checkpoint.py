@@ -95,6 +95,12 @@ def trained_on(images: ImageSet, before: dict | None = None) -> dict:
     }
 
 
+def seen(images: ImageSet, **more) -> dict:
+    """What a learner's record says of labelled images that it had beside the set. `more`: `rows`
+    (their numbers, in words) and `originals` (how many are originals of the set's rows)."""
+    return {**trained_on(images), "labelled": True, **more}
+
+
 def history(trained: dict) -> Iterator[dict]:
     """A checkpoint's training sets, the last one first."""
     while trained:
@@ -104,13 +110,15 @@ def history(trained: dict) -> Iterator[dict]:
 
 def describe(trained: dict) -> str:
     """What `trained_on` says, for people."""
-    texts = []
-    for one in history(trained):
-        root = one["root"]
-        split = f", split {short(root['split'])}" if "split" in root else ""
-        made = "".join(f" + {method}" for method in one["lineage"])
-        texts.append(f"{one['shape'][0]} images of {root.get('data', one['name'])}{split}{made}")
-    return ", after ".join(texts)
+    return ", after ".join(map(describe_one, history(trained)))
+
+
+def describe_one(trained: dict) -> str:
+    """The same of the last training set alone."""
+    root = trained["root"]
+    split = f", split {short(root['split'])}" if "split" in root else ""
+    made = "".join(f" + {method}" for method in trained["lineage"])
+    return f"{trained['shape'][0]} images of {root.get('data', trained['name'])}{split}{made}"
 
 
 def finish(run: Run, images: ImageSet, *, before: dict | None = None, **meta) -> None:

@@ -360,11 +360,15 @@ def split_of(whole: ImageSet, split: str) -> ImageSet:
     return whole.subset(rows, split, root={**whole.meta["root"], "split": split})
 
 
+def same_data(one: dict, other: dict) -> bool:
+    """Whether two roots are of the same data, by name or by `digest` where both have one."""
+    return one.get("digest") == other.get("digest") is not None or all(
+        one.get(key) == other.get(key) for key in ("data", "size"))
+
+
 def share_images(one: dict, other: dict) -> bool:
-    """Whether two roots may hold an image in common: the same data, by name or by `digest` where
-    both have one, and splits that overlap."""
-    same = one.get("digest") == other.get("digest") is not None
-    if not same and any(one.get(key) != other.get(key) for key in ("data", "size")):
+    """Whether two roots may hold an image in common: the same data, and splits that overlap."""
+    if not same_data(one, other):
         return False
     a, b = sorted(root.get("split", "train") for root in (one, other))
     if a == b:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 from core import files, shapes
 from core.artefact import again, check_shape, read_meta, verify
+from core.checkpoint import describe_one, history
+from core.datasets import same_data, share_images
 from core.errors import UserError
 from core.imageset import ImageSet, title
+from core.methods import fact, find_method, is_method
 from core.run import Run
 from core.training import Result
 from core.workfolder import versions
@@ -22,16 +25,19 @@ def write(run: Run, result: Result, train: ImageSet, test: ImageSet) -> dict:
     record = {
         "accuracy_last": result.last, "accuracy_best": result.best,
         "best_epoch": result.best_epoch, "best_is_oracle": True,
-        **{key: value for key, value in dataclasses.asdict(result).items()
-           if key not in ("last", "best", "best_epoch")},
+        **{field.name: getattr(result, field.name) for field in dataclasses.fields(result)
+           if field.name not in ("last", "best", "best_epoch", "saw", "network")},
         "learner": run.job.method, "protocol": run.job.preset, "config": run.job.config,
         "seed": run.seed, "fingerprint": run.job.fingerprint, "settings": run.job.settings,
         "train": {"name": train.meta["name"], "fingerprint": train.fingerprint,
                   "rows": len(train), "root": train.meta["root"],
+                  "root_digest": train.meta.get("root_digest"),
                   "lineage": train.meta["lineage"]},
-        "test": {"root": test.meta["root"], "rows": len(test), "fingerprint": test.fingerprint},
+        "test": {"root": test.meta["root"], "root_digest": test.meta.get("root_digest"),
+                 "rows": len(test), "fingerprint": test.fingerprint},
         "purifier_trained_on": [step["trained_on"] for step in train.meta["lineage"]
                                 if step.get("trained_on")],
+        "learner_saw": list(result.saw),
         "versions": versions(), "device": run.device.as_record(),
     }
     files.write_json(run.work / "record.json", record)
@@ -74,6 +80,51 @@ def lineage_text(record: dict) -> str:
     """'digits > lsp > dvae'"""
     return " > ".join([record["train"]["root"]["data"].rsplit("/", 1)[-1],
                        *(title(step) for step in record["train"]["lineage"])])
+
+
+def saw(record: dict) -> str:
+    """What the defence learned from, beside the set that the classifier is trained on: 'nothing',
+    'the poisoned set', '10,000 clean test images', 'the clean originals', '5,000 clean labelled
+    images', '287 other clean images', 'other data: 416 images of photos', 'ImageNet labels', joined
+    by '; ': the purifiers' first. Of any record, also of one made before there were learners that
+    see more. A table asks each record of a column, and joins what differs.
+    """
+    purifiers = [step["method"] for step in record["train"]["lineage"]
+                 if is_method("purifiers", step["method"])]
+    fitted = any(fact(find_method("purifiers", name), "SEES_SET") for name in purifiers)
+    texts = ["the poisoned set"] if fitted else []
+    for trained in (*record["purifier_trained_on"], *record.get("learner_saw", [])):
+        texts += [seen(one, record) for one in history(trained)]
+    return "; ".join(dict.fromkeys(texts)) or "nothing"
+
+
+def seen(one: dict, record: dict) -> str:
+    """The words for one training set (`core.checkpoint.trained_on`), as seen from the set behind
+    the record; of weights from elsewhere, the name that they came with."""
+    if "shape" not in one:
+        return one["name"]
+    train, labelled = record["train"], one.get("labelled", False)
+    lineage, count = train["lineage"], f"{one['shape'][0]:,}"
+    root, own, test = ({**of["root"], "digest": of.get("root_digest")} if of else {"data": ""}
+                       for of in (one, train, record.get("test")))
+    if one["lineage"]:
+        behind = {train.get("fingerprint"), *(step.get("fingerprint") for step in lineage),
+                  *(given for step in lineage for given in step.get("inputs", {}).values())}
+        return "the poisoned set" if one.get("fingerprint") in behind else describe_one(one)
+    if share_images(root, test):
+        return f"{count} clean test images" + (", with their labels" if labelled else "")
+    if not same_data(root, own):
+        return f"other data: {describe_one(one)}" + (", with their labels" if labelled else "")
+    if "originals" in one:
+        return f"{count} clean labelled images" + (
+            f" ({one['originals']:,} of them originals of the set)" if one["originals"] else "")
+    if share_images(root, own):
+        poisoned = any(not is_method("purifiers", step["method"]) for step in lineage)
+        text = "the clean originals" if poisoned else "the set itself"
+        return f"{text}, with their labels" if labelled else text
+    kind = "clean labelled" if labelled else "clean test" if root.get("split") == "test" \
+        else "other clean"
+    return f"{count} {kind} images"
 
 
 def spread(values: list[float]) -> str:

@@ -19,6 +19,8 @@ NAMED_ROOT = Only({"data": str, "split?": str, "size?": (int, None)})
 TRAINED_ON = {"name": str, "fingerprint?": str, "shape": [int, int, int, int],
               "num_classes": (int, None), "root": ROOT, "lineage": [str]}
 TRAINED_ON["after?"] = (TRAINED_ON, None)       # what it was fine-tuned from
+# What a learner learned from beside the set: images, or what weights from elsewhere had seen.
+SEEN = ({**TRAINED_ON, "labelled?": bool, "rows?": str, "originals?": int}, Only({"name": str}))
 STEP = {"method": str, "preset?": str, "version?": int, "seed?": int, "config?": dict,
         "settings?": dict, "fingerprint?": str, "inputs?": {str: str}, "seconds?": float,
         "trained_on?": (TRAINED_ON, None)}
@@ -35,8 +37,10 @@ META = {
 RECORD = {
     "accuracy_last": float, "accuracy_best": float, "best_epoch": int, "curve": [[int, float]],
     "train_accuracy": float, "seconds": float, "images_per_second": float, "fingerprint": str,
-    "train": {"name": str, "root": NAMED_ROOT, "lineage": [STEP]},
-    "purifier_trained_on": [TRAINED_ON],
+    "train": {"name": str, "root": NAMED_ROOT, "lineage": [STEP], "fingerprint?": str,
+              "root_digest?": (str, None)},
+    "test?": {"root": NAMED_ROOT, "root_digest?": (str, None)},
+    "purifier_trained_on": [TRAINED_ON], "learner_saw?": [SEEN],
 }
 MOST = 2**63                    # of a number
 

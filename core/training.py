@@ -4,9 +4,10 @@ It computes in the run's precision: bf16 on a GPU, where the papers' code has fl
 `precision: fp32` says so.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -100,6 +101,10 @@ class Result:
     images: int                             # images trained on, over all epochs
     seconds: float                          # of training; tests and each first step not counted
     images_per_second: float                # in those seconds
+    kept_epoch: int | None = None           # whose weights `last` is of; None: the last one's
+    saw: tuple[dict, ...] = ()              # beside the set: core.checkpoint.seen, or a name
+    # as trained; no part of a record
+    network: nn.Module | None = field(default=None, repr=False, compare=False)
 
 
 class Normalised(nn.Module):
@@ -193,7 +198,7 @@ def train_classifier(
             tested = {"accuracy": accuracy(model, test, run)}
             curve.append([epoch + 1, tested["accuracy"]])
         loop.end_epoch(**tested, learning_rate=rate_at(epoch, loop.step - 1))
-    return model, result_of(curve, loop)
+    return model, dataclasses.replace(result_of(curve, loop), network=model)
 
 
 def right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
