@@ -18,10 +18,12 @@ import torch
 from core.files import RowFile
 from core.imageset import ImageSet
 from core.loop import Loop
+from core.pgd import pgd
 from core.ranges import Count
 from core.run import Run
 from core.training import count_right
 from poisons.crafting import on_device, slices
+from poisons.frozen import FrozenSurrogate
 from poisons.minmin import (
     Shared,
     as_published,
@@ -32,7 +34,6 @@ from poisons.minmin import (
     train_step,
 )
 from poisons.noise import TwoFiles, load_noise, store_noise
-from poisons.pgd import FrozenSurrogate, pgd
 
 __all__ = ["Config", "bound", "poison"]
 

@@ -20,10 +20,12 @@ from torch import nn
 from core.batches import Batches
 from core.imageset import ImageSet
 from core.loop import Loop
+from core.pgd import pgd
 from core.ranges import Count, Share
 from core.run import Run
 from core.training import count_right
 from poisons.crafting import on_device
+from poisons.frozen import FrozenSurrogate
 from poisons.minmin import (
     Shared,
     as_published,
@@ -33,7 +35,6 @@ from poisons.minmin import (
     report_stop,
     train_step,
 )
-from poisons.pgd import FrozenSurrogate, pgd
 
 __all__ = ["Config", "bound", "poison"]
 

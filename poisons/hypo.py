@@ -19,12 +19,13 @@ import torch
 from core.config import added
 from core.errors import ConfigError
 from core.imageset import ImageSet, Rounding
+from core.pgd import Norm, pgd
 from core.ranges import Count, Keys, LinfRadius, Positive, StepSize, check
 from core.run import Run
 from core.training import RateSchedule
 from models.classifiers import Architecture
 from poisons.crafting import add_noise, report_seen, seen_as
-from poisons.pgd import FrozenSurrogate, Norm, pgd
+from poisons.frozen import FrozenSurrogate
 from poisons.surrogates import Training, train_surrogate
 
 VERSION = 1

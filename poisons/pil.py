@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from core.imageset import ImageSet, Rounding
+from core.pgd import gradient_of, pgd
 from core.ranges import (
     BatchSize,
     Count,
@@ -31,7 +32,6 @@ from core.streams import BLOCK, by_block
 from core.training import RateSchedule
 from models.classifiers import Architecture
 from poisons.crafting import add_noise
-from poisons.pgd import gradient_of, pgd
 from poisons.surrogates import Training, train_surrogate
 
 VERSION = 2     # 1: one layer with a bias, weight decay, a constant rate, x - delta clipped

@@ -23,6 +23,7 @@ from torch import nn
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.loop import Loop
+from core.pgd import gradient_of, pgd
 from core.ranges import (
     BatchSize,
     BelowOne,
@@ -40,7 +41,7 @@ from core.streams import BLOCK
 from core.training import Normalised, right
 from models.classifiers import Architecture, classifier
 from poisons.crafting import add_noise, craft_rows, on_device
-from poisons.pgd import FrozenSurrogate, gradient_of, pgd
+from poisons.frozen import FrozenSurrogate
 from poisons.transforms import TRIES, crop_and_flip, random_boxes, resized_crop_and_flip
 
 VERSION = 1

@@ -14,7 +14,7 @@ import torch
 from core.imageset import ImageSet
 from core.run import Run
 from poisons import rem
-from poisons.pgd import FrozenSurrogate
+from poisons.frozen import FrozenSurrogate
 
 VERSION = rem.VERSION           # its code is REM's
 SMOKE = rem.SMOKE

@@ -25,11 +25,12 @@ from torch import nn
 
 from core.errors import ConfigError
 from core.imageset import ImageSet, Rounding
+from core.pgd import Gradient, gradient_of, pgd
 from core.ranges import Count, Keys, LinfRadius, Positive, StepSize
 from core.run import Run
 from core.training import RateSchedule
 from poisons.crafting import add_noise, on_device, report_seen, seen_as, slices
-from poisons.pgd import FrozenSurrogate, Gradient, gradient_of, pgd
+from poisons.frozen import FrozenSurrogate
 from poisons.surrogates import Training, train_surrogate
 
 VERSION = 2     # 1: the surrogate's first epoch climbed one batch late

@@ -17,12 +17,13 @@ import torch.nn.functional as F
 
 from core.files import RowFile
 from core.imageset import ImageSet, Rounding
+from core.pgd import gradient_of, pgd
 from core.ranges import Count, CountOrZero, Keys, LinfRadius, Positive, PositiveOrZero, StepSize
 from core.run import Run
 from core.streams import BLOCK, by_block
 from core.training import RateSchedule
 from poisons.crafting import add_noise, report_seen, seen_as
-from poisons.pgd import FrozenSurrogate, gradient_of, pgd
+from poisons.frozen import FrozenSurrogate
 from poisons.surrogates import Training, train_surrogate
 from poisons.transforms import shift_and_flip
 

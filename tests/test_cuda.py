@@ -13,7 +13,7 @@ from core.device import DeviceSettings, resolve
 from core.methods import list_methods
 from models.resnet import resnet18
 from poisons.__main__ import main as poison_main
-from poisons.pgd import FrozenSurrogate
+from poisons.frozen import FrozenSurrogate
 
 DEVICE = "cuda"
 pytestmark = [pytest.mark.cuda,

@@ -122,7 +122,7 @@ FAULTS = [
     fault("pixels are truncated", "core/imageset.py",
           "levels.round_() if", "levels.floor_() if",
           "imageset.py::test_rounding_is_to_the_nearest_level_half_to_even"),
-    fault("signed steps without the budget", "poisons/pgd.py",
+    fault("signed steps without the budget", "core/pgd.py",
           "delta = stepped.clamp_(-epsilon, epsilon)", "delta = stepped",
           "pgd.py::test_noise_stays_within_epsilon"),
     fault("grey scale exchanges red and blue", "purifiers/gray.py",

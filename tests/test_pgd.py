@@ -13,8 +13,9 @@ import torchvision
 from torch import nn
 
 from core.device import DeviceSettings, resolve
+from core.pgd import pgd
 from models.resnet import resnet18
-from poisons.pgd import FrozenSurrogate, conv_norm_pairs, pgd
+from poisons.frozen import FrozenSurrogate, conv_norm_pairs
 
 EPSILON, STEP = 8 / 255, 0.8 / 255
 CPU = resolve(DeviceSettings(device="cpu", precision="fp32"))

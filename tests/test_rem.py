@@ -15,7 +15,7 @@ from core.training import Normalised
 from models.resnet import resnet18
 from poisons import rem, sem
 from poisons.__main__ import main as poison_main
-from poisons.pgd import FrozenSurrogate
+from poisons.frozen import FrozenSurrogate
 from poisons.transforms import TRIES, crop_and_flip, random_boxes
 
 INNER = {"pgd": rem.attack, "noise": sem.random_neighbour}

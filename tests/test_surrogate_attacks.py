@@ -13,13 +13,14 @@ from conftest import ROOT, content, new_run, process, run_command, succeed
 
 from core.command import parse
 from core.imageset import ImageSet, from_arrays
+from core.pgd import gradient_of, pgd
 from core.streams import BLOCK, generator
 from core.training import Normalised
 from models.classifiers import classifier
 from models.resnet import resnet18
 from poisons import hypo, pil, sep, tap
 from poisons.__main__ import main as poison_main
-from poisons.pgd import FrozenSurrogate, gradient_of, pgd
+from poisons.frozen import FrozenSurrogate
 from poisons.surrogates import train_surrogate
 from poisons.transforms import shift_and_flip
 

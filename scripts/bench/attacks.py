@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 
+from core.pgd import pgd
 from models.resnet import resnet18
-from poisons import ar, cuda, lsp, ops, pgd, rem
+from poisons import ar, cuda, lsp, ops, rem
+from poisons.frozen import FrozenSurrogate
 from scripts.bench.clock import Bench, Plain, Row, flop
 from scripts.bench.scratch import random_batch, random_set, scratch_run
 
@@ -35,12 +37,12 @@ def pgd_step(bench: Bench) -> Iterator[Row]:
     for width, batch in itertools.product((8,) if bench.smoke else (64, 16), batches):
         x, y = bench.images(batch)
         model = bench.device.place(resnet18(width=width))
-        frozen = pgd.FrozenSurrogate(model, bench.device)
+        frozen = FrozenSurrogate(model, bench.device)
         gradient, delta = frozen.gradient(y), torch.zeros_like(x)
         work = 2 * flop(lambda frozen=frozen, x=x: frozen(x))       # backward to the input: as much
 
         def ours(x=x, delta=delta, gradient=gradient):
-            pgd.pgd(x, delta, gradient, epsilon=8 / 255, step_size=0.8 / 255, steps=1)
+            pgd(x, delta, gradient, epsilon=8 / 255, step_size=0.8 / 255, steps=1)
 
         plain = Plain(bench, plain_pgd, width, batch)
         mine, theirs = bench.seconds(ours, plain, steps=bench.steps)
@@ -55,13 +57,13 @@ def rem_step(bench: Bench) -> Iterator[Row]:
     config = rem.Config(steps=1) if not bench.smoke else rem.Config(steps=1, transforms=2,
                                                                     inner_steps=2)
     x, y = bench.images(batch)
-    frozen = pgd.FrozenSurrogate(bench.device.place(resnet18(width=width)), bench.device)
+    frozen = FrozenSurrogate(bench.device.place(resnet18(width=width)), bench.device)
     gradient, passes = frozen.gradient(y), config.transforms * (config.inner_steps + 1)
     draw = rem.batch_draws(bench.run, 0, batch)
     drawn = draw("0", config.numbers)
 
     def step():
-        pgd.pgd(x, torch.zeros_like(x), gradient, epsilon=8 / 255, step_size=1.6 / 255, steps=1)
+        pgd(x, torch.zeros_like(x), gradient, epsilon=8 / 255, step_size=1.6 / 255, steps=1)
 
     def defend():
         rem.defend(x, y, frozen, config, draw, rem.attack)
