@@ -122,10 +122,11 @@ def describe_one(trained: dict) -> str:
 
 
 def finish(run: Run, images: ImageSet, *, before: dict | None = None, **meta) -> None:
-    """Finish a run with its checkpoint, trained on `images` (and `before`, see `trained_on`)."""
+    """Finish a run with its checkpoint, trained on `images` (and `before`, see `trained_on`);
+    its seconds are in there."""
     run.finish({
         "kind": "checkpoint", "method": run.job.method, "config": run.job.config,
         "seed": run.seed, "precision": run.device.precision,
-        "trained_on": trained_on(images, before),
+        "trained_on": {**trained_on(images, before), "seconds": round(run.seconds, 3)},
         "lineage": [*images.meta["lineage"], run.lineage_entry()], **meta,
     })

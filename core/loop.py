@@ -58,6 +58,7 @@ class Loop:
             except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
                 raise UserError(f"{run.work} was begun by another version of this code; remove it "
                                 "to start again") from None
+        run.looped[name] = self.seconds
         run.folder.log.rewind(name, self.epoch)
         if state is not None and run.world.leads and log != run.folder.log.digest(name):
             raise UserError(f"{run.work / 'log.jsonl'} is damaged: it lacks lines of '{name}' as "
@@ -131,6 +132,7 @@ class Loop:
                 raise UserError(f"{self.name}: {key} became {mean} in epoch {self.epoch}; lower "
                                 "the learning rate, or look at the data")
         row = {**self.means, **values}
+        self.run.looped[self.name] = self.seconds
         self.run.log(self.name, self.epoch, **row, seconds=round(self.seconds, 3))
         text = "  ".join(f"{key} {value:.4g}" for key, value in row.items()
                          if isinstance(value, (int, float)))

@@ -52,7 +52,8 @@ class Run:
         self.done = False
         self.checkpoint = None          # the Checkpoint that a trained purifier applies
         self.settings = settings or {}
-        self.seconds = 0.0              # spent in sweeps by this process and those before it
+        self.swept = 0.0                # seconds in sweeps, of this process and those before it
+        self.looped: dict[str, float] = {}      # the same in the steps of each loop, by its name
         self.interrupt = Interrupt()
         self._asked = device or DeviceSettings()
         self._last_save, self._save_took = time.monotonic(), 0.0
@@ -96,6 +97,11 @@ class Run:
         self.interrupt.restore()
         # A mistake found before any work was done leaves nothing; but others may be writing there.
         self.folder.close(keep=not isinstance(error, UserError) or self.world.size > 1)
+
+    @property
+    def seconds(self) -> float:
+        """Spent in sweeps and in the steps of loops so far."""
+        return self.swept + sum(self.looped.values())
 
     def lineage_entry(self) -> dict:
         """What this run adds to the lineage of its output."""
@@ -204,7 +210,7 @@ class Run:
                     self.save_state(own, mine)
                     if at < len(left):
                         self.stop_if_interrupted()
-        self.seconds += mine["seconds"]
+        self.swept += mine["seconds"]
         self.world.barrier()
 
     def require_sweep(self, name: str, rows: int, step: int, *row_files: files.RowFile) -> None:

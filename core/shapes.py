@@ -17,7 +17,7 @@ class Only(dict):
 ROOT = Only({"data?": str, "split?": str, "size?": (int, None)})        # as in DataSettings
 NAMED_ROOT = Only({"data": str, "split?": str, "size?": (int, None)})
 TRAINED_ON = {"name": str, "fingerprint?": str, "shape": [int, int, int, int],
-              "num_classes": (int, None), "root": ROOT, "lineage": [str]}
+              "num_classes": (int, None), "root": ROOT, "lineage": [str], "seconds?": float}
 TRAINED_ON["after?"] = (TRAINED_ON, None)       # what it was fine-tuned from
 # What a learner learned from beside the set: images, or what weights from elsewhere had seen.
 SEEN = ({**TRAINED_ON, "labelled?": bool, "rows?": str, "originals?": int}, Only({"name": str}))

@@ -14,6 +14,7 @@ import purify
 import train_vae
 from core import config as yaml_config
 from core import streams
+from core.artefact import read_log
 from core.checkpoint import Checkpoint
 from core.errors import UserError
 from core.imageset import ImageSet, from_arrays
@@ -237,6 +238,9 @@ def test_a_checkpoint_says_what_it_was_trained_on(poisoned, checkpoint):
     assert meta["trained_on"]["shape"] == [320, 16, 16, 3]
     assert meta["digests"] == content(checkpoint)
     assert len(meta["stage_sets"]) == 1
+    ends = {line["loop"]: line["seconds"] for line in read_log(checkpoint) if "seconds" in line}
+    assert len(ends) == 2
+    assert meta["trained_on"]["seconds"] > sum(ends.values()) - 0.01 > 0    # and the sweep between
 
 
 @pytest.mark.slow

@@ -170,6 +170,7 @@ def test_the_first_step_of_a_process_is_off_the_clock(tmp_path, monkeypatch):
     # 3 steps were saved before the death, 6 follow; each process leaves out its first.
     assert (loop.images, loop.timed, loop.seconds) == (90, 70, 7.0)
     assert loop.images_per_second == 10
+    assert run.seconds == 7.0                           # of all its loops and sweeps
     assert loop.means == {"value": 1.0}
 
 

@@ -112,7 +112,8 @@ def test_no_odd_type_in_a_record_is_a_traceback(tmp_path, name, capsys):
         except UserError:
             continue
         evaluate.report(record, tmp_path)
-        render.purifying(record)
+        render.seconds_of(record)
+        records.saw(record)
         for trained in record["purifier_trained_on"]:
             describe(trained)
 

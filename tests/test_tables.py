@@ -657,7 +657,7 @@ def test_the_table_prints_what_the_records_say(tiny):
                key=lambda name: statistics.mean(accuracies["lsp", name]))
     oracle = shown["lsp", "iss_best"]
     assert oracle[2] == shown["lsp", best][2]
-    assert f"best of these: {best}" in oracle
+    assert f"† best of these: {best}" in oracle
     # LE, Table 3: 15.0 for undefended LSP on CIFAR-10
     reported = lines[0].index("reported")
     assert shown["lsp", "none"][reported] == "15.0 LE T1" or "LE" in shown["lsp", "none"][reported]
@@ -676,6 +676,23 @@ def test_the_table_prints_what_the_records_say(tiny):
     text = run_command(render.main, tiny, "--distances").stdout
     [line] = [line for line in text.splitlines() if f"jpeg {best[-2:]} |" in line]
     assert line.split(" | ")[2] == f"{psnr:.2f}"
+
+
+def test_seconds_are_of_each_kind_of_work():
+    """Training the purifier with what it goes on from, purifying, training the classifier; the
+    poison's are no defence's."""
+    prior = {"seconds": 20.0, "after": {"seconds": 400.0, "after": None}}
+    steps = [{"method": "lsp", "seconds": 1.0}, {"method": "gray", "seconds": 2.0},
+             {"method": "jcdp", "seconds": 50.0, "trained_on": prior}]
+
+    def seconds(*lineage: dict) -> tuple:
+        return render.seconds_of({"train": {"lineage": list(lineage)}, "seconds": 7.0})
+
+    assert seconds(*steps) == (420.0, 52.0, 7.0)
+    assert seconds(steps[0]) == (None, None, 7.0)
+    assert seconds(*steps[:2]) == (None, 2.0, 7.0)
+    prior["after"].pop("seconds")                       # a checkpoint of before seconds were kept
+    assert seconds(*steps) == (None, 52.0, 7.0)
 
 
 def test_a_published_number_says_whose_it_is():

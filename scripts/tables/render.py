@@ -3,8 +3,9 @@
     python scripts/table.py configs/tables/NAME.yaml [--quick] [--wide | --distances] [--format csv]
 
 One line a cell: clean test accuracy of the last epoch (mean ± sd over n seeds), the published
-number and others' re-runs, the gap to the published one, seconds of training, and what the purifier
-was trained on. `oracle` marks numbers chosen by test accuracy. --wide prints rows x columns.
+number and others' re-runs, the gap to the published one, seconds (of training the purifier, of
+purifying, of training the classifier), and what the defence saw beside the set that the classifier
+is trained on. `oracle` marks numbers chosen by test accuracy (†). --wide prints rows x columns.
 --distances prints PSNR and LPIPS to the clean images instead, of the sets that are here.
 """
 
@@ -12,11 +13,12 @@ import argparse
 import csv
 import io
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from core import records
-from core.checkpoint import describe
+from core.checkpoint import history
 from core.command import command
 from core.methods import is_method
 from core.names import markdown_cell, printable
@@ -26,7 +28,7 @@ from scripts.tables.measure import points, print_points
 # docs/reported.md says what its columns are
 REPORTED = Path(__file__).resolve().parents[2] / "results/reported.csv"
 HEAD = ("data", "poison", "defence", "accuracy (%)", "reported", "independent", "gap", "oracle",
-        "purifying (s)", "training (s)", "purifier trained on")
+        "training the purifier (s)", "purifying (s)", "training (s)", "the defence saw")
 ALWAYS = ("poison", "defence", "accuracy (%)")      # the others where some cell has them
 
 
@@ -38,9 +40,9 @@ class Entry:
     row: str
     column: str
     accuracies: list[float]
-    purifying: float | None         # seconds a set; not the purifier's own training
-    training: float | None          # of the classifier
-    trained_on: str
+    # seconds of training the purifiers, of purifying the set and of training the classifier
+    seconds: tuple[float | None, float | None, float | None]
+    saw: str                        # what the defence learned from beside the set
     reported: dict | None
     independent: list[dict]
     chosen: str = ""                # the column that an oracle chose
@@ -110,30 +112,36 @@ def collect(table: spec.Table, cells: list[plan.Cell]) -> list[Entry]:
                 best = max(measured, key=lambda e: e.mean)
                 facts = facts_of(table, row.reported, derived.name, known)
                 entries.append(Entry(
-                    table.block, row.name, derived.name, best.accuracies, best.purifying,
-                    best.training, best.trained_on, *facts, chosen=best.column))
+                    table.block, row.name, derived.name, best.accuracies, best.seconds,
+                    best.saw, *facts, chosen=best.column))
     return entries
 
 
 def entry(table: spec.Table, row: spec.Line, column: spec.Line, found: list[dict],
           published: list[dict]) -> Entry:
-    trained_on = {describe(on) for record in found for on in record["purifier_trained_on"]}
     return Entry(
         table.block, row.name, column.name, [100 * record["accuracy_last"] for record in found],
-        mean_of([seconds for record in found if (seconds := purifying(record)) is not None]),
-        mean_of([record["seconds"] for record in found]),
-        "; ".join(sorted(trained_on)), *facts_of(table, row.reported, column.reported, published))
+        tuple(map(mean_of, zip(*map(seconds_of, found), strict=True))) or (None, None, None),
+        "; ".join(dict.fromkeys(records.saw(record) for record in found)),
+        *facts_of(table, row.reported, column.reported, published))
 
 
-def purifying(record: dict) -> float | None:
-    """Seconds of the purifiers that made the set, where the record knows them."""
-    found = [step["seconds"] for step in record["train"]["lineage"]
-             if is_method("purifiers", step["method"]) and "seconds" in step]
-    return sum(found) if found else None
+def seconds_of(record: dict) -> tuple[float | None, float | None, float]:
+    """Seconds of training the purifiers (and what they were fine-tuned from), of purifying and of
+    training the classifier; None where there was none, or a record of before does not know."""
+    steps = [step for step in record["train"]["lineage"] if is_method("purifiers", step["method"])]
+    trained = [one.get("seconds") for step in steps for one in history(step.get("trained_on"))]
+    return total(trained), total([step.get("seconds") for step in steps]), record["seconds"]
 
 
-def mean_of(values: list[float]) -> float | None:
-    return statistics.mean(values) if values else None
+def total(values: list[float | None]) -> float | None:
+    """The sum, if all are known and there are any."""
+    return sum(values) if values and None not in values else None
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
 
 
 def facts_of(table: spec.Table, attack: str, defence: str, published: list[dict]
@@ -161,18 +169,18 @@ def long(entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
     lines = []
     for e in entries:
         gap = f"{e.mean - e.reported['accuracy']:+.1f}" if e.reported and e.accuracies else ""
-        oracle = f"best of these: {e.chosen}" if e.chosen else ""
+        oracle = f"† best of these: {e.chosen}" if e.chosen else ""
         lines.append([
             e.block, e.row, e.column, records.spread(e.accuracies), number(e.reported),
             "; ".join(number(fact) for fact in e.independent), gap, oracle,
-            *("" if s is None else f"{s:.0f}" for s in (e.purifying, e.training)), e.trained_on])
+            *("" if s is None else f"{s:.0f}" for s in e.seconds), e.saw])
     used = [i for i, name in enumerate(HEAD) if name in ALWAYS or any(line[i] for line in lines)]
     return tuple(HEAD[i] for i in used), [[line[i] for i in used] for line in lines]
 
 
 def wide(entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
     """One line a row of the table."""
-    columns = {e.column: f"{e.column} (oracle)" if e.chosen else e.column for e in entries}
+    columns = {e.column: f"{e.column} † (oracle)" if e.chosen else e.column for e in entries}
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for e in entries:
         lines.setdefault((e.block, e.row), {})[e.column] = records.spread(e.accuracies)
@@ -210,9 +218,9 @@ def as_csv(head: tuple[str, ...], lines: list[list[str]]) -> str:
 
 def latex(head: tuple[str, ...], lines: list[list[str]]) -> str:
     """A booktabs tabular."""
-    special = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$", ">": "$>$",
-               "$": r"\$", "{": r"\{", "}": r"\}", "<": "$<$", "\\": r"\textbackslash{}",
-               "^": r"\^{}", "~": r"\~{}"}
+    special = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$", "†": r"$\dagger$",
+               ">": "$>$", "$": r"\$", "{": r"\{", "}": r"\}", "<": "$<$",
+               "\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}"}
 
     def row(cells) -> str:
         safe = ("".join(special.get(character, character) for character in printable(cell))
