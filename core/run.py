@@ -3,6 +3,7 @@ streams, sweeps over rows, the log, states to resume from. Where all that lies o
 `core.workfolder`'s.
 """
 
+import contextlib
 import math
 import signal
 import sys
@@ -138,9 +139,17 @@ class Run:
         """Seed torch's global generators, for layers that take no generator of their own."""
         torch.manual_seed(streams.derive(self.seed, name, step))
 
-    def initialisation(self, name: str):
-        """`with run.initialisation("surrogate"):` seeds torch's default weight init."""
-        return streams.initialisation(self.seed, name)
+    @contextlib.contextmanager
+    def initialisation(self, name: str) -> Iterator[None]:
+        """`with run.initialisation("surrogate"):` seeds torch's default weight init. A network that
+        cannot be made for such images (ValueError) is a UserError."""
+        with streams.initialisation(self.seed, name):
+            try:
+                yield
+            except UserError:
+                raise
+            except ValueError as error:
+                raise UserError(f"{self.job.method}: {error}") from None
 
     # --- states and sweeps -------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.batches import Augmentation, Batches
+from core.config import added
 from core.device import Device
 from core.errors import ConfigError
 from core.imageset import ImageSet, to_floats
@@ -58,9 +59,10 @@ class Protocol(Keys):
     steps: Count | None = None
     batch_size: BatchSize = 128     # images a step; EM's release
     drop_last: bool = True          # leave out an epoch's incomplete last batch; EM's release
-    learning_rate: Positive = 0.1   # of SGD, at the start; EM's release
-    momentum: BelowOne = 0.9        # of SGD; EM's release
-    nesterov: bool = False          # momentum in Nesterov's form; EM's release: not
+    optimizer: Literal["sgd", "adam"] = added("sgd")    # what takes the steps; EM's release: SGD
+    learning_rate: Positive = 0.1   # at the start; EM's release
+    momentum: BelowOne = 0.9        # of SGD; of Adam its first beta; EM's release
+    nesterov: bool = False          # SGD's momentum in Nesterov's form; EM's release: not
     # L2 penalty in the gradient, on all weights; EM's release
     weight_decay: PositiveOrZero = 5e-4
     schedule: RateSchedule = "cosine"   # of the learning rate; EM's release: cosine, to 0
@@ -80,6 +82,8 @@ class Protocol(Keys):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.nesterov and self.optimizer != "sgd":
+            raise ConfigError("nesterov", f"{self.optimizer} has no such form: it is sgd's")
         if self.nesterov and self.momentum == 0:
             raise ConfigError("nesterov", "needs a momentum above 0")
         if (self.mean is None) != (self.std is None):
@@ -209,8 +213,12 @@ def right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (answers == labels).float().mean()
 
 
-def make_optimizer(model: nn.Module, protocol: Protocol) -> torch.optim.SGD:
-    """The protocol's SGD over all parameters."""
+def make_optimizer(model: nn.Module, protocol: Protocol) -> torch.optim.Optimizer:
+    """The protocol's optimiser over all parameters."""
+    if protocol.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=protocol.learning_rate,
+                                betas=(protocol.momentum, 0.999),
+                                weight_decay=protocol.weight_decay)
     return torch.optim.SGD(
         model.parameters(), lr=protocol.learning_rate, momentum=protocol.momentum,
         nesterov=protocol.nesterov, weight_decay=protocol.weight_decay)

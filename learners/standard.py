@@ -22,7 +22,8 @@ SMOKE = {"width": 8, "epochs": 2, "steps": None, "batch_size": 64}
 @dataclass(frozen=True)
 class Config(Protocol):
     architecture: Architecture = "resnet18"     # the network; EM's release: resnet18
-    width: Count = 64               # channels of resnet18's first group; He et al. 2016: 64
+    # channels of resnet18's first group, He et al. 2016: 64; others have width / 64 of their own
+    width: Count = 64
     # of resnet18 and torchvision's: cifar keeps a small image's size; auto: by the size
     stem: Stem = "auto"
 

@@ -45,7 +45,8 @@ class Shared(Keys):
     stop_error: BelowOne = 0.01
     max_rounds: Count = 100         # a cap, ours; the release's CIFAR-10 run took 10
     architecture: Architecture = "resnet18"     # the surrogate; release: resnet18
-    width: Count = 64               # channels of resnet18's first group; release: 64
+    # channels of resnet18's first group, release: 64; others have width / 64 of their own
+    width: Count = 64
     positive_only: bool = False     # drop negative noise, as the release does
     rounding: Rounding = "round"    # of images to grey levels: nearest, or down, as the release
 

@@ -76,7 +76,8 @@ class Config(Keys):
     crop_padding: CountOrZero | None = 4
     flip: bool = True               # mirror half of the draws; release: yes; ours on SVHN: no
     architecture: Architecture = "resnet18"     # the surrogate; release: resnet18
-    width: Count = 64               # channels of resnet18's first group; release: 64
+    # channels of resnet18's first group, release: 64; others have width / 64 of their own
+    width: Count = 64
 
     @property
     def numbers(self) -> int:

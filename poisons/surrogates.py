@@ -19,7 +19,8 @@ class Training(Protocol):
 
     # the network; resnet18 where the attack says nothing else
     architecture: Architecture = "resnet18"
-    width: Count = 64               # channels of resnet18's first group; He et al. 2016: 64
+    # channels of resnet18's first group, He et al. 2016: 64; others have width / 64 of their own
+    width: Count = 64
     # cifar keeps a small image's size, imagenet quarters it; auto: by the size
     stem: Stem = "auto"
 

@@ -14,6 +14,7 @@ from torch.optim import lr_scheduler
 import core.run
 from core import config, training
 from core.batches import Augmentation, Batches
+from core.command import parse
 from core.errors import ConfigError, UserError
 from core.imageset import from_arrays
 from core.training import Normalised, Protocol, accuracy, learning_rate, train_classifier
@@ -475,6 +476,42 @@ def test_label_smoothing_is_its_formula(tmp_path, few, s):
         plain = standard.fit(rows, rows, config, run)
     assert (plain == dataclasses.replace(result, seconds=plain.seconds,
                                          images_per_second=plain.images_per_second)) or s > 0
+
+
+# --- optimisers --------------------------------------------------------------------------------
+
+
+def test_adam_is_torchs(tmp_path, few):
+    """Two steps on one batch; `momentum` is its first beta."""
+    protocol = dataclasses.replace(PROTOCOL, optimizer="adam", learning_rate=1e-2, momentum=0.5,
+                                   nesterov=False, weight_decay=0.1, clip_norm=None, epochs=1,
+                                   batch_size=40, schedule="constant", steps=None)
+    rows, model, plain = few.first(80), normed(), normed()
+    plain.load_state_dict(model.state_dict())
+    with new_run(tmp_path / "out") as run:
+        batches = list(Batches(rows, 40, run, "classifier", augmentation=Augmentation(
+            protocol.crop_padding, protocol.flip)).epoch(0))
+        train_classifier(model, rows, None, protocol, run)
+    optimizer = torch.optim.Adam(plain.parameters(), 1e-2, (0.5, 0.999), weight_decay=0.1)
+    for x, y in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(plain(x), y).backward()
+        optimizer.step()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_optimiser_is_a_key_that_changes_no_fingerprint():
+    assert "optimizer" not in config.plain(Protocol(), identity=True)
+    assert config.plain(Protocol(optimizer="adam"), identity=True)["optimizer"] == "adam"
+    with pytest.raises(ConfigError, match="adam has no such form"):
+        Protocol(optimizer="adam", nesterov=True)
+
+
+def test_bridgepures_vit_is_a_preset():
+    found = parse([str(CONFIGS / "learners/bridge120.yaml"), "preset=vit"], "", "evaluate").config
+    assert (found.architecture, found.optimizer, found.learning_rate, found.weight_decay,
+            found.epochs, found.milestones) == ("vit_small", "adam", 5e-4, 0, 120, (80, 100))
 
 
 # --- the published protocols -------------------------------------------------------------------
