@@ -16,7 +16,8 @@ from core.records import load
 PAGE = (ROOT / "docs/extending.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL)
 LINES = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
-HERE = {"learners/smoothing.py", "configs/learners/smoothing.yaml"}
+HERE = {path for name in ("smoothing", "cutout")
+        for path in (f"learners/{name}.py", f"configs/learners/{name}.yaml")}
 # Runs the lines in one process, as `python ...` would each: cut to a few rows and an epoch.
 DRIVER = """
 import contextlib, io, shlex, sys
@@ -80,7 +81,7 @@ def test_the_lines_of_the_page_run(project):
                           cwd=project, capture_output=True, check=False,
                           env={**os.environ, "PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr
-    for name in ("class_signs", "box", "mixup", "smoothing"):
+    for name in ("class_signs", "box", "cutout", "smoothing"):
         assert re.search(rf"\b{name}\b", done.stdout), f"--help does not know {name}"
     signs, box, photos = (files.read_json(project / f"runs/{name}/meta.json")["lineage"][-1]
                            for name in ("signs", "signs-box", "photos-lsp"))
@@ -89,7 +90,7 @@ def test_the_lines_of_the_page_run(project):
     assert (photos["config"]["radius"], photos["config"]["patch"]) == (2.6083, 4)
     images = ImageSet.load(project / "runs/signs-box")
     assert images.images.shape == (200, 16, 16, 3)
-    for name in ("smoothing", "mixup"):
+    for name in ("smoothing", "cutout"):
         record = load(project / f"runs/signs-box-{name}")
         assert record["learner"] == name
         assert [step["method"] for step in record["train"]["lineage"]] == ["class_signs", "box"]
@@ -98,7 +99,7 @@ def test_the_lines_of_the_page_run(project):
     planned = [line for line in done.stdout.splitlines() if line.endswith(" --wait")]
     assert sum("configs/poisons/class_signs.yaml data=digits" in line for line in planned) == 3
     assert sum("box.radius=2" in line for line in planned) == 4    # of one clean set and three
-    assert all("mixup.test_every=0" in line for line in planned if "evaluate.py" in line)
+    assert all("cutout.test_every=0" in line for line in planned if "evaluate.py" in line)
 
 
 def test_smoke_runs_what_was_added(project, tmp_path):
