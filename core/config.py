@@ -10,6 +10,7 @@ behind `=` is taken as it was typed. Files are bounded, for they may be somebody
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import json
 import math
@@ -111,7 +112,23 @@ def renamed(tree: Node, method: Node | None) -> Node:
 
 
 def parse(text: str, name: str) -> Node:
-    """YAML text to nodes. `name` goes into every origin."""
+    """YAML text to nodes, the caller's to change. `name` goes into every origin."""
+    return copy(parse_once(text, name))
+
+
+def copy(node: Node) -> Node:
+    """The node with what is below it."""
+    value = node.value
+    if isinstance(value, dict):
+        value = {key: copy(item) for key, item in value.items()}
+    elif isinstance(value, list):
+        value = [copy(item) for item in value]
+    return dataclasses.replace(node, value=value)
+
+
+@functools.lru_cache(maxsize=256)           # a table's plan reads its YAMLs for every cell
+def parse_once(text: str, name: str) -> Node:
+    """The same, not to be changed."""
     try:
         root = yaml.compose(text, Loader=Loader)
     except yaml.YAMLError as error:

@@ -80,6 +80,14 @@ def test_what_is_not_a_number_is_refused(text):
     assert message.endswith("is not a number")
 
 
+def test_what_is_read_is_the_callers_to_change():
+    """Equal text is parsed once."""
+    first = config.parse("a: {b: [1, 2]}", "x.yaml")
+    first.value["a"].value["b"].value.clear()
+    first.value["c"] = first.value.pop("a")
+    assert config.text(config.parse("a: {b: [1, 2]}", "x.yaml")) == "{a: {b: [1, 2]}}"
+
+
 def test_a_whole_number_is_not_rounded():
     assert "a.yaml:1: count: 2.5 is not a whole number" in complaint("count: 2.5")
 

@@ -113,13 +113,16 @@ def test_the_grid_and_its_artefacts(tiny):
 
 
 def test_the_plan_knows_the_fingerprints_of_the_commands(tiny, few_path):
-    [poison] = [a for a in plan.wanted(planned(tiny), {}) if a.job.kind == "poisons"]
-    out = Path("runs/check")
-    succeed(poison_main, *poison.arguments, f"out={out}")
-    assert json.loads((out / "meta.json").read_text())["fingerprint"] == poison.job.fingerprint
-    record = planned(tiny)[0].record
-    path = succeed(evaluate.main, *record.arguments, "out=runs/check-record")
-    assert json.loads((path / "meta.json").read_text())["fingerprint"] == record.job.fingerprint
+    """Also where a learner takes a part of the set, as bridge120 does."""
+    changed(tiny, "  standard.test_every: 0\n", "  standard.test_every: 0\n  split: first:100\n")
+    cells = {(cell.row.name, cell.column.name, cell.seed): cell.record for cell in planned(tiny)}
+    clean, lsp = (cells[row, "none", 0] for row in ("clean", "lsp"))
+    [poison] = lsp.needs
+    for artefact, main in ((poison, poison_main), (clean, evaluate.main), (lsp, evaluate.main)):
+        path = succeed(main, *artefact.arguments)
+        meta = json.loads((path / "meta.json").read_text())
+        assert meta["fingerprint"] == artefact.job.fingerprint
+    assert json.loads((lsp.out / "record.json").read_text())["train"]["rows"] == 100
 
 
 def test_a_step_may_take_fewer_rows(tiny):
@@ -702,6 +705,8 @@ def test_a_published_number_says_whose_it_is():
     assert render.number(own) == "15.56 OPS paper"       # and not ISS's 36.55
     shown = list(map(render.number, others))
     assert {"36.55 ISS README-main", "14.69 (leaderboard) APBench site-cifar10"} <= set(shown)
+    own, others = render.facts_of(attacks, "em", "none", published, "mobilenet_v2")
+    assert {fact["arch"] for fact in [own, *others] if fact} == {"mobilenetv2"}
     _, others = render.facts_of(attacks, "rem", "none", published)
     assert "17.47 (simplified, leaderboard) APBench site-cifar10" in map(render.number, others)
 

@@ -11,7 +11,7 @@ from core import config, files, identity, records
 from core.checkpoint import Checkpoint, trained_on
 from core.command import Request, parse
 from core.commands import COMMANDS
-from core.datasets import load, load_test
+from core.datasets import load, load_test, split_of
 from core.device import DeviceSettings
 from core.distributed import note
 from core.errors import UserError
@@ -184,7 +184,7 @@ class Planner:
     def _reads(self, request: Request, step: Step, state: "State") -> ImageSet:
         """The set that a step reads: the one before, or what its `data` names."""
         if state.images is not None and request.data.data == state.folder:
-            return request.cut(state.images)
+            return request.cut(split_of(state.images, request.data.split))
         key = json.dumps(config.plain(request.data))
         if key not in self._loaded:
             self._loaded[key] = load(request.data)

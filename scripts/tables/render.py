@@ -95,16 +95,19 @@ def collect(table: spec.Table, cells: list[plan.Cell]) -> list[Entry]:
     """The table's cells in its order, derived columns last in each row."""
     kept = records.committed()
     found: dict[tuple[str, str], list[dict]] = {}
+    networks = {}
     for cell in (cell for cell in cells if cell.table is table):
         here = found.setdefault((cell.row.name, cell.column.name), [])
+        network = cell.record.job.config.get("architecture", "resnet18")
+        networks[cell.row.name, cell.column.name] = network
         place = plan.place_of(cell.record, kept)
         if place is not None:
             here.append(records.load(place))
     known = published()
     entries = []
     for row in table.rows:
-        of_row = [entry(table, row, column, found[row.name, column.name], known)
-                  for column in table.columns if (row.name, column.name) in found]
+        of_row = [entry(table, row, column, found[key], known, networks[key])
+                  for column in table.columns if (key := (row.name, column.name)) in found]
         entries += of_row
         for derived in table.derived:
             measured = [e for e in of_row if e.column in derived.max_of and e.accuracies]
@@ -118,12 +121,12 @@ def collect(table: spec.Table, cells: list[plan.Cell]) -> list[Entry]:
 
 
 def entry(table: spec.Table, row: spec.Line, column: spec.Line, found: list[dict],
-          published: list[dict]) -> Entry:
+          published: list[dict], network: str) -> Entry:
     return Entry(
         table.block, row.name, column.name, [100 * record["accuracy_last"] for record in found],
         tuple(map(mean_of, zip(*map(seconds_of, found), strict=True))) or (None, None, None),
         "; ".join(dict.fromkeys(records.saw(record) for record in found)),
-        *facts_of(table, row.reported, column.reported, published))
+        *facts_of(table, row.reported, column.reported, published, network))
 
 
 def seconds_of(record: dict) -> tuple[float | None, float | None, float]:
@@ -144,16 +147,21 @@ def mean_of(values: Iterable[float | None]) -> float | None:
     return statistics.mean(known) if known else None
 
 
-def facts_of(table: spec.Table, attack: str, defence: str, published: list[dict]
-             ) -> tuple[dict | None, list[dict]]:
+def facts_of(table: spec.Table, attack: str, defence: str, published: list[dict],
+             network: str = "resnet18") -> tuple[dict | None, list[dict]]:
     """The paper's number (from the table's source first, then the attack's own) and those of
-    others, for ResNet-18."""
+    others, for such a network."""
     facts = [fact for fact in published
-             if (fact["dataset"], fact["attack"], name_of(fact), fact["arch"])
-             == (table.dataset, attack, defence, "resnet18") and "eval" not in fact]
+             if (fact["dataset"], fact["attack"], name_of(fact)) == (table.dataset, attack, defence)
+             and "eval" not in fact and plainly(fact["arch"]) == plainly(network)]
     own = [fact for fact in facts if fact["kind"] == "paper"]
     own.sort(key=lambda fact: (fact["source"] != table.source, fact["source"].lower() != attack))
     return own[0] if own else None, own[1:] + [fact for fact in facts if fact["kind"] != "paper"]
+
+
+def plainly(network: str) -> str:
+    """'mobilenet_v2' and 'mobilenetv2' as one."""
+    return network.replace("_", "").replace("-", "")
 
 
 def name_of(fact: dict) -> str:
