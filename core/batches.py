@@ -41,8 +41,8 @@ class Batches:
     Every epoch is a new permutation, or the index order without `shuffle`. A last batch of one
     image is dropped even without `drop_last`: batch normalisation has no statistics for it.
     `before_crop(images, step)` gives what is cropped and mirrored in place of the stored pixels,
-    uint8 (B, H, W, 3) both; `step` counts on over the epochs. Raises UserError if no full batch
-    fits.
+    uint8 (B, H, W, 3), or floats in grey levels; `step` counts on over the epochs. Raises
+    UserError if no full batch fits.
     """
 
     def __init__(

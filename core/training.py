@@ -42,8 +42,8 @@ Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor, int], tuple[torch.Tensor
 # of each class. What a loss or a transform draws comes from run.stream(NAME, step): `step` counts
 # on over the epochs, so that a resumed run draws the same.
 Transform = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
-# before_crop(images, step) -> images, uint8 (B, H, W, 3) as they are stored: what comes before crop
-# and flip.
+# before_crop(images, step) -> images, uint8 (B, H, W, 3) as they are stored, or floats in grey
+# levels: what comes before crop and flip.
 BeforeCrop = Callable[[torch.Tensor, int], torch.Tensor]
 RateSchedule = Literal["cosine", "multistep", "warm_multistep", "onecycle", "constant"]
 WARM_FROM = 1e-3        # warm_multistep's first rate (code Sizhe-Chen/SEP)

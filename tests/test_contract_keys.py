@@ -45,6 +45,11 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "ar.finder": (["released"], {"coefficients": "find"}),
     "ar.norm": (["linf"], {"radius": 0.2}),
     "cuda.kernel": ([5], {}),
+    "blur.shape": (["mean"], {}),
+    "blur.kernel": ([5], {"shape": "mean"}),
+    "blur.sigma": ([1.0], {}),                  # half or twice what is published changes nothing
+    "median.kernel": ([5], {}),
+    "ortho.milestones": ([[1]], {}),
     "hypo.norm": (["l2"], {"epsilon": 0.5}),
     "sep.inner_steps": ([3], {"loss": "fa_vr"}),
     "kld_weight_low": ([0.1], {"kld_target": 0.0}),

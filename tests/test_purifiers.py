@@ -1,14 +1,19 @@
-"""Gray, JPEG, BDR and identity against Pillow and NumPy, through the command."""
+"""Gray, JPEG, BDR, identity, blur, noise and median against Pillow, NumPy, SciPy and torchvision,
+through the command."""
 
 import io
+import math
 
 import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, run_command, succeed, write_imageset
 from PIL import Image
+from scipy.ndimage import correlate
+from torchvision.transforms.v2.functional import gaussian_blur
 
 import purify
+from purifiers import blur
 
 
 def purified(path, name: str, *arguments) -> np.ndarray:
@@ -115,6 +120,15 @@ def test_labels_and_order_stay_and_a_limit_is_a_prefix(colours, name):
     (["jpeg", "jpeg.quality=101"], "jpeg.quality: 101 is out of range"),
     (["gray", "gray.mix=1"], "unknown key 'gray.mix'"),
     (["gray", "checkpoint=x"], "checkpoint: gray is not trained and takes none"),
+    (["blur", "blur.kernel=4"], "blur.kernel: 4 is out of range: it must be at least 1 in steps"),
+    (["blur", "blur.kernel=25"], "blur.kernel: 25 is too large to be mirrored at the border of "
+                                 "images of 12x20"),
+    (["blur", "blur.sigma=0"], "blur.sigma: 0 is out of range: it must be above 0"),
+    (["noise", "noise.scale=8"], "noise.scale: 8 is above 1, but budgets are in [0, 1] units: "
+                                 "write 8/255"),
+    (["median", "median.kernel=2"], "median.kernel: 2 is out of range"),
+    (["coin", "coin.severity=8"], "coin.severity: 8 is out of range: it must be at least 1 and at "
+                                  "most 7"),
 ])
 def test_impossible_settings_are_refused(colours, arguments, words):
     name, *rest = arguments
@@ -122,3 +136,76 @@ def test_impossible_settings_are_refused(colours, arguments, words):
                           f"data={colours[0]}", *rest)
     assert outcome.status == 1
     assert words in outcome.error
+
+
+# --- blur, noise, median ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sigma", "kernel"), [(0.5, 3), (1.0, 3), (1.7, 5)])
+def test_blur_is_torchvisions_and_the_formula(colours, sigma, kernel):
+    path, images = colours
+    found = purified(path, "blur", f"blur.sigma={sigma}", f"blur.kernel={kernel}")
+    floats = torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255
+    expected = gaussian_blur(floats, [kernel, kernel], [sigma, sigma]).mul(255)
+    assert (torch.from_numpy(found).permute(0, 3, 1, 2) - expected).abs().max() <= 0.5 + 1e-3
+    weights = blur.weights_of(blur.Config(sigma=sigma, kernel=kernel))
+    away = torch.arange(kernel) - kernel // 2
+    formula = torch.tensor([math.exp(-x * x / (2 * sigma**2)) for x in away.tolist()])
+    torch.testing.assert_close(weights.float(), formula / formula.sum())
+
+
+@pytest.mark.parametrize(("preset", "axis"), [("binomial", [1, 2, 1]), ("mean", [1, 1, 1])])
+def test_rems_low_pass_filters(colours, preset, axis):
+    """Of every pixel, the border mirrored without being repeated, as OpenCV does."""
+    path, images = colours
+    kernel = np.outer(axis, axis) / np.sum(axis) ** 2
+    found = purified(path, "blur", f"preset={preset}")
+    for image, row in zip(images[:20], found[:20], strict=True):
+        expected = np.stack([correlate(image[..., c].astype(float), kernel, mode="mirror")
+                             for c in range(3)], -1)
+        assert np.abs(row - expected).max() <= 0.5 + 1e-3
+
+
+def test_the_published_blur_changes_nothing_and_says_so(colours):
+    path, images = colours
+    weights = blur.weights_of(blur.Config())
+    assert 1e-22 < weights[0] == weights[2] < 3e-22
+    for arguments, identity in (([], True), (["preset=sigma05"], False)):
+        outcome = run_command(purify.main, CONFIGS / "purifiers/blur.yaml", f"data={path}",
+                              *arguments)
+        log = (outcome.path / "log.jsonl").read_text()
+        assert ("this blur changes nothing" in outcome.stderr) == identity
+        assert (f'"identity": {str(identity).lower()}' in log)
+        assert np.array_equal(np.load(outcome.path / "images.npy"), images) == identity
+
+
+def test_uniform_noise_brightens_by_up_to_eight_levels(tmp_path):
+    """U(0, 8) of its own for every value: truncated, as released, 0 to 7 equally often."""
+    grey = np.full((300, 16, 16, 3), 100, np.uint8)
+    path = write_imageset(tmp_path / "grey", grey, np.arange(300) % 10)
+    added = purified(path, "noise", "noise.rounding=floor").astype(int) - 100
+    counts = np.bincount(added.ravel(), minlength=8) / added.size
+    np.testing.assert_allclose(counts, 1 / 8, atol=0.005)
+    assert len(np.unique(added.reshape(300, -1), axis=0)) == 300
+    rounded = purified(path, "noise").astype(int) - 100
+    assert (rounded.min(), rounded.max()) == (0, 8)
+    assert rounded.mean() == pytest.approx(4, abs=0.05)
+
+
+def test_gaussian_noise_has_its_scale(tmp_path):
+    grey = np.full((100, 16, 16, 3), 128, np.uint8)
+    path = write_imageset(tmp_path / "grey", grey, np.arange(100) % 10)
+    added = purified(path, "noise", "preset=gaussian") / 255 - 128 / 255
+    assert added.mean() == pytest.approx(0, abs=1e-3)
+    assert added.std() == pytest.approx(0.05, abs=1e-3)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_median_is_the_middle_of_the_sorted_neighbourhood(tmp_path, kernel):
+    images = np.random.default_rng(0).integers(0, 256, (3, 7, 9, 3), dtype=np.uint8)
+    path = write_imageset(tmp_path / "set", images, np.arange(3))
+    found, half = purified(path, "median", f"median.kernel={kernel}"), kernel // 2
+    for n, y, x, c in np.ndindex(images.shape):
+        around = sorted(images[n, min(max(y + v, 0), 6), min(max(x + u, 0), 8), c]
+                        for v in range(-half, half + 1) for u in range(-half, half + 1))
+        assert found[n, y, x, c] == around[len(around) // 2]
