@@ -25,8 +25,7 @@ def auto_contrast(images: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:
 def equalize(images: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:
     """Each channel's histogram made flat."""
     count, height, width, _ = images.shape
-    levels = images.permute(0, 3, 1, 2).reshape(3 * count, height * width).long()
-    histogram = levels.new_zeros(3 * count, 256).scatter_add_(1, levels, torch.ones_like(levels))
+    levels, histogram = histograms(images)
     brightest = histogram.gather(1, levels.amax(1, keepdim=True))
     step = (height * width - brightest) // 255
     below = histogram.cumsum(1) - histogram
@@ -122,6 +121,15 @@ def cutout(images: torch.Tensor, side: torch.Tensor, centre: torch.Tensor) -> to
 
 
 # --- what they are made of -------------------------------------------------------------------
+
+
+def histograms(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The levels (3n, H * W) of each channel of uint8 (n, H, W, 3), and how often each of the 256
+    is there (3n, 256); both int64."""
+    count, height, width, _ = images.shape
+    levels = images.permute(0, 3, 1, 2).reshape(3 * count, height * width).long()
+    return levels, levels.new_zeros(3 * count, 256).scatter_add_(1, levels,
+                                                                 torch.ones_like(levels))
 
 
 def luma(images: torch.Tensor) -> torch.Tensor:

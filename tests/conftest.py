@@ -21,6 +21,7 @@ from core.device import DeviceSettings
 from core.identity import Job
 from core.imageset import ImageSet
 from core.run import Run
+from learners import mixing
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -179,3 +180,24 @@ def images() -> np.ndarray:
 def labels() -> np.ndarray:
     """Labels of `images`: six of each of ten classes, in random order."""
     return np.random.default_rng(1).permutation(np.arange(60, dtype=np.int64) % 10)
+
+
+@pytest.fixture
+def transform_of(monkeypatch, tmp_path):
+    """What a learner would hand to the loop as `transform` for a set, and the run that it draws
+    from."""
+    def of(module, config, train: ImageSet):
+        caught = {}
+
+        def catch(*arguments, **handed):
+            caught.update(handed)
+            return None, None
+
+        for place in (module, mixing):
+            if hasattr(place, "train_classifier"):
+                monkeypatch.setattr(place, "train_classifier", catch)
+        with new_run(tmp_path / "transform") as run:
+            module.fit(train, train, config, run)
+        return caught["transform"], run
+
+    return of

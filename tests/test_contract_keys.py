@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Union
 
+import numpy as np
 import pytest
 from conftest import ROOT, digest, write_imageset
 from methods import HALVES, config_of, module_of, run_small, smoke_values, words
@@ -168,14 +169,16 @@ FIRST = {origin: case for case, origin in reversed(KEYS.items())}
 
 @pytest.fixture(scope="module")
 def sets(digits, tmp_path_factory) -> dict[str | None, Path]:
-    """What a method gets: two classes for AR, which has to look for processes then, and 8x8 pixels
-    for the diffusion purifiers."""
+    """What a method gets: two classes for AR, which has to look for processes then, 8x8 pixels for
+    the diffusion purifiers, and colour for what takes it away."""
     place, images, labels = (tmp_path_factory.mktemp("keys"), digits.images[:ROWS],
                              digits.labels[:ROWS])
     eighths = write_imageset(place / "8x8" / "clean", images[:, ::2, ::2], labels)
     return {None: write_imageset(place / "16x16" / "clean", images, labels),
             "ar": write_imageset(place / "two" / "clean", images, labels % 2, 2),
-            "ddpm": eighths, "jcdp": eighths}
+            "ddpm": eighths, "jcdp": eighths,
+            "corrupted": write_imageset(place / "red" / "clean", images // np.uint8([1, 2, 4]),
+                                        labels)}
 
 
 @pytest.fixture(autouse=True)

@@ -8,32 +8,16 @@ import torch
 from conftest import CONFIGS, new_run
 
 from core.command import parse
-from core.imageset import from_arrays
-from learners import cutmix, cutout, mixing, mixup
+from core.imageset import ImageSet, from_arrays
+from learners import cutmix, cutout, mixup
 
 SHAPE = (10, 14)        # height and width differ, so that one in the other's place shows
 
 
-@pytest.fixture
-def transform_of(monkeypatch, tmp_path):
-    """The transform that a learner hands to the loop, for a set of so many classes."""
-    def of(module, config, classes: int = 10):
-        caught = {}
-
-        def catch(*arguments, transform):
-            caught["transform"] = transform
-            return None, None
-
-        monkeypatch.setattr(mixing, "train_classifier", catch)
-        monkeypatch.setattr(cutout, "train_classifier", catch)
-        images = np.zeros((classes, 8, 8, 3), np.uint8)
-        train = from_arrays(images, np.arange(classes), name="it", test=None, root={},
-                            classes=[str(label) for label in range(classes)])
-        with new_run(tmp_path / "run") as run:
-            module.fit(train, train, config, run)
-        return caught["transform"], run
-
-    return of
+def classes(count: int) -> ImageSet:
+    """A set of one black image for each of so many classes."""
+    return from_arrays(np.zeros((count, 8, 8, 3), np.uint8), np.arange(count), name="it",
+                       classes=[str(label) for label in range(count)], root={}, test=None)
 
 
 def random_images(count: int) -> torch.Tensor:
@@ -50,7 +34,7 @@ def constants(count: int) -> torch.Tensor:
 def test_cutouts_hole_is_the_releases(transform_of):
     """Cutout of EM's code, with the drawn centres; the rim cuts holes down to a quarter."""
     images, labels = random_images(600) + 0.1, torch.arange(600)
-    transform, run = transform_of(cutout, cutout.Config(size=6))
+    transform, run = transform_of(cutout, cutout.Config(size=6), classes(600))
     found, same = transform(images, labels, 3)
     centres = run.rng("cutout", 3).integers(SHAPE, size=(600, 2))
     areas = []
@@ -107,7 +91,7 @@ def released(kind: str, images: np.ndarray, labels: np.ndarray, config, rng):
 def test_mixing_is_the_releases_loop(transform_of, module, keys):
     images, labels = random_images(24), torch.randperm(24)
     config = module.Config(**keys)
-    transform, run = transform_of(module, config, 24)
+    transform, run = transform_of(module, config, classes(24))
     found, shares = transform(images, labels, 5)
     expected = released(module.__name__.split(".")[1], images.numpy(), labels.numpy(), config,
                         run.rng("mixing", 5))
@@ -119,7 +103,8 @@ def test_mixing_is_the_releases_loop(transform_of, module, keys):
 
 @pytest.mark.parametrize("box", ["clipped", "inside"])
 def test_a_label_has_the_share_of_its_pixels(transform_of, box):
-    transform, _ = transform_of(cutmix, cutmix.Config(rounds=1, probability=1.0, box=box), 100)
+    transform, _ = transform_of(cutmix, cutmix.Config(rounds=1, probability=1.0, box=box),
+                                classes(100))
     found, shares = transform(constants(100), torch.arange(100), 0)
     for label in range(100):
         np.testing.assert_allclose(shares[:, label], (found == label).float().mean((1, 2, 3)),
@@ -131,11 +116,11 @@ def test_a_label_has_the_share_of_its_pixels(transform_of, box):
 
 def test_the_mean_of_constants_is_their_labels_shares(transform_of):
     """Exactly lambda where 0 meets 1; in two rounds, the weighted mean of three."""
-    transform, _ = transform_of(mixup, mixup.Config(), 60)
+    transform, _ = transform_of(mixup, mixup.Config(), classes(60))
     found, shares = transform(constants(60), torch.arange(60), 0)
     expected = (shares * torch.arange(60.0)).sum(1)[:, None, None, None].expand_as(found)
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    transform, _ = transform_of(mixup, mixup.Config(rounds=1, probability=1.0), 2)
+    transform, _ = transform_of(mixup, mixup.Config(rounds=1, probability=1.0), classes(2))
     for step in range(20):
         found, shares = transform(constants(2), torch.arange(2), step)
         assert torch.equal(found[:, 0, 0, 0], shares[:, 1])
@@ -143,10 +128,11 @@ def test_the_mean_of_constants_is_their_labels_shares(transform_of):
 
 def test_a_quarter_stays_as_it_is_and_any_share_is_alike(transform_of):
     labels = torch.arange(1000)
-    transform, _ = transform_of(mixup, mixup.Config(), 1000)
+    transform, _ = transform_of(mixup, mixup.Config(), classes(1000))
     kept = transform(torch.zeros(1000, 3, 1, 1), labels, 0)[1].diagonal()
     assert (kept == 1).float().mean().item() == pytest.approx(1 / 4, abs=0.04)
-    transform, _ = transform_of(mixup, mixup.Config(rounds=1, probability=1.0), 1000)
+    transform, _ = transform_of(mixup, mixup.Config(rounds=1, probability=1.0),
+                                classes(1000))
     kept, rest = transform(torch.zeros(1000, 3, 1, 1), labels, 0)[1].topk(2).values.T
     assert (kept - rest).abs().mean().item() == pytest.approx(1 / 2, abs=0.04)
 
