@@ -26,11 +26,7 @@ def equalize(images: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:
     """Each channel's histogram made flat."""
     count, height, width, _ = images.shape
     levels, histogram = histograms(images)
-    brightest = histogram.gather(1, levels.amax(1, keepdim=True))
-    step = (height * width - brightest) // 255
-    below = histogram.cumsum(1) - histogram
-    table = ((step // 2 + below) // step.clamp(min=1)).clamp_(max=255)
-    flat = torch.where(step > 0, table.gather(1, levels), levels).to(torch.uint8)
+    flat = flat_table(levels, histogram).gather(1, levels).to(torch.uint8)
     return flat.view(count, 3, height, width).permute(0, 2, 3, 1)
 
 
@@ -128,8 +124,22 @@ def histograms(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     is there (3n, 256); both int64."""
     count, height, width, _ = images.shape
     levels = images.permute(0, 3, 1, 2).reshape(3 * count, height * width).long()
-    return levels, levels.new_zeros(3 * count, 256).scatter_add_(1, levels,
-                                                                 torch.ones_like(levels))
+    return levels, counted(levels)
+
+
+def counted(levels: torch.Tensor) -> torch.Tensor:
+    """How often each of 256 levels is in each row of int64 (channels, pixels): (channels, 256)."""
+    counts = levels.new_zeros(len(levels), 256)
+    return counts.scatter_add_(1, levels, torch.ones_like(levels))
+
+
+def flat_table(levels: torch.Tensor, histogram: torch.Tensor) -> torch.Tensor:
+    """The level that each of 256 becomes in each channel, int64 (channels, 256); where too few
+    pixels are below the brightest, the same."""
+    step = (levels.shape[1] - histogram.gather(1, levels.amax(1, keepdim=True))) // 255
+    below = histogram.cumsum(1) - histogram
+    table = ((step // 2 + below) // step.clamp(min=1)).clamp_(max=255)
+    return torch.where(step > 0, table, torch.arange(256, device=levels.device))
 
 
 def luma(images: torch.Tensor) -> torch.Tensor:

@@ -52,6 +52,7 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "median.kernel": ([5], {}),
     "ortho.milestones": ([[1]], {}),
     "hypo.norm": (["l2"], {"epsilon": 0.5}),
+    "ueraser.form": (["cheap"], RESNET),        # a linear network's hardest copies are the same
     "sep.inner_steps": ([3], {"loss": "fa_vr"}),
     "kld_weight_low": ([0.1], {"kld_target": 0.0}),
     "dvae.train.kld_weight_low": ([0.1], {"stages": [{"kld_target": 0.0, "output": "both"}]}),
