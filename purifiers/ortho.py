@@ -5,9 +5,12 @@ orthonormal (Q), and every image x becomes x - Q Q^T x. Made for class-wise nois
 separable. Source: Sandoval-Segura et al., NeurIPS 2023; code
 psandovalsegura/learn-from-unlearnable.
 
-Deviations: the release keeps floats, and this stores grey levels: projected values outside [0, 1]
-are clipped (as in the release's own training, where the colour jitter does it, after rotation and
-shear), and all are rounded. On a GPU the linear model trains in bf16.
+Deviations: the release keeps floats, and this stores grey levels. Values outside [0, 1] are clipped
+(as in the release's own training, where the colour jitter does it, after rotation and shear): on
+10,000 images of CIFAR-10, 1 % of the energy of what is taken out. Rounding brings nothing back that
+a linear probe finds: it is right on .955 of LSP's images, after projection on .376 as floats and
+.375 as stored. The release trains for 20 epochs however small the set is, this for as many steps:
+on those images 20 epochs are 200 steps, and leave .88. On a GPU the linear model trains in bf16.
 """
 
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ from models.classifiers import Headed
 VERSION = 1
 SEES_SET = True                 # the linear model is trained on it
 NEEDS_LABELS = True             # which it learns to tell
-SMOKE = {"epochs": 2, "batch_size": 64}
+SMOKE = {"steps": 10, "batch_size": 64}
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,11 @@ class Config(Keys):
     """Of the linear model: SGD without momentum or decay, the images as they are, in index order.
     """
 
-    epochs: Count = 20              # passes over the poisoned set; release: 20
+    # minibatches, however many epochs they are; release: 20 epochs, which are 980 on 50,000 images
+    steps: Count = 980
     batch_size: BatchSize = 1024    # images a step; release: 1,024
-    learning_rate: Positive = 0.1   # at the start; release: 0.1
-    # epochs at which the rate falls to a tenth; release: half and three quarters of 20
-    milestones: tuple[Count, ...] = (10, 15)
+    # at the start; a tenth from half of the steps on, a hundredth from three quarters; release: 0.1
+    learning_rate: Positive = 0.1
     rounding: Rounding = "round"    # to whole grey levels: nearest, or down
 
 
@@ -56,9 +59,10 @@ def train_linear(poisoned: ImageSet, config: Config, run: Run) -> torch.Tensor:
     with run.initialisation("linear"):
         model = Headed(nn.Flatten(), 3 * height * width, poisoned.num_classes, bias=False)
     protocol = Protocol(
-        epochs=config.epochs, batch_size=config.batch_size, drop_last=False,
+        steps=config.steps, batch_size=config.batch_size, drop_last=False,
         learning_rate=config.learning_rate, momentum=0, weight_decay=0, schedule="multistep",
-        milestones=config.milestones, clip_norm=None, crop_padding=0, flip=False)
+        milestones=(config.steps // 2, config.steps * 3 // 4), clip_norm=None, crop_padding=0,
+        flip=False)
     model, result = train_classifier(model, poisoned, None, protocol, run, "linear", shuffle=False)
     run.world.share(model)
     run.say(f"linear model: right on {result.train_accuracy:.1%} of the images it is trained on")

@@ -13,7 +13,7 @@ python train_vae.py configs/purifiers/dvae.yaml --smoke data="$out/lsp" out="$ou
 for purifier in $(cd configs/purifiers; ls | grep -vE '^(dvae|vae|ae|ddpm|jcdp)[.]' | sed 's/.yaml$//'); do    # these take a checkpoint
   python purify.py configs/purifiers/$purifier.yaml --smoke data="$out/lsp" out="$out/$purifier"
 done
-for preset in blur:sigma05 blur:sigma1 blur:binomial blur:mean noise:gaussian ortho:small sharpen_lowpass:ssk; do
+for preset in blur:sigma05 blur:sigma1 blur:binomial blur:mean noise:gaussian sharpen_lowpass:ssk; do
   python purify.py configs/purifiers/${preset%:*}.yaml preset=${preset#*:} --smoke data="$out/lsp" out="$out/$preset"
 done
 python purify.py configs/purifiers/dvae.yaml --smoke data="$out/lsp" checkpoint="$out/checkpoint" out="$out/dvae" \

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from conftest import new_run, succeed, write_imageset
 
 import purify
+from core.batches import steps_an_epoch
 from core.imageset import ImageSet
 from purifiers import ortho
 
-SMALL = ortho.Config(epochs=3, batch_size=64, milestones=(1, 2))
+SMALL = ortho.Config(steps=8, batch_size=64)
 
 
 @pytest.fixture
@@ -54,12 +55,12 @@ def test_the_linear_model_is_that_of_a_plain_loop(few, tmp_path):
             linear = torch.nn.Linear(768, 10, bias=False)
     images = torch.from_numpy(few.images[:150]).permute(0, 3, 1, 2).flatten(1) / 255
     labels = torch.from_numpy(few.labels[:150])
-    for rate in (0.1, 0.01, 0.001):
-        for start in (0, 64, 128):
-            part = slice(start, start + 64)
-            [gradient] = torch.autograd.grad(
-                F.cross_entropy(linear(images[part]), labels[part]), [linear.weight])
-            linear.weight.data -= rate * gradient
+    for step, rate in enumerate([0.1] * 4 + [0.01] * 2 + [0.001] * 2):
+        start = 64 * (step % 3)
+        [gradient] = torch.autograd.grad(
+            F.cross_entropy(linear(images[start : start + 64]), labels[start : start + 64]),
+            [linear.weight])
+        linear.weight.data -= rate * gradient
     torch.testing.assert_close(
         found, linear.weight.detach().view(10, 3, 16, 16).permute(0, 2, 3, 1).flatten(1))
     other = ImageSet(few.images[:150], np.roll(few.labels[:150], 1), few.meta)
@@ -67,10 +68,18 @@ def test_the_linear_model_is_that_of_a_plain_loop(few, tmp_path):
         assert (ortho.train_linear(other, SMALL, run) - found).abs().max() > 1e-3
 
 
+def test_on_50000_images_the_steps_are_the_releases_20_epochs():
+    """The rate falls at epochs 10 and 15."""
+    config = ortho.Config()
+    an_epoch = steps_an_epoch(50_000, config.batch_size, drop_last=False)
+    assert (config.steps, config.steps // 2, config.steps * 3 // 4) == (
+        20 * an_epoch, 10 * an_epoch, 15 * an_epoch)
+
+
 def test_the_command_stores_the_projection_clipped_and_rounded(few, tmp_path):
     path = write_imageset(tmp_path / "set", few.images, few.labels)
-    out = succeed(purify.main, "method=ortho", f"data={path}", "ortho.epochs=3",
-                  "ortho.batch_size=64", "ortho.milestones=[1,2]")
+    out = succeed(purify.main, "method=ortho", f"data={path}", "ortho.steps=8",
+                  "ortho.batch_size=64")
     with new_run(tmp_path / "again") as run:
         basis = ortho.basis_of(ortho.train_linear(few, SMALL, run))
     floats = ortho.project(torch.from_numpy(few.images).flatten(1) / 255, basis)
