@@ -158,7 +158,8 @@ def test_every_shell_line_of_the_readme_runs(tmp_path, monkeypatch, recorded):
                 outcome = run_command(schedule.main, *arguments, "--dry-run")
                 assert outcome.status == 0, outcome.stderr
             elif command == "scripts/run_table.py":
-                spec.read(arguments[0], overrides=tuple(w for w in arguments if "=" in w))
+                choice, settings = spec.Choice.split(arguments[1:])
+                spec.read(arguments[0], choice, tuple(w for w in settings if "=" in w))
             else:
                 assert command in ("-m pytest", "scripts/table.py", "scripts/figures.py"), line
 

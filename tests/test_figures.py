@@ -336,7 +336,7 @@ def test_quick_makes_what_is_missing_with_the_same_words(monkeypatch):
     Path("table.yaml").write_text(TABLE)
     called = []
     monkeypatch.setattr(figures, "run_table", called.append)
-    monkeypatch.setattr(spec, "QUICK", CONFIGS / "tables/quick.yaml")
+    monkeypatch.setattr(spec, "TABLES", CONFIGS / "tables")
     outcome = figure("fig2b", "threads=1", "--quick")
     assert "cells of table.yaml lack" in outcome.error  # nobody made them
     assert called == [["table.yaml", "--quick", "--sets", "threads=1"]]

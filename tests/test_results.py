@@ -57,7 +57,8 @@ def outlines(monkeypatch):
 def test_every_committed_record_is_reached_by_its_table(folder, outlines):
     entry, reached = INDEX["tables"][folder], set()
     for name in entry["tables"]:
-        tables = spec.read(str(CONFIGS / f"tables/{name}.yaml"), overrides=tuple(entry["settings"]))
+        tables = spec.read(str(CONFIGS / f"tables/{name}.yaml"),
+                           *spec.Choice.split(entry["settings"]))
         reached |= {cell.record.job.fingerprint for cell in plan.cells_of(tables)}
     lost = [place for place, record in RECORDS.items() if place.startswith(f"{folder}/")
             and place not in INDEX["retired"] and record["fingerprint"] not in reached]

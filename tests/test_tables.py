@@ -80,8 +80,11 @@ def changed(path: Path, old: str, new: str) -> Path:
     return path
 
 
-def planned(path: Path, **options) -> list[plan.Cell]:
-    return list(plan.Planner(spec.read_one(str(path), **options)).cells())
+QUICK = spec.Choice("quick")
+
+
+def planned(path: Path, choice: spec.Choice = spec.WHOLE) -> list[plan.Cell]:
+    return list(plan.Planner(spec.read_one(str(path), choice)).cells())
 
 
 def start(path: Path, *words: str, **options) -> subprocess.Popen:
@@ -234,7 +237,7 @@ def test_a_checkpoint_that_cannot_fit_is_a_mistake_in_the_table(here, few_path, 
 
 def test_quick_is_the_same_grid_on_digits(here):
     full = spec.read_one("configs/tables/dvae_cifar10.yaml")
-    quick = spec.read_one("configs/tables/dvae_cifar10.yaml", quick=True)
+    quick = spec.read_one("configs/tables/dvae_cifar10.yaml", QUICK)
     assert [line.name for line in quick.rows] == [line.name for line in full.rows]
     assert [line.name for line in quick.columns] == [line.name for line in full.columns]
     assert quick.settings == {"data": "digits"}
@@ -247,20 +250,56 @@ def test_quick_is_the_same_grid_on_digits(here):
     assert cell.record.job.config["epochs"] == 10
 
 
+def test_a_part_of_a_table(several):
+    """Rows, columns and seeds by name; `none` of all of an `over`; seeds in the order typed."""
+    choice, settings = spec.Choice.split(["--rows=lsp", "--seeds", "2,1", "threads=1"])
+    assert settings == ("threads=1",)
+    assert choice.words == ["--rows=lsp", "--seeds=2,1"]
+    digits, photos = spec.read(str(several), choice)
+    assert (digits.seeds, [row.name for row in photos.rows]) == ((2, 1), ["lsp"])
+    path = "configs/tables/le_table3.yaml"
+    whole, part = spec.read_one(path), spec.read_one(path, spec.Choice(columns=("jpeg", "none")))
+    assert [line.name for line in part.columns] == ["none", "jpeg"]     # in the table's order
+    assert part.rows == whole.rows
+    assert [line.name for line in part.derived] == ["iss_best"]         # of what there is
+    assert not spec.read_one(path, spec.Choice(columns=("none",))).derived
+    swept = spec.read_one("configs/tables/fig2b.yaml", spec.Choice(columns=("jpeg",)))
+    assert len(swept.columns) == 7
+    with pytest.raises(UserError, match=r"--rows: .*le_table3.yaml has no 'lps'; did you mean"):
+        spec.read_one(path, spec.Choice(rows=("lps",)))
+    with pytest.raises(UserError, match="--seeds 1,x: expected whole numbers"):
+        spec.Choice.split(["--seeds", "1,x"])
+
+
+def test_small_is_the_same_grid_on_few_photographs(here):
+    """What the YAMLs hold `for: small:`, whatever set stands in the place of CIFAR-10."""
+    table = spec.read_one("configs/tables/le_table3.yaml", spec.Choice("small", rows=("em", "lsp")),
+                          ("data=digits", "size=32", "split=first:100"))
+    assert table.settings == {"data": "digits", "size": "32", "split": "first:100", "like": "small"}
+    jobs = {(cell.row.name, cell.column.name): cell.record for cell in plan.Planner(table).cells()}
+    record = jobs["em", "none"]
+    assert (record.job.config["epochs"], record.job.config["width"]) == (12, 16)
+    assert record.needs[0].job.config["batch_size"] == 128
+    [purified] = jobs["lsp", "jcdp"].needs
+    poison, prior = purified.needs
+    assert poison.job.config["radius"] == 1.3041
+    assert prior.job.config["steps"] == 24000
+
+
 def test_quick_takes_any_learner(tiny):
     """What it changes of an evaluation is a key of whichever method that is."""
     changed(tiny, "configs/learners/em60.yaml", "configs/learners/smoothing.yaml")
     changed(tiny, "  standard.width: 4\n  standard.epochs: 1\n  standard.test_every: 0\n", "")
-    [cell, *_] = plan.Planner(spec.read_one(str(tiny), quick=True)).cells()
+    [cell, *_] = plan.Planner(spec.read_one(str(tiny), QUICK)).cells()
     assert (cell.record.job.method, cell.record.job.config["test_every"]) == ("smoothing", 0)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/tables").glob("*.yaml")),
                          ids=lambda path: path.stem)
 def test_every_table_can_be_planned_on_digits(here, path):
-    if path.stem in ("quick", "reported"):
+    if path.stem in (*spec.SIZES, "reported"):
         pytest.skip("not a table")
-    read = spec.read_one(f"configs/tables/{path.name}", quick=True)
+    read = spec.read_one(f"configs/tables/{path.name}", QUICK)
     cells = list(plan.Planner(read).cells())
     assert {cell.row.name for cell in cells} == {row.name for row in read.rows}
     assert {cell.column.name for cell in cells} == {column.name for column in read.columns}
@@ -370,7 +409,7 @@ def test_data_names_one_of_a_tables_data_sets(several, words, title, data, prior
 
 
 def test_quick_is_one_small_data_set(several):
-    table = spec.read_one(str(several), quick=True)
+    table = spec.read_one(str(several), QUICK)
     assert (table.title, table.settings) == ("Two sets", {"data": "digits"})
     assert table.columns[1].words == {"other": "photos"}
 
@@ -436,7 +475,7 @@ def test_le_table_1_is_as_printed(here):
 
 
 def test_every_table_has_its_line_and_every_line_its_table():
-    tables = {path.stem for path in (ROOT / "configs/tables").glob("*.yaml")} - {"quick"}
+    tables = {path.stem for path in (ROOT / "configs/tables").glob("*.yaml")} - set(spec.SIZES)
     for name in tables:
         head = "".join((ROOT / f"configs/tables/{name}.yaml").read_text().splitlines(True)[:4])
         lines = re.findall(r"(?:bash|python) (scripts/\w+\.(?:sh|py))", head)
@@ -450,7 +489,7 @@ def test_every_table_has_its_line_and_every_line_its_table():
 
 def test_a_row_that_reads_a_set_still_to_be_made(here):
     """dvae_reuse: the poison `reuse` names the purified set that the step before will make."""
-    cells = planned(Path("configs/tables/dvae_reuse.yaml"), quick=True)
+    cells = planned(Path("configs/tables/dvae_reuse.yaml"), QUICK)
     [record] = [c.record for c in cells if c.row.name == "lsp reused" and c.seed == 0]
     [reuse] = record.needs
     assert reuse.job.method == "reuse"

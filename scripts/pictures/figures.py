@@ -2,7 +2,7 @@
 
     python scripts/figures.py grid [NAME=]SET [...] [--out grid.png] [--images 8] [--first 0]
     python scripts/figures.py quickstart FOLDER
-    python scripts/figures.py fig2a [--quick] [key=value ...] [--table TABLE.yaml] [--out PNG]
+    python scripts/figures.py fig2a [--quick | --small] [key=value ...] [--table YAML] [--out PNG]
     (fig2a, fig2b, fig3, fig4, fig5, le_fig2, le_fig3, le_fig3_images, guidance, t_star)
 
 `grid` draws a row of clean images, then for each set its images and their residuals to clean, with
@@ -70,8 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     quick.add_argument("folder", type=expand, help="what scripts/quickstart.sh wrote")
     for name, figure in PAPER.items():
         paper = figures.add_parser(name, help=figure.draw.__doc__.splitlines()[0])
-        paper.add_argument("--quick", action="store_true",
-                           help="digits, small; what is missing is made")
+        spec.Choice.add_to(paper)
         table = name.removesuffix("_images")
         paper.add_argument("--table", default=f"configs/tables/{table}.yaml", metavar="TABLE.yaml")
         paper.add_argument("--out", type=expand,
@@ -124,7 +123,7 @@ def chosen_rows(arguments: argparse.Namespace) -> slice:
 def make_paper(arguments: argparse.Namespace, settings: list[str]) -> None:
     """Read the table, see that its cells are there, measure, print, draw."""
     figure = PAPER[arguments.figure]
-    table = spec.read_one(arguments.table, quick=arguments.quick, overrides=tuple(settings))
+    table = spec.read_one(arguments.table, spec.Choice.of(arguments), tuple(settings))
     data = Path(table.settings.get("data", table.dataset)).stem
     path = picture_path(arguments.out or f"results/figures/{arguments.figure}-{data}.png")
     if figure.read and arguments.numbers:
@@ -141,10 +140,10 @@ def make_paper(arguments: argparse.Namespace, settings: list[str]) -> None:
 def require(cells: list[plan.Cell], arguments: argparse.Namespace, settings: list[str],
             sets: bool) -> None:
     """Raise UserError unless every cell has its record (and `sets`: its sets and checkpoint).
-    With --quick, run_table.py makes them first."""
+    With --quick or --small, run_table.py makes them first."""
     committed = records.committed()
     missing = plan.wanted(cells, committed, sets=sets)
-    if missing and arguments.quick:
+    if missing and arguments.size:
         run_table(words_of(arguments, settings, sets))
         missing = plan.wanted(cells, committed, sets=sets)
     if missing:
@@ -169,7 +168,7 @@ def run_table(words: list[str]) -> None:
 
 def words_of(arguments: argparse.Namespace, settings: list[str], sets: bool) -> list[str]:
     """Of run_table.py."""
-    return [arguments.table, *["--quick"] * arguments.quick, *["--sets"] * sets, *settings]
+    return [arguments.table, *spec.Choice.of(arguments).words, *["--sets"] * sets, *settings]
 
 
 # --- what each is ----------------------------------------------------------------------------

@@ -165,7 +165,8 @@ class Planner:
         if COMMANDS[step.command].takes_clean or state.folder is None:
             settings |= clean
         else:
-            settings |= {key: value for key, value in clean.items() if key in ("root", "test")}
+            settings |= {key: value for key, value in clean.items()
+                         if key in ("root", "test", "like")}
             settings["data"] = state.folder
         if step.command not in ("poison", "purify"):
             settings["seed"] = str(state.seed)

@@ -1,6 +1,6 @@
 """Print a table from the records that are there.
 
-    python scripts/table.py configs/tables/NAME.yaml [--quick] [--wide | --distances] [--format csv]
+    python scripts/table.py configs/tables/NAME.yaml [--small] [--wide | --distances] [--format csv]
 
 One line a cell: clean test accuracy of the last epoch (mean ± sd over n seeds), the published
 number and others' re-runs, the gap to the published one, seconds (of training the purifier, of
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", metavar="TABLE.yaml")
     parser.add_argument("settings", nargs="*", metavar="key=value")
-    parser.add_argument("--quick", action="store_true")
+    spec.Choice.add_to(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--wide", action="store_true", help="rows x columns, accuracies only")
     form.add_argument("--distances", action="store_true",
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--jobs", help=argparse.SUPPRESS)       # so that run_table's words fit
     parser.add_argument("--sets", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args(argv)
-    tables = spec.read(arguments.table, quick=arguments.quick, overrides=tuple(arguments.settings))
+    tables = spec.read(arguments.table, spec.Choice.of(arguments), tuple(arguments.settings))
     cells = plan.cells_of(tables)
     if arguments.distances:
         kept = records.committed()

@@ -1,6 +1,6 @@
 """Make every missing artefact of a table, each once.
 
-    python scripts/run_table.py configs/tables/NAME.yaml [--quick] [--jobs N] [key=value ...]
+    python scripts/run_table.py configs/tables/NAME.yaml [--quick | --small] [key=value ...]
 
 key=value goes to every command (data=, root=, device=, threads=). Goes on after a failure and says
 at the end what failed and why. Repeating the line resumes; what is done, or committed under
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", metavar="TABLE.yaml")
     parser.add_argument("settings", nargs="*", metavar="key=value")
-    parser.add_argument("--quick", action="store_true", help="the same grid on digits, small")
+    spec.Choice.add_to(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and an estimate")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="commands at once")
     parser.add_argument("--sets", action="store_true",
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.jobs > 1 and not any(word.startswith("threads=") for word in settings):
         settings += (f"threads={max(1, free_cores() // arguments.jobs)}",)
 
-    tables = spec.read(arguments.table, quick=arguments.quick, overrides=settings)
+    tables = spec.read(arguments.table, spec.Choice.of(arguments), settings)
     cells = plan.cells_of(tables)
     committed = records.committed()
     missing = plan.wanted(cells, committed, sets=arguments.sets)

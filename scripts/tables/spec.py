@@ -32,9 +32,11 @@ which its steps read as {x}. `only: [name, ...]` there leaves cells out, `report
 published numbers are filed under.
 """
 
+import argparse
 import dataclasses
 import itertools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +49,10 @@ from core.device import DeviceSettings
 from core.errors import UserError
 from core.methods import find_method
 
-QUICK = Path("configs/tables/quick.yaml")
+TABLES = Path("configs/tables")
+# A table's smaller forms: TABLES/NAME.yaml, and the table's own section of that name
+SIZES = {"quick": "the same grid on digits, in minutes",
+         "small": "the same grid on 10,000 images and narrow networks, in a night on a CPU"}
 DATA_KEYS, DEVICE_KEYS = (tuple(f.name for f in dataclasses.fields(group))
                           for group in (DataSettings, DeviceSettings))
 
@@ -119,28 +124,94 @@ class Table:
     evaluate: Step
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which form and which part of a table is wanted: what a command line says of it."""
+
+    size: str = ""                  # a key of SIZES; "": as the YAML has it
+    rows: tuple[str, ...] = ()      # names, of a line or of all of an `over`; none: all
+    columns: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+    @classmethod
+    def add_to(cls, parser: argparse.ArgumentParser) -> None:
+        """`--quick`, `--small`, `--rows`, `--columns` and `--seeds`."""
+        sizes = parser.add_mutually_exclusive_group()
+        for name, text in SIZES.items():
+            sizes.add_argument(f"--{name}", dest="size", action="store_const", const=name,
+                               default="", help=text)
+        parser.add_argument("--rows", default="", metavar="A,B", help="these rows only")
+        parser.add_argument("--columns", default="", metavar="A,B", help="these columns only")
+        parser.add_argument("--seeds", default="", metavar="0,1", help="these seeds")
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> "Choice":
+        """What was typed. Raises UserError for seeds that are no whole numbers."""
+        rows, columns, seeds = (tuple(name.strip() for name in getattr(arguments, key).split(",")
+                                      if name.strip()) for key in ("rows", "columns", "seeds"))
+        if not all(seed.isdecimal() for seed in seeds):
+            raise UserError(f"--seeds {arguments.seeds}: expected whole numbers, as in 0,1,2")
+        return cls(arguments.size, rows, columns, tuple(map(int, seeds)))
+
+    @classmethod
+    def split(cls, words: Iterable[str]) -> tuple["Choice", tuple[str, ...]]:
+        """(the choice, the key=value) of words such as `--small seed=1`."""
+        parser = argparse.ArgumentParser()
+        cls.add_to(parser)
+        arguments, settings = parser.parse_known_args(words)
+        return cls.of(arguments), tuple(settings)
+
+    @property
+    def words(self) -> list[str]:
+        """As it would be typed."""
+        parts = {"rows": self.rows, "columns": self.columns, "seeds": self.seeds}
+        return [*[f"--{self.size}"] * bool(self.size),
+                *(f"--{key}={','.join(map(str, part))}" for key, part in parts.items() if part)]
+
+    def of_table(self, table: Table) -> Table:
+        """The part of a table. Raises UserError for a name that it does not have."""
+        rows, columns = (self.lines(key, getattr(table, key), table.path)
+                         for key in ("rows", "columns"))
+        names = {line.name for line in columns}
+        derived = tuple(line for line in table.derived if names.intersection(line.max_of))
+        return dataclasses.replace(table, rows=rows, columns=columns, derived=derived,
+                                   seeds=self.seeds or table.seeds)
+
+    def lines(self, key: str, lines: tuple[Line, ...], path: str) -> tuple[Line, ...]:
+        wanted = getattr(self, key)
+        for name in wanted:
+            if not any(named(line, (name,)) for line in lines):
+                raise UserError(f"--{key}: {path} has no '{name}'"
+                                + config.suggest(name, [line.name for line in lines]))
+        return tuple(line for line in lines if named(line, wanted))
+
+
+WHOLE = Choice()
+
+
 # --- reading ---------------------------------------------------------------------------------
 
 
 LINE_KEYS = ("steps", "over", "reported", "only")
 KEYS = ("title", "data", "for", "let", "dataset", "source", "seeds", "settings", "rows", "columns",
-        "derived", "evaluate", "quick")
-QUICK_KEYS = ("sets", "with", "over")       # of --quick only
+        "derived", "evaluate")
+SIZE_KEYS = ("sets", "with", "over")        # of a smaller form only
 
 
-def read(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> tuple[Table, ...]:
+def read(path: str, choice: Choice = WHOLE, overrides: tuple[str, ...] = ()) -> tuple[Table, ...]:
     """Read a table YAML: one Table for each of its data sets, or for the one that `data=` names.
 
-    With `quick`, configs/tables/quick.yaml and the table's own `quick:` section replace its keys
-    and (`over: {x: [1]}`) the values of its `over`, and every step takes the small data set in the
-    place of its own. `overrides` are key=value for every command. Raises UserError that names file
-    and line.
+    In a smaller form (`choice.size`), configs/tables/SIZE.yaml and the table's own section of that
+    name replace its keys and (`over: {x: [1]}`) the values of its `over`, and every step takes
+    small data sets in the place of its own. `overrides` are key=value for every command. Raises
+    UserError that names file and line.
     """
+    size = choice.size
     tree = config.read([path])
-    extra = section(tree.value, "quick")
-    tree.value.pop("quick", None)
-    small = config.read([QUICK]).value | extra if quick else {}
-    tree.value |= {key: node for key, node in small.items() if key not in QUICK_KEYS}
+    own = {name: section(tree.value, name) for name in SIZES}
+    small = config.read([TABLES / f"{size}.yaml"]).value | own[size] if size else {}
+    tree.value = {key: node for key, node in tree.value.items() if key not in SIZES}
+    tree.value |= {key: node for key, node in small.items() if key not in SIZE_KEYS}
     for override in overrides:
         if "=" not in override:
             raise UserError(f"'{override}' is not key=value")
@@ -148,24 +219,24 @@ def read(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> 
     if typed.get("data") == "":
         raise UserError("data=: it names no data set")
     if "data" not in tree.value:
-        return (read_block(path, tree, "", small, typed),)
+        return (choice.of_table(read_block(path, tree, "", small, typed)),)
     sets = tuple(map(config.text, as_list(tree.value.pop("data"))))
     changes = section(tree.value, "for")
     for name, node in changes.items():
-        if name not in sets and not quick:
+        if name not in sets and not size:
             raise UserError(f"{node.origin}: for: {name}: the table's data sets are "
                             + ", ".join(sets))
     tree.value.pop("for", None)
     wanted = typed.get("like", typed.get("data"))
     chosen = (wanted,) if wanted in sets else sets[:1] if "data" in typed else sets
-    return tuple(read_block(path, variants.over(tree, changes.get(name)), name, small, typed,
-                            block=typed.get("data", name) if len(sets) > 1 else "")
-                 for name in chosen)
+    return tuple(choice.of_table(
+        read_block(path, variants.over(tree, changes.get(name)), name, small, typed,
+                   block=typed.get("data", name) if len(sets) > 1 else "")) for name in chosen)
 
 
-def read_one(path: str, *, quick: bool = False, overrides: tuple[str, ...] = ()) -> Table:
+def read_one(path: str, choice: Choice = WHOLE, overrides: tuple[str, ...] = ()) -> Table:
     """The table of a YAML, for what is drawn of one data set."""
-    first, *rest = read(path, quick=quick, overrides=overrides)
+    first, *rest = read(path, choice, overrides)
     if rest:
         names = ", ".join(table.block for table in (first, *rest))
         raise UserError(f"{path}: data: it has several data sets; data= names one of {names}")
@@ -221,7 +292,7 @@ def read_block(path: str, tree: Node, data_set: str, small: dict[str, Node],
 
 
 def quicken(step: Step, small: dict[str, Node]) -> Step:
-    """A step with the small data sets and further settings of quick.yaml."""
+    """A step with the small data sets and further settings of the table's smaller form."""
     if not small:
         return step
     extra = section(section(small, "with"), step.command)
