@@ -50,6 +50,7 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "blur.kernel": ([5], {"shape": "mean"}),
     "blur.sigma": ([1.0], {}),                  # half or twice what is published changes nothing
     "median.kernel": ([5], {}),
+    "bilateral.diameter": ([5], {}),
     "hypo.norm": (["l2"], {"epsilon": 0.5}),
     "ueraser.form": (["cheap"], RESNET),        # a linear network's hardest copies are the same
     "sep.inner_steps": ([3], {"loss": "fa_vr"}),

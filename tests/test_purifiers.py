@@ -1,5 +1,5 @@
-"""Gray, JPEG, BDR, identity, blur, noise and median against Pillow, NumPy, SciPy and torchvision,
-through the command."""
+"""Gray, JPEG, BDR, identity, blur, noise, median and bilateral against Pillow, NumPy, SciPy and
+torchvision, through the command."""
 
 import io
 import math
@@ -127,6 +127,8 @@ def test_labels_and_order_stay_and_a_limit_is_a_prefix(colours, name):
     (["noise", "noise.scale=8"], "noise.scale: 8 is above 1, but budgets are in [0, 1] units: "
                                  "write 8/255"),
     (["median", "median.kernel=2"], "median.kernel: 2 is out of range"),
+    (["bilateral", "bilateral.sigma_colour=75"], "bilateral.sigma_colour: 75 is above 1, but"),
+    (["bilateral", "bilateral.diameter=25"], "bilateral.diameter: 25 is too large to be mirrored"),
     (["coin", "coin.severity=8"], "coin.severity: 8 is out of range: it must be at least 1 and at "
                                   "most 7"),
 ])
@@ -209,3 +211,22 @@ def test_median_is_the_middle_of_the_sorted_neighbourhood(tmp_path, kernel):
         around = sorted(images[n, min(max(y + v, 0), 6), min(max(x + u, 0), 8), c]
                         for v in range(-half, half + 1) for u in range(-half, half + 1))
         assert found[n, y, x, c] == around[len(around) // 2]
+
+
+def test_bilateral_is_opencvs_formula(tmp_path):
+    """Pixel by pixel; the corners of the square around one are left out."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 6, 7, 3), dtype=np.uint8)
+    images[0] = images[0] // 8 + 100                    # similar colours: those that count
+    path = write_imageset(tmp_path / "set", images, np.arange(2))
+    found = purified(path, "bilateral", "bilateral.diameter=5", "bilateral.sigma_space=2")
+    padded = np.pad(images.astype(float), [(0, 0), (2, 2), (2, 2), (0, 0)], mode="reflect")
+    for n, y, x in np.ndindex(images.shape[:3]):
+        total, weights, here = np.zeros(3), 0.0, images[n, y, x].astype(float)
+        for v, u in np.ndindex(5, 5):
+            away = (v - 2) ** 2 + (u - 2) ** 2
+            if away <= 4:
+                there = padded[n, y + v, x + u]
+                weight = math.exp(-away / (2 * 2**2)
+                                  - np.abs(there - here).sum() ** 2 / (2 * 75**2))
+                total, weights = total + weight * there, weights + weight
+        assert np.abs(found[n, y, x] - total / weights).max() <= 0.5 + 1e-3
