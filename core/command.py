@@ -241,21 +241,24 @@ def read_variant(yamls: list[str], overrides: list[str], smoke: bool, data_set: 
                 f"{sets[0]} are used (like=NAME takes those for {', '.join(sets)})")
     tree = variants.choose(tree, picked, data_set)
     protocol = named.get("protocol") if "protocol" in command.own_keys else None
+    stem = yamls and config.as_path(yamls[0]).stem
     if protocol is not None:
-        tree = under_protocol(tree, protocol, data_set, command)
+        tree, replaced = under_protocol(tree, protocol, data_set, command)
+        stem = None if replaced else stem
     for word in overrides:
         config.apply(tree, word)
     if yamls and (picked or not preset or protocol):
-        parts = [config.as_path(yamls[0]).stem, picked, protocol and Path(protocol).stem]
+        parts = [stem, picked, protocol and Path(protocol).stem]
         tree.value["preset"] = config.Node("_".join(part for part in parts if part), TYPED)
     return tree, note
 
 
 def under_protocol(tree: config.Node, path: str, data_set: str | None, command: Command
-                   ) -> config.Node:
-    """A learner's YAML with the protocol of another's: of the keys that both methods have, the
-    other's values, whether its YAML writes them or leaves them at their defaults. What else that
-    YAML says (`split: first:40000`) goes over too."""
+                   ) -> tuple[config.Node, bool]:
+    """A learner's YAML with the protocol of another's, and whether both are of one method, so that
+    the other's is all of it: of the keys that both methods have, the other's values, whether its
+    YAML writes them or leaves them at their defaults. What else that YAML says (`split:
+    first:40000`) goes over too."""
     try:
         other = variants.choose(config.read([path]), None, data_set).value
     except UserError as error:
@@ -276,7 +279,7 @@ def under_protocol(tree: config.Node, path: str, data_set: str | None, command: 
     for key in ("method", "data", "preset"):
         other.pop(key, None)
     over = config.parse(config.dump({names[0]: shared}), path)
-    return config.merge(tree, config.Node(other | over.value, path))
+    return config.merge(tree, config.Node(other | over.value, path)), own is its
 
 
 def help_for(word: str, command: Command) -> str:
