@@ -12,6 +12,7 @@ from core.checkpoint import describe_one, history
 from core.datasets import same_data, share_images
 from core.errors import UserError
 from core.imageset import ImageSet, title
+from core.manual import typed
 from core.methods import fact, find_method, is_method
 from core.run import Run
 from core.training import Result
@@ -77,9 +78,27 @@ def committed() -> dict[str, Path]:
 
 
 def lineage_text(record: dict) -> str:
-    """'digits > lsp > dvae'"""
-    return " > ".join([record["train"]["root"]["data"].rsplit("/", 1)[-1],
-                       *(title(step) for step in record["train"]["lineage"])])
+    """'digits > lsp > dvae', and the learner where its numbers need a label:
+    'digits > lsp > adversarial_eps4 (epsilon=4/255, norm=linf)'"""
+    texts = [record["train"]["root"]["data"].rsplit("/", 1)[-1],
+             *(title(step) for step in record["train"]["lineage"])]
+    beside = label(record["learner"], record["config"])
+    return " > ".join([*texts, *([labelled(record["protocol"], beside)] if beside else [])])
+
+
+def label(learner: str, values: dict) -> str:
+    """'epsilon=4/255, norm=linf': the values, of a record's or job's config, of the keys that the
+    learner's LABEL names; '' for most."""
+    if not is_method("learners", learner):          # of a record made before it was renamed
+        return ""
+    module = find_method("learners", learner)
+    return ", ".join(f"{key}={typed(values.get(key, getattr(module.Config, key)))}"
+                     for key in fact(module, "LABEL"))
+
+
+def labelled(name: str, beside: str) -> str:
+    """'adversarial (epsilon=4/255, norm=linf)'; a name alone where nothing stands beside it."""
+    return f"{name} ({beside})" if beside else name
 
 
 def saw(record: dict) -> str:

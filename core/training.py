@@ -79,6 +79,10 @@ class Protocol(Keys):
     std: tuple[Positive, ...] | None = None
     # epochs between tests on the clean test set; 0: after the last one only
     test_every: CountOrZero = 1
+    # a new order every epoch, or always the set's; APBench's release and PIL's surrogate: the set's
+    shuffle: bool = added(True)
+    # epochs in which the rate climbs straight up, before `schedule`; AUE's protocol: 10
+    warmup_epochs: CountOrZero = added(0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,6 +90,8 @@ class Protocol(Keys):
             raise ConfigError("nesterov", f"{self.optimizer} has no such form: it is sgd's")
         if self.nesterov and self.momentum == 0:
             raise ConfigError("nesterov", "needs a momentum above 0")
+        if self.warmup_epochs and self.schedule in ("warm_multistep", "onecycle"):
+            raise ConfigError("warmup_epochs", f"{self.schedule} climbs by itself; leave it out")
         if (self.mean is None) != (self.std is None):
             raise ConfigError("mean", "mean and std go together: set both or neither")
         if self.mean is not None and not len(self.mean) == len(self.std) == 3:
@@ -149,14 +155,14 @@ def cross_entropy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, 
 
 def train_classifier(
     model: nn.Module, train: ImageSet, test: ImageSet | None, protocol: Protocol, run: Run,
-    name: str = "classifier", *, shuffle: bool = True, loss: Loss = cross_entropy,
-    transform: Transform | None = None, before_crop: BeforeCrop | None = None,
+    name: str = "classifier", *, loss: Loss = cross_entropy, transform: Transform | None = None,
+    before_crop: BeforeCrop | None = None,
     after_epoch: Callable[[int, nn.Module], bool | None] | None = None,
 ) -> tuple[nn.Module, Result]:
-    """Train `model` (logits from images in [0, 1]) on `train`; resumable under `name`. Batches (in
-    index order without `shuffle`) pass through `before_crop`, crop and flip, `transform`, and then
-    into `loss`. `after_epoch` gets the number of each (from 0) and the network, before that epoch
-    is scored and saved; if it returns True, that epoch is the last.
+    """Train `model` (logits from images in [0, 1]) on `train`; resumable under `name`. Batches pass
+    through `before_crop`, crop and flip, `transform`, and then into `loss`. `after_epoch` gets the
+    number of each (from 0) and the network, before that epoch is scored and saved; if it returns
+    True, that epoch is the last.
 
     Returns the trained model, on the run's device, and the clean test accuracies (NaN without a
     test set). Raises UserError if the loss stops being finite.
@@ -167,9 +173,9 @@ def train_classifier(
     network = InPrecision(model, run.device)
     optimizer = make_optimizer(model, protocol)
     batches = Batches(
-        train, protocol.batch_size, run, name, shuffle=shuffle, drop_last=protocol.drop_last,
-        augmentation=Augmentation(protocol.crop_padding, protocol.flip), last_step=protocol.steps,
-        before_crop=before_crop)
+        train, protocol.batch_size, run, name, shuffle=protocol.shuffle,
+        drop_last=protocol.drop_last, last_step=protocol.steps, before_crop=before_crop,
+        augmentation=Augmentation(protocol.crop_padding, protocol.flip))
     epochs = protocol.epochs if protocol.steps is None else -(-protocol.steps // len(batches))
     total_steps = protocol.steps or epochs * len(batches)
 
@@ -239,7 +245,8 @@ def learning_rate(protocol: Protocol, step: int, total_steps: int, steps_per_epo
     protocol counts steps); warm_multistep climbs straight from 1e-3 in the first epoch, whose last
     step has the whole rate; onecycle changes every step, as torch's OneCycleLR without its momentum
     cycle: rate/25 up to rate in 30 % of the steps, then down to rate/250,000, both by half a
-    cosine."""
+    cosine. In `warmup_epochs` the rate climbs straight, to the whole rate in the last of them, and
+    a cosine begins after them."""
     rate = protocol.learning_rate
     if protocol.schedule == "warm_multistep" and step < steps_per_epoch:
         return WARM_FROM + (rate - WARM_FROM) * (step + 1) / steps_per_epoch
@@ -250,8 +257,11 @@ def learning_rate(protocol: Protocol, step: int, total_steps: int, steps_per_epo
         return cosine(rate, rate / 25e4, (step - top) / (total_steps - 1 - top))
     by_step = protocol.steps is not None
     now, end = (step, total_steps) if by_step else (step // steps_per_epoch, protocol.epochs)
+    warm = protocol.warmup_epochs * (steps_per_epoch if by_step else 1)
+    if now < warm:
+        return rate * (now + 1) / warm
     if protocol.schedule == "cosine":
-        return cosine(rate, 0.0, now / end)
+        return cosine(rate, 0.0, (now - warm) / (end - warm))
     if protocol.schedule in ("multistep", "warm_multistep"):
         return rate * protocol.gamma ** sum(now >= milestone for milestone in protocol.milestones)
     return rate

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from core.config import added
 from core.imageset import ImageSet, Rounding
 from core.pgd import gradient_of, pgd
 from core.ranges import (
@@ -43,8 +44,7 @@ class Surrogate(Training):
     # two linear layers without bias, as the release; `linear` is one with a bias
     architecture: Architecture = "two_linear"
     epochs: Count = 30              # passes over the clean set; release: 30
-    # images a step, in index order, every epoch the same; release: 512
-    batch_size: BatchSize = 512
+    batch_size: BatchSize = 512     # images a step; release: 512
     drop_last: bool = False         # leave out an epoch's incomplete last batch; release: no
     learning_rate: Positive = 3e-3  # of SGD, at the start; release: 3e-3
     weight_decay: PositiveOrZero = 0.0  # of SGD; release: none
@@ -53,6 +53,7 @@ class Surrogate(Training):
     clip_norm: Positive | None = None
     crop_padding: CountOrZero = 0   # black pixels a side before a random crop; release: none
     flip: bool = False              # mirror half of the images; release: no
+    shuffle: bool = added(False)    # a new order every epoch, or always the set's; release: this
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
 
     within +-epsilon. Only what is published is clipped to [0, 1]: f sees x - delta as it is.
     """
-    model = train_surrogate(clean, config.surrogate, run, shuffle=False).requires_grad_(False)
+    model = train_surrogate(clean, config.surrogate, run).requires_grad_(False)
 
     def noise(images: torch.Tensor, labels: torch.Tensor, rows: slice) -> torch.Tensor:
         def loss(delta: torch.Tensor, step: int) -> torch.Tensor:

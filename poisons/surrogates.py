@@ -30,7 +30,7 @@ class Training(Protocol):
             raise ConfigError("test_every", "a surrogate meets no test set; leave it out")
 
 
-def train_surrogate(clean: ImageSet, config: Training, run: Run, *, shuffle: bool = True,
+def train_surrogate(clean: ImageSet, config: Training, run: Run, *,
                     transform: Transform | None = None,
                     after_epoch: Callable[[int, nn.Module], None] | None = None) -> nn.Module:
     """The trained network, in eval mode and with equal weights in every process; resumable."""
@@ -38,7 +38,7 @@ def train_surrogate(clean: ImageSet, config: Training, run: Run, *, shuffle: boo
         model = classifier(config.architecture, clean.num_classes, clean.image_shape, config.width,
                            config.stem)
     model, result = train_classifier(model, clean, None, config, run, "surrogate",
-                                     shuffle=shuffle, transform=transform, after_epoch=after_epoch)
+                                     transform=transform, after_epoch=after_epoch)
     run.say(f"surrogate: {result.train_accuracy:.1%} on its own training images after "
             f"{result.epochs} epochs")
     run.world.share(model)

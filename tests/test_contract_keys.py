@@ -43,6 +43,8 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "epsilon": ([1 / 255], {}),                 # a few small steps reach no further
     "stop_error": ([0.99], {}),
     "decay_every": ([1], {}),
+    "warmup_epochs": ([3], {}),
+    "adversarial.norm": (["l2"], {"epsilon": 0.5}),
     "ar.finder": (["released"], {"coefficients": "find"}),
     "ar.norm": (["linf"], {"radius": 0.2}),
     "cuda.kernel": ([5], {}),

@@ -99,9 +99,21 @@ FAULTS = [
           "model=model, optimizer=optimizer, noise=noise,", "model=model, optimizer=optimizer,",
           "contract_resume.py::test_a_method_that_died_in_its_middle_goes_on"
           "[poisons-em_classwise-half]"),
+    # --- learners ----------------------------------------------------------------------------
+    fault("AT attacks in train mode", "learners/adversarial.py", "    model.eval()\n", "",
+          "adversarial.py::test_the_attack_is_the_formula_image_by_image",
+          "adversarial.py::test_each_step_is_taken_where_the_attack_ends"),
+    fault("AT thaws what was frozen", "learners/adversarial.py",
+          "module.training = was", "module.training = True",
+          "adversarial.py::test_the_attack_leaves_the_network_as_it_was"),
+    fault("AT descends", "learners/adversarial.py", "ascend=True,", "ascend=False,",
+          "adversarial.py::test_the_attack_is_the_formula_image_by_image"),
+    fault("a Gaussian start is clipped", "learners/adversarial.py",
+          'clip="all" if config.start == "uniform" else "moved"', 'clip="all"',
+          "adversarial.py::test_the_attack_is_the_formula_image_by_image"),
     # --- anywhere ----------------------------------------------------------------------------
     fault("the cosine is an epoch ahead", "core/training.py",
-          "cosine(rate, 0.0, now / end)", "cosine(rate, 0.0, (now + 1) / end)",
+          "(now - warm) / (end - warm)", "(now + 1 - warm) / (end - warm)",
           "training.py::test_cosine_is_torchs_stepped_once_an_epoch"),
     fault("accuracy in training mode", "core/training.py",
           "    model.eval()\n    with", "    with",

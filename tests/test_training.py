@@ -41,6 +41,18 @@ def our_rates(total: int, **keys) -> list[float]:
     return [learning_rate(protocol, step, total, PER_EPOCH) for step in range(total)]
 
 
+def test_a_warm_up_climbs_straight_and_the_cosine_follows_it():
+    """The rates of AUE's release at its epochs, but for its last rate of 1e-6."""
+    aue = Protocol(epochs=200, learning_rate=0.5, warmup_epochs=10)
+    found = [learning_rate(aue, epoch * PER_EPOCH, 200 * PER_EPOCH, PER_EPOCH)
+             for epoch in (0, 4, 9, 10, 105, 199)]
+    assert found == pytest.approx([0.05, 0.25, 0.5, 0.5, 0.25, 3.417e-5], rel=1e-3)
+    by_step = Protocol(steps=40, learning_rate=0.1, warmup_epochs=2, schedule="multistep",
+                       milestones=(20,))
+    found = [learning_rate(by_step, step, 40, PER_EPOCH) for step in (0, 6, 13, 14, 19, 20)]
+    assert found == pytest.approx([0.1 / 14, 0.05, 0.1, 0.1, 0.1, 0.01])
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 12, 60])
 def test_cosine_is_torchs_stepped_once_an_epoch(epochs):
     steps = epochs * PER_EPOCH
@@ -201,6 +213,21 @@ def test_testing_never_changes_the_training(tmp_path, few):
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_follow_the_set_where_it_is_not_shuffled(tmp_path, few, shuffle):
+    orders = []
+
+    def loss(model, images, labels, step):
+        orders.append(labels.tolist())
+        return training.cross_entropy(model, images, labels, step)
+
+    with new_run(tmp_path / "out") as run:
+        train_classifier(linear(), few, None, Protocol(epochs=2, batch_size=160, shuffle=shuffle),
+                         run, loss=loss)
+    assert ([*orders[0], *orders[1]] == few.labels.tolist()) == (not shuffle)
+    assert (orders[:2] == orders[2:]) == (not shuffle)
+
+
 def test_training_learns(tmp_path, digits):
     train, test = digits.first(1000), digits.first(1437)
     test = from_arrays(test.images[1000:], test.labels[1000:], name="rest",
@@ -248,6 +275,7 @@ def test_a_protocol_with_mean_and_std_trains_on_normalised_images(tmp_path, few)
     {"nesterov": True, "momentum": 0}, {"weight_decay": -1e-4}, {"crop_padding": -1},
     {"test_every": -1}, {"steps": 0}, {"clip_norm": 0}, {"mean": (0.5, 0.5, 0.5)},
     {"std": (1, 1, 1)},
+    {"warmup_epochs": -1}, {"warmup_epochs": 1, "schedule": "onecycle"},
     {"mean": (0.5,), "std": (0.5,)}, {"mean": (0.5,) * 3, "std": (0.5,) * 2},
 ])
 def test_impossible_protocols_are_refused(keys):
@@ -318,7 +346,6 @@ def hardest_of_three(run):
 
 
 KINDS = {"mixup": lambda run: {"transform": mixup(run)},
-         "adversarial": lambda run: {"loss": adversarial(run)},
          "hardest of three": lambda run: {"loss": hardest_of_three(run)},
          "both": lambda run: {"transform": lambda images, labels, step: (images.flip(3), labels),
                               "loss": adversarial(run)}}
@@ -401,29 +428,6 @@ def test_mixup_is_two_cross_entropies(tmp_path, few, mistake):
     assert same == (mistake is None)
     if mistake is None:
         assert log[1]["train_accuracy"] == pytest.approx(float(sum(hits[4:]) / 4))
-
-
-@pytest.mark.parametrize("mistake", [None, "attacked in train mode", "trained in eval mode",
-                                     "trained on what is not attacked"])
-def test_adversarial_training_attacks_in_eval_mode_and_trains_in_train_mode(tmp_path, few, mistake):
-    found, _ = trained_with("adversarial", tmp_path / "a", few)
-    with new_run(tmp_path / "b") as run:
-        def gradients(model, x, y, step):
-            model.train(mistake == "attacked in train mode")
-            drawn = torch.rand(x.shape, generator=run.stream("adversary", step))
-            delta = (2 * drawn - 1) * EPSILON
-            for _ in range(2):
-                at = (x + delta).requires_grad_()
-                F.cross_entropy(model(at), y).backward()
-                delta = torch.clamp(delta + EPSILON / 2 * at.grad.sign(), -EPSILON, EPSILON)
-            model.zero_grad()
-            model.train(mistake != "trained in eval mode")
-            seen = x if mistake == "trained on what is not attacked" else x + delta
-            F.cross_entropy(model(seen), y).backward()
-        expected = plain_loop(run, few, gradients).state_dict()
-    same = all(torch.allclose(found[key], value, rtol=1e-3, atol=1e-5)
-               for key, value in expected.items())
-    assert same == (mistake is None)
 
 
 def test_training_ends_early_and_is_scored_there(tmp_path, few):
@@ -527,6 +531,13 @@ PROTOCOLS = {
                "milestones": (16_000, 32_000), "gamma": 0.1, "mean": (0.5, 0.5, 0.5),
                "std": (1, 1, 1)},
     "tap200": {"epochs": 200, "schedule": "cosine"},
+    "iss60": {"epochs": 60, "drop_last": False, "schedule": "cosine", "clip_norm": None},
+    "apb200": {"epochs": 200, "drop_last": True, "schedule": "multistep", "milestones": (100,),
+               "gamma": 0.5, "clip_norm": None, "shuffle": False},
+    "ecl80": {"epochs": 80, "drop_last": False, "schedule": "constant", "weight_decay": 0,
+              "clip_norm": None, "test_every": 5},
+    "aue200": {"epochs": 200, "drop_last": False, "learning_rate": 0.5, "warmup_epochs": 10,
+               "schedule": "cosine", "weight_decay": 1e-4, "clip_norm": None, "test_every": 25},
 }
 
 
@@ -536,7 +547,7 @@ def test_presets_are_the_published_protocols(name):
     found = config.build(standard.Config, tree.value["standard"], "standard")
     common = {"batch_size": 128, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
               "nesterov": False, "crop_padding": 4, "flip": True, "architecture": "resnet18",
-              "width": 64}
+              "width": 64, "shuffle": True, "warmup_epochs": 0}
     for key, value in {**common, **PROTOCOLS[name]}.items():
         assert getattr(found, key) == value, key
     if name == "bridge120":

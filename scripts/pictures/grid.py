@@ -53,10 +53,13 @@ def accuracies_of(sets: list[ImageSet], found: Iterable[dict]) -> tuple[list[lis
     """Clean test accuracies (%) of classifiers trained on each whole set, one a seed, as far as
     `found` has records; all of one protocol, the one that most sets have, and its name."""
     protocols: dict[str, dict[str, list[float]]] = {}
+    labels: dict[str, str] = {}
     rows = {other.fingerprint: len(other) for other in sets}
     for record in found:
         made = record["train"]
         protocol = json.dumps([record["protocol"], {**record["config"], "test_every": None}])
+        labels[protocol] = records.labelled(
+            record["protocol"], records.label(record["learner"], record["config"]))
         if rows.get(made["fingerprint"]) == made["rows"] and not record["settings"]:
             protocols.setdefault(protocol, {}).setdefault(made["fingerprint"], []).append(
                 100 * record["accuracy_last"])
@@ -64,7 +67,7 @@ def accuracies_of(sets: list[ImageSet], found: Iterable[dict]) -> tuple[list[lis
         return [[] for _ in sets], ""
     chosen = max(protocols, key=lambda protocol: len(protocols[protocol]))
     return ([protocols[chosen].get(other.fingerprint, []) for other in sets],
-            json.loads(chosen)[0])
+            labels[chosen])
 
 
 def spread_text(accuracies: list[float]) -> str:

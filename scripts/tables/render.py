@@ -11,6 +11,7 @@ is trained on. `oracle` marks numbers chosen by test accuracy (†). --wide prin
 
 import argparse
 import csv
+import dataclasses
 import io
 import statistics
 from collections.abc import Iterable
@@ -95,11 +96,12 @@ def collect(table: spec.Table, cells: list[plan.Cell]) -> list[Entry]:
     """The table's cells in its order, derived columns last in each row."""
     kept = records.committed()
     found: dict[tuple[str, str], list[dict]] = {}
-    networks = {}
+    networks, beside = {}, {}
     for cell in (cell for cell in cells if cell.table is table):
-        here = found.setdefault((cell.row.name, cell.column.name), [])
-        network = cell.record.job.config.get("architecture", "resnet18")
-        networks[cell.row.name, cell.column.name] = network
+        key, job = (cell.row.name, cell.column.name), cell.record.job
+        here = found.setdefault(key, [])
+        networks[key] = job.config.get("architecture", "resnet18")
+        beside[key] = records.label(job.method, job.config)
         place = plan.place_of(cell.record, kept)
         if place is not None:
             here.append(records.load(place))
@@ -117,7 +119,12 @@ def collect(table: spec.Table, cells: list[plan.Cell]) -> list[Entry]:
                 entries.append(Entry(
                     table.block, row.name, derived.name, best.accuracies, best.seconds,
                     best.saw, *facts, chosen=best.column))
-    return entries
+
+    def labelled(row: str, column: str) -> str:
+        return records.labelled(column, beside.get((row, column), ""))
+
+    return [dataclasses.replace(e, column=labelled(e.row, e.column),
+                                chosen=labelled(e.row, e.chosen)) for e in entries]
 
 
 def entry(table: spec.Table, row: spec.Line, column: spec.Line, found: list[dict],
