@@ -9,7 +9,7 @@ In README.md and docs/results.md, what stands between two such lines is written 
 
 `accuracies` is poisons x defences of tables that scripts/table.py printed, `records` a line for
 each record of a folder, `table` the first table of a file as it stands, `methods` a line for each
-method of a room. docs/methods.md is written whole.
+method of a room, `names` the learners' YAMLs in one line. docs/methods.md is written whole.
 tests/test_documents.py fails where a page is not what this gives.
 """
 
@@ -49,7 +49,7 @@ def pages() -> dict[str, str]:
 def filled(page: str) -> str:
     """A page with everything between its marks written anew."""
     writers = {"accuracies": accuracies, "records": recorded, "table": first_table,
-               "methods": methods.lines}
+               "methods": methods.lines, "names": methods.names}
 
     def write(mark: re.Match) -> str:
         begin, word, sources, middle, end = mark.groups()

@@ -34,6 +34,14 @@ def lines(room: str) -> str:
                    for name in list_methods(room))
 
 
+def names(kind: str) -> str:
+    """The learners' YAMLs in one line: `protocols` of standard training, or `countermeasures`."""
+    found = {path.stem: config.read([path]).value["method"].value == "standard"
+             for path in sorted(Path("configs/learners").glob("*.yaml"))}
+    return ", ".join(f"`{name}`" for name, plain in found.items()
+                     if plain == (kind == "protocols")) + "\n"
+
+
 def page() -> str:
     """docs/methods.md."""
     text = HEAD
