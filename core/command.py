@@ -78,6 +78,9 @@ class Request:
     dry_run: bool
     force: bool
     wait: bool
+    data_set: str | None            # which of the YAML's values for a data set were taken
+    # of a method that is made of others, their requests by the dotted key that names them
+    parts: dict[str, "Request"] = dataclasses.field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -99,6 +102,17 @@ class Request:
     def trained_as(self) -> str | None:
         """The method whose checkpoint a trained purifier applies: its own, or its CHECKPOINT."""
         return trained_as(self.module)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the purifier sees the labels: where its definition, or a part's, needs them."""
+        return fact(self.module, "NEEDS_LABELS") or any(
+            part.needs_labels for part in self.parts.values())
+
+    @property
+    def steps(self) -> list[str]:
+        """The methods that its output's lineage gains: its parts', or its own."""
+        return [step for part in self.parts.values() for step in part.steps] or [self.method]
 
     def load_data(self) -> ImageSet:
         """The input set, cut to --limit."""
@@ -185,7 +199,7 @@ def parse(argv: list[str] | None, doc: str, name: str, data_set: str | None = No
     for word in yamls:
         if not word.endswith((".yaml", ".yml")):
             raise UserError(f"'{word}' is neither a YAML file nor key=value")
-    tree, fit = read_variant(yamls, overrides, arguments.smoke, data_set, command)
+    tree, fit, data_set = read_variant(yamls, overrides, arguments.smoke, data_set, command)
     if "method" not in tree.value:
         methods = list_methods(command.room)
         raise UserError(f"no method: name a YAML such as configs/{command.room}/{methods[0]}.yaml, "
@@ -209,14 +223,19 @@ def parse(argv: list[str] | None, doc: str, name: str, data_set: str | None = No
         if key in tree.value and owner is not command:
             raise UserError(f"{tree.value[key].origin}: {key}: {command.line} takes none; it is "
                             f"a key of {owner.line}")
-    return Request(command, settings, data, device, module, method_config, train_config, fit,
-                   arguments.dry_run, arguments.force, arguments.wait)
+    request = Request(command, settings, data, device, module, method_config, train_config, fit,
+                      arguments.dry_run, arguments.force, arguments.wait, data_set)
+    if not hasattr(module, "parts"):
+        return request
+    parts = module.parts(request)
+    fits = dict.fromkeys(filter(None, (one.fit for one in (request, *parts.values()))))
+    return dataclasses.replace(request, parts=parts, fit="; ".join(fits))
 
 
 def read_variant(yamls: list[str], overrides: list[str], smoke: bool, data_set: str | None,
-                 command: Command) -> tuple[config.Node, str]:
+                 command: Command) -> tuple[config.Node, str, str | None]:
     """The YAMLs as their `for:` and `presets:` say for this data set, under `protocol` and what is
-    typed; and a note where they have no values of their own for it."""
+    typed; a note where they have no values of their own for it; and that data set."""
     try:
         tree = config.read(yamls)
     except UserError as error:
@@ -250,7 +269,7 @@ def read_variant(yamls: list[str], overrides: list[str], smoke: bool, data_set: 
     if yamls and (picked or not preset or protocol):
         parts = [stem, picked, protocol and Path(protocol).stem]
         tree.value["preset"] = config.Node("_".join(part for part in parts if part), TYPED)
-    return tree, note
+    return tree, note, data_set
 
 
 def under_protocol(tree: config.Node, path: str, data_set: str | None, command: Command

@@ -112,10 +112,9 @@ def make(request: "Request", images: "ImageSet", inputs: dict[str, str], method_
          digests: dict | None = None) -> Job:
     """A method's PATHS are keys that name artefacts: they count by content, not by place. Where
     null is allowed, it names none. `digests`: of each input's files, by role."""
-    counted = config.plain(method_config, identity=True)
+    counted, paths = what_counts(request, method_config)
     digests = {"data": images.digests} if digests is None else digests
-    for key in fact(request.module, "PATHS"):
-        path = counted.pop(key, None)
+    for key, path in paths.items():
         if path == "":
             raise UserError(f"{request.method}.{key}: name a folder")
         if path:
@@ -133,3 +132,19 @@ def make(request: "Request", images: "ImageSet", inputs: dict[str, str], method_
     name = "-".join([images.meta["name"], *steps, request.preset])
     return Job(request.command.kind, name, request.method, request.module.VERSION, counted, seed,
                inputs, request.preset, {**settings, **(extra or {})}, digests)
+
+
+def what_counts(request: "Request", method_config) -> tuple[dict, dict[str, str | None]]:
+    """What of a config counts as it stands, and the paths in it by key. Of a method that is made of
+    others, each of these counts by its own config and version, and not by the name of its YAML."""
+    counted = config.plain(method_config, identity=True)
+    paths = {key: counted.pop(key, None) for key in fact(request.module, "PATHS")}
+    for key in request.parts:
+        counted.pop(key.partition(".")[0], None)
+    for key, part in request.parts.items():
+        inner, its_paths = what_counts(part, part.config)
+        counted[key] = {"method": part.method, "version": part.module.VERSION, "config": inner,
+                        "seed": part.settings.seed}
+        its_paths["checkpoint"] = part.settings.checkpoint
+        paths |= {f"{key}.{name}": path for name, path in its_paths.items()}
+    return counted, paths

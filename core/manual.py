@@ -47,7 +47,7 @@ class Key:
         if len(head) < INDENT - 1:
             yield f"{head:<{INDENT}}{explained.pop(0)}".rstrip()
         else:
-            yield head
+            yield from textwrap.wrap(head, WIDTH, subsequent_indent=" " * 6)
         for line in explained:
             yield " " * INDENT + line
 
@@ -134,8 +134,8 @@ def limits(hint: Any) -> str:
             return f"{limits(kind)}, {limit} of them"
         return ("whole, " if kind is int else "") + str(limit)
     if origin is tuple:
-        return "a list" if dataclasses.is_dataclass(arguments[0]) else \
-            f"a list, each {limits(arguments[0])}"
+        each = "" if dataclasses.is_dataclass(arguments[0]) else limits(arguments[0])
+        return f"a list, each {each}" if each else "a list"
     if origin is Literal:
         return ", ".join(arguments)
     return {bool: "true, false", float: "any number", Place: "a path"}.get(hint, "")

@@ -2,7 +2,8 @@
 
 What commands need to know of a method, beside Config, its functions and SMOKE, it says in
 upper-case constants; FACTS are those that it may leave out. A trained purifier may also have
-`check(config, checkpoint, shape)`, which raises UserError for what it cannot apply.
+`check(config, checkpoint, shape)`, which raises UserError for what it cannot apply. One that is
+made of others has `parts(request)`, their requests by the dotted key that names each.
 """
 
 import importlib

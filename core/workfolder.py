@@ -197,8 +197,10 @@ class WorkFolder:
     def _resume(self, settings: dict, asked: DeviceSettings) -> Device:
         begun = self._read_begun()
         for path in (*self.path.iterdir(), *self.path.glob("state/*")):
-            folder = path == self.path / "state"
-            if path.is_symlink() or not (path.is_dir() if folder else path.is_file()):
+            state = self.path / "state"         # the folders in it are parts' runs, as this one
+            allowed = path.is_dir() if path == state else path.is_file() or (
+                path.parent == state and path.is_dir())
+            if path.is_symlink() or not allowed:
                 raise self.damaged(path, "is not what this code makes, a regular file")
         before = config.plain(begun["device"])
         try:
@@ -281,7 +283,7 @@ class WorkFolder:
         """Let go of the lock. Without `keep`, work that has no state yet is removed."""
         if self._lock is None:
             return
-        if not keep and not any(self.path.glob("state/*.pt")):
+        if not keep and not any(self.path.glob("state/*")):
             with contextlib.suppress(OSError):
                 files.remove_tree(self.path)
         self._release()

@@ -45,6 +45,7 @@ def lines(work: Path) -> dict[str, tuple[str, list[str]]]:
         "train_vae": ("train_vae", ["configs/purifiers/dvae.yaml", f"data={work}/poison"]),
         "purify": ("purify", ["configs/purifiers/dvae.yaml", f"data={work}/poison",
                               f"checkpoint={work}/train_vae", "dvae.save_perturbation=true"]),
+        "chain": ("purify", ["configs/purifiers/chain.yaml", f"data={work}/poison"]),
         "evaluate": ("evaluate", ["configs/learners/em60.yaml", f"data={work}/poison"]),
         "train_ddpm": ("train_ddpm", ["configs/purifiers/ddpm.yaml", "data=digits",
                                       "split=test", "ddpm.train.sample_every=2"]),

@@ -67,6 +67,8 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "ddpm.train.attention": ([[8]], {}),
     "evaluations": ([1], {"sampler": "subsampled"}),
     "jcdp.lpips_net": (["alex"], SQUEEZE),      # refused: these are another network's weights
+    "chain.links.0.keys": ([["gray.none=1"]], {}),          # refused: gray has no keys
+    "chain.links.1.keys": ([["jpeg.quality=90"]], {}),
 }
 # Of what a learner has from another's Config: these show that its config reaches the loop.
 INHERITED = {"epochs", "learning_rate"}

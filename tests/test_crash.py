@@ -27,13 +27,14 @@ def test_poison_survives_a_sample_of_power_cuts(left, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("left", ["names", "bytes"])
-@pytest.mark.parametrize("command", ["poison", "tap", "sep", "train_vae", "purify", "evaluate"])
+@pytest.mark.parametrize("command", ["poison", "tap", "sep", "train_vae", "purify", "chain",
+                                     "evaluate"])
 def test_commands_survive_every_power_cut(command, left, tmp_path):
     assert "same bytes each time" in drive(command, tmp_path, "--cut", left)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["poison", "tap", "rem", "sep", "train_vae", "purify",
+@pytest.mark.parametrize("command", ["poison", "tap", "rem", "sep", "train_vae", "purify", "chain",
                                      "evaluate", "train_ddpm", "jcdp"])
 def test_every_command_survives_every_death(command, tmp_path):
     assert "same bytes each time" in drive(command, tmp_path)

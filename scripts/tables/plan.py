@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core import config, files, identity, records
+from core.applying import require_checkpoints
 from core.checkpoint import Checkpoint, trained_on
 from core.command import Request, parse
 from core.commands import COMMANDS
@@ -117,6 +118,10 @@ class Planner:
                 trained = state.checkpoint.job.fingerprint, state.checkpoint.job.seed
                 needs.append(state.checkpoint)
                 check = self._checks(step, request, reads, state)
+            try:
+                require_checkpoints(request)
+            except UserError as error:
+                raise UserError(f"{step.origin}: {error}") from None
             job = identity.purify(request, reads, trained, resolve)
         elif step.command == "evaluate":
             job = identity.record(request, reads, self._test(reads, request), resolve)
@@ -128,7 +133,8 @@ class Planner:
         artefact = self._artefact(step, job, request, reads, needs, state, check)
         if step.command in ("poison", "purify"):
             meta = {**reads.meta, "fingerprint": job.fingerprint,
-                    "lineage": [*reads.meta["lineage"], {"method": request.method}]}
+                    "lineage": [*reads.meta["lineage"],
+                                *({"method": method} for method in request.steps)]}
             state.images = dataclasses.replace(reads, meta=meta)
             state.set_by = artefact
         elif step.command != "evaluate":
@@ -203,7 +209,7 @@ class Planner:
         out = Path(request.settings.out) if request.settings.out else job.default_out
         if out not in self.artefacts:
             arguments = list(state.arguments)
-            if step.command == "purify" and state.checkpoint in needs:
+            if step.command == "purify" and request.trained_as:
                 arguments.append(f"checkpoint={state.checkpoint.out}")
             unique = tuple(dict.fromkeys(need for need in needs if need is not None))
             self.artefacts[out] = Artefact(step, job, (*arguments, f"out={out}"), out, unique,
