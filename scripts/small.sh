@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The papers' claims on 10,000 photographs, for two CPU cores: each table with --small, cheapest first. Repeating the line resumes.
+#   bash scripts/small.sh [--jobs N] [--dry-run] [key=value ...]
+set -uo pipefail
+cd "$(dirname "$0")/.."
+source scripts/setup.sh
+failed=0
+
+make() {    # a table's name and a part of it
+    python scripts/run_table.py "configs/tables/$1.yaml" --small "${@:2}" || failed=$?
+}
+# one seed: D-VAE's main table without the diffusion columns, and noise that is no poison
+make dvae_cifar10 --seeds 0 --columns none,bdr,gray,jpeg,dvae --rows clean,em,lsp,tap,ar "$@"
+make attacks --seeds 0 --rows random_signs --columns none "$@"
+# three seeds of the main rows
+make dvae_cifar10 --columns none,gray,jpeg,dvae --rows clean,em,lsp "$@"
+# the rest of the poisons, and what D-VAE's figures show
+make dvae_cifar10 --seeds 0 --columns none,gray,jpeg,dvae "$@"
+for figure in fig4 fig3 fig2b fig2a; do make $figure --sets "$@"; done
+# a prior of the test images, and JCDP with it: LE's tables
+make le_table3 --rows clean,em,lsp "$@"
+make le_table6 --seeds 0 "$@"
+make le_table5 --seeds 0 "$@"
+
+case " $* " in *" --dry-run "*) exit $failed ;; esac
+for table in dvae_cifar10 le_table3 le_table6 le_table5; do
+    python scripts/table.py configs/tables/$table.yaml --small "$@"
+done
+for figure in fig4 fig3 fig2b fig2a; do python scripts/figures.py $figure --small "$@"; done
+exit $failed
