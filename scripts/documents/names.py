@@ -6,7 +6,7 @@ NAMES = {
     "ar": "AR", "ops": "OPS", "cuda": "CUDA", "reuse": "re-used p_hat",
     "random_signs": "random signs",
     "gray": "grey scale", "jpeg": "JPEG", "bdr": "BDR", "dvae": "D-VAE", "vae": "VAE",
-    "chain": "chain", "ae": "AE", "ddpm": "DDPM", "avatar": "AVATAR", "jcdp": "JCDP",
+    "ae": "AE", "ddpm": "DDPM", "avatar": "AVATAR", "jcdp": "JCDP",
     "ortho": "orthogonal projection", "coin": "COIN", "sharpen_lowpass": "RSK + FF",
     "iss_best": "best of these (an oracle)",
 }
