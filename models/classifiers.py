@@ -93,8 +93,8 @@ def torchvision_body(name: str, shape: tuple[int, int], width: int, *, small: bo
     if name == "mobilenet_v2":
         body = models.MobileNetV2(width_mult=width / WIDTH)
         channels, body.classifier = body.last_channel, nn.Identity()
-        if small:
-            body.features[0][0].stride = (1, 1)
+        if small:       # 4x4 positions of 32x32 are left, as in code kuangliu/pytorch-cifar
+            body.features[0][0].stride = body.features[2].conv[1][0].stride = (1, 1)
         return body, channels
     if name == "vit_small":
         patch = PATCH["cifar" if small else "imagenet"]

@@ -78,6 +78,18 @@ def test_shapes(name, side):
         torch.testing.assert_close(model(images), model.linear(seen))
 
 
+@pytest.mark.parametrize(("name", "side"), [
+    ("resnet50", 4), ("wrn28_10", 8), ("vgg16", 1), ("densenet121", 4), ("mobilenet_v2", 4)])
+def test_of_32_pixels_as_many_are_pooled_as_in_the_releases(name, side):
+    model, seen = on_meta(name), []
+    handles = [layer.register_forward_hook(lambda *given: seen.append(given[-1].shape[-2:]))
+               for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.MaxPool2d)]
+    model(torch.rand(2, 3, 32, 32, device="meta"))
+    for handle in handles:
+        handle.remove()
+    assert tuple(seen[-1]) == (side, side)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_width_is_a_share_of_the_channels(name):
     whole, half = on_meta(name), on_meta(name, width=32)
