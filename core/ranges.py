@@ -65,7 +65,7 @@ class BudgetRange(Range):
         if value > 1:
             raise ConfigError(key, f"{value:g} is above 1, but budgets are in [0, 1] units: "
                                    f"write {value:g}/255")
-        if 0 < value <= self.above:
+        if self.above is not None and 0 < value <= self.above:
             raise ConfigError(key, f"{255 * value:.3g}/255 is no more than half a grey level and "
                                    "is lost in rounding")
         super().check(key, value)
@@ -80,6 +80,7 @@ Share = Annotated[float, Range(above=0, at_most=1)]
 Weight = Annotated[float, Range(at_least=0, at_most=1)]
 BelowOne = Annotated[float, Range(at_least=0, below=1)]
 StepSize = Annotated[float, BudgetRange(above=0, at_most=1)]            # in [0, 1] units
+Levels = Annotated[float, BudgetRange(at_least=0, at_most=1)]           # in [0, 1] units, or none
 LinfRadius = Annotated[float, BudgetRange(above=0.5 / 255, at_most=1)]  # stored in grey levels
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from core.imageset import ImageSet, quantize, to_floats
-from core.ranges import Weight
+from core.ranges import Levels, Weight
 from core.run import Run
 from core.training import Result, train_classifier
 from learners import standard
@@ -26,9 +26,9 @@ class Config(standard.Config):
     # probability that an image loses its colour; ECLIPSE's code: 0.4
     gray: Weight = 0.4
     # most that a channel is shifted, in [0, 1] units, drawn for each image; DUNE's code: 8/255
-    shift: Weight = 0.0
+    shift: Levels = 0.0
     # deviation of normal noise, in [0, 1] units; ECLIPSE's code: 0.05
-    noise: Weight = 0.05
+    noise: Levels = 0.05
     # whether each image draws a deviation from 0 to `noise`; DUNE's code: it does
     noise_varies: bool = False
     whole_levels: bool = True       # down to grey levels at the end; ECLIPSE's code: so
