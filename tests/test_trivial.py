@@ -51,8 +51,8 @@ def test_every_image_has_its_own_magnitude():
     images = torch.full((3, 3, 4, 4), 0.5)
     found = BY_NAME["brightness"](images, torch.tensor([0.6, 1.0, 1.4]).view(3, 1, 1, 1))
     assert found.amax((1, 2, 3)).tolist() == pytest.approx([0.1, 0.5, 0.9])
-    bits = BY_NAME["posterize"](images, torch.tensor([0.4, 0.6, 4.0]).view(3, 1, 1, 1))
-    assert bits.amax((1, 2, 3)).tolist() == pytest.approx([0, 0, 112 / 255])   # 127: black at 1 bit
+    bits = BY_NAME["posterize"](images * 1.6, torch.tensor([0.4, 0.6, 4.0]).view(3, 1, 1, 1))
+    assert bits.amax((1, 2, 3)).tolist() == pytest.approx([0, 128 / 255, 192 / 255])    # of 204
 
 
 def test_one_operation_serves_the_whole_batch_and_all_twelve_are_drawn():
