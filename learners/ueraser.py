@@ -56,7 +56,7 @@ class Config(standard.Config):
     # probabilities per image; ueraser.py: 0.5 each
     brightness: Weight = 0.5
     contrast: Weight = 0.5
-    shuffle: Weight = 0.5
+    channel_shuffle: Weight = 0.5
     # least roughness of the fractals (the largest is 0.7); ueraser.py: 0.3
     brightness_roughness: Roughness = 0.3
     contrast_roughness: Roughness = 0.3
@@ -129,7 +129,7 @@ def augmented(images: torch.Tensor, config: Config, run: Run, number: int) -> to
     if len(rows := drawn(config.contrast)):
         images[rows] = vary_contrast(
             images[rows], uniform(rows, config.contrast_roughness, ROUGHEST), noise)
-    if len(rows := drawn(config.shuffle)):
+    if len(rows := drawn(config.channel_shuffle)):
         order = on_device(draw.random((len(rows), 3)).argsort(1))
         images[rows] = images[rows[:, None], order]
     images = trivial_augment(images, draw)

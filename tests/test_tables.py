@@ -467,11 +467,27 @@ def test_le_table_1_is_as_printed(here):
     """Its three data sets, each with its own prior and protocol; jcdp's numbers are LE's."""
     tables = spec.read("configs/tables/le_table1.yaml")
     assert [table.dataset for table in tables] == ["cifar10", "cifar100", "svhn"]
-    priors = [table.columns[-1].words["prior"] for table in tables]
-    assert priors == ["cifar100", "cifar10", "cifar10"]
+    for key, expected in (("prior", ["cifar100", "cifar10", "cifar10"]),
+                          ("protocol", ["em60", "em100", "em60"])):
+        words = [Path(table.columns[-1].words[key]).stem for table in tables]
+        assert words == expected
+    for table in tables:                                # what `protocol` says twice
+        assert table.evaluate.yamls == (table.columns[-1].words["protocol"],)
     published = render.published()
     found = [render.facts_of(table, "lsp", "jcdp", published)[0]["accuracy"] for table in tables]
     assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/tables").glob("*.yaml")),
+                         ids=lambda path: path.stem)
+def test_what_a_column_is_reported_as_is_published(path):
+    """A mistyped `reported:` would leave the numbers out without a word."""
+    if path.stem in spec.SIZES:
+        pytest.skip("not a table")
+    known = {name for fact in render.published() for name in (fact["attack"], render.name_of(fact))}
+    for table in spec.read(str(path)):
+        for line in (*table.rows, *table.columns):
+            assert line.reported == line.family or line.reported in known, line.reported
 
 
 def test_every_table_has_its_line_and_every_line_its_table():

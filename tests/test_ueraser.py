@@ -112,15 +112,16 @@ def test_operations_take_the_images_that_their_probabilities_say(tmp_path, monke
     """With TrivialAugment put aside. A fractal for every image would take them all."""
     monkeypatch.setattr(ueraser, "trivial_augment", lambda images, draw: images)
     images = torch.rand(600, 3, 8, 8, generator=torch.Generator().manual_seed(2)) * 0.6 + 0.2
-    nothing = {"brightness": 0, "contrast": 0, "shuffle": 0}
+    nothing = {"brightness": 0, "contrast": 0, "channel_shuffle": 0}
     with new_run(tmp_path / "out") as run:
         assert torch.equal(augmented(images, Config(**nothing), run, 0), images)
         for key, probability, expected in (("brightness", 0.5, 0.5), ("contrast", 0.8, 0.8),
-                                           ("shuffle", 0.5, 0.5 * 5 / 6), ("brightness", 1, 1)):
+                                           ("channel_shuffle", 0.5, 0.5 * 5 / 6),
+                                           ("brightness", 1, 1)):
             found = augmented(images, Config(**nothing | {key: probability}), run, 0)
             moved = (found != images).flatten(1).any(1)
             assert moved.float().mean().item() == pytest.approx(expected, abs=0.06)
-        shuffled = augmented(images, Config(**nothing | {"shuffle": 1}), run, 0)
+        shuffled = augmented(images, Config(**nothing | {"channel_shuffle": 1}), run, 0)
     torch.testing.assert_close(shuffled.sort(1).values, images.sort(1).values)
     sums = shuffled.sum((2, 3))[:, None] - images.sum((2, 3))[..., None]
     orders = {tuple(row) for row in sums.abs().argmin(2).tolist()}
@@ -206,6 +207,7 @@ def test_no_copies_are_refused():
 def test_presets_are_the_releases(preset, data, expected):
     words = [str(CONFIGS / "learners/ueraser.yaml"), *([f"preset={preset}"] if preset else [])]
     config = parse(words, "", "evaluate", data).config
-    assert (config.copies, config.copies_epochs, config.brightness, config.contrast, config.shuffle,
+    assert (config.copies, config.copies_epochs, config.brightness, config.contrast,
+            config.channel_shuffle,
             config.brightness_roughness, config.contrast_roughness, config.intensity, config.jpeg,
             config.epochs) == expected

@@ -8,6 +8,7 @@ NAMES = {
     "gray": "grey scale", "jpeg": "JPEG", "bdr": "BDR", "dvae": "D-VAE", "vae": "VAE",
     "ae": "AE", "ddpm": "DDPM", "avatar": "AVATAR", "jcdp": "JCDP",
     "ortho": "orthogonal projection", "coin": "COIN", "sharpen_lowpass": "RSK + FF",
+    "ueraser": "UEraser", "ueraser_max": "UEraser, max",
     "iss_best": "best of these (an oracle)",
 }
 

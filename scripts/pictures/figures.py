@@ -3,7 +3,8 @@
     python scripts/figures.py grid [NAME=]SET [...] [--out grid.png] [--images 8] [--first 0]
     python scripts/figures.py quickstart FOLDER
     python scripts/figures.py fig2a [--quick | --small] [key=value ...] [--table YAML] [--out PNG]
-    (fig2a, fig2b, fig3, fig4, fig5, le_fig2, le_fig3, le_fig3_images, guidance, t_star)
+    (fig2a, fig2b, fig3, dvae_augmentation, fig4, fig5, le_fig2, le_fig3, le_fig3_images, guidance,
+    t_star)
 
 `grid` draws a row of clean images, then for each set its images and their residuals to clean, with
 the accuracies that records below results/ and runs/ hold.
@@ -16,6 +17,7 @@ from the numbers that it printed, without its records and sets. D-VAE's toy: scr
     fig2a       D-VAE: PSNR and accuracy against the KL divergence that VAEs reached
     fig2b       D-VAE: accuracy against PSNR, VAEs and JPEG
     fig3        D-VAE: accuracy after every epoch of training, poisoned and purified
+    dvae_augmentation   the same with UEraser's
     fig4        D-VAE: images and residuals stage by stage
     fig5        D-VAE: accuracy against PSNR, VAEs and auto-encoders
     le_fig2     LE: images purified with a prior of like and of other data
@@ -191,15 +193,14 @@ def stages(table: spec.Table, cells: list[plan.Cell], arguments) -> dict[str, li
     return strips.stages(table, cells, chosen_rows(arguments))
 
 
+EPOCHS = Paper(charts.draw_epochs, curves, numbers.print_curves, numbers.read_curves, sets=False)
 TRADE_OFF = Paper(charts.draw_trade_off, points, measure.print_points, numbers.read_points)
 SWEEP = Paper(charts.draw_sweep, perceptual_points, measure.print_points, numbers.read_points)
 IMAGES = Paper(strips.draw_stages, stages, strips.print_stages, None)
 PAPER = {
     "fig2a": Paper(charts.draw_rate, points, measure.print_points, numbers.read_points),
     "fig2b": TRADE_OFF,
-    "fig3": Paper(charts.draw_epochs, curves, numbers.print_curves, numbers.read_curves,
-                  sets=False),
-    "fig4": IMAGES, "fig5": TRADE_OFF,
+    "fig3": EPOCHS, "fig4": IMAGES, "fig5": TRADE_OFF, "dvae_augmentation": EPOCHS,
     "le_fig2": IMAGES, "le_fig3": SWEEP, "le_fig3_images": IMAGES,
     "guidance": SWEEP, "t_star": SWEEP,
 }

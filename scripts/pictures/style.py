@@ -21,7 +21,7 @@ BLUE, RED, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "
 PLAIN, BAD, GOOD = BLUE, RED, GREEN
 SERIES = ((BLUE, "o"), (RED, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"))
 LOOKS = {"clean": (MUTED, "x"), "none": (BAD, "s"), "vae": (GOOD, "^"), "dvae": (GOOD, "^"),
-         "jpeg": (ORANGE, "D"), "ae": (PURPLE, "v")}
+         "jpeg": (ORANGE, "D"), "ae": (PURPLE, "v"), "ueraser_max": (PURPLE, "v")}
 
 
 def pyplot():
