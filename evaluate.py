@@ -2,7 +2,9 @@
 
     python evaluate.py configs/learners/em60.yaml data=runs/purified/NAME [standard.width=16 ...]
 
-Prints what was measured to stderr, and accuracy and record folder to stdout.
+A learner that needs clean labelled images takes them from `clean`, by default the last 5,000
+training images of the data set behind the set. Prints what was measured to stderr, and accuracy and
+record folder to stdout.
 """
 
 import sys
@@ -18,8 +20,10 @@ def main(argv: list[str] | None = None) -> None:
     request = parse(argv, __doc__, "evaluate")
     train = request.load_data()
     test = datasets.load_test(train, request.data)
-    run = request.open(identity.record(request, train, test))
-    if request.plan(run, {"train": datasets.describe(train), "test": datasets.describe(test)}):
+    clean = request.load_clean(train, test)
+    run = request.open(identity.record(request, train, test, clean=clean))
+    sets = {"train": train, "test": test, **({} if clean is None else {"clean": clean})}
+    if request.plan(run, {role: datasets.describe(images) for role, images in sets.items()}):
         return
     committed = None if request.settings.out else records.committed().get(run.job.fingerprint)
     if committed is not None:
@@ -27,6 +31,10 @@ def main(argv: list[str] | None = None) -> None:
         return report(records.load(committed), committed)
     with run:
         if not run.done:
+            run.clean = clean
+            if clean is not None:
+                run.say(f"clean images: {len(clean)} of {clean.meta['name']}, rows "
+                        f"{clean.meta['rows']}; {clean.meta['originals']} are originals of the set")
             result = request.module.fit(train, test, request.config, run)
             records.write(run, result, train, test)
     report(records.load(run.out), run.out)
@@ -35,8 +43,10 @@ def main(argv: list[str] | None = None) -> None:
 def report(record: dict, out) -> None:
     """Print a record: its accuracies to stderr, the headline and the folder to stdout."""
     last, best = record["accuracy_last"], record["accuracy_best"]
+    kept = record.get("kept_epoch")
+    whose = f"epoch {kept}, kept" if kept else "last epoch"
     print(f"{printable(records.lineage_text(record))}: "
-          f"clean test accuracy {last:.2%} (last epoch), "
+          f"clean test accuracy {last:.2%} ({whose}), "
           f"{best:.2%} (best, epoch {record['best_epoch']}: an oracle's choice); "
           f"{record['train_accuracy']:.2%} on the training set; {record['seconds']:.0f} s at "
           f"{record['images_per_second']:.0f} images/s", file=sys.stderr)

@@ -95,7 +95,7 @@ def trained_on(images: ImageSet, before: dict | None = None) -> dict:
     }
 
 
-def seen(images: ImageSet, **more) -> dict:
+def learned_from(images: ImageSet, **more) -> dict:
     """What a learner's record says of labelled images that it had beside the set. `more`: `rows`
     (their numbers, in words) and `originals` (how many are originals of the set's rows)."""
     return {**trained_on(images), "labelled": True, **more}

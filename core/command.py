@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 from core import config, distributed, manual, output, processes, variants
 from core.commands import COMMANDS, OWNER, Command
 from core.config import TYPED, Place
-from core.datasets import DataSettings, load, note_missing_classes, root_of
+from core.datasets import DataSettings, load, load_clean, note_missing_classes, root_of
 from core.device import DeviceSettings
 from core.errors import UserError
 from core.identity import Job
@@ -56,6 +56,13 @@ class Settings(Keys):
     checkpoint: Place | None = None     # purify.py: a folder made by train_vae.py or train_ddpm.py
     # evaluate.py: another learner's YAML, whose keys go over those that this one shares with it
     protocol: Place | None = None
+    # evaluate.py: clean labelled images for a learner that needs some, named as `data` is; null:
+    # the data set behind the images
+    clean: Place | None = None
+    # evaluate.py: which rows of it, as `split`; OP's release: 5,000 training images
+    clean_split: str = "last:5000"
+    # evaluate.py: keep the trained weights beside the record, as network.safetensors
+    keep_network: bool = False
     fraction: Share = 1.0           # python -m poisons: share of the images that are poisoned
     # python -m poisons: poison all and take a part, or that part alone
     craft_on: Literal["all", "part"] = "all"
@@ -122,6 +129,16 @@ class Request:
             distributed.note(self.fit)
         self.note_missing_classes(images)
         return images
+
+    def load_clean(self, train: ImageSet, test: ImageSet) -> ImageSet | None:
+        """The clean labelled images of a learner that needs some; None for the others."""
+        clean, split = self.settings.clean, self.settings.clean_split
+        if fact(self.module, "NEEDS_CLEAN"):
+            return load_clean(train, test, clean, split, self.data)
+        if clean is not None or split != Settings.clean_split:
+            raise UserError(f"clean: {self.method} learns from the set alone and takes no clean "
+                            "images")
+        return None
 
     def note_missing_classes(self, images: ImageSet) -> None:
         """Say which classes a set has no image of, of the rows that the command reads."""

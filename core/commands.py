@@ -30,6 +30,7 @@ COMMANDS = {command.name: command for command in (
             takes_clean=True, shared=True),
     Command("purify", ("purify.py",), "purifiers", "purified", own_keys=("checkpoint",),
             shared=True),
-    Command("evaluate", ("evaluate.py",), "learners", "records", own_keys=("protocol",)),
+    Command("evaluate", ("evaluate.py",), "learners", "records",
+            own_keys=("protocol", "clean", "clean_split", "keep_network")),
 )}
 OWNER = {key: command for command in COMMANDS.values() for key in command.own_keys}

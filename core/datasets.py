@@ -9,8 +9,8 @@
     PATH                        an ImageSet folder
 
 Splits: `train`, `test`; `protected` and `reference` (seeded 80/20 parts of train); `first:N` and
-`after:N` (BridgePure protects first:40000 and keeps the rest); `spread:N`, N rows evenly over the
-set, for one ordered by class; `rows:CODE`, any (`rows_split`).
+`after:N` (BridgePure protects first:40000 and keeps the rest); `last:N`; `spread:N`, N rows evenly
+over the set, for one ordered by class; `rows:CODE`, any (`rows_split`).
 Folders, .npz files and ImageSets have no test set of their own: `test=` names one.
 
 What a set remembers as its origin and its test set is found again from where the set lies, and
@@ -54,7 +54,7 @@ class DataSettings(Keys):
 
     # what to read: a data set's name, folder:PATH, an .npz, or a folder made here
     data: Place | None = None
-    # train, test, protected, reference, first:N, after:N or spread:N
+    # train, test, protected, reference, first:N, after:N, last:N or spread:N
     split: str = "train"
     size: Count | None = None           # side in pixels, for digits, photos and folders
     test: Place | None = None           # a test set, where `data` has none of its own
@@ -133,17 +133,79 @@ def load_test(train: ImageSet, settings: DataSettings) -> ImageSet:
         test = recall(spec, digest, settings.root, whose, "name one with test=")
         if digest is None and train.meta["lineage"] and spec["data"] not in NAMED:
             note(f"{whose} is taken from {spec['data']} unchecked: the set has no digest of it")
-    if test.num_classes > train.num_classes or test.image_shape != train.image_shape:
-        raise UserError(
-            f"the test set {spec['data']} has {describe(test)}, but {settings.data} has "
-            f"{describe(train)}")
-    if all(images.meta["root"].get("data", "").startswith("folder:") for images in (train, test)):
-        names = zip(train.meta["classes"], test.meta["classes"], strict=False)
+    check_alike(f"the test set {spec['data']}", test, train, settings.data)
+    return test
+
+
+def check_alike(what: str, images: ImageSet, train: ImageSet, source: str | None) -> None:
+    """Raise UserError unless images have size and classes of those that are trained on."""
+    if images.num_classes > train.num_classes or images.image_shape != train.image_shape:
+        raise UserError(f"{what} has {describe(images)}, but {source} has {describe(train)}")
+    if all(one.meta["root"].get("data", "").startswith("folder:") for one in (train, images)):
+        names = zip(train.meta["classes"], images.meta["classes"], strict=False)
         for label, (expected, found) in enumerate(names):
             if found != expected:
-                raise UserError(f"the test set {spec['data']} has '{found}' as class {label}, but "
-                                f"{settings.data} has '{expected}': name their folders alike")
-    return test
+                raise UserError(f"{what} has '{found}' as class {label}, but {source} has "
+                                f"'{expected}': name their folders alike")
+
+
+def load_clean(train: ImageSet, test: ImageSet, clean: str | None, split: str,
+               settings: DataSettings) -> ImageSet:
+    """Clean labelled images for a learner that needs them: the `split` of what `clean` names, or,
+    if that is null, of the data set behind `train`. `meta` then also holds `rows` (their numbers
+    there, in words) and `originals` (how many are originals of rows of `train`).
+
+    Raises UserError if there are none, if they do not fit, or if they are not clean or are those
+    that measure.
+    """
+    root, digest = train.meta["root"], train.meta.get("root_digest")
+    if split == "test":
+        raise UserError("clean_split: the test images measure, so no learner sees them; name rows "
+                        "of train, such as last:5000")
+    if clean is not None:
+        spec = test_spec(clean, train.image_shape[0])
+        spec.pop("split", None)
+        whole = load(DataSettings(**spec, root=settings.root), "clean")
+    elif "data" in root:
+        spec = {key: root[key] for key in ("data", "size") if key in root}
+        whole = recall(spec, digest if root.get("split") != "test" else None, settings.root,
+                       f"the clean images of {settings.data}", "name others with clean=")
+    else:
+        raise UserError(f"{settings.data} does not say which images it was made from: name clean "
+                        "ones with clean=")
+    if whole.meta["lineage"]:
+        raise UserError(f"clean: {clean} is not clean (it was made by "
+                        f"{' + '.join(whole.made_by)}); name untouched images")
+    found = split_of(whole, split)
+    what = f"clean: {clean or root['data']}"
+    check_alike(what, found, train, settings.data)
+    roots = {images: {**of.meta["root"], "digest": of.meta.get("root_digest")}
+             for images, of in (("clean", found), ("train", train), ("test", test))}
+    if share_images(roots["clean"], roots["test"]):
+        raise UserError(f"{what} is the test set, which measures: no learner sees it")
+    if whole.meta["root"].get("split", "train") == "train":
+        rows = original_rows(found, len(whole))
+        theirs = original_rows(train, len(whole)) if same_data(roots["clean"], roots["train"]) \
+            and root.get("split") != "test" else ()
+        originals = len(np.intersect1d(rows, theirs))
+    else:       # a part of a set whose whole is not here
+        rows, originals = np.arange(len(found)), len(found) * share_images(
+            roots["clean"], roots["train"])
+    return dataclasses.replace(found, meta={
+        **found.meta, "rows": rows_in_words(rows, split), "originals": originals})
+
+
+def original_rows(images: ImageSet, total: int) -> np.ndarray:
+    """The row numbers of a set in the whole that it is a split of, whose rows are `total`."""
+    split = images.meta["root"].get("split", "train")
+    rows = np.arange(total) if split in ("train", "test") else split_rows(split, total)
+    return rows[:len(images)]           # of --limit
+
+
+def rows_in_words(rows: np.ndarray, split: str) -> str:
+    """'45000 to 49999'"""
+    words = f"{rows[0]} to {rows[-1]}"
+    return words if rows[-1] - rows[0] == len(rows) - 1 else f"{words}, {short(split)}"
 
 
 def clean_of(images: ImageSet, root: str) -> ImageSet:
@@ -391,12 +453,13 @@ def split_rows(split: str, total: int) -> np.ndarray:
     elif word == "spread" and counts:
         wanted = min(int(number), total)
         rows = np.arange(wanted) * total // max(wanted, 1)
-    elif word in ("first", "after") and counts:
-        rows = np.arange(total)
-        rows = rows[:int(number)] if word == "first" else rows[int(number):]
+    elif word in ("first", "after", "last") and counts:
+        rows, count = np.arange(total), int(number)
+        rows = {"first": rows[:count], "after": rows[count:],
+                "last": rows[max(total - count, 0):]}[word]
     else:
         raise UserError(f"split: '{short(split)}' is not train, test, protected, reference, "
-                        "first:N, after:N, spread:N or rows:CODE")
+                        "first:N, after:N, last:N, spread:N or rows:CODE")
     if not len(rows):
         raise UserError(f"split: '{short(split)}' leaves none of the {total} rows")
     return rows

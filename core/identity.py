@@ -100,11 +100,13 @@ def purify(request: "Request", poisoned: "ImageSet", checkpoint: tuple[str, int]
 
 
 def record(request: "Request", train: "ImageSet", test: "ImageSet",
-           resolve: Resolve = fingerprint_at) -> Job:
-    """Training on a set and scoring on another."""
-    inputs = {"train": train.fingerprint, "test": test.fingerprint}
-    return make(request, train, inputs, request.config, resolve=resolve,
-                digests={"train": train.digests, "test": test.digests})
+           resolve: Resolve = fingerprint_at, clean: "ImageSet | None" = None) -> Job:
+    """Training on a set, perhaps with the help of clean images, and scoring on another."""
+    sets = {"train": train, "test": test, **({"clean": clean} if clean is not None else {})}
+    extra = {"keep_network": True} if request.settings.keep_network else {}
+    return make(request, train, {role: images.fingerprint for role, images in sets.items()},
+                request.config, resolve=resolve, extra=extra,
+                digests={role: images.digests for role, images in sets.items()})
 
 
 def make(request: "Request", images: "ImageSet", inputs: dict[str, str], method_config,

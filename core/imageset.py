@@ -179,6 +179,12 @@ class ImageSet:
         return ImageSet(np.load(run.work / file, mmap_mode="r"), self.labels, meta)
 
 
+def joined(one: ImageSet, other: ImageSet) -> ImageSet:
+    """The rows of `one`, then those of `other`, in memory; `meta` is that of `one`."""
+    return dataclasses.replace(one, images=np.concatenate([one.images, other.images]),
+                               labels=np.concatenate([one.labels, other.labels]))
+
+
 WRITTEN_BY_RUN = ("format", "kind", "shape", "fingerprint", "digests", "device", "versions",
                   "working_folder", "sha256", "log_sha256")
 

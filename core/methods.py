@@ -19,6 +19,7 @@ from core.errors import UserError
 FACTS = {
     "PATHS": (),            # keys of Config that name artefacts or files: they count by content
     "NEEDS_LABELS": False,  # a purifier whose definition needs the labels; others do not see them
+    "NEEDS_CLEAN": False,   # a learner of clean labelled images, beside the set: run.clean
     "SEES_SET": False,      # a purifier that fits something to the set while it purifies it
     "TRAINED_BY": None,     # the command that trains it (core.commands), with its TrainConfig
     "CHECKPOINT": None,     # another method, whose checkpoints it applies

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from core import files, shapes
 from core.artefact import again, check_shape, read_meta, verify
-from core.checkpoint import describe_one, history
+from core.checkpoint import describe_one, history, learned_from, save_weights
 from core.datasets import same_data, share_images
 from core.errors import UserError
 from core.imageset import ImageSet, title
@@ -23,6 +23,8 @@ COMMITTED = Path("results")     # records kept in git; they count as done
 
 def write(run: Run, result: Result, train: ImageSet, test: ImageSet) -> dict:
     """Finish a run with its record.json. Accuracies in [0, 1]."""
+    told = [] if run.clean is None else [
+        learned_from(run.clean, **{key: run.clean.meta[key] for key in ("rows", "originals")})]
     record = {
         "accuracy_last": result.last, "accuracy_best": result.best,
         "best_epoch": result.best_epoch, "best_is_oracle": True,
@@ -38,10 +40,12 @@ def write(run: Run, result: Result, train: ImageSet, test: ImageSet) -> dict:
                  "rows": len(test), "fingerprint": test.fingerprint},
         "purifier_trained_on": [step["trained_on"] for step in train.meta["lineage"]
                                 if step.get("trained_on")],
-        "learner_saw": list(result.saw),
+        "learner_saw": [*told, *result.saw],
         "versions": versions(), "device": run.device.as_record(),
     }
     files.write_json(run.work / "record.json", record)
+    if run.job.settings.get("keep_network"):
+        save_weights(result.network, run, "network")
     run.finish({"kind": "record"})
     return record
 

@@ -53,6 +53,7 @@ class Run:
         self.done = False
         self.checkpoint = None          # the Checkpoint that a trained purifier applies
         self.parts: dict = {}           # the Requests that a purifier is made of, by key
+        self.clean = None               # the clean ImageSet of a learner with NEEDS_CLEAN
         self.settings = settings or {}
         self.swept = 0.0                # seconds in sweeps, of this process and those before it
         self.looped: dict[str, float] = {}      # the same in the steps of each loop, by its name

@@ -112,8 +112,8 @@ class Result:
     seconds: float                          # of training; tests and each first step not counted
     images_per_second: float                # in those seconds
     kept_epoch: int | None = None           # whose weights `last` is of; None: the last one's
-    saw: tuple[dict, ...] = ()              # beside the set: core.checkpoint.seen, or a name
-    # as trained; no part of a record
+    saw: tuple[dict, ...] = ()              # beside the set: checkpoint.learned_from, or a name
+    # as trained, without what normalises its input; no part of a record
     network: nn.Module | None = field(default=None, repr=False, compare=False)
 
 
@@ -167,6 +167,7 @@ def train_classifier(
     Returns the trained model, on the run's device, and the clean test accuracies (NaN without a
     test set). Raises UserError if the loss stops being finite.
     """
+    trained = model
     if protocol.mean is not None:
         model = Normalised(model, protocol.mean, protocol.std)
     model = run.device.place(model)
@@ -208,7 +209,7 @@ def train_classifier(
             tested = {"accuracy": accuracy(model, test, run)}
             curve.append([epoch + 1, tested["accuracy"]])
         loop.end_epoch(**tested, learning_rate=rate_at(epoch, loop.step - 1))
-    return model, dataclasses.replace(result_of(curve, loop), network=model)
+    return model, dataclasses.replace(result_of(curve, loop), network=trained)
 
 
 def right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -4,9 +4,11 @@ A trained purifier is two pieces of work: `half` is "train" for its training, ""
 """
 
 import importlib
+import json
 from pathlib import Path
 
-from conftest import Outcome, run_command, succeed
+import numpy as np
+from conftest import Outcome, run_command, succeed, write_imageset
 
 import evaluate
 import purify
@@ -86,6 +88,8 @@ def line_of(room: str, name: str, half: str, clean: Path, *, tiny: bool = False)
         arguments += checkpoint_of(name, clean, tiny=tiny)
     if room == "learners" and tiny:
         arguments.append(f"test={clean}")
+    if room == "learners":
+        arguments += clean_keys(name, clean)
     if not half:
         arguments += path_keys(room, name, clean, tiny=tiny)
     return main, arguments
@@ -117,6 +121,19 @@ def path_keys(room: str, name: str, clean: Path, *, tiny: bool = False) -> list[
         main, line = line_of("purifiers", "dvae", "", clean, tiny=tiny)
         succeed(main, *line, "dvae.save_perturbation=true", f"out={source}")
     return [f"{name}.{key}={source}" for key in paths]
+
+
+def clean_keys(name: str, clean: Path) -> list[str]:
+    """`clean=...` for a learner of clean labelled images: the last ten rows as a set of their own.
+    """
+    if not fact(module_of("learners", name), "NEEDS_CLEAN"):
+        return []
+    path = clean.parent / "beside"
+    if not path.exists():
+        images, labels = (np.load(clean / f"{part}.npy") for part in ("images", "labels"))
+        classes = len(json.loads((clean / "meta.json").read_text())["classes"])
+        write_imageset(path, images[-10:], labels[-10:], classes, root={"data": "beside"})
+    return [f"clean={path}"]
 
 
 def trainer_of(name: str) -> str | None:

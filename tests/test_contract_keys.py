@@ -66,6 +66,8 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "ddpm.train.multipliers": ([[1, 2]], {}),
     "ddpm.train.attention": ([[8]], {}),
     "evaluations": ([1], {"sampler": "subsampled"}),
+    "reweighted_head.c": ([1e-3], {"refit": "frozen"}),
+    "patience": ([1], {"epochs": 4, "learning_rate": 1.0}),     # soon worse than before
     "jcdp.lpips_net": (["alex"], SQUEEZE),      # refused: these are another network's weights
     "chain.links.0.keys": ([["gray.none=1"]], {}),          # refused: gray has no keys
     "chain.links.1.keys": ([["jpeg.quality=90"]], {}),

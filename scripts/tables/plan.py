@@ -124,7 +124,8 @@ class Planner:
                 raise UserError(f"{step.origin}: {error}") from None
             job = identity.purify(request, reads, trained, resolve)
         elif step.command == "evaluate":
-            job = identity.record(request, reads, self._test(reads, request), resolve)
+            test = self._test(reads, request)
+            job = identity.record(request, reads, test, resolve, self._clean(reads, test, request))
         else:
             if request.train_config is None:
                 raise UserError(f"{step.origin}: {request.method} is not trained")
@@ -202,6 +203,14 @@ class Planner:
         key = json.dumps([train.meta["test"], request.data.test, request.data.root])
         if key not in self._loaded:
             self._loaded[key] = load_test(train, request.data)
+        return self._loaded[key]
+
+    def _clean(self, train: ImageSet, test: ImageSet, request: Request) -> ImageSet | None:
+        """What a learner has beside the set; read once for each set and choice."""
+        key = json.dumps([train.meta["root"], len(train), test.fingerprint, request.method,
+                          request.settings.clean, request.settings.clean_split])
+        if key not in self._loaded:
+            self._loaded[key] = request.load_clean(train, test)
         return self._loaded[key]
 
     def _artefact(self, step: Step, job: Job, request: Request, reads: ImageSet,

@@ -1,0 +1,34 @@
+"""Dilution: a few clean labelled images are trained on beside the set.
+
+Standard training otherwise: an epoch is a pass over both. How many is `clean_split`'s matter.
+Source: BridgePure (arXiv 2412.21061), table 6: 500 or 4,000 clean images more.
+
+Deviations: BridgePure adds images that are no originals of its 40,000 (`preset=n500`, `n4000`),
+those behind them, where these are the last of the data set. A set whose clean images stand in the
+place of poisoned ones, as with `poison_rate` of ISS's code, is made by `python -m poisons ...
+fraction=`.
+"""
+
+from dataclasses import dataclass
+
+from core.imageset import ImageSet, joined
+from core.run import Run
+from core.training import Result, train_classifier
+from learners import standard
+
+VERSION = 1
+SMOKE = standard.SMOKE
+NEEDS_CLEAN = True
+
+
+@dataclass(frozen=True)
+class Config(standard.Config):
+    """The keys of standard training; `clean` and `clean_split` say which images are added."""
+
+
+def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
+    """Train a fresh classifier on `train` and `run.clean` together and score it on the clean
+    `test`."""
+    _, result = train_classifier(standard.build(train, config, run), joined(train, run.clean), test,
+                                 config, run)
+    return result

@@ -1,0 +1,105 @@
+"""Deep feature reweighting: train on the poison, then refit the linear head on clean images.
+
+The features of a network that was trained on a poison may be good while its head relies on the
+shortcut. Needs clean labelled images. Source: code psandovalsegura/learn-from-unlearnable,
+dfr_step_2.py (NeurIPS 2023); Kirichenko et al., ICLR 2023.
+
+Deviations: the release draws its 5,000 training images at random and keeps their numbers, here
+`clean_split` names them; it refits every checkpoint of a training of 60 epochs, here the last.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from core.batches import Augmentation, Batches
+from core.errors import UserError
+from core.imageset import ImageSet
+from core.ranges import Positive
+from core.run import Run
+from core.training import TEST_BATCH, Result, accuracy, in_order, train_classifier
+from learners import standard
+
+VERSION = 1
+SMOKE = standard.SMOKE
+NEEDS_CLEAN = True
+EPOCHS, BATCH, RATE = 15, 1024, 0.5     # of the release's refit
+STEPS = 2000                            # at most, of the refit on frozen features
+
+
+@dataclass(frozen=True)
+class Config(standard.Config):
+    # released: 15 epochs of L-BFGS on augmented batches of 1,024, batch norm in train mode; frozen:
+    # logistic regression on the features as they are
+    refit: Literal["released", "frozen"] = "released"
+    # of frozen: inverse weight of the penalty |W|^2 / 2; scikit-learn's default
+    c: Positive = 1.0
+
+
+def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
+    """Train a fresh classifier on `train`, refit its head on `run.clean`, and score it on the clean
+    `test`. In the curve, the last epoch is scored after the refit."""
+    model, result = train_classifier(standard.build(train, config, run), train, test, config, run)
+    with run.device.exact():
+        if config.refit == "released":
+            refit_as_released(model, result.network.linear, config, run)
+        else:
+            refit_frozen(model, result.network.linear, config.c, run)
+    if not all(part.isfinite().all() for part in result.network.linear.parameters()):
+        raise UserError("reweighted_head: the refit of the head diverged; refit=frozen does not")
+    last = accuracy(model, test, run)
+    run.note("refit", before=result.last, after=last, images=len(run.clean))
+    if last > result.best:
+        result = dataclasses.replace(result, best=last, best_epoch=result.epochs)
+    return dataclasses.replace(result, last=last, curve=[*result.curve[:-1],
+                                                         (result.epochs, last)])
+
+
+def refit_as_released(model: nn.Module, head: nn.Linear, config: Config, run: Run) -> None:
+    """L-BFGS of the head on one batch after another; each pass also moves the running statistics of
+    batch norm towards clean images."""
+    batches = Batches(run.clean, min(BATCH, len(run.clean)), run, "refit", drop_last=False,
+                      augmentation=Augmentation(config.crop_padding, config.flip))
+    optimizer = torch.optim.LBFGS(head.parameters(), lr=RATE)
+    model.train().requires_grad_(False)
+    head.requires_grad_(True)
+    for epoch in range(EPOCHS):
+        for images, labels in batches.epoch(epoch):
+
+            def closure(images=images, labels=labels) -> torch.Tensor:
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(images), labels)
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+
+
+def refit_frozen(model: nn.Module, head: nn.Linear, c: float, run: Run) -> None:
+    """The optimum of c * (summed cross-entropy) + |W|^2 / 2 over the features in eval mode, in
+    float64: what scikit-learn's LogisticRegression finds."""
+    model.eval()
+    with torch.no_grad():
+        features = torch.cat([model.features(images).cpu().double()
+                              for images, _ in in_order(run.clean, TEST_BATCH, run)])
+    labels = run.clean.labels_at()
+    weight, bias = (torch.zeros(part.shape, dtype=torch.float64, requires_grad=True)
+                    for part in (head.weight, head.bias))
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, tolerance_grad=1e-9,
+                                  tolerance_change=1e-14, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(F.linear(features, weight, bias), labels)
+        loss = loss + weight.square().sum() / (2 * c * len(labels))
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
