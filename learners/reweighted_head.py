@@ -86,11 +86,13 @@ def refit_frozen(model: nn.Module, head: nn.Linear, c: float, run: Run) -> None:
     with torch.no_grad():
         features = torch.cat([model.features(images).cpu().double()
                               for images, _ in in_order(run.clean, TEST_BATCH, run)])
-    labels = run.clean.labels_at()
+    labels, middle = run.clean.labels_at(), features.mean(0)
+    features = features - middle            # the bias makes up for it: the same optimum, found soon
     weight, bias = (torch.zeros(part.shape, dtype=torch.float64, requires_grad=True)
                     for part in (head.weight, head.bias))
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, tolerance_grad=1e-9,
-                                  tolerance_change=1e-14, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, tolerance_grad=1e-7,
+                                  tolerance_change=1e-12, history_size=20,
+                                  line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
@@ -102,4 +104,4 @@ def refit_frozen(model: nn.Module, head: nn.Linear, c: float, run: Run) -> None:
     optimizer.step(closure)
     with torch.no_grad():
         head.weight.copy_(weight)
-        head.bias.copy_(bias)
+        head.bias.copy_(bias - weight @ middle)
