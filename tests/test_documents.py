@@ -89,10 +89,7 @@ def test_no_accuracy_stands_in_a_table_by_hand():
 
 
 def test_the_readme_is_short():
-    """But for its lists of methods, a line each."""
-    text = (ROOT / "README.md").read_text()
-    text = re.sub("<!-- methods:.*?<!-- end -->", "", text, flags=re.DOTALL)
-    assert len(text.splitlines()) <= 110
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))],
