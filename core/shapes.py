@@ -41,7 +41,7 @@ RECORD = {
               "root_digest?": (str, None)},
     "test?": {"root": NAMED_ROOT, "root_digest?": (str, None)},
     "purifier_trained_on": [TRAINED_ON], "learner_saw?": [SEEN],
-    "kept_epoch?": (int, None),
+    "kept_epoch?": (int, None), "learner?": str, "protocol?": str, "config?": dict,
 }
 MOST = 2**63                    # of a number
 

@@ -351,7 +351,7 @@ def test_spread_takes_rows_evenly(digits):
 
 
 @pytest.mark.parametrize("split", ["tset", "first", "first:", "first:x", "first:-1", "first:0",
-                                   "after:1437", "last:3", "first:1.5", "first:²", "", "spread:",
+                                   "after:1437", "last:0", "first:1.5", "first:²", "", "spread:",
                                    "spread:0", "spread:-3"])
 def test_a_wrong_split_is_refused(split):
     with pytest.raises(UserError, match="split: "):
