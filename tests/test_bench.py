@@ -13,7 +13,8 @@ from conftest import run_command
 import scripts.bench
 from scripts.bench import bench, clock
 
-NAMES = ["resnet", "evaluate", "pgd", "dvae", "unet", "rem", "free", "batches", "levers"]
+NAMES = ["resnet", "adversarial", "evaluate", "pgd", "dvae", "unet", "rem", "free", "batches",
+         "levers"]
 
 
 def test_every_bench_of_every_file_is_in_the_table():

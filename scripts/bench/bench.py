@@ -23,9 +23,10 @@ from scripts.bench.scratch import scratch_run
 
 # In the table's order.
 BENCHES = {
-    "resnet": classifiers.resnet, "evaluate": classifiers.evaluate, "pgd": attacks.pgd_step,
-    "dvae": vaes.vae, "unet": diffusion.unet, "rem": attacks.rem_step, "free": attacks.free,
-    "batches": data.loader, "levers": diffusion.levers}
+    "resnet": classifiers.resnet, "adversarial": classifiers.adversarial_step,
+    "evaluate": classifiers.evaluate, "pgd": attacks.pgd_step, "dvae": vaes.vae,
+    "unet": diffusion.unet, "rem": attacks.rem_step, "free": attacks.free, "batches": data.loader,
+    "levers": diffusion.levers}
 
 
 @command

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from core import training
+from learners import adversarial
 from models.resnet import resnet18
 from scripts.bench.clock import Bench, Plain, Row
 from scripts.bench.scratch import random_batch, random_set, scratch_run
@@ -60,6 +61,26 @@ def resnet(bench: Bench) -> Iterator[Row]:
         plain.close()
         yield Row(f"ResNet-18 width {width} training, batch {batch}", batch / mine, theirs / mine,
                   plain.flop / mine / bench.peak, bench.memory(), "ratio to the plain loop")
+
+
+def adversarial_step(bench: Bench) -> Iterator[Row]:
+    """A step of adversarial training beside as many plain ones as it passes the network."""
+    batch = 16 if bench.smoke else 128
+    width = 8 if bench.smoke else 64 if bench.cuda else 16
+    config, (x, y) = adversarial.Config(), bench.images(batch)
+    model = bench.device.place(resnet18(width=width))
+    forward = bench.device.maybe_compile(model)
+    noise = bench.run.stream("noise", 0, bench.device.torch)
+
+    def attacked(x):
+        return forward(adversarial.attack(forward, x, y, config, noise))
+
+    plain, ours = (classifier_step(model, function, bench, x, y, config)
+                   for function in (forward, attacked))
+    theirs, mine = bench.seconds(plain, ours, steps=bench.steps)
+    yield Row(f"adversarial training, width {width}, batch {batch}", batch / mine,
+              (config.iterations + 1) * theirs / mine,
+              note=f"ratio to {config.iterations + 1} plain steps")
 
 
 def evaluate(bench: Bench) -> Iterator[Row]:
