@@ -3,7 +3,8 @@
 After crop and flip each image is warped: a pixel's place is moved by U(-a, a) pixels down and
 across, bilinear, one draw for its three channels; the result is in whole grey levels. Test images
 are not. Made for attacks that convolve, such as CUDA. Source: Li et al., AAAI 2025; code
-wxldragon/COIN, whose training is `preset=ecl80`; purifiers/coin.py warps once.
+wxldragon/COIN, whose schedule is `protocol=configs/learners/ecl80.yaml`. purifiers/coin.py warps
+once.
 
 Deviations: none known.
 """
