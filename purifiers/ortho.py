@@ -7,10 +7,11 @@ psandovalsegura/learn-from-unlearnable.
 
 Deviations: the release keeps floats, and this stores grey levels. Values outside [0, 1] are clipped
 (as in the release's own training, where the colour jitter does it, after rotation and shear): on
-10,000 images of CIFAR-10, 1 to 2 % of the energy of what is taken out. Rounding brings nothing back that
-a linear probe finds: it is right on .955 of LSP's images, after projection on .376 as floats and
-.375 as stored. The release trains for 20 epochs however small the set is, this for as many steps:
-on those images 20 epochs are 200 steps, and leave .88. On a GPU the linear model trains in bf16.
+10,000 images of CIFAR-10, 1 to 2 % of the energy of what is taken out. Rounding brings nothing back
+that a linear probe finds: it is right on .955 of LSP's images, after projection on .376 as floats
+and .375 as stored. The release trains for 20 epochs however small the set is, this for as many
+steps: on those images 20 epochs are 200 steps, and leave .88. On a GPU the linear model trains in
+bf16.
 """
 
 from dataclasses import dataclass
