@@ -29,9 +29,9 @@ def random_set(rows: int) -> ImageSet:
 
 
 @contextlib.contextmanager
-def scratch_run(device: Device, method: str = "bench") -> Iterator[Run]:
+def scratch_run(device: Device, method: str = "bench", seed: int = 0) -> Iterator[Run]:
     """A run in a temporary folder that is never finished."""
-    job = Job("bench", "bench", method, 1, {}, 0, {})
+    job = Job("bench", "bench", method, 1, {}, seed, {})
     with (tempfile.TemporaryDirectory(prefix="bench-") as folder,
           Run(job, out=Path(folder, "run"), device=device.as_settings()) as run):
         yield run

@@ -1,11 +1,16 @@
 """What a poison is: numbers to stdout, one picture.
 
     python scripts/inspect_poison.py SET [CLEAN] [--out poison.png]
+    python scripts/inspect_poison.py SET --detect [--like NAME] [--epochs N]
 
 Norms, changed pixels and rows, how well a line and the nearest class mean tell the classes from the
 perturbation alone, where in the spectrum it lives, the mean perturbation of each class, and images
 with their residuals. CLEAN is another set to compare with; by default the one that SET was made
 from.
+
+--detect asks without the clean images whether SET is poisoned, and draws nothing: four probes
+(scripts/detection/probes.py), beside what they score on clean sets of the same kind. SET is then
+anything that data= takes. Minutes on a CPU; --epochs 10 is quicker.
 """
 
 import argparse
@@ -23,6 +28,8 @@ from core.errors import UserError
 from core.imageset import SLICE_ROWS, ImageSet
 from core.names import printable
 from core.perturbation import difference, linear_probe, measure, nearest_mean
+from scripts.detection import verdict
+from scripts.detection.probes import EPOCHS, sample, scores
 from scripts.pictures import style
 from scripts.pictures.strips import (
     WRAP,
@@ -53,7 +60,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=as_path, help="the PNG to write (SET's name beside it)")
     parser.add_argument("--root", type=expand, default="data",
                         help="where torchvision's data sets are")
+    parser.add_argument("--detect", action="store_true", help="is SET poisoned?")
+    parser.add_argument("--like", metavar="NAME", help="with --detect: the clean data set whose "
+                        "scores stand beside (default: the one that SET was made from)")
+    parser.add_argument("--epochs", type=int, help="with --detect: of UDP's two probes "
+                        f"(default: {EPOCHS}, UDP's)")
     arguments = parser.parse_args(argv)
+    if arguments.detect:
+        if arguments.clean or arguments.out:
+            parser.error("--detect takes no CLEAN and no --out: it compares with no images and "
+                         "draws none")
+        detect(arguments)
+        return
+    if arguments.like or arguments.epochs:
+        parser.error("--like and --epochs go with --detect")
     out = style.picture_path(arguments.out or f"{Path(arguments.set).name}.png")
     poison = ImageSet.load(arguments.set)
     clean = load(DataSettings(arguments.clean, root=arguments.root), "CLEAN") if arguments.clean \
@@ -69,6 +89,24 @@ def main(argv: list[str] | None = None) -> None:
     print_summary(arguments.set, poison, clean, found, spectra, means)
     style.save(draw(poison, clean, spectra, means), out)
     print(out, file=sys.stderr)
+
+
+# --- without the clean images ----------------------------------------------------------------
+
+
+def detect(arguments: argparse.Namespace) -> None:
+    """Print the probes' scores and the verdict."""
+    epochs = EPOCHS if arguments.epochs is None else arguments.epochs
+    if epochs < 1:
+        raise UserError(f"--epochs must be at least 1, not {epochs}")
+    whole = load(DataSettings(arguments.set, root=arguments.root), "SET")
+    suspect = sample(whole)
+    reference = verdict.reference_of(suspect, arguments.like)
+    lines = verdict.compare(scores(suspect, epochs), len(suspect), epochs, reference)
+    parts = f", {len(suspect)} of them looked at" if len(suspect) < len(whole) else ""
+    print(printable(f"{arguments.set}: {len(whole)} images of {whole.num_classes} classes{parts}; "
+                    f"beside clean {reference or 'sets: none'}"))
+    print(*verdict.table(lines), *verdict.in_words(lines, reference), sep="\n")
 
 
 # --- numbers ---------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Is a set poisoned? Probes of a suspicious set, beside what they score on clean ones."""
