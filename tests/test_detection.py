@@ -76,7 +76,7 @@ def test_every_probe_is_at_chance_where_there_is_nothing():
 def test_every_probe_finds_a_planted_shortcut(probe):
     images, labels = noise()
     images[labels == 1, ::2] += 120                 # bright to some probes, striped to others
-    assert scores(as_set(images, labels), epochs=25, probes=[probe])[probe] > 0.9
+    assert scores(as_set(images, labels), epochs=60, probes=[probe])[probe] > 0.9
 
 
 def noise() -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +108,7 @@ def test_clean_digits_are_not_called_poisoned(digits):
     said = verdict.in_words(lines, "digits")
     assert said[0].startswith("no sign of poison")
     assert "does not depend on the label" in said[0]        # names what it cannot see
-    assert "0 of" in said[1]
+    assert said[1].endswith("missed random_signs")
 
 
 def test_a_planted_shortcut_is(digits):
@@ -130,7 +130,7 @@ def test_the_command_says_so():
     assert [line.split()[0] for line in table] == list(PROBES)
     assert "not measured" in table[0]           # at one epoch there is no clean value
     assert said.startswith("poisoned: high-pass")
-    assert rates.startswith("measured on digits: 0 of ")
+    assert "0 of 5 clean sets called poisoned, 10 of 11 poisons found" in rates
 
 
 def test_without_a_clean_value_there_is_no_verdict(digits):

@@ -106,8 +106,8 @@ def in_words(lines: list[Line], reference: str | None) -> list[str]:
         reason = ", ".join(f"{line.probe} {line.score:.1%} where clean images have "
                            f"{line.clean:.1%}" for line in above)
         return [f"poisoned: {reason}", error_rates(reference)]
-    return ["no sign of poison. This test misses noise that does not depend on the label, a small "
-            "share of poisoned images, and what a purifier left", error_rates(reference)]
+    return ["no sign of poison. This test misses noise that does not depend on the label, and a "
+            "small share of poisoned images", error_rates(reference)]
 
 
 def error_rates(reference: str) -> str:
@@ -118,7 +118,8 @@ def error_rates(reference: str) -> str:
     clean = [row for row in rows if row["kind"] == "clean"]
     missed = [row["name"] for row in poisons if not row["above"]]
     called = sum(bool(row["above"]) for row in clean)
-    text = f"measured on {reference}: {called} of {len(clean)} clean sets called poisoned"
+    text = f"tried on {reference}, high-pass and texture alone: {called} of {len(clean)} clean " \
+           "sets called poisoned"
     if poisons:
         text += f", {len(poisons) - len(missed)} of {len(poisons)} poisons found"
     return text + (f"; missed {', '.join(missed)}" if missed else "")
