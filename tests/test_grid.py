@@ -11,7 +11,7 @@ from conftest import run_command, write_imageset
 from core.imageset import ImageSet
 from scripts.pictures import figures, grid, inspect_poison, strips, style
 
-RECORD = {"settings": {}, "protocol": "em60", "config": {"test_every": 0}}
+RECORD = {"settings": {}, "learner": "standard", "protocol": "em60", "config": {"test_every": 0}}
 
 
 @pytest.fixture(autouse=True)
