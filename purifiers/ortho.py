@@ -63,8 +63,8 @@ def train_linear(poisoned: ImageSet, config: Config, run: Run) -> torch.Tensor:
         steps=config.steps, batch_size=config.batch_size, drop_last=False,
         learning_rate=config.learning_rate, momentum=0, weight_decay=0, schedule="multistep",
         milestones=(config.steps // 2, config.steps * 3 // 4), clip_norm=None, crop_padding=0,
-        flip=False)
-    model, result = train_classifier(model, poisoned, None, protocol, run, "linear", shuffle=False)
+        flip=False, shuffle=False)
+    model, result = train_classifier(model, poisoned, None, protocol, run, "linear")
     run.world.share(model)
     run.say(f"linear model: right on {result.train_accuracy:.1%} of the images it is trained on")
     weights = model.linear.weight.detach().cpu()                    # of channels, rows, columns
