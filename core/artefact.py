@@ -16,6 +16,8 @@ KINDS = {"imageset": "an ImageSet", "checkpoint": "a checkpoint", "record": "a r
 
 def read_any_meta(path: Path) -> dict:
     """The meta.json of a finished artefact of whatever kind."""
+    if not path.exists():
+        raise UserError(f"{path}: no such folder{unfinished(path)}")
     kind = "imageset"           # of what cannot be read, so that read_meta says why
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         kind = str(files.read_json(path / "meta.json")["kind"])
@@ -26,9 +28,7 @@ def read_meta(path: Path, kind: str) -> dict:
     """The meta.json of a finished artefact of this kind, every entry of its type (core.shapes);
     UserError names what is missing or damaged."""
     if not path.exists():
-        unfinished = path.with_name(path.name + ".partial").exists()
-        hint = "; it is unfinished: repeat the command that makes it" if unfinished else ""
-        raise UserError(f"{path}: no such folder; it should be {KINDS[kind]}{hint}")
+        raise UserError(f"{path}: no such folder; it should be {KINDS[kind]}{unfinished(path)}")
     if not (path / "meta.json").exists():
         folder = kind == "imageset" and path.is_dir()
         hint = f"; for a folder per class write folder:{path}" if folder else ""
@@ -47,6 +47,12 @@ def read_meta(path: Path, kind: str) -> dict:
             raise
         raise UserError(f"{path}/meta.json is damaged; {again(path)}") from None
     return meta
+
+
+def unfinished(path: Path) -> str:
+    """The end of a sentence about an artefact that is not there: whether it was begun."""
+    begun = path.with_name(path.name + ".partial").exists()
+    return "; it is unfinished: repeat the command that makes it" if begun else ""
 
 
 def check_shape(value: dict, shape: dict, path: Path) -> None:

@@ -38,7 +38,7 @@ RECORD = {
     "accuracy_last": float, "accuracy_best": float, "best_epoch": int, "curve": [[int, float]],
     "train_accuracy": float, "seconds": float, "images_per_second": float, "fingerprint": str,
     "train": {"name": str, "root": NAMED_ROOT, "lineage": [STEP], "fingerprint?": str,
-              "root_digest?": (str, None)},
+              "root_digest?": (str, None), "shape?": [int, int, int, int], "num_classes?": int},
     "test?": {"root": NAMED_ROOT, "root_digest?": (str, None)},
     "purifier_trained_on": [TRAINED_ON], "learner_saw?": [SEEN],
     "kept_epoch?": (int, None), "learner?": str, "protocol?": str, "config?": dict,

@@ -33,6 +33,8 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "architecture": (["two_linear"], {"architecture": "linear"}),
     "width": ([3], RESNET),
     "stem": (["imagenet"], RESNET),
+    "pretrained.stem": (["cifar"], RESNET),
+    "pretrained.freeze": (["body"], {"architecture": "two_linear"}),
     "train.width": ([3], {}),
     "train.stem": (["imagenet"], {}),
     "milestones": ([[1]], {"schedule": "multistep", "epochs": 2}),
