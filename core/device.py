@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -113,6 +114,12 @@ class Device:
         """Settings that resolve to this device again: a resumed run replays them."""
         return DeviceSettings(self.name, self.precision, str(self.compile).lower(),
                               self.threads, self.deterministic, self.craft_precision)
+
+
+def to_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """What was drawn on the host, for a step on the device, which it does not wait for: a plain
+    `.to` ends after all that a GPU was asked for before."""
+    return torch.as_tensor(values).to(device, non_blocking=True)
 
 
 def resolve(settings: DeviceSettings) -> Device:

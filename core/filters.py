@@ -8,6 +8,7 @@ import math
 
 import torch
 
+from core.device import to_device
 from core.errors import UserError
 
 # a of COIN's shifts U(-a, a), in pixels, at severity 1 to 7 (code wxldragon/COIN)
@@ -55,7 +56,7 @@ def sharpen_and_low_pass(images: torch.Tensor, drawn: torch.Tensor, *, centre: f
     if int(min(height, width) * keep) < 1:
         raise UserError(f"sharpen_lowpass.keep: {keep:g} of the rows of the {height}x{width} "
                         "pixels that the kernel leaves of an image is none; raise it")
-    sharp = sharpen(images, sharpening_kernels(drawn.to(images), centre, spread))
+    sharp = sharpen(images, sharpening_kernels(to_device(drawn, images.device), centre, spread))
     return low_pass(sharp, keep).clamp_(0, 1)
 
 
@@ -78,7 +79,8 @@ def sharpen(images: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
 
 def low_pass(images: torch.Tensor, keep: float) -> torch.Tensor:
     """Keep int(side * keep) rows and columns of the orthonormal DCT-II: FF, not clipped."""
-    rows, columns = (dct_projection(side, keep).to(images) for side in images.shape[1:3])
+    rows, columns = (to_device(dct_projection(side, keep).to(images.dtype), images.device)
+                     for side in images.shape[1:3])
     return columns @ (rows @ images.flatten(2)).view(images.shape)
 
 

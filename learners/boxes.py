@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from core.device import to_device
+
 
 def inside(corners: np.ndarray, sides: np.ndarray, shape: tuple[int, int],
            device: torch.device) -> torch.Tensor:
@@ -11,4 +13,4 @@ def inside(corners: np.ndarray, sides: np.ndarray, shape: tuple[int, int],
     rows, columns = ((np.arange(size) >= start) & (np.arange(size) < start + side)
                      for size, start, side in zip(shape, np.hsplit(corners, 2),
                                                   np.hsplit(sides, 2), strict=True))
-    return torch.from_numpy(rows[:, None, :, None] & columns[:, None, None, :]).to(device)
+    return to_device(rows[:, None, :, None] & columns[:, None, None, :], device)

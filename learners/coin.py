@@ -15,7 +15,7 @@ from typing import Annotated
 import torch
 
 from core.filters import COIN_REACH, warp
-from core.imageset import ImageSet, Rounding
+from core.imageset import ImageSet, Rounding, quantize, to_floats
 from core.ranges import Range
 from core.run import Run
 from core.training import Result, train_classifier
@@ -37,11 +37,10 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
     reach = COIN_REACH[config.severity - 1]
 
     def transform(images, labels, step):
-        drawn = torch.rand(len(images), 2, *images.shape[2:], generator=run.stream("coin", step))
-        shifts = ((2 * drawn - 1) * reach).to(images.device)
-        warped = warp(images.permute(0, 2, 3, 1), shifts).mul_(255)
-        levels = warped.floor_() if config.rounding == "floor" else warped.round_()
-        return levels.div_(255).permute(0, 3, 1, 2), labels
+        drawn = torch.rand(len(images), 2, *images.shape[2:], device=images.device,
+                           generator=run.stream("coin", step, images.device))
+        warped = warp(images.permute(0, 2, 3, 1), (2 * drawn - 1) * reach)
+        return to_floats(quantize(warped, config.rounding)), labels
 
     _, result = train_classifier(standard.build(train, config, run), train, test, config, run,
                                  transform=transform)

@@ -5,6 +5,8 @@ DUNE's code calls OpenCV for them. Its integer arithmetic is repeated here: besi
 is a level apart.
 """
 
+import functools
+
 import numpy as np
 import torch
 
@@ -80,7 +82,7 @@ def from_yuv(values: torch.Tensor) -> torch.Tensor:
 
 def to_lab(images: torch.Tensor) -> torch.Tensor:
     """sRGB under D65; L * 255 / 100, a + 128, b + 128."""
-    table = {name: table.to(images.device) for name, table in LAB.items()}
+    table = tables(images.device)
     linear = table["linear"][images.long()]
     x, y, z = table["root"][descaled(multiplied(linear, TO_XYZ), 12)].unbind(3)
     return torch.stack([descaled(L_SCALE * y + L_SHIFT, 15), descaled(500 * (x - y), 15) + 128,
@@ -89,7 +91,7 @@ def to_lab(images: torch.Tensor) -> torch.Tensor:
 
 def from_lab(values: torch.Tensor) -> torch.Tensor:
     """uint8 sRGB; colours that it lacks are clipped channel by channel."""
-    table = {name: table.to(values.device) for name, table in LAB.items()}
+    table = tables(values.device)
     light, a, b = values.long().unbind(3)
     root = table["root_of_l"][light]
     x = root + (5 * a * 53687 + (1 << 7) >> 13) - 128 * ONE // 500
@@ -124,7 +126,8 @@ FROM_XYZ = np.rint(4096 * WHITE * np.array([
 L_SCALE, L_SHIFT = (116 * 255 + 50) // 100, -((16 * 255 * (1 << 15) + 50) // 100)
 
 
-def tables() -> dict[str, torch.Tensor]:
+@functools.cache
+def tables(device: torch.device) -> dict[str, torch.Tensor]:
     """By what they give; int64."""
     grey = np.arange(256) / 255
     linear = np.where(grey <= 0.04045, grey / 12.92, ((grey + 0.055) / 1.055) ** 2.4)
@@ -140,8 +143,5 @@ def tables() -> dict[str, torch.Tensor]:
     gamma = np.where(level <= 0.0031308, level * 12.92, 1.055 * level ** (1 / 2.4) - 0.055)
     found = {"linear": 2040 * linear, "root": 32768 * root, "root_of_l": ONE * root_of_l,
              "y_of_l": ONE * y_of_l, "cube": cube, "gamma": 255 * gamma}
-    return {name: torch.from_numpy(np.rint(table).astype(np.int64))
+    return {name: torch.from_numpy(np.rint(table).astype(np.int64)).to(device)
             for name, table in found.items()}
-
-
-LAB = tables()

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
+from core.device import to_device
 from core.imageset import ImageSet, quantize, to_floats
+from core.luma import luma
 from core.ranges import Levels, Weight
 from core.run import Run
 from core.training import Result, train_classifier
 from learners import standard
-from learners.operations import luma
 
 VERSION = 1
 SMOKE = standard.SMOKE
@@ -46,8 +47,8 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
         device = images.device
         noise = torch.randn(count, *images.shape[2:], 3, device=device,
                             generator=run.stream("corrupted/noise", step, device))
-        corrupt = corrupted(images.permute(0, 2, 3, 1), gray.to(device), shift.to(device),
-                            noise * deviation.to(device))
+        corrupt = corrupted(images.permute(0, 2, 3, 1), to_device(gray, device),
+                            to_device(shift, device), noise * to_device(deviation, device))
         if config.whole_levels:
             return to_floats(quantize(corrupt, "floor")), labels
         return corrupt.permute(0, 3, 1, 2), labels

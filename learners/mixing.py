@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from core.device import to_device
 from core.imageset import ImageSet
 from core.ranges import Count, Positive, Share
 from core.run import Run
@@ -56,7 +57,7 @@ def mixed(images: torch.Tensor, shares: torch.Tensor, mix: Mix, config: Config,
     images_then, shares_then = images, shares
     draws = len(images) if config.draws == "image" else 1
     for _ in range(config.rounds):
-        partner = torch.from_numpy(rng.permutation(len(images))).to(images.device)
+        partner = to_device(rng.permutation(len(images)), images.device)
         kept = rng.beta(config.alpha, config.alpha, draws)
         kept[rng.random(draws) >= config.probability] = 1
         images, kept = mix(images, images_then[partner], kept, rng)

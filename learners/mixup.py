@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from core.device import to_device
 from core.imageset import ImageSet
 from core.run import Run
 from core.training import Result
@@ -32,7 +33,7 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
     """Train a fresh classifier on means of images and score it on the clean `test`."""
 
     def mix(images, partners, kept, rng):
-        kept = torch.from_numpy(kept.astype(np.float32)).to(images.device)[:, None]
+        kept = to_device(kept.astype(np.float32), images.device)[:, None]
         share = kept[:, :, None, None]
         if config.em_release:
             added = images * share + partners * (1 - partners)

@@ -6,10 +6,14 @@ transform, which counts in 1/65536 of a pixel and fills with black). AutoAugment
 stored images. kornia's of the same names, which UEraser applies, are others: `learners/trivial.py`.
 """
 
+import math
+
 import numpy as np
 import torch
 
-LUMA = (19595, 38470, 7471)     # 0.299, 0.587, 0.114 in 1/65536: Pillow's
+from core.device import to_device
+from core.luma import luma
+
 FILL = (125, 123, 114)          # of Fast AutoAugment's cutout: CIFAR's mean colour
 
 
@@ -105,6 +109,7 @@ def cutout(images: torch.Tensor, side: torch.Tensor, centre: torch.Tensor) -> to
     """A square of FILL, floor(side) + 1 pixels wide, as Pillow's rectangles include both ends; none
     where side is 0. `centre` (n, 2: x, y) in [0, 1) lies between the last pixel's far edge and 1:
     the release calls NumPy's uniform(width), whose interval ends at 1. The rim cuts it off."""
+    colour = to_device(torch.tensor(FILL, dtype=torch.uint8), images.device)
     where = torch.ones_like(images[..., 0], dtype=torch.bool)
     for axis, size in ((2, images.shape[2]), (1, images.shape[1])):
         middle = size - (size - 1) * centre[:, 2 - axis]
@@ -113,7 +118,7 @@ def cutout(images: torch.Tensor, side: torch.Tensor, centre: torch.Tensor) -> to
         at = torch.arange(size, device=images.device)
         inside = (at >= first[:, None]) & (at <= last[:, None]) & (side > 0)[:, None]
         where &= inside[:, None, :] if axis == 2 else inside[:, :, None]
-    return torch.where(where[..., None], images.new_tensor(FILL), images)
+    return torch.where(where[..., None], colour, images)
 
 
 # --- what they are made of -------------------------------------------------------------------
@@ -142,13 +147,6 @@ def flat_table(levels: torch.Tensor, histogram: torch.Tensor) -> torch.Tensor:
     return torch.where(step > 0, table, torch.arange(256, device=levels.device))
 
 
-def luma(images: torch.Tensor) -> torch.Tensor:
-    """Grey levels int32 (n, H, W, 1) of uint8 (n, H, W, 3)."""
-    weights = torch.tensor(LUMA, dtype=torch.int32, device=images.device)
-    weighted = (images.int() * weights).sum(3, keepdim=True, dtype=torch.int32)
-    return (weighted + 32768) >> 16
-
-
 def blend(start: torch.Tensor, images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """start + factor (n,) * (images - start) in float32, down to whole levels, clipped."""
     start = start.float()
@@ -167,9 +165,7 @@ def affine(images: torch.Tensor, a: torch.Tensor | float = 1.0, b: torch.Tensor 
                offset: torch.Tensor | float) -> torch.Tensor:
         """(n, H, W) whole positions of x * along + y * across + offset."""
         offset = offset + along * 0.5 + across * 0.5
-        along, across, offset = (
-            torch.as_tensor(65536 * value + 0.5, dtype=torch.float64, device=images.device)
-            .floor().long().view(-1, 1, 1) for value in (along, across, offset))
+        along, across, offset = map(in_65536ths, (along, across, offset))
         x = torch.arange(width, device=images.device)
         y = torch.arange(height, device=images.device)[:, None]
         return (along * x + across * y + offset) >> 16
@@ -179,6 +175,13 @@ def affine(images: torch.Tensor, a: torch.Tensor | float = 1.0, b: torch.Tensor 
     flat = torch.where(inside, rows * width + columns, 0).view(-1, height * width, 1)
     moved = images.reshape(count, height * width, 3).gather(1, flat.expand(count, -1, 3))
     return moved.view(images.shape) * inside[..., None]
+
+
+def in_65536ths(value: torch.Tensor | float) -> torch.Tensor | int:
+    """To the nearest whole one; of a tensor (n,), (n, 1, 1)."""
+    if isinstance(value, float):
+        return math.floor(65536 * value + 0.5)
+    return (65536 * value + 0.5).floor().long().view(-1, 1, 1)
 
 
 # By the names that AutoAugment's tables use.
@@ -197,8 +200,7 @@ def apply_each(images: torch.Tensor, which: np.ndarray, magnitudes: np.ndarray,
     order = np.argsort(which, kind="stable")
     ends = np.cumsum(np.bincount(which + 1, minlength=len(OPERATIONS) + 1))
     drawn = np.column_stack([magnitudes, centres])[order]
-    drawn = torch.from_numpy(drawn).to(images.device)
-    order = torch.from_numpy(order).to(images.device)
+    drawn, order = to_device(drawn, images.device), to_device(order, images.device)
     result = images[order]
     for operation, start, end in zip(OPERATIONS.values(), ends[:-1], ends[1:], strict=True):
         if start < end:

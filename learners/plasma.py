@@ -60,7 +60,7 @@ def doubled(grid: torch.Tensor, share: torch.Tensor, noise: torch.Tensor) -> tor
     corners = grid[..., :-1, :-1] + grid[..., :-1, 1:] + grid[..., 1:, :-1] + grid[..., 1:, 1:]
     middles = rest * (corners / 4) + noise[..., 1::2, 1::2]
     part = grid.new_full(grid.shape[-1:], 1 / 4)
-    part[[0, -1]] = 1 / 3           # the rim
+    part[0] = part[-1] = 1 / 3      # the rim
     in_rows = part[:, None] * (grid[..., :-1] + grid[..., 1:] + both_sides(middles, -2))
     in_columns = part * (grid[..., :-1, :] + grid[..., 1:, :] + both_sides(middles, -1))
     result = torch.empty_like(noise)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from core.device import to_device
 from learners.operations import counted, flat_table
 
 
@@ -25,7 +26,7 @@ def trivial_augment(images: torch.Tensor, draw: np.random.Generator) -> torch.Te
     """One operation for all, drawn from the twelve, at a magnitude for each (n,)."""
     operation, (low, high) = TWELVE[draw.integers(len(TWELVE))]
     magnitudes = draw.uniform(low, high, len(images)).astype(np.float32)
-    return operation(images, torch.from_numpy(magnitudes).to(images.device).view(-1, 1, 1, 1))
+    return operation(images, to_device(magnitudes, images.device).view(-1, 1, 1, 1))
 
 
 def auto_contrast(images: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:

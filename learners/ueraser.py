@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.batches import steps_an_epoch
+from core.device import to_device
 from core.imageset import ImageSet
 from core.ranges import Count, CountOrZero, Range, Weight
 from core.run import Run
@@ -111,14 +112,11 @@ def augmented(images: torch.Tensor, config: Config, run: Run, number: int) -> to
 
     def drawn(probability: float) -> torch.Tensor:
         """Numbers of the images that an operation takes."""
-        return on_device(np.flatnonzero(draw.random(count) < probability))
+        return to_device(np.flatnonzero(draw.random(count) < probability), images.device)
 
     def uniform(rows: torch.Tensor, low: float, high: float) -> torch.Tensor:
         """One number each."""
-        return on_device(draw.uniform(low, high, len(rows)).astype(np.float32))
-
-    def on_device(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values).to(images.device)
+        return to_device(draw.uniform(low, high, len(rows)).astype(np.float32), images.device)
 
     quality = config.jpeg_quality or int(draw.integers(*JPEG_QUALITIES))
     if config.jpeg == "before":
@@ -130,7 +128,7 @@ def augmented(images: torch.Tensor, config: Config, run: Run, number: int) -> to
         images[rows] = vary_contrast(
             images[rows], uniform(rows, config.contrast_roughness, ROUGHEST), noise)
     if len(rows := drawn(config.channel_shuffle)):
-        order = on_device(draw.random((len(rows), 3)).argsort(1))
+        order = to_device(draw.random((len(rows), 3)).argsort(1), images.device)
         images[rows] = images[rows[:, None], order]
     images = trivial_augment(images, draw)
     if config.jpeg == "after":

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 
 from core.imageset import ImageSet
+from core.luma import luma
 from core.ranges import Keys
 from core.run import Run
 
 VERSION = 1
 SMOKE: dict = {}
-LUMA = (19595, 38470, 7471)     # 0.299, 0.587, 0.114 in 1/65536, as in Pillow
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,8 @@ class Config(Keys):
 
 def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
     """Replace every image by its luma. Deterministic, label-free, exact on grey levels."""
-    weights = torch.tensor(LUMA, dtype=torch.int32)
 
     def pixels(images: torch.Tensor, rows: slice) -> torch.Tensor:
-        luma = (images.int() * weights).sum(dim=3, dtype=torch.int32)
-        luma = luma.add_(32768).bitwise_right_shift_(16)
-        return luma.to(torch.uint8)[..., None].expand(images.shape)
+        return luma(images).to(torch.uint8).expand(images.shape)
 
     return poisoned.map_pixels(pixels, run)
