@@ -251,7 +251,7 @@ def test_each_step_is_taken_where_the_attack_ends(few, tmp_path, monkeypatch):
         with new_run(tmp_path / f"plain {mistake}") as run:
             expected, hits = plain(mistake, run)
         same = all(torch.allclose(mine, value, rtol=1e-3, atol=1e-5) for mine, value in zip(
-            result.network.network.state_dict().values(), expected, strict=True))
+            result.network.state_dict().values(), expected, strict=True))
         assert same == (not mistake), mistake
         if not mistake:
             assert result.train_accuracy == pytest.approx(hits, abs=1e-6)
