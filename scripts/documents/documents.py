@@ -15,6 +15,7 @@ tests/test_documents.py fails where a page is not what this gives.
 
 import argparse
 import re
+from collections import Counter
 from pathlib import Path
 
 from core import files, records
@@ -79,10 +80,13 @@ def cells(path: str) -> dict[tuple[str, str], str]:
 
 
 def accuracies(*paths: str) -> str:
-    """Poisons x defences of several such tables: what has a number."""
+    """Poisons x defences of several such tables: what has a number. Columns stand as in the row
+    that has most of them."""
     known = {key: accuracy for path in paths for key, accuracy in cells(path).items()
              if accuracy != NONE_YET}
-    rows, columns = (list(dict.fromkeys(key[i] for key in known)) for i in (0, 1))
+    rows = Counter(row for row, _ in known)
+    fullest_first = sorted(known, key=lambda key: -rows[key[0]])
+    columns = list(dict.fromkeys(column for _, column in fullest_first))
     return markdown(("trained on", *map(name_of, columns)),
                     [[name_of(row), *(known.get((row, column), "") for column in columns)]
                      for row in rows])
