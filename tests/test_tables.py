@@ -263,10 +263,15 @@ def test_a_part_of_a_table(several):
     assert part.rows == whole.rows
     assert [line.name for line in part.derived] == ["iss_best"]         # of what there is
     assert not spec.read_one(path, spec.Choice(columns=("none",))).derived
+    table = spec.read("configs/tables/le_table2.yaml",
+                      spec.Choice.split(["--columns", "blur, sigma 1,jcdp"])[0])[0]
+    assert {line.name for line in table.columns} == {"blur, sigma 1", "jcdp"}   # a comma in a name
     swept = spec.read_one("configs/tables/fig2b.yaml", spec.Choice(columns=("jpeg",)))
     assert len(swept.columns) == 7
     with pytest.raises(UserError, match=r"--rows: .*le_table3.yaml has no 'lps'; did you mean"):
         spec.read_one(path, spec.Choice(rows=("lps",)))
+    with pytest.raises(UserError, match=r"^le_table3: no such file; write configs/tables/le_table3"):
+        spec.read("le_table3")
     with pytest.raises(UserError, match="--seeds 1,x: expected whole numbers"):
         spec.Choice.split(["--seeds", "1,x"])
 

@@ -40,7 +40,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from core import config, variants
+from core import config, manual, variants
 from core.command import known_keys
 from core.commands import COMMANDS
 from core.config import Node
@@ -178,7 +178,8 @@ class Choice:
                                    seeds=self.seeds or table.seeds)
 
     def lines(self, key: str, lines: tuple[Line, ...], path: str) -> tuple[Line, ...]:
-        wanted = getattr(self, key)
+        known = {name for line in lines for name in (line.name, line.family)}
+        wanted = joined(getattr(self, key), known)
         for name in wanted:
             if not any(named(line, (name,)) for line in lines):
                 raise UserError(f"--{key}: {path} has no '{name}'"
@@ -187,6 +188,15 @@ class Choice:
 
 
 WHOLE = Choice()
+
+
+def joined(parts: tuple[str, ...], known: set[str]) -> tuple[str, ...]:
+    """What was split at its commas as names again, of which some ('blur, sigma 1') have a comma
+    too; the longest known name wins."""
+    for end in range(len(parts), 1, -1):
+        if ", ".join(parts[:end]) in known:
+            return ", ".join(parts[:end]), *joined(parts[end:], known)
+    return (parts[0], *joined(parts[1:], known)) if parts else ()
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -207,7 +217,10 @@ def read(path: str, choice: Choice = WHOLE, overrides: tuple[str, ...] = ()) -> 
     UserError that names file and line.
     """
     size = choice.size
-    tree = config.read([path])
+    try:
+        tree = config.read([path])
+    except UserError as error:
+        raise UserError(f"{error}{manual.path_of('tables', path)}") from None
     own = {name: section(tree.value, name) for name in SIZES}
     small = config.read([TABLES / f"{size}.yaml"]).value | own[size] if size else {}
     tree.value = {key: node for key, node in tree.value.items() if key not in SIZES}
