@@ -128,7 +128,7 @@ def test_the_command_says_so():
     head, _, *table, said, rates = outcome.stdout.splitlines()
     assert "400 images of 10 classes; beside clean digits" in head
     assert [line.split()[0] for line in table] == list(PROBES)
-    assert "not measured" in table[0]           # at one epoch there is no clean value
+    assert "no clean score" in table[0]         # at one epoch there is no clean value
     assert said.startswith("poisoned: high-pass")
     assert "0 of 5 clean sets called poisoned, 10 of 11 poisons found" in rates
 

@@ -90,7 +90,7 @@ def table(lines: list[Line]) -> list[str]:
     """The scores for people, a line each."""
     shown = [f"  {'probe':10} {'held out':>9} {'clean':>7} {'limit':>7}"]
     for line in lines:
-        beside = "  not measured on so many clean images" if line.limit is None else \
+        beside = "  no clean score for so many images and epochs" if line.limit is None else \
             f" {line.clean:7.1%} {min(line.limit, 1):7.1%}" + "  above" * line.above
         shown.append(f"  {line.probe:10} {line.score:9.1%}{beside}")
     return shown
