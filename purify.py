@@ -40,7 +40,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def in_words(part: Request) -> str:
-    """A part of a purifier that is made of others: 'jpeg: quality 10'."""
+    """A part of a purifier that is made of others: 'jpeg: quality 10', or 'chain: gray > jpeg'."""
+    if part.parts:
+        inner = " > ".join(in_words(one) for one in part.parts.values())
+        return f"{part.preset}: {inner}"
     keys = ", ".join(f"{key} {value}" for key, value in config.plain(part.config).items())
     return part.preset + (f": {keys}" if keys else "")
 

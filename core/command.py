@@ -27,7 +27,7 @@ from core.device import DeviceSettings
 from core.errors import UserError
 from core.identity import Job
 from core.imageset import ImageSet
-from core.methods import fact, find_method, list_methods, trained_as
+from core.methods import fact, find_method, is_method, list_methods, trained_as
 from core.names import printable
 from core.ranges import Count, Keys, Range, Share
 from core.run import Run
@@ -49,7 +49,7 @@ class Settings(Keys):
     """Keys at the top level that every command takes, beside data and device settings."""
 
     method: str                     # which module of poisons/, purifiers/ or learners/
-    # what the work is called after; default: the first YAML's name, and the preset taken
+    # one of the YAML's `presets:`; without those, a name for the work
     preset: str = ""
     out: Place | None = None        # folder to make; null: runs/<kind>/<name>-<fingerprint>
     seed: Seed | None = None        # of every random choice; null: 0, or the checkpoint's
@@ -215,7 +215,8 @@ def parse(argv: list[str] | None, doc: str, name: str, data_set: str | None = No
     overrides = [word for word in arguments.config if config.is_setting(word)]
     for word in yamls:
         if not word.endswith((".yaml", ".yml")):
-            raise UserError(f"'{word}' is neither a YAML file nor key=value")
+            raise UserError(f"'{word}' is neither a YAML file nor key=value"
+                            + manual.path_of(command.room, word))
     tree, fit, data_set = read_variant(yamls, overrides, arguments.smoke, data_set, command)
     if "method" not in tree.value:
         methods = list_methods(command.room)
@@ -298,7 +299,8 @@ def under_protocol(tree: config.Node, path: str, data_set: str | None, command: 
     try:
         other = variants.choose(config.read([path]), None, data_set).value
     except UserError as error:
-        raise UserError(f"protocol: {error}{variants.new_form([path])}") from None
+        near = manual.path_of(command.room, path) or variants.new_form([path])
+        raise UserError(f"protocol: {error}{near}") from None
     names, modules = [], []
     for found, where in ((tree.value, "protocol"), (other, f"protocol: {path}")):
         if "method" not in found:
@@ -398,8 +400,13 @@ def build_settings(tree: config.Node, method: str, module: ModuleType):
     """Split the top level among the three settings; an unknown key names the nearest of all."""
     groups = (Settings, DataSettings, DeviceSettings)
     fields = {field.name: group for group in groups for field in dataclasses.fields(group)}
-    known = [*fields, method, *known_keys(module, method)]
+    known, room = [*fields, method, *known_keys(module, method)], module.__name__.split(".")[0]
     for key, node in tree.value.items():
+        if key not in fields and is_method(room, key):
+            raise UserError(f"{node.origin}: unknown key '{key}': that is another method's, and "
+                            f"this line runs {method}" + (
+                                "; protocol= puts a learner under another's schedule"
+                                if room == "learners" else ""))
         if key not in fields:
             raise UserError(f"{node.origin}: unknown key '{key}'{config.suggest(key, known)}")
     built = []

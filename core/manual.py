@@ -30,6 +30,12 @@ WIDTH, INDENT = 100, 38         # columns of a page; where the explanation of a 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
+def path_of(room: str, name: str) -> str:
+    """'; write configs/learners/em60.yaml' where a YAML is named without folder and ending."""
+    names = [path.stem for path in (CONFIGS / room).glob("*.yaml")]
+    return f"; write configs/{room}/{name}.yaml" if name in names else ""
+
+
 @dataclass(frozen=True)
 class Key:
     """One key as help prints it."""

@@ -131,6 +131,8 @@ def test_without_a_method_the_choices_are_named(main):
     ("split=first:" + "9" * 5000, ["split: 'first:999999999999999...' is not train, test"]),
     ("data=digts", ["data: 'digts'", "did you mean 'digits'"]),
     ("nonsense", ["'nonsense' is neither a YAML file nor key=value"]),
+    ("tap", ["'tap' is neither a YAML file nor key=value; write configs/poisons/tap.yaml"]),
+    ("tap.epsilon=8/255", ["unknown key 'tap': that is another method's, and this line runs lsp"]),
     ("missing.yaml", ["missing.yaml: no such file"]),
 ])
 def test_a_wrong_key_or_value_is_named(argument, words):

@@ -115,6 +115,9 @@ def test_what_counts_is_what_the_links_do(clean, trained):
     Path("mine.yaml").write_text("method: jpeg\njpeg: {quality: 10}\n")
     usual = fingerprint()
     assert fingerprint(links("{purifier: gray}", "{purifier: mine.yaml}")) == usual
+    shown = run_command(purify.main, CHAIN, f"data={clean}", "chain.links.0.purifier=chain",
+                        "--dry-run").stdout
+    assert "# chain.links.0: chain: gray > jpeg: quality 10\n" in shown
     Path("mine.yaml").write_text("method: jpeg\njpeg: {quality: 11}\n")
     others = [
         fingerprint(links("{purifier: gray}", "{purifier: mine.yaml}")),
