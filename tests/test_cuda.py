@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, content, process, run_command, succeed
+from methods import clean_keys
 
 import evaluate
 import purify
@@ -81,6 +82,13 @@ def test_compiling_changes_next_to_nothing(prior, few_path, tmp_path):
             for compiled in ("true", "false")]
     assert np.abs(sets[0] - sets[1]).max() <= 2
     assert (sets[0] != sets[1]).mean() < 1e-2
+
+
+@pytest.mark.parametrize("name", list_methods("learners"))
+def test_every_learner(few_path, tmp_path, name):
+    """In bf16, compiled."""
+    succeed(evaluate.main, f"method={name}", f"data={few_path}", "--smoke", f"device={DEVICE}",
+            *clean_keys(name, few_path), f"out={tmp_path / 'record'}")
 
 
 def test_training_and_scoring(few_path, tmp_path):
