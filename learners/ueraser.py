@@ -54,12 +54,12 @@ class Config(standard.Config):
     # epochs with K copies, then one; null: all. LSP script, APBench and D-VAE 50, readme 60
     copies_epochs: CountOrZero | None = 50
     form: Literal["full", "cheap"] = "full"     # all copies with gradients, or the hardest alone
-    # probabilities per image; ueraser.py: 0.5 each
-    brightness: Weight = 0.5
-    contrast: Weight = 0.5
-    channel_shuffle: Weight = 0.5
-    # least roughness of the fractals (the largest is 0.7); ueraser.py: 0.3
+    brightness: Weight = 0.5        # its probability per image; ueraser.py: 0.5
+    contrast: Weight = 0.5          # its probability per image; ueraser.py: 0.5
+    channel_shuffle: Weight = 0.5   # its probability per image; ueraser.py: 0.5
+    # least roughness of brightness' fractal (the largest is 0.7); ueraser.py: 0.3
     brightness_roughness: Roughness = 0.3
+    # the same of contrast's; ueraser.py: 0.3
     contrast_roughness: Roughness = 0.3
     intensity: Weight = 0.5         # least of the brightness (the largest is 1); ueraser.py: 0.5
     # none; before the other operations (APBench) or after them (UEraserJPEG in ueraser.py)
