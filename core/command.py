@@ -293,8 +293,8 @@ def read_variant(yamls: list[str], overrides: list[str], smoke: bool, data_set: 
 def under_protocol(tree: config.Node, path: str, data_set: str | None, command: Command
                    ) -> tuple[config.Node, bool]:
     """A learner's YAML with the protocol of another's, and whether both are of one method, so that
-    the other's is all of it: of the keys that both methods have, the other's values, whether its
-    YAML writes them or leaves them at their defaults. What else that YAML says (`split:
+    the other's is all of it: all keys of that method, which the learner's goes on from, whether
+    its YAML writes them or leaves them at their defaults. What else that YAML says (`split:
     first:40000`) goes over too."""
     try:
         other = variants.choose(config.read([path]), None, data_set).value
@@ -308,15 +308,15 @@ def under_protocol(tree: config.Node, path: str, data_set: str | None, command: 
         names.append(config.build(str, found["method"], "method"))
         modules.append(find_method(command.room, names[-1], found["method"].origin))
     own, its = modules
-    known = {field.name for field in dataclasses.fields(own.Config)}
+    if not issubclass(own.Config, its.Config):
+        raise UserError(f"protocol: {path} is of {names[1]}, which {names[0]} does not go on from; "
+                        "name one that has what every learner has, such as "
+                        "configs/learners/cpu12.yaml")
     section = other.pop(names[1], config.Node({}, path))
     values = config.plain(config.build(its.Config, section, names[1]))
-    shared = {key: value for key, value in values.items() if key in known}
-    if not shared:
-        raise UserError(f"protocol: {names[0]} has none of the keys of {names[1]}, {path}'s method")
     for key in ("method", "data", "preset"):
         other.pop(key, None)
-    over = config.parse(config.dump({names[0]: shared}), path)
+    over = config.parse(config.dump({names[0]: values}), path)
     return config.merge(tree, config.Node(other | over.value, path)), own is its
 
 

@@ -141,11 +141,13 @@ def test_what_is_shown_of_a_protocol_gives_the_same_again(tmp_path, few_path):
     (["mine.yaml", "protocol=other.yaml"], r"other\.yaml:1: method: there is no learners/jpeg\.py"),
     (["mine.yaml", "protocol=none.yaml"], r"^protocol: none\.yaml: a learner's YAML"),
     (["method=smoothing", "protocol=short.yaml"], r"^protocol: a learner's YAML with a `method:`"),
+    (["mine.yaml", "protocol=mixed.yaml"], r"^protocol: mixed\.yaml is of mixup, which smooth"),
     (["mine.yaml", "protocol=wrong.yaml"], r"wrong\.yaml:2: unknown key 'standard\.epoch'"),
 ])
 def test_a_mistake_about_a_protocol_is_named(tmp_path, words, message):
     for name, text in (("short", PROTOCOL), ("mine", LEARNER), ("other", "method: jpeg\n"),
-                       ("none", "seed: 1\n"), ("wrong", "method: standard\nstandard: {epoch: 1}")):
+                       ("none", "seed: 1\n"), ("mixed", "method: mixup\n"),
+                       ("wrong", "method: standard\nstandard: {epoch: 1}")):
         Path(f"{name}.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         parse([*words, "data=digits"], "", "evaluate")
