@@ -198,8 +198,9 @@ class WorkFolder:
         begun = self._read_begun()
         for path in (*self.path.iterdir(), *self.path.glob("state/*")):
             state = self.path / "state"         # the folders in it are parts' runs, as this one
-            allowed = path.is_dir() if path == state else path.is_file() or (
-                path.parent == state and path.is_dir())
+            folder = path == state or (path.parent == state and path.is_dir()
+                                       and path.suffix != ".pt")
+            allowed = path.is_dir() if folder else path.is_file()
             if path.is_symlink() or not allowed:
                 raise self.damaged(path, "is not what this code makes, a regular file")
         before = config.plain(begun["device"])
