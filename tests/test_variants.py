@@ -248,3 +248,12 @@ def test_a_mistyped_yaml_gets_the_nearest_name():
     assert "no such file; did you mean 'hypo.yaml'?" in outcome.error
     outcome = run_command(poison_main, str(CONFIGS / "poisons/quite_another.yaml"), "--dry-run")
     assert outcome.error.endswith("no such file")
+
+
+@pytest.mark.parametrize("room", ["poisons", "purifiers", "learners"])
+def test_every_yaml_has_its_small_form(room):
+    """`--small` of a table picks it: a YAML that has values for data sets has some for it."""
+    sets = {path.name: variants.meant_for(config.read([path]))
+            for path in CONFIGS.joinpath(room).glob("*.yaml")}
+    assert len(sets) > 5
+    assert [name for name, known in sets.items() if known and "small" not in known] == []
