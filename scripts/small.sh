@@ -5,6 +5,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
 failed=0
+settings=()                                 # the key=value among what was typed: figures take no --jobs
+for word in "$@"; do case $word in -*) ;; *=*) settings+=("$word") ;; esac; done
 
 make() {    # a table's name and a part of it
     python scripts/run_table.py "configs/tables/$1.yaml" --small "${@:2}" || failed=$?
@@ -26,5 +28,5 @@ case " $* " in *" --dry-run "*) exit $failed ;; esac
 for table in dvae_cifar10 le_table3 le_table6 le_table5; do
     python scripts/table.py configs/tables/$table.yaml --small "$@"
 done
-for figure in fig4 fig3 fig2b fig2a; do python scripts/figures.py $figure --small "$@"; done
+for figure in fig4 fig3 fig2b fig2a; do python scripts/figures.py $figure --small ${settings[@]+"${settings[@]}"}; done
 exit $failed
