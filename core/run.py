@@ -24,6 +24,7 @@ from core.workfolder import WorkFolder
 
 SAVE_SECONDS = 60.0     # at most this much work is lost to a kill -9
 LINE_SECONDS = 10.0     # between two lines that stand for a progress bar
+ECHO_SECONDS = 2.0      # between a signal to a whole job and its echo through the starter
 
 
 class Run:
@@ -291,10 +292,12 @@ class Run:
 
 class Interrupt:
     """Ctrl-C and SIGTERM: the first asks the run to stop where its state is saved, and another
-    stops it at once."""
+    stops it at once. What follows within ECHO_SECONDS is the same request: a batch system signals
+    every process of a job, and the one that started this one passes it on."""
 
     def __init__(self) -> None:
         self.asked = False
+        self._asked_at = 0.0
         self._before: dict = {}
 
     def catch(self) -> None:
@@ -311,6 +314,8 @@ class Interrupt:
 
     def _ask(self, number, frame) -> None:
         if self.asked:
+            if time.monotonic() - self._asked_at < ECHO_SECONDS:
+                return
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self._asked_at = True, time.monotonic()
         distributed.say("stopping after this step; once more stops at once")

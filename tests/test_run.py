@@ -15,10 +15,11 @@ from test_workfolder import flips, job
 
 import core.files
 import core.reading
+import core.run
 from core.errors import UserError
 from core.files import RowFile
 from core.loop import Loop
-from core.run import Run
+from core.run import Interrupt, Run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -200,6 +201,30 @@ def test_interrupt_saves_and_the_same_line_resumes(tmp_path, number):
     assert "Traceback" not in errors
     saved = torch.load(tmp_path / "record.partial" / "state" / "classifier.pt", weights_only=True)
     assert saved["epoch"] * 6 + saved["step"] > 0
+
+
+def test_a_signal_and_its_echo_ask_once(monkeypatch):
+    """SLURM ends a job with SIGTERM to every process of it, and the worker passes its own on."""
+    now, interrupt = [100.0], Interrupt()
+    monkeypatch.setattr(core.run.time, "monotonic", lambda: now[0])
+
+    def stops_at_once(number: int) -> bool:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            return True
+        return False
+
+    interrupt.catch()
+    try:
+        assert not stops_at_once(signal.SIGTERM)
+        assert interrupt.asked
+        now[0] += 0.5
+        assert not stops_at_once(signal.SIGTERM)
+        now[0] += 2
+        assert stops_at_once(signal.SIGINT)
+    finally:
+        interrupt.restore()
 
 
 # --- damage ----------------------------------------------------------------------------------
