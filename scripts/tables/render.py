@@ -12,9 +12,10 @@ is trained on. `oracle` marks numbers chosen by test accuracy (†). --wide prin
 import argparse
 import csv
 import dataclasses
+import functools
 import io
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,7 @@ class Entry:
     saw: str                        # what the defence learned from beside the set
     reported: dict | None
     independent: list[dict]
+    places: tuple[Path, ...] = ()   # of its records
     chosen: str = ""                # the column that an oracle chose
 
     @property
@@ -92,19 +94,22 @@ def published() -> list[dict]:
     return [{**fact, "accuracy": float(fact["accuracy"])} for fact in facts]
 
 
-def collect(table: spec.Table, cells: list[plan.Cell]) -> list[Entry]:
-    """The table's cells in its order, derived columns last in each row."""
-    kept = records.committed()
-    found: dict[tuple[str, str], list[dict]] = {}
+def collect(table: spec.Table, cells: list[plan.Cell],
+            place_of: Callable[[plan.Artefact], Path | None] | None = None) -> list[Entry]:
+    """The table's cells in its order, derived columns last in each row. `place_of` finds the folder
+    of a record: if none is given, among those that are committed or made here."""
+    if place_of is None:
+        place_of = functools.partial(plan.place_of, committed=records.committed())
+    found: dict[tuple[str, str], dict[Path, dict]] = {}
     networks, beside = {}, {}
     for cell in (cell for cell in cells if cell.table is table):
         key, job = (cell.row.name, cell.column.name), cell.record.job
-        here = found.setdefault(key, [])
+        here = found.setdefault(key, {})
         networks[key] = job.config.get("architecture", "resnet18")
         beside[key] = records.label(job.method, job.config)
-        place = plan.place_of(cell.record, kept)
+        place = place_of(cell.record)
         if place is not None:
-            here.append(records.load(place))
+            here[place] = records.load(place)
     known = published()
     entries = []
     for row in table.rows:
@@ -118,7 +123,7 @@ def collect(table: spec.Table, cells: list[plan.Cell]) -> list[Entry]:
                 facts = facts_of(table, row.reported, derived.name, known)
                 entries.append(Entry(
                     table.block, row.name, derived.name, best.accuracies, best.seconds,
-                    best.saw, *facts, chosen=best.column))
+                    best.saw, *facts, best.places, chosen=best.column))
 
     def labelled(row: str, column: str) -> str:
         return records.labelled(column, beside.get((row, column), ""))
@@ -127,13 +132,14 @@ def collect(table: spec.Table, cells: list[plan.Cell]) -> list[Entry]:
                                 chosen=labelled(e.row, e.chosen)) for e in entries]
 
 
-def entry(table: spec.Table, row: spec.Line, column: spec.Line, found: list[dict],
+def entry(table: spec.Table, row: spec.Line, column: spec.Line, found: dict[Path, dict],
           published: list[dict], network: str) -> Entry:
+    kept = found.values()
     return Entry(
-        table.block, row.name, column.name, [100 * record["accuracy_last"] for record in found],
-        tuple(map(mean_of, zip(*map(seconds_of, found), strict=True))) or (None, None, None),
-        "; ".join(dict.fromkeys(records.saw(record) for record in found)),
-        *facts_of(table, row.reported, column.reported, published, network))
+        table.block, row.name, column.name, [100 * record["accuracy_last"] for record in kept],
+        tuple(map(mean_of, zip(*map(seconds_of, kept), strict=True))) or (None, None, None),
+        "; ".join(dict.fromkeys(records.saw(record) for record in kept)),
+        *facts_of(table, row.reported, column.reported, published, network), tuple(found))
 
 
 def seconds_of(record: dict) -> tuple[float | None, float | None, float]:
