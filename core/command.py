@@ -191,7 +191,8 @@ def parse(argv: list[str] | None, doc: str, name: str, data_set: str | None = No
     parser.add_argument("-h", "--help", nargs="?", const="", metavar="METHOD",
                         help="this, or a method's keys: default, range and what they are")
     parser.add_argument("config", nargs="*", metavar="FILE.yaml | key=value",
-                        help="YAML files, merged left to right, then single keys")
+                        help="YAML files, merged left to right, then single keys; a file of "
+                        f"configs/{command.room}/ also by its name alone")
     parser.add_argument("--dry-run", action="store_true",
                         help="print the resolved config and the plan, and stop")
     parser.add_argument("--smoke", action="store_true",
@@ -211,12 +212,9 @@ def parse(argv: list[str] | None, doc: str, name: str, data_set: str | None = No
               f"{parser.format_help()}\n{top_keys(command)}")
         raise SystemExit(0)
 
-    yamls = [word for word in arguments.config if not config.is_setting(word)]
+    yamls = [manual.yaml_of(command.room, word, f"'{word}' is neither a YAML file nor key=value")
+             for word in arguments.config if not config.is_setting(word)]
     overrides = [word for word in arguments.config if config.is_setting(word)]
-    for word in yamls:
-        if not word.endswith((".yaml", ".yml")):
-            raise UserError(f"'{word}' is neither a YAML file nor key=value"
-                            + manual.path_of(command.room, word))
     tree, fit, data_set = read_variant(yamls, overrides, arguments.smoke, data_set, command)
     if "method" not in tree.value:
         methods = list_methods(command.room)
@@ -278,6 +276,7 @@ def read_variant(yamls: list[str], overrides: list[str], smoke: bool, data_set: 
                 f"{sets[0]} are used (like=NAME takes those for {', '.join(sets)})")
     tree = variants.choose(tree, picked, data_set)
     protocol = named.get("protocol") if "protocol" in command.own_keys else None
+    protocol = protocol and manual.yaml_of(command.room, protocol, "protocol")
     stem = yamls and config.as_path(yamls[0]).stem
     if protocol is not None:
         tree, replaced = under_protocol(tree, protocol, data_set, command)
@@ -299,8 +298,7 @@ def under_protocol(tree: config.Node, path: str, data_set: str | None, command: 
     try:
         other = variants.choose(config.read([path]), None, data_set).value
     except UserError as error:
-        near = manual.path_of(command.room, path) or variants.new_form([path])
-        raise UserError(f"protocol: {error}{near}") from None
+        raise UserError(f"protocol: {error}{variants.new_form([path])}") from None
     names, modules = [], []
     for found, where in ((tree.value, "protocol"), (other, f"protocol: {path}")):
         if "method" not in found:

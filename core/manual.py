@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 from core import config, variants
 from core.commands import COMMANDS, Command
 from core.config import Place
+from core.errors import UserError
 from core.methods import fact
 from core.ranges import is_optional, not_none, show, types_of
 
@@ -30,10 +31,25 @@ WIDTH, INDENT = 100, 38         # columns of a page; where the explanation of a 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
-def path_of(room: str, name: str) -> str:
-    """'; write configs/learners/em60.yaml' where a YAML is named without folder and ending."""
-    names = [path.stem for path in (CONFIGS / room).glob("*.yaml")]
-    return f"; write configs/{room}/{name}.yaml" if name in names else ""
+def yaml_of(room: str, word: str, where: str = "") -> str:
+    """The path of a YAML: the word itself, or for `em60` and `em60.yaml`, which is no file here,
+    the one of that name in configs/ROOM/. Raises UserError, which says `where` the word stands, for
+    a name that is not there."""
+    ending = "" if word.endswith((".yaml", ".yml")) else ".yaml"
+    path = CONFIGS / room / f"{word}{ending}"
+    if ending and ("/" in word or not path.is_file()):
+        place = f"{where}: " if where else ""
+        raise UserError(f"{place}there is no configs/{room}/{path.name}"
+                        + config.suggest(word, yamls(room), "names there"))
+    if not ending and ("/" in word or Path(word).exists() or not path.is_file()):
+        return word
+    here = Path("configs", room, path.name)
+    return str(here if here.exists() and here.samefile(path) else path)
+
+
+def yamls(room: str) -> list[str]:
+    """Names of the YAMLs in configs/ROOM/."""
+    return sorted(path.stem for path in (CONFIGS / room).glob("*.yaml"))
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from core.config import Place
 from core.datasets import DataSettings
 from core.errors import UserError
 from core.imageset import ImageSet
-from core.manual import CONFIGS
+from core.manual import yaml_of
 from core.ranges import Keys, Range
 from core.run import Run
 
@@ -69,7 +69,7 @@ def parts(request: Request) -> dict[str, Request]:
 
 def link_request(key: str, link: Link, request: Request) -> Request:
     """A link as its own line would be parsed."""
-    path = yaml_of(key, link.purifier)
+    path = Path(yaml_of("purifiers", link.purifier, f"{key}.purifier"))
     if path.resolve() in _inside:
         names = [one.name for one in (*_inside, path)]
         raise Endless(f"{key}: {' > '.join(names)}: a chain that contains itself has no end; name "
@@ -98,18 +98,6 @@ def link_request(key: str, link: Link, request: Request) -> Request:
 def typed(keys: dict[str, object]) -> list[str]:
     """key=value, of those that have one."""
     return [f"{key}={value}" for key, value in keys.items() if value is not None]
-
-
-def yaml_of(key: str, purifier: str) -> Path:
-    """Where a link's YAML is. Raises UserError for a name that is none of ours."""
-    if purifier.endswith((".yaml", ".yml")):
-        return Path(purifier)
-    path = CONFIGS / "purifiers" / f"{purifier}.yaml"
-    if not path.is_file():
-        names = sorted(other.stem for other in path.parent.glob("*.yaml"))
-        raise UserError(f"{key}.purifier: there is no configs/purifiers/{purifier}.yaml"
-                        + config_of.suggest(purifier, names, "names"))
-    return path
 
 
 def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:

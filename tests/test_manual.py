@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pytest
+from conftest import CONFIGS as CONFIGS_FOLDER
 from conftest import ROOT, run_command
 from methods import APPLYING
 from test_ranges import CONFIGS, MODULES, ROOMS
@@ -16,6 +17,7 @@ import train_vae
 from core import manual
 from core.commands import COMMANDS
 from core.config import added
+from core.errors import UserError
 from core.ranges import Count, Keys, LinfRadius, Positive
 from poisons import __main__ as poisons_main
 
@@ -116,3 +118,35 @@ def test_every_key_is_explained_where_its_default_stands(kind):
             without = [name for name, text in manual.own_comments(parent).items() if not text]
             assert without == [], f"{parent.__module__}.{parent.__name__}"
     assert set(manual.comments(kind)) == {field.name for field in dataclasses.fields(kind)}
+
+
+# --- a YAML by its name ----------------------------------------------------------------------
+
+
+def test_a_name_finds_its_yaml(tmp_path, monkeypatch):
+    """As seen from where one stands; a file of that name that is here goes first."""
+    inside = f"{CONFIGS_FOLDER}/purifiers/jcdp.yaml"
+    assert manual.yaml_of("purifiers", "jcdp") == inside
+    assert manual.yaml_of("purifiers", "jcdp.yaml") == inside
+    (tmp_path / "jcdp.yaml").write_text("method: jcdp\n")
+    assert manual.yaml_of("purifiers", "jcdp.yaml") == "jcdp.yaml"
+    assert manual.yaml_of("purifiers", "own/jcdp.yaml") == "own/jcdp.yaml"
+    monkeypatch.chdir(ROOT)
+    assert manual.yaml_of("purifiers", "jcdp") == "configs/purifiers/jcdp.yaml"
+    for word in ("jdcp", "purifiers/jcdp", "em60"):
+        with pytest.raises(UserError, match=r"^here: there is no configs/purifiers/.*\.yaml; "):
+            manual.yaml_of("purifiers", word, "here")
+
+
+@pytest.mark.parametrize(("main", "words"), [
+    (poisons_main.main, ["lsp"]), (train_vae.main, ["dvae"]), (train_ddpm.main, ["ddpm"]),
+    (purify.main, ["jpeg"]), (evaluate.main, ["smoothing", "protocol=em60"])])
+def test_every_command_takes_a_name(main, words):
+    """The same plan as of the path."""
+    rest = ["data=digits", "--dry-run", "--smoke"]
+    named = run_command(main, *words, *rest)
+    assert named.status == 0, named.stderr
+    room = next(room for room in ROOMS if (CONFIGS_FOLDER / room / f"{words[0]}.yaml").is_file())
+    paths = [word.replace(name, f"{CONFIGS_FOLDER}/{room}/{name}.yaml")
+             for word, name in zip(words, (words[0], "em60"), strict=False)]
+    assert run_command(main, *paths, *rest).stdout == named.stdout

@@ -270,8 +270,9 @@ def test_a_part_of_a_table(several):
     assert len(swept.columns) == 7
     with pytest.raises(UserError, match=r"--rows: .*le_table3.yaml has no 'lps'; did you mean"):
         spec.read_one(path, spec.Choice(rows=("lps",)))
-    with pytest.raises(UserError, match=r"^le_table3: no such file; write configs"):
-        spec.read("le_table3")
+    assert spec.read_one("le_table3").title == whole.title
+    with pytest.raises(UserError, match=r"^there is no configs/tables/le_table33.yaml; did you"):
+        spec.read("le_table33")
     with pytest.raises(UserError, match="--seeds 1,x: expected whole numbers"):
         spec.Choice.split(["--seeds", "1,x"])
 

@@ -136,7 +136,7 @@ def test_what_is_shown_of_a_protocol_gives_the_same_again(tmp_path, few_path):
 
 @pytest.mark.parametrize(("words", "message"), [
     (["mine.yaml", "protocol=shrt.yaml"], r"^protocol: shrt\.yaml: no such file; .*'short\.yaml'"),
-    (["mine.yaml", "protocol=em60"], r"^protocol: em60: no such file; write configs/learners/em60"),
+    (["mine.yaml", "protocol=em6"], r"^protocol: there is no configs/learners/em6\.yaml; .*'em60'"),
     (["mine.yaml", "short.yaml"], r"unknown key 'smoothing': .* runs standard; protocol= puts a"),
     (["mine.yaml", "protocol=other.yaml"], r"other\.yaml:1: method: there is no learners/jpeg\.py"),
     (["mine.yaml", "protocol=none.yaml"], r"^protocol: none\.yaml: a learner's YAML"),

@@ -216,11 +216,8 @@ def read(path: str, choice: Choice = WHOLE, overrides: tuple[str, ...] = ()) -> 
     small data sets in the place of its own. `overrides` are key=value for every command. Raises
     UserError that names file and line.
     """
-    size = choice.size
-    try:
-        tree = config.read([path])
-    except UserError as error:
-        raise UserError(f"{error}{manual.path_of('tables', path)}") from None
+    size, path = choice.size, manual.yaml_of("tables", path)
+    tree = config.read([path])
     own = {name: section(tree.value, name) for name in SIZES}
     small = config.read([TABLES / f"{size}.yaml"]).value | own[size] if size else {}
     tree.value = {key: node for key, node in tree.value.items() if key not in SIZES}
@@ -390,7 +387,8 @@ def read_step(node: Node, allowed: tuple[str, ...] = tuple(COMMANDS)) -> Step:
         raise UserError(f"{node.origin}: a step names one of {', '.join(allowed)}"
                         + (f", not {' and '.join(commands)}" if commands else ""))
     command = commands[0]
-    yamls = tuple(config.text(item) for item in as_list(node.value[command]))
+    yamls = tuple(manual.yaml_of(COMMANDS[command].room, config.text(item), node.origin)
+                  for item in as_list(node.value[command]))
     settings = {key: config.text(item) for key, item in node.value.items() if key != command}
     return Step(command, yamls, settings, node.origin)
 
