@@ -9,7 +9,7 @@ record folder to stdout.
 
 import sys
 
-from core import datasets, identity, records
+from core import commit, datasets, identity, records
 from core.command import command, parse
 from core.names import printable
 from core.workfolder import otherwise
@@ -35,8 +35,9 @@ def main(argv: list[str] | None = None) -> None:
             if clean is not None:
                 run.say(f"clean images: {len(clean)} of {clean.meta['name']}, rows "
                         f"{clean.meta['rows']}; {clean.meta['originals']} are originals of the set")
+            code, overrides = commit.of_code(), request.overrides   # before others edit them
             result = request.module.fit(train, test, request.config, run)
-            records.write(run, result, train, test)
+            records.write(run, result, train, test, code=code, overrides=overrides)
     report(records.load(run.out), run.out)
 
 

@@ -88,6 +88,7 @@ class Request:
     data_set: str | None            # which of the YAML's values for a data set were taken
     # of a method that is made of others, their requests by the dotted key that names them
     parts: dict[str, "Request"] = dataclasses.field(default_factory=dict)
+    words: tuple[str, ...] = ()     # YAMLs, then key=value
 
     @property
     def method(self) -> str:
@@ -120,6 +121,29 @@ class Request:
     def steps(self) -> list[str]:
         """The methods that its output's lineage gains: its parts', or its own."""
         return [step for part in self.parts.values() for step in part.steps] or [self.method]
+
+    @property
+    def overrides(self) -> dict[str, Any] | None:
+        """Keys of the method that are not as its YAML (and `protocol=`) says, with their values:
+        what was typed, a further YAML or --smoke changed. None where the YAML has a `preset:` of
+        its own, as a run's config.yaml has, so that its name need not be that of its values, and
+        where the first of several YAMLs is none by itself."""
+        yamls = [word for word in self.words if not config.is_setting(word)]
+        chosen = [word for word in self.words if word.partition("=")[0] in (*CHOOSING, "method")]
+        values = config.Node({}, "defaults")
+        try:
+            if yamls:
+                own = config.read(yamls[:1]).value
+                if "preset" in own and "presets" not in own:
+                    return None
+                tree = read_variant(yamls[:1], chosen, self.smoke, self.data_set, self.command)[0]
+                values = tree.value.get(self.method, values)
+            before, _ = build_section(self.module, values, self.method)
+        except UserError:
+            return None
+        before, now = config.plain(before), config.plain(self.config)
+        return {key: now[key] for key in now
+                if now[key] != before[key] and key not in fact(self.module, "PATHS")}
 
     def load_data(self) -> ImageSet:
         """The input set, cut to --limit."""
@@ -240,7 +264,8 @@ def parse(argv: list[str] | None, doc: str, name: str, data_set: str | None = No
             raise UserError(f"{tree.value[key].origin}: {key}: {command.line} takes none; it is "
                             f"a key of {owner.line}")
     request = Request(command, settings, data, device, module, method_config, train_config, fit,
-                      arguments.dry_run, arguments.force, arguments.wait, data_set)
+                      arguments.dry_run, arguments.force, arguments.wait, data_set,
+                      words=(*yamls, *overrides))
     if not hasattr(module, "parts"):
         return request
     parts = module.parts(request)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from core.workfolder import versions
 COMMITTED = Path("results")     # records kept in git; they count as done
 
 
-def write(run: Run, result: Result, train: ImageSet, test: ImageSet) -> dict:
-    """Finish a run with its record.json. Accuracies in [0, 1]."""
+def write(run: Run, result: Result, train: ImageSet, test: ImageSet, *, code: dict,
+          overrides: dict | None) -> dict:
+    """Finish a run with its record.json. Accuracies in [0, 1]. `code`: core.commit's; `overrides`:
+    keys of the learner that are not as its protocol says, None where nobody can tell."""
     told = [] if run.clean is None else [
         learned_from(run.clean, **{key: run.clean.meta[key] for key in ("rows", "originals")})]
     record = {
@@ -31,7 +34,8 @@ def write(run: Run, result: Result, train: ImageSet, test: ImageSet) -> dict:
         **{field.name: getattr(result, field.name) for field in dataclasses.fields(result)
            if field.name not in ("last", "best", "best_epoch", "saw", "network")},
         "learner": run.job.method, "protocol": run.job.preset, "config": run.job.config,
-        "seed": run.seed, "fingerprint": run.job.fingerprint, "settings": run.job.settings,
+        "overrides": overrides, "seed": run.seed, "fingerprint": run.job.fingerprint,
+        "settings": run.job.settings,
         "train": {"name": train.meta["name"], "fingerprint": train.fingerprint,
                   "rows": len(train), "shape": list(train.images.shape),
                   "num_classes": train.num_classes, "root": train.meta["root"],
@@ -42,7 +46,8 @@ def write(run: Run, result: Result, train: ImageSet, test: ImageSet) -> dict:
         "purifier_trained_on": [step["trained_on"] for step in train.meta["lineage"]
                                 if step.get("trained_on")],
         "learner_saw": [*told, *result.saw],
-        "versions": versions(), "device": run.device.as_record(),
+        "versions": versions(), "device": run.device.as_record(), **code,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     files.write_json(run.work / "record.json", record)
     if run.job.settings.get("keep_network"):

@@ -42,6 +42,7 @@ RECORD = {
     "test?": {"root": NAMED_ROOT, "root_digest?": (str, None)},
     "purifier_trained_on": [TRAINED_ON], "learner_saw?": [SEEN],
     "kept_epoch?": (int, None), "learner?": str, "protocol?": str, "config?": dict,
+    "overrides?": (dict, None), "commit?": (str, None), "dirty?": (bool, None), "date?": str,
 }
 MOST = 2**63                    # of a number
 

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import re
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ from methods import (
 )
 
 import evaluate
-from core import config, streams
+from core import commit, config, streams
 from core.command import parse
 from core.datasets import DataSettings
 from core.imageset import ImageSet
@@ -412,6 +413,9 @@ def test_a_record_tells_the_way_of_its_set(clean, tmp_path):
     assert record["train"]["root"]["data"] == "digits"
     assert record["test"]["root"]["split"] == "test"
     assert torch.__version__.startswith(record["versions"]["torch"])
+    assert {key: record[key] for key in ("commit", "dirty")} == commit.of_code()
+    assert datetime.fromisoformat(record["date"]).tzinfo is not None
+    assert record["overrides"].keys() >= {"epochs"}     # of --smoke
 
 
 # What a learner forgets that copies the loop of core.training; every other key has a test in

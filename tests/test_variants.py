@@ -134,6 +134,28 @@ def test_what_is_shown_of_a_protocol_gives_the_same_again(tmp_path, few_path):
     assert again.stdout.splitlines()[-2] == first.stdout.splitlines()[-2]       # the fingerprint
 
 
+@pytest.mark.parametrize(("words", "overrides"), [
+    (["mine.yaml"], {}), (["mine.yaml", "smoothing.epochs=9"], {}),
+    (["mine.yaml", "smoothing.epochs=3", "smoothing.label_smoothing=0.5"], {
+     "epochs": 3, "label_smoothing": 0.5}),
+    (["mine.yaml", "protocol=short.yaml"], {}),
+    (["mine.yaml", "protocol=short.yaml", "smoothing.epochs=9"], {"epochs": 9}),
+    (["mine.yaml", "more.yaml"], {"width": 4}),
+    (["mine.yaml", "--smoke"], {"epochs": 2, "width": 8}),
+    (["method=smoothing", "smoothing.epochs=3"], {"epochs": 3}),
+    (["shown.yaml", "smoothing.epochs=3"], None),       # a run's own: its name is another YAML's
+    (["width.yaml", "mine.yaml"], {"epochs": 9}),
+])
+def test_what_was_changed_of_a_protocol(tmp_path, words, overrides):
+    for name, text in (("short", PROTOCOL), ("mine", LEARNER), ("width", "seed: 1\n"),
+                       ("shown", "preset: x\nmethod: smoothing\n"),
+                       ("more", "smoothing: {width: 4}\n")):
+        Path(f"{name}.yaml").write_text(text)
+    found = parse([*words, "data=digits"], "", "evaluate").overrides
+    assert found is None if overrides is None else overrides.items() <= found.items()
+    assert overrides != {} or found == {}
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (["mine.yaml", "protocol=shrt.yaml"], r"^protocol: shrt\.yaml: no such file; .*'short\.yaml'"),
     (["mine.yaml", "protocol=em6"], r"^protocol: there is no configs/learners/em6\.yaml; .*'em60'"),

@@ -1,0 +1,29 @@
+"""Which commit of this repository runs, for what is cited later."""
+
+import os
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NO_CODE = (":!results", ":!docs")       # what no number depends on
+SECONDS = 20                            # on a slow disk that others share
+
+
+def of_code(folder: Path = ROOT) -> dict[str, str | bool | None]:
+    """`commit` (40 hex digits) and `dirty`: whether the code or a YAML differs from it, or has a
+    file that git does not know. Both None where the folder is no checkout, or git does not say."""
+    try:
+        top, commit = git(folder, "rev-parse", "--show-toplevel", "HEAD").splitlines()
+        if Path(top).resolve() != folder.resolve():     # a copy inside another repository
+            raise ValueError
+        changed = git(folder, "status", "--porcelain", "--", ".", *NO_CODE)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": bool(changed)}
+
+
+def git(folder: Path, *words: str) -> str:
+    """What git says of a folder, whatever repository a hook that called us works on."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    return subprocess.run(["git", "-C", str(folder), "--no-optional-locks", *words], check=True,
+                          capture_output=True, text=True, timeout=SECONDS, env=environment).stdout
