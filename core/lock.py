@@ -62,6 +62,21 @@ def _locked(descriptor: int, path: Path) -> bool:
     return False
 
 
+def holder(folder: Path) -> str | None:
+    """Who holds the lock of a folder right now; None if nobody does. Changes nothing."""
+    try:
+        descriptor = os.open(folder / NAME, os.O_RDONLY | os.O_NOFOLLOW)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return describe(os.pread(descriptor, HOLDER_BYTES, len(SIGN)))
+    finally:
+        os.close(descriptor)
+    return None
+
+
 def check_ours(folder: Path) -> None:
     """Raise UserError unless the folder is empty or was made here."""
     names, path = os.listdir(folder), folder / NAME

@@ -21,7 +21,7 @@ from core import files
 from core.errors import UserError
 from core.imageset import ImageSet
 from poisons.__main__ import main as poison_main
-from scripts.tables import plan, render, schedule, spec
+from scripts.tables import claims, estimates, plan, render, schedule, spec
 from tests.conftest import ROOT, checkout, run_command, succeed
 
 TABLE = """
@@ -323,13 +323,13 @@ def test_a_row_or_column_may_end_with_a_learner_of_its_own(tiny):
             '        smoothing.label_smoothing: "{amount}"\n')
     cells = {str(cell): cell.record for cell in planned(tiny)}
     assert before.items() <= {key: made.job.fingerprint for key, made in cells.items()}.items()
-    smoothed = cells["lsp x smoothed amount=0.3 (seed 1)"]
+    smoothed = cells["lsp x smoothed amount=0.3, seed 1"]
     assert [need.job.method for need in smoothed.needs] == ["gray"]
     job = smoothed.job
     assert (job.method, job.preset, job.seed) == ("smoothing", "smoothing_cpu12", 1)
     assert {"label_smoothing": 0.3, "width": 8, "schedule": "onecycle"}.items() <= \
         job.config.items()                              # cpu12's form for digits
-    job = cells["ops x none (seed 0)"].job
+    job = cells["ops x none, seed 0"].job
     assert (job.method, job.preset, job.config["width"]) == ("standard", "em100", 2)
 
 
@@ -392,8 +392,8 @@ def test_a_table_stands_for_each_of_its_data_sets(several):
     assert photos.evaluate.yamls == ("configs/learners/em100.yaml",)
     assert photos.evaluate.settings == digits.evaluate.settings
     cells = plan.cells_of([digits, photos])
-    assert [str(cell) for cell in cells][1:3] == ["digits: lsp x photos prior (seed 0)",
-                                                  "photos: lsp x none (seed 0)"]
+    assert [str(cell) for cell in cells][1:3] == ["digits: lsp x photos prior, seed 0",
+                                                  "photos: lsp x none, seed 0"]
     # The same work is one artefact: each table's clean images are the other's prior's.
     assert len({cell.record.job.fingerprint for cell in cells}) == 4
     for cell in cells:
@@ -570,7 +570,7 @@ def test_a_failed_cell_does_not_stop_the_others(tiny):
     process = start(tiny)
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert "broken x none (seed 0): lsp.patch" in stderr
+    assert "broken x none, seed 0: lsp.patch" in stderr
     assert "1 of 5 cells failed" in stderr
     done = {cell.row.name: cell.record.done for cell in planned(tiny)}
     assert done == {"clean": True, "broken": False, "lsp": True}
@@ -586,7 +586,7 @@ def test_an_edited_record_is_named(tiny):
         process = start(tiny)
         _, stderr = process.communicate(timeout=300)
         assert process.returncode == 1
-        assert re.search(r"clean x none \(seed 0\): .*record\.json does not match", stderr), stderr
+        assert re.search(r"clean x none, seed 0: .*record\.json does not match", stderr), stderr
     finally:
         record.write_text(text)
 
@@ -644,13 +644,16 @@ def test_finished_records_of_another_precision_are_said(tiny, monkeypatch):
 
 
 def test_torn_and_foreign_lines_of_the_timings_do_not_count():
-    good = '{"key": ["poison", "lsp"], "seconds": 2}'
-    for line in ('{"key": ["poison", "l', "[1, 2]", "7", '{"key": 1}', "\xff\xfe", "[" * 100_000,
+    good = '{"key": ["poison", "lsp", {"epochs": 2}, 50], "seconds": 2}'
+    for line in ('{"key": ["poison", "l', "[1, 2]", '{"key": ["a", "b", 7, 7], "seconds": 1}',
+                 '{"key": ["a", "b", {"epochs": "x"}, 7], "seconds": 1}', '{"key": "abcd"}',
+                 '{"key": ["a", [], {}, 7], "seconds": 1}', '{"key": ["a", "b", {}, 0]}', "7",
+                 '{"key": 1}', "\xff\xfe", "[" * 100_000,
                  '{"key": 1, "seconds": "soon"}', '{"key": 1, "seconds": NaN}',
                  f'{{"key": 1, "seconds": {10**400}}}', '{"key": 1, "seconds": -3}'):
-        files.mkdir(schedule.TIMINGS.parent)
-        schedule.TIMINGS.write_text(f"{good}\n{line}\n{good}\n{line}", "latin-1")
-        assert schedule.read_timings() == {'["poison", "lsp"]': [2, 2]}, line
+        files.mkdir(estimates.TIMINGS.parent)
+        estimates.TIMINGS.write_text(f"{good}\n{line}\n{good}\n{line}", "latin-1")
+        assert estimates.read_timings() == [(["poison", "lsp", {"epochs": 2}, 50], 2)] * 2, line
 
 
 @pytest.mark.parametrize("place", ["nothing", "a folder", "below a file", "a pipe"])
@@ -663,8 +666,8 @@ def test_timings_that_cannot_be_read_or_written_are_skipped(tmp_path, monkeypatc
     elif place == "below a file":
         (tmp_path / "file").touch()
         path = tmp_path / "file" / "timings.jsonl"
-    monkeypatch.setattr(schedule, "TIMINGS", path)
-    assert schedule.read_timings() == {}
+    monkeypatch.setattr(estimates, "TIMINGS", path)
+    assert estimates.read_timings() == []
     files.append_or_skip(path, b"x\n")
     assert place != "nothing" or path.read_bytes() == b"x\n"
 
@@ -693,9 +696,10 @@ def test_compiling_commands_share_the_cores(tiny, monkeypatch):
     record = planned(tiny)[0].record
     key = "TORCHINDUCTOR_COMPILE_THREADS"
     monkeypatch.delenv(key, raising=False)
-    schedule.Scheduler([record], 4, [])._launch(record)
+    claim = claims.take(record)
+    schedule.Scheduler([record], 4, [])._launch(record, claim)
     monkeypatch.setenv(key, "7")
-    schedule.Scheduler([record], 4, ["GPU-1"])._launch(record)
+    schedule.Scheduler([record], 4, ["GPU-1"])._launch(record, claim)
     assert started == [{key: "2"}, {key: "7", "CUDA_VISIBLE_DEVICES": "GPU-1"}]
 
 

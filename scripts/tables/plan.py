@@ -35,6 +35,9 @@ class Artefact:
     check: Callable[[], None]       # raises UserError for what its command will refuse
     device: DeviceSettings
 
+    def __str__(self) -> str:
+        return f"{self.step.command} {self.out.name}"
+
     @property
     def line(self) -> list[str]:
         """Words after `python`."""
@@ -62,7 +65,7 @@ class Cell:
 
     def __str__(self) -> str:
         block = f"{self.table.block}: " if self.table.block else ""
-        return f"{block}{self.row.name} x {self.column.name} (seed {self.seed})"
+        return f"{block}{self.row.name} x {self.column.name}, seed {self.seed}"
 
 
 @dataclass

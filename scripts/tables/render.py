@@ -68,7 +68,8 @@ def main(argv: list[str] | None = None) -> None:
                       help="PSNR and LPIPS of the cells whose sets are here, as markdown")
     parser.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown")
     parser.add_argument("--jobs", help=argparse.SUPPRESS)       # so that run_table's words fit
-    parser.add_argument("--sets", action="store_true", help=argparse.SUPPRESS)
+    for word in ("--sets", "--worker"):
+        parser.add_argument(word, action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args(argv)
     tables = spec.read(arguments.table, spec.Choice.of(arguments), tuple(arguments.settings))
     cells = plan.cells_of(tables)

@@ -1,72 +1,88 @@
 """Make every missing artefact of a table, each once.
 
-    python scripts/run_table.py configs/tables/NAME.yaml [--quick | --small] [key=value ...]
+    python scripts/run_table.py configs/tables/NAME.yaml ... [--quick | --small] [key=value ...]
 
 key=value goes to every command (data=, root=, device=, threads=). Goes on after a failure and says
 at the end what failed and why. Repeating the line resumes; what is done, or committed under
-results/, is not done again, and what another process is making is waited for. Each command's stderr
-is in runs/logs/. Then: python scripts/table.py with the same words prints the table.
+results/, is not done again. The same line on several terminals shares the work; --worker does so on
+several hosts of one file system, and --status says how far they are. Each command's stderr is in
+runs/logs/. Then: python scripts/table.py with the same words prints the table.
 """
 
 import argparse
 import contextlib
-import json
-import math
 import os
 import shlex
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
-from core import files, processes, reading, records
+from core import files, lock, processes, records
 from core.command import command
 from core.device import free_cores
 from core.distributed import say
 from core.errors import UserError
 from core.workfolder import otherwise
-from scripts.tables import plan, spec
+from scripts.tables import claims, estimates, plan, spec, status, workers
+from scripts.tables.claims import log_of
+from scripts.tables.estimates import Estimates, about
 
-LOGS, TIMINGS = Path("runs/logs"), Path("runs/timings.jsonl")
+POLL_SECONDS = 0.05                 # between two looks at our own commands
+PAUSE_SECONDS, LONGEST_PAUSE = 0.5, 5.0     # between two at what others make, if nothing changes
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python scripts/run_table.py",
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", metavar="TABLE.yaml")
-    parser.add_argument("settings", nargs="*", metavar="key=value")
+    parser.add_argument("words", nargs="+", metavar="TABLE.yaml | key=value")
     spec.Choice.add_to(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and an estimate")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="commands at once")
+    parser.add_argument("--worker", action="store_true",
+                        help="one of several on this runs/, perhaps on other hosts: needs a file "
+                             "system with locks, and the others' commit")
+    parser.add_argument("--status", action="store_true",
+                        help="print how far it is, who makes what, and what failed; make nothing")
     parser.add_argument("--sets", action="store_true",
                         help="also the sets and checkpoints behind records that are there: figures "
                              "read them")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.jobs < 1:
         raise UserError(f"--jobs {arguments.jobs}: must be at least 1")
-    settings = tuple(arguments.settings)
+    paths = [word for word in arguments.words if "=" not in word]
+    settings = tuple(word for word in arguments.words if "=" in word)
+    if not paths:
+        raise UserError("name a table: configs/tables/NAME.yaml")
     if arguments.jobs > 1 and not any(word.startswith("threads=") for word in settings):
         settings += (f"threads={max(1, free_cores() // arguments.jobs)}",)
 
-    tables = spec.read(arguments.table, spec.Choice.of(arguments), settings)
+    choice = spec.Choice.of(arguments)
+    tables = [table for path in paths for table in spec.read(path, choice, settings)]
     cells = plan.cells_of(tables)
     committed = records.committed()
     missing = plan.wanted(cells, committed, sets=arguments.sets)
+    timings = Estimates()
+    titles = "; ".join(table.title for table in tables)
+    if arguments.status:
+        print(status.text(titles, cells, missing, committed, timings), end="")
+        return
     say_made_otherwise(cells, committed)
     for artefact in missing:                # now, not after what they stand on was trained
         artefact.check()
-    timings = read_timings()
-    times = [seconds_of(artefact, timings) for artefact in missing]
-    titles = "; ".join(table.title for table in tables)
-    say(f"{titles}: {len(cells)} cells; {len(missing)} artefacts to make; {estimate(times)}")
+    times = [timings.of(artefact) for artefact in missing]
+    say(f"{titles}: {len(cells)} cells; {len(missing)} artefacts to make; {estimates.total(times)}")
     if arguments.dry_run:
         for artefact, seconds in zip(missing, times, strict=True):
             print(f"{about(seconds):>12}  python {shlex.join(artefact.line)}")
         return
     typed = any(word.startswith("device=") for word in settings)
-    failed = Scheduler(missing, arguments.jobs, [] if typed else visible_gpus()).run()
+    names = status.names_of(cells)
+    with workers.enlisted() if arguments.worker else contextlib.nullcontext(workers.nothing) as ask:
+        failed = Scheduler(missing, arguments.jobs, [] if typed else visible_gpus(), names,
+                           timings, ask).run()
     if failed:
         for cell in cells:
             if cell.record in failed:
@@ -86,16 +102,6 @@ def say_made_otherwise(cells: list[plan.Cell], committed: dict[str, Path]) -> No
         say(f"{found[0]} ({len(found)} such record{'s' if len(found) > 1 else ''})")
 
 
-@dataclass(frozen=True)
-class Running:
-    """A command that was launched: whether it began from nothing, and on which GPU of several."""
-
-    process: subprocess.Popen
-    started: float
-    fresh: bool
-    gpu: str | None
-
-
 def visible_gpus() -> list[str]:
     """What CUDA_VISIBLE_DEVICES may name, where there are several; else nothing to choose."""
     import torch
@@ -105,44 +111,128 @@ def visible_gpus() -> list[str]:
     return names[:count] if count > 1 else []
 
 
-class Scheduler:
-    """Runs commands, at most `jobs` at a time, each when what it needs is there; on several GPUs,
-    each on the least busy one."""
+@dataclass(frozen=True)
+class Running:
+    """A command that was launched: whether it began from nothing, and on which GPU of several."""
 
-    def __init__(self, missing: list[plan.Artefact], jobs: int, gpus: list[str]) -> None:
-        self.pending, self.jobs, self.total = list(missing), jobs, len(missing)
+    process: subprocess.Popen
+    claim: claims.Claim
+    started: float
+    fresh: bool
+    gpu: str | None
+
+
+class Scheduler:
+    """Runs commands, at most `jobs` at a time: of the artefacts whose needs are there the first
+    whose claim is free, the longest chain first; on several GPUs, each on the least busy one.
+
+    Other runners take from the same artefacts: what they made is found done, and what they failed
+    to make is not tried again. `ask` is called before each command and may raise UserError: then
+    what is running ends, and nothing else begins.
+    """
+
+    def __init__(self, missing: list[plan.Artefact], jobs: int, gpus: list[str],
+                 names: dict[plan.Artefact, str] | None = None, timings: Estimates | None = None,
+                 ask: Callable[[], None] = workers.nothing) -> None:
+        self.jobs, self.gpus, self.total = jobs, gpus, len(missing)
+        self.names, self.timings, self.ask = names or {}, timings or Estimates(), ask
+        times = {artefact: self.timings.of(artefact) for artefact in missing}
+        known = [seconds for seconds in times.values() if seconds]
+        typical = sum(known) / len(known) if known else 1.0
+        chain = estimates.chains(missing, lambda artefact: times[artefact] or typical)
+        # Sorting is stable: what an artefact needs stays before it.
+        self.pending = dict.fromkeys(sorted(missing, key=lambda artefact: -chain[artefact]))
         self.running: dict[plan.Artefact, Running] = {}
-        self.gpus = gpus
         self.failed: dict[plan.Artefact, str] = {}
+        # Failures of before, which a repeated line tries again; but a task of a SLURM array that is
+        # started again does not.
+        self.before = {found.token for artefact in missing if (found := claims.failure(artefact))
+                       and not (found.submission and found.submission == claims.submission())}
+        self.killed: set[plan.Artefact] = set()
         self.finished = 0
+        self._pause, self._next_look, self._told = PAUSE_SECONDS, 0.0, ""
 
     def run(self) -> dict[plan.Artefact, str]:
         """Returns what failed, and why."""
+        refused = None
         with processes.interruptible():
             try:
-                while self.pending or self.running:
-                    self._start()
-                    time.sleep(0.05)
+                while self.running or (self.pending and refused is None):
                     self._collect()
+                    if refused is None and time.monotonic() >= self._next_look:
+                        try:
+                            self._look()
+                        except UserError as error:      # of `ask`
+                            refused = error
+                    time.sleep(POLL_SECONDS)
             except BaseException:                       # Ctrl-C, or our own log on a full disk
                 processes.stop(running.process for running in self.running.values())
                 raise
+            finally:
+                for running in self.running.values():
+                    running.claim.release()
+        if refused is not None:
+            raise refused
         return self.failed
 
-    def _start(self) -> None:
+    def _look(self) -> None:
+        """Begin what can be, and drop what others made or failed to make. While nothing changes the
+        next look is later and later."""
+        before, waiting = (len(self.pending), len(self.running)), ""
         for artefact in list(self.pending):
             if len(self.running) >= self.jobs:
-                return
+                break
             broken = next((need for need in artefact.needs if need in self.failed), None)
             if broken is not None:
-                self.pending.remove(artefact)
-                self.failed[artefact] = self.failed[broken]
+                self._fail(artefact, self.failed[broken])
             elif not any(need in self.pending or need in self.running for need in artefact.needs):
-                self.pending.remove(artefact)
-                self._launch(artefact)
+                try:
+                    self._take(artefact)
+                except lock.Held as held:
+                    waiting = waiting or f"waiting for {held} to make {self._name(artefact)}"
+        if (len(self.pending), len(self.running)) != before:
+            self._pause = PAUSE_SECONDS
+        elif waiting and not self.running and waiting != self._told:
+            self._told = waiting
+            say(waiting)
+        self._next_look = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
-    def _launch(self, artefact: plan.Artefact) -> None:
-        files.mkdir(LOGS)
+    def _take(self, artefact: plan.Artefact) -> None:
+        """Begin an artefact whose needs are there, or find what became of it. Raises Held if
+        somebody is making it."""
+        if artefact.done:
+            self._drop(artefact)
+            return
+        claim, launched = claims.take(artefact), False
+        try:
+            # Looked at again with the claim held. NFS remembers that a name was missing until the
+            # folder is read.
+            if artefact.out.parent.is_dir():
+                os.listdir(artefact.out.parent)
+            found = claims.failure(artefact)
+            if artefact.done:
+                self._drop(artefact)
+            elif found and found.token not in self.before:
+                self._fail(artefact, found.why)
+            else:
+                self.ask()
+                self._launch(artefact, claim)
+                launched = True
+        finally:
+            if not launched:
+                claim.release()
+
+    def _drop(self, artefact: plan.Artefact) -> None:
+        del self.pending[artefact]
+        self.finished += 1
+
+    def _fail(self, artefact: plan.Artefact, why: str) -> None:
+        self._drop(artefact)
+        self.failed[artefact] = why
+
+    def _launch(self, artefact: plan.Artefact, claim: claims.Claim) -> None:
+        files.mkdir(claims.LOGS)
         fresh = not artefact.out.with_name(artefact.out.name + ".partial").exists()
         busy = [running.gpu for running in self.running.values()]
         gpu = min(self.gpus, key=busy.count, default=None)
@@ -153,92 +243,68 @@ class Scheduler:
             "TORCHINDUCTOR_COMPILE_THREADS", share)
         with open(log_of(artefact), "w") as log:
             process = processes.start(artefact.line, stdout=subprocess.DEVNULL, stderr=log,
-                                      env=environment)
-        self.running[artefact] = Running(process, time.monotonic(), fresh, gpu)
-        say(f"[{self.finished + len(self.running)}/{self.total}] {artefact.out}")
+                                      env=environment, pass_fds=(claim.descriptor,))
+        del self.pending[artefact]
+        self.running[artefact] = Running(process, claim, time.monotonic(), fresh, gpu)
+        say(f"begun: {self._name(artefact)} ({log_of(artefact)})")
 
     def _collect(self) -> None:
         for artefact, running in list(self.running.items()):
-            status = running.process.poll()
-            if status is None:
+            code = running.process.poll()
+            if code is None:
                 continue
             del self.running[artefact]
-            self.finished += 1
+            self._next_look = 0.0
             seconds = time.monotonic() - running.started
-            if status == 0:
-                say(f"done in {about(seconds)}: {artefact.out}")
+            if code == 0 and artefact.done:
+                self.finished += 1
                 if running.fresh:
-                    note_seconds(artefact, seconds)
+                    self.timings.note(artefact, seconds)
+                self._say_done(artefact, seconds)
+            elif code < 0 and artefact not in self.killed:      # by a person, or for its memory
+                self.killed.add(artefact)
+                self.pending = {artefact: None, **self.pending}
+                say(f"killed by signal {-code}, to be gone on with: {self._name(artefact)}")
             else:
-                self.failed[artefact] = why(artefact, status)
-                say(f"FAILED: {artefact.out}: {self.failed[artefact]}")
+                self.finished += 1
+                self.failed[artefact] = why = why_of(artefact, code)
+                running.claim.fail(why)
+                say(f"[{self.finished}/{self.total}] FAILED: {self._name(artefact)}: {why}")
+            running.claim.release()
+
+    # --- what a person reads -----------------------------------------------------------------
+
+    def _name(self, artefact: plan.Artefact) -> str:
+        return self.names.get(artefact, str(artefact))
+
+    def _say_done(self, artefact: plan.Artefact, seconds: float) -> None:
+        left = self._left()
+        say(f"[{self.finished}/{self.total}] {self._name(artefact)}: {status.result_of(artefact)}  "
+            f"({about(seconds)}{left and f'; {left}'})")
+
+    def _left(self) -> str:
+        """'about 9 min': what is still to be made, by all who make it now."""
+        elsewhere = len(claims.held(self.pending))
+        here = min(self.jobs, len(self.running) + len(self.pending) - elsewhere)
+        begun = {artefact: time.monotonic() - running.started
+                 for artefact, running in self.running.items()}
+        return estimates.left([*self.running, *self.pending], self.timings, here + elsewhere, begun)
 
 
-def why(artefact: plan.Artefact, status: int) -> str:
-    """The error line of a command that failed."""
+def why_of(artefact: plan.Artefact, code: int) -> str:
+    """The error line of a command that failed, and where the rest is."""
     try:
         lines = log_of(artefact).read_text("utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if errors:
-        return errors[-1]
-    cause = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+        cause = errors[-1]
+    elif code < 0:
+        cause = f"killed by signal {-code}"
+    elif code > 0:
+        cause = f"exit status {code}"
+    else:
+        cause = ("it made something else than was planned, because a YAML or the code was changed "
+                 "meanwhile: start again")
     return f"{cause}; see {log_of(artefact)}"
-
-
-def log_of(artefact: plan.Artefact) -> Path:
-    return LOGS / f"{artefact.job.kind}-{artefact.out.name}.log"
-
-
-# --- estimates -------------------------------------------------------------------------------
-
-
-def key_of(artefact: plan.Artefact) -> list:
-    """What seconds depend on: not on the seed."""
-    return [artefact.step.command, artefact.job.method, artefact.job.config, artefact.rows]
-
-
-def note_seconds(artefact: plan.Artefact, seconds: float) -> None:
-    line = json.dumps({"key": key_of(artefact), "seconds": round(seconds, 1)})
-    files.append_or_skip(TIMINGS, line.encode() + b"\n")
-
-
-def read_timings() -> dict[str, list[float]]:
-    """What steps took here before: key -> seconds. Lines that are torn or not ours do not count."""
-    found: dict[str, list[float]] = {}
-    try:
-        with reading.regular(TIMINGS) as file:
-            lines = file.read().splitlines()
-    except (OSError, UserError):
-        return found
-    for line in lines:
-        with contextlib.suppress(ArithmeticError, KeyError, TypeError, ValueError):
-            entry = reading.parse_json(line)
-            seconds = float(entry["seconds"])
-            if 0 <= seconds < math.inf:
-                found.setdefault(json.dumps(entry["key"], sort_keys=True), []).append(seconds)
-    return found
-
-
-def seconds_of(artefact: plan.Artefact, timings: dict[str, list[float]]) -> float | None:
-    """The median of what such a step took; None if it never ran to its end here."""
-    times = timings.get(json.dumps(key_of(artefact), sort_keys=True))
-    return median(times) if times else None
-
-
-def estimate(times: list[float | None]) -> str:
-    """One job's time for what has been timed here before, and how much has not."""
-    known = [seconds for seconds in times if seconds is not None]
-    unknown = len(times) - len(known)
-    text = f"estimate {about(sum(known))} for {len(known)} of them" if known else "no estimate"
-    return text + (f", {unknown} never timed here" if unknown else "")
-
-
-def about(seconds: float | None) -> str:
-    """'40 s', '12 min' or '3.5 h'; '?' for None."""
-    if seconds is None:
-        return "?"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,132 @@
+"""What a step will take, by what like ones took here: runs/timings.jsonl, a line for each."""
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import median
+
+from core import files, reading
+from core.errors import UserError
+from scripts.tables.plan import Artefact
+
+TIMINGS = Path("runs/timings.jsonl")
+
+
+class Estimates:
+    """Seconds of the steps that were timed here, also by other runners since."""
+
+    def __init__(self) -> None:
+        self._size = -1             # of the file when it was read
+        self._same: dict[str, list[float]] = {}                             # key -> seconds
+        self._like: dict[tuple[str, str], dict[float, list[float]]] = {}    # method -> work -> same
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read what was added by now."""
+        with contextlib.suppress(OSError):
+            size = TIMINGS.stat().st_size
+            if size != self._size:
+                self._size, self._same, self._like = size, {}, {}
+                for key, seconds in read_timings():
+                    self._same.setdefault(text_of(key), []).append(seconds)
+                    works = self._like.setdefault((key[0], key[1]), {})
+                    works.setdefault(work_of(*key), []).append(seconds)
+
+    def of(self, artefact: Artefact) -> float | None:
+        """The median of what such a step took. Where none ever ran to its end here, that of its
+        method's steps that are nearest in size, in proportion; None for a method that never ran."""
+        key = key_of(artefact)
+        if same := self._same.get(text_of(key)):
+            return median(same)
+        work, like = work_of(*key), self._like.get((key[0], key[1]))
+        if not like or not work:
+            return None
+        nearest = min(like, key=lambda other: abs(math.log(work / other)))
+        return median(like[nearest]) * work / nearest
+
+    def note(self, artefact: Artefact, seconds: float) -> None:
+        """What a step took from its beginning to its end."""
+        line = json.dumps({"key": key_of(artefact), "seconds": round(seconds, 1)})
+        files.append_or_skip(TIMINGS, line.encode() + b"\n")
+        self.refresh()
+
+
+def key_of(artefact: Artefact) -> list:
+    """What seconds depend on: not on the seed."""
+    return [artefact.step.command, artefact.job.method, artefact.job.config, artefact.rows]
+
+
+def text_of(key: list) -> str:
+    return json.dumps(key, sort_keys=True)
+
+
+def work_of(command: str, method: str, config: dict, rows: int) -> float:
+    """How many images a step goes through: what seconds of one method are in proportion to."""
+    if "batch_size" in config and config.get("steps") and command not in ("poison", "purify"):
+        return float(config["steps"] * config["batch_size"])
+    return float(rows * (config.get("epochs") or 1))
+
+
+def read_timings() -> list[tuple[list, float]]:
+    """(key, seconds) of each line. Lines that are torn or not ours do not count."""
+    found = []
+    try:
+        with reading.regular(TIMINGS) as file:
+            lines = file.read().splitlines()
+    except (OSError, UserError):
+        return found
+    for line in lines:
+        with contextlib.suppress(ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+            entry = reading.parse_json(line)
+            command, method, config, rows = entry["key"]
+            seconds = float(entry["seconds"])
+            if (0 <= seconds < math.inf and 0 < work_of(command, method, config, rows) < math.inf
+                    and {type(command), type(method)} == {str}):
+                found.append(([command, method, config, rows], seconds))
+    return found
+
+
+def total(times: list[float | None]) -> str:
+    """One job's time for what has been timed here before, and how much has not."""
+    known = [seconds for seconds in times if seconds is not None]
+    unknown = len(times) - len(known)
+    text = f"estimate {about(sum(known))} for {len(known)} of them" if known else "no estimate"
+    return text + (f", {unknown} never timed here" if unknown else "")
+
+
+def chains(missing: Iterable[Artefact], seconds: Callable[[Artefact], float]
+           ) -> dict[Artefact, float]:
+    """Of artefacts in the order of their needs, each one's seconds with those of the longest chain
+    that waits for it."""
+    after = dict.fromkeys(missing, 0.0)
+    for artefact in reversed(after):
+        after[artefact] += seconds(artefact)
+        for need in artefact.needs:
+            if need in after:
+                after[need] = max(after[need], after[artefact])
+    return after
+
+
+def left(missing: list[Artefact], timings: Estimates, jobs: int, begun: dict[Artefact, float]
+         ) -> str:
+    """'about 9 min left' with so many jobs, 'more than' where some were never timed, '' where none
+    was. `missing` in the order of needs; `begun`: seconds since a command began."""
+    times = {artefact: timings.of(artefact) for artefact in missing}
+    known = {artefact: max(0.0, seconds - begun.get(artefact, 0.0))
+             for artefact, seconds in times.items() if seconds is not None}
+    if not known:
+        return ""
+    longest = chains(missing, lambda artefact: known.get(artefact, 0.0))
+    seconds = max(sum(known.values()) / max(1, jobs), *longest.values())
+    return f"{'about' if len(known) == len(times) else 'more than'} {about(seconds)} left"
+
+
+def about(seconds: float | None) -> str:
+    """'40 s', '12 min' or '3.5 h'; '?' for None."""
+    if seconds is None:
+        return "?"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,336 @@
+"""Several runners of one table: claims, and what each death leaves to the others."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from core import files, lock
+from core.device import DeviceSettings
+from core.errors import UserError
+from core.identity import Job
+from scripts.tables import claims, estimates, plan, schedule, workers
+
+# Stands for a command of a table: says that it begins, works in seconds, and leaves `out` whole.
+COMMAND = """
+import os, sys, time
+out, seconds, code = sys.argv[1:]
+with open("starts", "a") as file:
+    file.write(f"{os.path.basename(out)} {os.getpid()}\\n")
+if code == "interrupted once" and not os.path.exists("again"):
+    open("again", "w").close()
+    os.kill(os.getpid(), 9)
+time.sleep(float(seconds))
+if code.isdecimal():
+    print(f"error: it is {code}", file=sys.stderr)
+    sys.exit(int(code))
+if code != "nothing":
+    os.mkdir(out)
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece(plan.Artefact):
+    """An artefact that a small Python program makes."""
+
+    seconds: float = 0.0
+    code: str = ""
+
+    @property
+    def line(self) -> list[str]:
+        return ["-c", COMMAND, str(self.out), str(self.seconds), self.code]
+
+    @property
+    def done(self) -> bool:
+        return self.out.exists()
+
+
+def piece(name: str, *needs: Piece, seconds: float = 0.0, code: str = "", rows: int = 100,
+          **config) -> Piece:
+    job = Job("sets", name, "test", 1, {"name": name, **config}, 0, {})
+    return Piece(SimpleNamespace(command="poison"), job, (), Path("runs", name), needs, rows,
+                 plan.nothing, DeviceSettings(), seconds, code)
+
+
+@pytest.fixture(autouse=True)
+def _looks_often(monkeypatch):
+    monkeypatch.setattr(schedule, "PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(schedule, "LONGEST_PAUSE", 0.2)
+
+
+@pytest.fixture
+def pieces() -> list[Piece]:
+    """Three chains: of three, of two, and twelve alone."""
+    files.mkdir(Path("runs"))
+    first = piece("poison", seconds=0.1)
+    second = piece("purified", first, seconds=0.1)
+    other = piece("other", seconds=0.1)
+    return [first, second, piece("record", second, seconds=0.1), other, piece("after", other),
+            *(piece(f"alone{i}", seconds=0.1) for i in range(12))]
+
+
+def runner(missing: list[Piece], jobs: int = 1, **options) -> schedule.Scheduler:
+    return schedule.Scheduler(missing, jobs, [], **options)
+
+
+def forked(missing: list[Piece], output: str) -> int:
+    """A runner in a process of its own; its number."""
+    number = os.fork()
+    if number:
+        return number
+    with contextlib.suppress(BaseException), open(output, "w", buffering=1) as sys.stderr:
+        os._exit(len(runner(missing).run()))
+    os._exit(99)
+
+
+def status_of(number: int) -> int:
+    return os.waitpid(number, 0)[1]
+
+
+def starts() -> list[str]:
+    path = Path("starts")
+    return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def until(holds, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# --- sharing ---------------------------------------------------------------------------------
+
+
+def test_three_runners_begin_every_artefact_once(pieces):
+    numbers = [forked(pieces, f"log{i}") for i in range(3)]
+    assert [status_of(number) for number in numbers] == [0, 0, 0]
+    assert Counter(starts()) == Counter(made.out.name for made in pieces)
+    assert all(made.done for made in pieces)
+    assert not list(claims.CLAIMS.iterdir())            # nothing is left of a claim
+    shares = [Path(f"log{i}").read_text().count("begun: ") for i in range(3)]
+    assert sum(shares) == len(pieces)
+    assert min(shares) > 1                              # and no one walked behind another
+
+
+def test_the_longest_chain_goes_first(pieces):
+    """By what like steps took; by their number where nothing was timed."""
+    order = list(runner(pieces).pending)
+    assert [made.out.name for made in order[:3]] == ["poison", "purified", "other"]
+    timed = estimates.Estimates()
+    timed.of = lambda made: {"alone7": 9.0, "poison": 2.0}.get(made.out.name, 1.0)
+    order = [made.out.name for made in runner(pieces, timings=timed).pending]
+    assert order[:2] == ["alone7", "poison"]
+    assert order.index("poison") < order.index("purified") < order.index("record")
+
+
+def test_two_tables_share_what_both_need(pieces):
+    """The same artefact of two plans is one claim."""
+    again = piece("poison", seconds=0.1)
+    both = [forked(pieces[:3], "log0"), forked([again, piece("third", again)], "log1")]
+    assert [status_of(number) for number in both] == [0, 0]
+    assert Counter(starts()) == Counter(["poison", "purified", "record", "third"])
+
+
+# --- deaths ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("victims", ["the runner", "its command", "both"])
+def test_the_others_finish_what_a_killed_one_began(pieces, victims):
+    slow = piece("slow", seconds=0.8)
+    one = forked([slow], "log0")
+    until(lambda: "slow" in starts())
+    command = int(Path("starts").read_text().split()[1])
+    other = forked([slow, *pieces[:3]], "log1")
+    if victims != "its command":
+        os.kill(one, signal.SIGKILL)
+    if victims != "the runner":
+        os.kill(command, signal.SIGKILL)
+    assert status_of(other) == 0
+    status_of(one)
+    assert all(made.done for made in (slow, *pieces[:3]))
+    # A command that outlives its runner keeps the claim, so that nobody works beside it.
+    assert starts().count("slow") == (1 if victims == "the runner" else 2)
+
+
+def test_a_claim_of_a_dead_runner_is_free(pieces):
+    folder = claims.folder_of(pieces[0])
+    folder.mkdir(parents=True)
+    (folder / "lock").write_bytes(lock.SIGN + b'{"pid": 1, "host": "gone", "since": "2020"}')
+    assert not claims.held(pieces)
+    assert runner(pieces[:1]).run() == {}
+    assert starts() == ["poison"]
+
+
+def test_a_killed_command_is_gone_on_with_once():
+    """As after the kernel's want of memory; a second time it is a failure."""
+    files.mkdir(Path("runs"))
+    assert runner([piece("one", code="interrupted once")]).run() == {}
+    assert starts() == ["one", "one"]
+    slow = piece("slow", seconds=60)
+    again = runner([slow])
+    for _ in range(2):
+        again._look()
+        again.running[slow].process.kill()
+        again.running[slow].process.wait()
+        again._collect()
+    assert again.failed == {slow: "killed by signal 9; see runs/logs/sets-slow.log"}
+
+
+def test_what_another_holds_is_waited_for_and_named(pieces, monkeypatch, capsys):
+    held = claims.take(pieces[0])
+    waiting = runner(pieces[:2])
+    waiting._look()
+    waiting._look()
+    text = f"waiting for another process ({os.getpid()} on "
+    assert capsys.readouterr().err.count(text) == 1     # said once
+    assert not waiting.running
+    assert claims.held(pieces) == {pieces[0]: lock.holder(claims.folder_of(pieces[0]))}
+    held.release()
+    waiting._look()
+    assert pieces[0] in waiting.running
+    assert waiting.run() == {}
+
+
+def test_a_stopped_runner_holds_up_only_what_it_makes():
+    """SIGSTOP: its command goes on and the others with what stands on it; then it goes on too."""
+    files.mkdir(Path("runs"))
+    slow = piece("slow", seconds=0.5)
+    one = forked([slow, piece("last", slow, seconds=0.1)], "log0")
+    until(lambda: "slow" in starts())
+    os.kill(one, signal.SIGSTOP)
+    other = forked([slow, piece("after slow", slow)], "log1")
+    assert status_of(other) == 0
+    os.kill(one, signal.SIGCONT)
+    assert status_of(one) == 0
+    assert Counter(starts())["slow"] == 1
+
+
+# --- failures --------------------------------------------------------------------------------
+
+
+def test_a_failure_is_not_repeated_by_the_others_but_by_the_same_line(capsys):
+    files.mkdir(Path("runs"))
+    broken = piece("broken", code="7")
+    stands = piece("stands on it", broken)
+    peer = runner([broken, stands])                     # begun before it failed
+    found = runner([broken, stands, piece("fine")]).run()
+    assert found == dict.fromkeys((broken, stands), "it is 7; see runs/logs/sets-broken.log")
+    assert peer.run() == found
+    assert starts().count("broken") == 1
+    assert list(runner([broken]).run()) == [broken]     # the line is repeated
+    assert starts().count("broken") == 2
+    assert claims.failure(broken).why == found[broken]
+    mended = piece("broken")
+    object.__setattr__(mended, "job", broken.job)
+    assert runner([mended]).run() == {}
+    assert not list(claims.CLAIMS.iterdir())
+
+
+def test_a_task_of_an_array_that_is_started_again_counts_its_failures(monkeypatch):
+    files.mkdir(Path("runs"))
+    broken = piece("broken", code="7")
+    for array, times in (("41", 1), ("41", 1), ("42", 2), ("", 3)):
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", array)
+        assert list(runner([broken]).run()) == [broken]
+        assert starts().count("broken") == times
+
+
+def test_what_is_not_what_was_planned_is_a_failure():
+    """A YAML that was edited after the table was planned makes another artefact."""
+    files.mkdir(Path("runs"))
+    made = piece("one", code="nothing")
+    assert "a YAML or the code was changed meanwhile" in runner([made]).run()[made]
+
+
+def test_a_full_disk_ends_the_runner_and_frees_its_claims(pieces, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device", str(path))
+
+    broken = piece("broken", code="7")
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write_bytes", full)     # the word for the others is left out
+        assert list(runner([broken]).run()) == [broken]
+    assert claims.failure(broken) is None
+    with monkeypatch.context() as patched:
+        patched.setattr(schedule, "log_of", lambda artefact: Path("/dev/full/log"))
+        with pytest.raises(OSError, match="/dev/full"):
+            runner(pieces).run()
+    assert not claims.held(pieces)
+
+
+# --- workers ---------------------------------------------------------------------------------
+
+
+def test_workers_of_one_commit_and_no_other(monkeypatch):
+    with workers.enlisted() as unchanged, workers.enlisted():
+        unchanged()
+        assert len(workers.alive()) == 2
+        assert {workers.code_of(folder)["code_sha256"] for folder in workers.alive()} == \
+            {workers.code()}
+        monkeypatch.setattr(workers, "code", lambda: "other")
+        with pytest.raises(UserError, match=r"this worker's code \(.*\) is not that of another "
+                           rf"process \({os.getpid()} on .*\): bring both to one commit"), \
+                workers.enlisted():
+            pass
+        with pytest.raises(UserError, match="was changed since this worker began"):
+            unchanged()
+    with workers.enlisted():                            # nobody else is left
+        assert len(workers.alive()) == 1
+    assert not list(workers.WORKERS.iterdir())
+
+
+def test_a_dead_worker_of_other_code_is_no_peer():
+    folder = workers.WORKERS / "gone-7-abc"
+    folder.mkdir(parents=True)
+    (folder / "lock").write_bytes(lock.SIGN)
+    (folder / "code.json").write_text('{"code_sha256": "other", "version": "commit 0"}')
+    with workers.enlisted():
+        assert len(workers.alive()) == 1
+
+
+def test_a_change_of_code_lets_what_runs_end_and_begins_nothing(pieces):
+    def ask():
+        if starts():
+            raise UserError("changed")
+
+    slow = piece("slow", seconds=0.5)
+    with pytest.raises(UserError, match="changed"):
+        runner([slow, *pieces], jobs=2, ask=ask).run()
+    assert len(starts()) <= 2
+    assert all(Path("runs", name).exists() for name in starts())
+    assert not claims.held(pieces)
+
+
+MOUNTS = ("22 1 0:21 / / rw - ext4 /dev/sda rw\n"
+          r"23 22 0:22 / /a\040folder rw,relatime shared:1 - {} server:/x {}" + "\n")
+
+
+@pytest.mark.parametrize(("kind", "options", "refused"), [
+    ("nfs4", "rw,vers=4.2,local_lock=none", ""), ("nfs", "rw,nolock,local_lock=all", "nolock"),
+    ("nfs", "rw,vers=3,local_lock=flock", "local_lock"), ("lustre", "rw,flock,lazystatfs", ""),
+    ("lustre", "rw,localflock", "without the option flock"), ("ext4", "rw", ""),
+    ("fuse.sshfs", "rw", "other hosts do not see"), ("cifs", "rw,nobrl", "nobrl")])
+def test_a_file_system_without_locks_across_hosts_is_known(tmp_path, kind, options, refused):
+    (tmp_path / "mounts").write_text(MOUNTS.format(kind, options))
+    found = workers.unseen(Path("/a folder/project/runs"), tmp_path / "mounts")
+    assert (refused in found) if refused else found is None
+    assert workers.unseen(Path("/elsewhere"), tmp_path / "mounts") is None
+
+
+def test_a_worker_on_a_file_system_without_locks_is_refused(monkeypatch):
+    monkeypatch.setattr(workers, "unseen", lambda folder: "nfs (/home), mounted with nolock")
+    with pytest.raises(UserError, match=r"runs is on nfs .*--jobs N on one host"), \
+            workers.enlisted():
+        pass
+    monkeypatch.undo()
+    monkeypatch.setattr(lock, "holder", lambda folder: None)        # what flock forgets
+    with pytest.raises(UserError, match="does not keep locks"), workers.enlisted():
+        pass
