@@ -16,7 +16,7 @@ NAMES = {
 def name_of(label: str) -> str:
     """A row or column of a table, whose first word may be a method: 'jcdp strength=1' -> 'JCDP,
     strength 1'."""
-    first, *rest = label.replace(",", "").split()
+    first, *rest = label.replace(",", "").split() or [label]
     words = [NAMES.get(first, first), *rest]
     return " ".join(words[:1]) + "".join(f", {word.replace('=', ' ')}" if "=" in word
                                          else f" {word}" for word in words[1:])

@@ -1,0 +1,1 @@
+"""One HTML page of results: what is in their folders (gather), how it is written (page)."""

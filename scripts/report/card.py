@@ -1,0 +1,112 @@
+"""A record's card: its curve, its lineage, the lines that made it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from core import records
+from core.checkpoint import describe
+from core.imageset import title
+from core.manual import typed
+from scripts.documents.names import NAMES
+from scripts.report.curves import curve
+from scripts.report.elements import Markup, join, link, tag
+from scripts.report.gather import Kept
+from scripts.tables.render import number
+
+FILES = ("record.json", "config.yaml", "log.jsonl", "meta.json")
+SHOWN = ("date", "seed", "protocol", "epochs", "best_epoch", "kept_epoch", "fingerprint")
+
+
+def card(kept: Kept, name: str, back: str, known: list[dict],
+         path_to: Callable[[Path], str]) -> Markup:
+    """All of one record; shown once its number was clicked. `name` and `back` are ids: its own, and
+    where it closes to; `known` are published numbers of its cell."""
+    record, place = kept.record, kept.place
+    steps = [NAMES.get(title(step), NAMES.get(step["method"], title(step)))
+             for step in record["train"]["lineage"]]
+    return tag(
+        "article", link(f"#{back}", "close", class_="close"),
+        tag("h3", f"{' > '.join(steps) or 'clean'}: {100 * record['accuracy_last']:.1f} %"),
+        tag("p", "Clean test accuracy after the last epoch; best "
+            f"{100 * record['accuracy_best']:.1f} % (an oracle), on its own training set "
+            f"{100 * record['train_accuracy']:.1f} %."),
+        tag("p", "Published: ", sourced(known)) if known else None,
+        curve(*points(kept), 340, 130, labels=True),
+        tag("p", "Line: on its own training set. Points: on clean test images.", class_="about"),
+        tag("h4", "Lineage"), lineage(record),
+        tag("h4", "Command lines"),
+        join([tag("p", "All of it at once:"), tag("pre", kept.cell)]) if kept.cell else None,
+        *(tag("pre", line) for line in kept.lines),
+        tag("h4", "Record"), facts(record),
+        tag("p", join((link(path_to(place / file), file) for file in FILES
+                       if (place / file).exists()), " · ")), id=name)
+
+
+def lineage(record: dict) -> Markup:
+    """From the clean images to the network, a step each."""
+    train = record["train"]
+    root = train["root"]
+    split = f", {root['split']}" if "split" in root else ""
+    rows = f"{train['rows']:,} images of " if "rows" in train else ""
+    items = [tag("li", f"{rows}{root.get('data', train['name'])}{split}",
+                 digest(train.get("root_digest")))]
+    for step in train["lineage"]:
+        seen = f"; its network learned from {describe(step['trained_on'])}" \
+            if step.get("trained_on") else ""
+        seconds = f"; {step['seconds']:,.0f} s" if "seconds" in step else ""
+        items.append(tag(
+            "li", tag("b", NAMES.get(step["method"], step["method"])),
+            f", seed {step['seed']}" if "seed" in step else "",
+            f", version {step['version']}" if "version" in step else "", f"{seconds}{seen}",
+            settings({**step.get("config", {}), **step.get("settings", {})}),
+            digest(step.get("fingerprint"))))
+    learner = record.get("learner", "standard")
+    items.append(tag("li", tag("b", NAMES.get(learner, learner)),
+                     f" training, {record.get('protocol', '')}, seed {record.get('seed', 0)}; "
+                     f"{record['seconds']:,.0f} s; the defence saw {records.saw(record)}",
+                     settings({**record.get("config", {}), **record.get("settings", {})})))
+    return tag("ol", *items)
+
+
+def settings(values: dict) -> Markup | None:
+    if not values:
+        return None
+    return tag("code", " ".join(f"{key}={value_of(value)}" for key, value in values.items()))
+
+
+def value_of(value: object) -> str:
+    return str(value) if isinstance(value, list | dict) else typed(value)
+
+
+def digest(value: str | None) -> Markup | None:
+    return tag("code", value[:16], title=value) if value else None
+
+
+def facts(record: dict) -> Markup:
+    """What else the record says: machine, versions, speed."""
+    changed = ", with changes that were not committed" if record.get("dirty") else ""
+    found = {
+        "commit": record["commit"] + changed if record.get("commit") else None,
+        **{key: record.get(key) for key in SHOWN},
+        "overrides": settings(record.get("overrides") or {}),
+        "images a second": f"{record['images_per_second']:,.0f}",
+        "versions": settings(record.get("versions", {})),
+        "device": settings(record.get("device", {}))}
+    return tag("dl", *(join([tag("dt", key.replace("_", " ")), tag("dd", value)])
+                       for key, value in found.items() if value is not None))
+
+
+def points(kept: Kept) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """(epoch, accuracy) on the set itself, and on clean test images."""
+    trained = [(line["at"] + 1, line["train_accuracy"]) for line in kept.log
+               if all(isinstance(line.get(key), int | float) for key in ("at", "train_accuracy"))]
+    return trained, [(epoch, accuracy) for epoch, accuracy in kept.record["curve"]]
+
+
+def sourced(facts: list[dict]) -> Markup:
+    return join((tag("span", number(fact), title=where(fact)) for fact in facts), "; ")
+
+
+def where(fact: dict) -> str:
+    """What results/reported.csv says of a published number."""
+    return ", ".join(f"{key}: {value}" for key, value in fact.items())

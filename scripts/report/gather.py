@@ -1,0 +1,310 @@
+"""What folders of results hold: tables of records beside published numbers, printed tables,
+pictures.
+
+A folder may have an `index.yaml`, as results/ has:
+
+    tables      folder below it: {tables: [names in configs/tables], settings: [what is typed]}
+    printed     FILE.md: {title, data, line}, of a table whose records were not kept
+    retired     record: why no table reaches it
+    copies      a file of images: the data set that it is a copy of
+
+Records that no index speaks of stand in a table for each data set and protocol. A picture's caption
+and line come from the first table of the README.md beside it (picture, what it is, line), its
+numbers from NAME.md or NAME.txt.
+"""
+
+import contextlib
+import io
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from core import config, records
+from core.artefact import read_log
+from core.commands import COMMANDS
+from core.config import Node
+from core.errors import UserError
+from core.methods import is_method
+from core.remembered import NAMED
+from scripts.documents.names import NAMES
+from scripts.report import prints
+from scripts.tables import plan, render, spec
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A record, and what is known of how it was made."""
+
+    place: Path
+    record: dict
+    log: list[dict]                 # of its training
+    data: str                       # the data set, under its own name
+    lines: tuple[str, ...]          # shell lines, each making what the next one reads
+    cell: str = ""                  # one line of run_table.py for all of them
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell of a table: its numbers, and what it is found by."""
+
+    entry: render.Entry
+    attack: str
+    defence: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells that have a record."""
+
+    title: str
+    data: str
+    rows: list[Row]
+    line: str = ""                  # that makes and prints all of it
+    cells: int = 0                  # in all, also those without a record
+
+
+@dataclass
+class Folder:
+    """A chapter of the page."""
+
+    name: str
+    title: str
+    tables: list[Table] = field(default_factory=list)
+    printed: list[prints.Printed] = field(default_factory=list)
+    pictures: list[prints.Picture] = field(default_factory=list)
+
+
+@dataclass
+class Results:
+    folders: list[Folder] = field(default_factory=list)
+    kept: dict[Path, Kept] = field(default_factory=dict)        # by folder
+    left_out: list[str] = field(default_factory=list)           # damaged records, and why
+
+
+@dataclass(frozen=True)
+class IndexedTables:
+    tables: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+
+
+def gather(roots: Iterable[Path]) -> Results:
+    """Everything below these folders. Raises UserError if one is none, if an index is wrong, or if
+    there is nothing."""
+    results = Results()
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder; name folders that hold records or pictures")
+        add(root, results)
+    if not results.folders:
+        places = " and ".join(map(str, roots))
+        raise UserError(f"{places}: no finished record, printed table or picture is below it; "
+                        "evaluate.py and scripts/run_table.py write records")
+    return results
+
+
+def add(root: Path, results: Results) -> None:
+    index = read_index(root)
+    folders: dict[str, Folder] = {}
+
+    def folder_of(path: Path | str) -> Folder:
+        """The chapter of a file below the root: the first folder on the way to it."""
+        place = root / (Path(path).parts[:-1] or ["."])[0]
+        return folders.setdefault(place.as_posix(), Folder(place.as_posix(), prints.heading(place)))
+
+    found = load_records(root, results)
+    by_fingerprint = {record["fingerprint"]: place for place, record in found.items()}
+    reached: set[Path] = set()
+    forms: dict[str, str] = {}      # printed forms of tables that stand here from their records
+    for where, entry in section_of(index, "tables", IndexedTables).items():
+        for name in entry.tables:
+            choice, settings = spec.Choice.split(entry.settings)
+            tables = spec.read(f"{spec.TABLES / name}.yaml", choice, settings)
+            with contextlib.redirect_stderr(io.StringIO()):     # remarks to who makes the table
+                cells = plan.cells_of(tables)
+            for cell in cells:
+                place = by_fingerprint.get(cell.record.job.fingerprint)
+                if place is not None and place not in reached:
+                    reached.add(place)
+                    keep(results, place, found[place], index, cell, entry)
+            for table in tables:
+                if (made := table_of(table, cells, by_fingerprint, entry, results)).rows:
+                    folder_of(f"{where}/table.md").tables.append(made)
+            forms |= dict.fromkeys((f"{where}/table.md", f"{where}.md"), tables[0].title)
+
+    reasons = {root / place: config.text(node)
+               for place, node in spec.section(index, "retired").items()}
+    rest = [place for place in found if place not in reached]
+    for place in rest:
+        keep(results, place, found[place], index)
+    for chapter in dict.fromkeys(folder_of(place.relative_to(root)).name for place in rest):
+        for title, wanted in (("Records", False), ("Retired records", True)):
+            chosen = {place: found[place] for place in rest if (place in reasons) == wanted
+                      and folder_of(place.relative_to(root)).name == chapter}
+            folders[chapter].tables += by_protocol(title, chosen, results, reasons)
+
+    titles = section_of(index, "printed", prints.About)
+    for path in prints.documents(root):
+        name = path.relative_to(root).as_posix()
+        about = titles.get(name, prints.About(path.stem))
+        try:
+            found_there = list(prints.printed_in(path, about, forms.get(name)))
+        except UserError as error:
+            results.left_out.append(str(error))
+        else:
+            folder_of(name).printed += found_there
+    for path in prints.pictures(root):
+        folder_of(path.relative_to(root)).pictures.append(prints.picture(path))
+    results.folders += folders.values()
+
+
+# --- the index -------------------------------------------------------------------------------
+
+
+def read_index(root: Path) -> dict[str, Node]:
+    """The sections of a folder's index.yaml; none without one."""
+    path = root / "index.yaml"
+    return config.read_file(path).value if path.exists() else {}
+
+
+def section_of(index: dict[str, Node], key: str, kind: type) -> dict:
+    return {name: config.build(kind, node, name)
+            for name, node in spec.section(index, key).items()}
+
+
+def data_of(record: dict, index: dict[str, Node]) -> str:
+    """The data set behind a record: by its own name, also of a copy that the index knows."""
+    root = record["train"]["root"].get("data", record["train"]["name"])
+    copies = spec.section(index, "copies")
+    return config.text(copies[root]) if root in copies else Path(root).stem
+
+
+# --- records ---------------------------------------------------------------------------------
+
+
+def load_records(root: Path, results: Results) -> dict[Path, dict]:
+    """Every finished record below a folder. One that is damaged is left out, and said to be."""
+    found = {}
+    for path in sorted(root.rglob("record.json")):
+        if any(part.endswith(".partial") for part in path.relative_to(root).parts):
+            continue
+        try:
+            found[path.parent] = records.load(path.parent)
+        except UserError as error:
+            results.left_out.append(str(error))
+    return found
+
+
+def keep(results: Results, place: Path, record: dict, index: dict[str, Node],
+         cell: plan.Cell | None = None, entry: IndexedTables | None = None) -> None:
+    """Remember a record with its log and the lines that make it."""
+    log = []
+    if (place / "log.jsonl").exists():
+        try:
+            log = read_log(place)
+        except UserError as error:
+            results.left_out.append(str(error))
+    lines, line = (line_of(["evaluate.py", f"{place}/config.yaml"]),), ""
+    if cell is not None:
+        lines = tuple(line_of([*COMMANDS[step.step.command].words, *step.arguments])
+                      for step in chain(cell.record))
+        part = [f"--rows={cell.row.name}", f"--columns={cell.column.name}",
+                f"--seeds={cell.seed}"]
+        line = table_line(cell.table.path, [*entry.settings, *part])
+    results.kept[place] = Kept(place, record, log, data_of(record, index), lines, line)
+
+
+def chain(artefact: plan.Artefact) -> list[plan.Artefact]:
+    """What an artefact stands on, in an order that works, and itself."""
+    order: dict[Path, plan.Artefact] = {}
+
+    def visit(one: plan.Artefact) -> None:
+        for need in one.needs:
+            visit(need)
+        order.setdefault(one.out, one)
+
+    visit(artefact)
+    return list(order.values())
+
+
+def line_of(words: list[str]) -> str:
+    return shlex.join(["python", *words])
+
+
+def table_line(path: str, words: Iterable[str]) -> str:
+    return line_of(["scripts/run_table.py", path, *words])
+
+
+def table_of(table: spec.Table, cells: list[plan.Cell], places: dict[str, Path],
+             entry: IndexedTables, results: Results) -> Table:
+    """A table's cells that have a record."""
+    entries = render.collect(table, cells, lambda record: places.get(record.job.fingerprint))
+    derived = {line.name for line in table.derived}
+    rows = [row_of(one, results.kept, oracle=one.column in derived) for one in entries
+            if one.places]
+    own = [cell for cell in cells if cell.table is table]
+    data = next((results.kept[row.entry.places[0]].data for row in rows), table.dataset)
+    return Table(table.title, data, rows, table_line(table.path, entry.settings),
+                 len({(cell.row.name, cell.column.name) for cell in own}))
+
+
+def row_of(entry: render.Entry, kept: dict[Path, Kept], *, oracle: bool = False, note: str = ""
+           ) -> Row:
+    attack, defence = methods_of(kept[entry.places[0]].record)
+    return Row(entry, named(attack) or "clean",
+               prints.ORACLE if oracle else named(defence) or "none", note)
+
+
+def methods_of(record: dict) -> tuple[list[str], list[str]]:
+    """The methods that made the set, and those that defended it: purifiers, and a learner that is
+    not plain training."""
+    steps = [step["method"] for step in record["train"]["lineage"]]
+    purifiers = [method for method in steps if is_method("purifiers", method)]
+    learner = record.get("learner", "standard")
+    return ([method for method in steps if method not in purifiers],
+            purifiers + ([learner] if learner != "standard" else []))
+
+
+def named(methods: list[str]) -> str:
+    return " + ".join(NAMES.get(method, method) for method in methods)
+
+
+@dataclass(frozen=True)
+class Group:
+    """As much of a table as published numbers are looked up by."""
+
+    dataset: str
+    source: str = ""
+
+
+def by_protocol(title: str, found: dict[Path, dict], results: Results, reasons: dict[Path, str]
+                ) -> Iterator[Table]:
+    """A table for each data set, size and protocol of records that no table reaches. Beside them
+    stand published numbers, but not beside what was retired for a reason."""
+    groups: dict[tuple, dict[tuple, dict[Path, dict]]] = {}
+    for place, record in found.items():
+        lineage = record["train"]["lineage"]
+        methods = tuple(step["method"] for step in lineage)
+        values = str([config.plain(step.get("config")) for step in lineage])
+        group = (results.kept[place].data, record["train"].get("rows", 0),
+                 record.get("protocol", ""))
+        cells = groups.setdefault(group, {})
+        cells.setdefault((methods, values, reasons.get(place, "")), {})[place] = record
+    known = render.published()
+    for (data, _, protocol), cells in sorted(groups.items()):
+        listed = [row_of(entry_of(places, data if data in NAMED and not note else "", known),
+                         results.kept, note=note) for (*_, note), places in sorted(cells.items())]
+        yield Table(f"{title}, {protocol}", data, listed)
+
+
+def entry_of(places: dict[Path, dict], dataset: str, known: list[dict]) -> render.Entry:
+    """Records of one cell, seed by seed, as an entry of a table."""
+    found = list(places.values())
+    attack, defence = ("+".join(part) for part in methods_of(found[0]))
+    network = found[0].get("config", {}).get("architecture", "resnet18")
+    return render.Entry(
+        "", attack or "clean", defence or "none", [100 * one["accuracy_last"] for one in found],
+        tuple(map(render.mean_of, zip(*map(render.seconds_of, found), strict=True))),
+        records.saw(found[0]), *render.facts_of(Group(dataset), attack or "clean",
+                                                defence or "none", known, network), tuple(places))
