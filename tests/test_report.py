@@ -38,6 +38,7 @@ class Read(HTMLParser):
         assert self.open.pop()[0] == name
 
     def handle_data(self, text):
+        text = text.replace("\n", "")
         for _, own in self.open:
             if own:
                 self.inside[own] = self.inside.get(own, "") + text

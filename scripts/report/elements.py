@@ -6,7 +6,6 @@ from urllib.parse import quote
 
 from core.names import printable
 
-
 # Elements that begin a line, so that git shows which of them changed.
 BLOCKS = ("article", "div", "dl", "figure", "h3", "h4", "li", "ol", "p", "pre", "section", "svg",
           "table", "tbody", "tr")
