@@ -40,6 +40,8 @@ class DeviceSettings(Keys):
     deterministic: bool = False     # CUDA: repeatable kernels, slower
     # of signed gradient steps; auto: float32, by `precision` in TF32 or not
     craft_precision: Literal["auto", "bf16"] = "auto"
+    # CUDA: training steps recorded once and replayed; auto: yes
+    graphs: Literal["auto", "true", "false"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Device:
     threads: int
     deterministic: bool
     craft_precision: str
+    graphs: bool
 
     @property
     def torch(self) -> torch.device:
@@ -113,7 +116,8 @@ class Device:
     def as_settings(self) -> DeviceSettings:
         """Settings that resolve to this device again: a resumed run replays them."""
         return DeviceSettings(self.name, self.precision, str(self.compile).lower(),
-                              self.threads, self.deterministic, self.craft_precision)
+                              self.threads, self.deterministic, self.craft_precision,
+                              str(self.graphs).lower())
 
 
 def to_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -166,8 +170,11 @@ def resolve(settings: DeviceSettings) -> Device:
         raise UserError("compile: there is no C compiler here (g++ for a CPU, gcc for CUDA), which "
                         "torch.compile needs; install one, or write compile=false")
     compiled = settings.compile == "true" or (settings.compile == "auto" and can_compile(device))
+    if settings.graphs == "true" and device.type != "cuda":
+        raise UserError("graphs: only a CUDA device has graphs; write graphs=auto")
+    graphs = settings.graphs != "false" and device.type == "cuda"
     return Device(name, precision, compiled, torch.get_num_threads(), settings.deterministic,
-                  settings.craft_precision)
+                  settings.craft_precision, graphs)
 
 
 def kind_of(settings: DeviceSettings) -> str:

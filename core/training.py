@@ -5,6 +5,7 @@ It computes in the run's precision: bf16 on a GPU, where the papers' code has fl
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from core.batches import Augmentation, Batches
 from core.config import added
 from core.device import Device
 from core.errors import ConfigError
+from core.graphs import Recorded, adam, set_rate, sgd
 from core.imageset import ImageSet, to_floats
 from core.loop import Loop
 from core.ranges import (
@@ -172,7 +174,7 @@ def train_classifier(
         model = Normalised(model, protocol.mean, protocol.std)
     model = run.device.place(model)
     network = InPrecision(model, run.device)
-    optimizer = make_optimizer(model, protocol)
+    optimizer = make_optimizer(model, protocol, run.device)
     batches = Batches(
         train, protocol.batch_size, run, name, shuffle=protocol.shuffle,
         drop_last=protocol.drop_last, last_step=protocol.steps, before_crop=before_crop,
@@ -183,23 +185,21 @@ def train_classifier(
     def rate_at(epoch: int, step: int) -> float:
         return learning_rate(protocol, epoch * len(batches) + step, total_steps, len(batches))
 
+    descend = training_step(model, optimizer, functools.partial(loss, network), protocol)
+    recorded = Recorded(functools.partial(descend, step=0), run.device)
     curve: list[list] = []
     loop = Loop(run, name, epochs, model=model, optimizer=optimizer, curve=curve)
     for epoch in loop:
         model.train()
         for images, labels in loop.steps(batches):
-            for group in optimizer.param_groups:
-                group["lr"] = rate_at(epoch, loop.step)
+            set_rate(optimizer, rate_at(epoch, loop.step), run.device)
             step = epoch * len(batches) + loop.step
             if transform is not None:
                 images, labels = transform(images, labels, step)
-            value, logits = loss(network, images, labels, step)
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            if protocol.clip_norm is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), protocol.clip_norm)
-            optimizer.step()
-            loop.add(len(labels), loss=value, train_accuracy=right(logits, labels))
+            if loss is cross_entropy:       # other losses may draw by the step's number
+                loop.add(len(labels), **recorded(images, labels))
+            else:
+                loop.add(len(labels), **descend(images, labels, step=step))
         if after_epoch is not None and after_epoch(epoch, model):
             loop.stop()
         last = epoch == loop.epochs - 1
@@ -212,6 +212,23 @@ def train_classifier(
     return model, dataclasses.replace(result_of(curve, loop), network=trained)
 
 
+def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable,
+                  protocol: Protocol) -> Callable[..., dict[str, torch.Tensor]]:
+    """A function (images, labels, step) that takes one step of `optimizer` over the weights of
+    `model` and returns the loss and the training accuracy; loss(images, labels, step) is a Loss
+    that knows its network."""
+    def descend(images, labels, step):
+        value, logits = loss(images, labels, step)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        if protocol.clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), protocol.clip_norm)
+        optimizer.step()
+        return {"loss": value.detach(), "train_accuracy": right(logits, labels)}
+
+    return descend
+
+
 def right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Share of right answers; where labels are shares of classes, that of the class answered."""
     answers = logits.detach().argmax(1)
@@ -220,15 +237,13 @@ def right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (answers == labels).float().mean()
 
 
-def make_optimizer(model: nn.Module, protocol: Protocol) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, protocol: Protocol, device: Device) -> torch.optim.Optimizer:
     """The protocol's optimiser over all parameters."""
     if protocol.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=protocol.learning_rate,
-                                betas=(protocol.momentum, 0.999),
-                                weight_decay=protocol.weight_decay)
-    return torch.optim.SGD(
-        model.parameters(), lr=protocol.learning_rate, momentum=protocol.momentum,
-        nesterov=protocol.nesterov, weight_decay=protocol.weight_decay)
+        return adam(model, device, lr=protocol.learning_rate, betas=(protocol.momentum, 0.999),
+                    weight_decay=protocol.weight_decay)
+    return sgd(model, device, lr=protocol.learning_rate, momentum=protocol.momentum,
+               nesterov=protocol.nesterov, weight_decay=protocol.weight_decay)
 
 
 def result_of(curve: list, loop: Loop) -> Result:

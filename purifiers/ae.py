@@ -12,11 +12,11 @@ on a GPU the network trains in bf16 (released: `precision: fp32`).
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 
 from core.config import rebuild
 from core.errors import UserError
+from core.graphs import sgd
 from core.imageset import ImageSet, Rounding
 from core.ranges import BatchSize, BelowOne, Count, Keys, Positive, PositiveOrZero
 from core.run import Run
@@ -59,13 +59,13 @@ def train_stage(images: ImageSet, number: int, stage: str, config: TrainConfig, 
     """Train the AE (the one stage, number 1) on `images`; resumable. Returns it in eval mode."""
     name = f"stage{number}"
     model = build_model(images, config, run, name)
-    optimizer = torch.optim.SGD(model.parameters(), config.learning_rate, config.momentum,
-                                weight_decay=config.weight_decay)
+    optimizer = sgd(model, run.device, lr=config.learning_rate, momentum=config.momentum,
+                    weight_decay=config.weight_decay)
 
     def losses(model, x, labels, noise):
         return {"mse": F.mse_loss(model(x + config.noise * noise).float(), x)}
 
-    step = training_step(model, optimizer, losses, lambda terms, epoch: terms["mse"],
+    step = training_step(model, optimizer, losses, lambda terms, _: terms["mse"],
                          (3, *images.image_shape), config.clip_norm, run)
     return train(model, optimizer, step, images, config, run, name)
 

@@ -4,13 +4,15 @@ Source: Yu et al., ICML 2024, and code yuyi-sd/D-VAE: no clean data, no augmenta
 stepped once an epoch, the gradient clipped.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 
 import torch
 from torch import nn
 
 from core.batches import Batches
 from core.checkpoint import save_weights
+from core.graphs import Recorded, set_rate
 from core.imageset import ImageSet
 from core.loop import Loop
 from core.run import Run
@@ -38,8 +40,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, step: Callable, im
     loop = Loop(run, name, config.epochs, model=model, optimizer=optimizer)
     model.train()
     for epoch in loop:
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(config.learning_rate, 0.0, epoch / config.epochs)
+        set_rate(optimizer, cosine(config.learning_rate, 0.0, epoch / config.epochs), run.device)
         for x, labels in loop.steps(batches):
             number = epoch * len(batches) + loop.step
             generator = run.stream(f"{name}/noise", number, x.device)
@@ -50,25 +51,34 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, step: Callable, im
 
 
 def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, losses: Callable,
-                  total: Callable, noise_shape: tuple[int, int, int], clip_norm: float, run: Run
+                  total: Callable, noise_shape: tuple[int, int, int], clip_norm: float, run: Run,
+                  phase: Callable[[int], Hashable] = lambda epoch: None,
                   ) -> Callable[..., dict[str, torch.Tensor]]:
     """A function (x, labels, generator, epoch) that takes one step and returns its losses.
 
     losses(model, x, labels, noise) are the terms by name, with noise N(0, 1) of `noise_shape` for
-    each image; total(terms, epoch) is what descends.
+    each image; total(terms, phase) is what descends, with the `phase` that an epoch is in.
     """
     losses = run.device.maybe_compile(losses)
+    recorded: dict[Hashable, Recorded] = {}
 
-    def step(x, labels, generator, epoch):
-        noise = draw_noise(noise_shape, len(x), generator)
+    def descend(x, labels, noise, now):
         with run.device.autocast():
             terms = losses(model, x, labels, noise)
-        loss = total(terms, epoch)
+        loss = total(terms, now)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
         optimizer.step()
-        return {"loss": loss, **terms}
+        return {"loss": loss.detach(), **{key: term.detach() for key, term in terms.items()}}
+
+    def step(x, labels, generator, epoch):
+        noise = draw_noise(noise_shape, len(x), generator)
+        now = phase(epoch)
+        if now not in recorded:
+            recorded.clear()
+            recorded[now] = Recorded(partial(descend, now=now), run.device)
+        return recorded[now](x, labels, noise)
 
     return step
 

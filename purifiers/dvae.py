@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from core.config import rebuild
 from core.errors import UserError
 from core.files import RowFile
+from core.graphs import adam
 from core.imageset import ImageSet, Rounding, quantize
 from core.ranges import Count, CountOrZero, Keys, PositiveOrZero, Range
 from core.run import Run
@@ -86,7 +87,7 @@ def train_stage(images: ImageSet, number: int, stage: Stage, config: TrainConfig
     """
     name = f"stage{number}"
     model = build_model(images, config, run, name)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+    optimizer = adam(model, run.device, lr=config.learning_rate)
     step = training_step(model, optimizer, stage, config, run)
     return autoencoding.train(model, optimizer, step, images, config, run, name)
 
@@ -96,8 +97,8 @@ def training_step(model: DVAE, optimizer: torch.optim.Optimizer, stage: Stage, c
     """A function (x, labels, generator, epoch) that takes one step and returns its losses."""
     return autoencoding.training_step(
         model, optimizer, stage_losses,
-        lambda terms, epoch: total_loss(terms, stage.kld_target, epoch, config),
-        model.latent_shape, config.clip_norm, run)
+        lambda terms, hinge: total_loss(terms, stage.kld_target, hinge, config),
+        model.latent_shape, config.clip_norm, run, lambda epoch: hinged(epoch, config))
 
 
 def build_model(images: ImageSet, config: TrainConfig, run: Run, name: str) -> DVAE:
@@ -119,12 +120,17 @@ def stage_losses(model: DVAE, x: torch.Tensor, labels: torch.Tensor, noise: torc
     }
 
 
-def total_loss(terms: dict[str, torch.Tensor], kld_target: float, epoch: int, config: TrainConfig
+def hinged(epoch: int, config: TrainConfig) -> bool:
+    """Whether the power of p_hat is part of the loss yet."""
+    return epoch >= config.p_hat_start
+
+
+def total_loss(terms: dict[str, torch.Tensor], kld_target: float, hinge: bool, config: TrainConfig
                ) -> torch.Tensor:
-    """MSE(x_hat) + MSE(x_hat + p_hat) + w max(KLD, target), and from epoch p_hat_start on
-    + max(mean p_hat^2, floor). Below its target a hinge has no gradient."""
+    """MSE(x_hat) + MSE(x_hat + p_hat) + w max(KLD, target), and with `hinge`
+    + max(mean p_hat^2, floor). Below its target a maximum has no gradient."""
     loss = terms["mse"] + terms["mse_sum"] + vae.rate_loss(terms["kld"], kld_target, config)
-    if epoch >= config.p_hat_start:
+    if hinge:
         loss = loss + terms["p_hat_power"].clamp(min=config.p_hat_floor)
     return loss
 

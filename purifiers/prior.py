@@ -22,6 +22,7 @@ from core.batches import Augmentation, Batches
 from core.checkpoint import Checkpoint, save_weights
 from core.config import Place, rebuild
 from core.errors import UserError
+from core.graphs import Recorded, adam, set_rate
 from core.imageset import ImageSet
 from core.loop import Loop
 from core.ranges import BelowOne, Count, CountOrZero, Keys, Positive, Range
@@ -139,8 +140,7 @@ def check_alike(source: Checkpoint, config: TrainConfig) -> None:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, run: Run) -> torch.optim.Optimizer:
-    return torch.optim.Adam(model.parameters(), lr=config.learning_rate,
-                            fused=run.device.kind == "cuda")
+    return adam(model, run.device, lr=config.learning_rate)
 
 
 def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, run: Run
@@ -160,6 +160,20 @@ def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, config: Tr
 
     squared_error = run.device.maybe_compile(squared_error)
 
+    def descend(x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
+        with run.device.autocast():
+            loss = squared_error(x0, t, noise)
+        if config.loss == "sum":
+            loss = loss * x0[0].numel()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        loss = world.average(model, loss)
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        optimizer.step()
+        return {"loss": loss.detach()}
+
+    recorded = Recorded(descend, run.device) if world.size == 1 else descend
+
     def step(images: torch.Tensor, number: int) -> torch.Tensor:
         generator = run.stream("ddpm/step", number, images.device)
         t = draw_steps(len(images), config, generator)
@@ -167,18 +181,9 @@ def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, config: Tr
                             device=images.device).permute(0, 3, 1, 2)
         mine = world.part(len(images))
         run.reseed(f"ddpm/dropout/{world.rank}", number)
-        with run.device.autocast():
-            loss = squared_error(images[mine] * 2 - 1, t[mine], noise[mine])
-        if config.loss == "sum":
-            loss = loss * images[0].numel()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        loss = world.average(model, loss)
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, (number + 1) / max(warmup, 1))
-        optimizer.step()
-        return loss
+        set_rate(optimizer, config.learning_rate * min(1.0, (number + 1) / max(warmup, 1)),
+                 run.device)
+        return recorded(images[mine] * 2 - 1, t[mine], noise[mine])["loss"]
 
     return step
 

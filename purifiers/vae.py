@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 from core.config import rebuild
 from core.errors import UserError
+from core.graphs import adam
 from core.imageset import ImageSet, Rounding
 from core.ranges import BatchSize, Count, Keys, Positive, PositiveOrZero, Range
 from core.run import Run
@@ -79,9 +80,9 @@ def train_stage(images: ImageSet, number: int, stage: str, config: TrainConfig, 
     """Train the VAE (the one stage, number 1) on `images`; resumable. Returns it in eval mode."""
     name = f"stage{number}"
     model = build_model(images, config, run, name)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+    optimizer = adam(model, run.device, lr=config.learning_rate)
     step = training_step(model, optimizer, stage_losses,
-                         lambda terms, epoch: total_loss(terms, config),
+                         lambda terms, _: total_loss(terms, config),
                          model.latent_shape, config.clip_norm, run)
     return train(model, optimizer, step, images, config, run, name)
 

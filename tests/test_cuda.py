@@ -6,10 +6,12 @@ import torch
 from conftest import ROOT, content, process, run_command, succeed
 from methods import clean_keys
 
+import core.run
 import evaluate
 import purify
 import train_ddpm
 import train_vae
+from core import graphs
 from core.device import DeviceSettings, resolve
 from core.methods import list_methods
 from models.resnet import resnet18
@@ -98,6 +100,52 @@ def test_training_and_scoring(few_path, tmp_path):
                        "--smoke", f"device={DEVICE}", f"out={tmp_path / 'purified'}")
     succeed(evaluate.main, "method=standard", f"data={purified}", "--smoke", f"device={DEVICE}",
             f"out={tmp_path / 'record'}")
+
+
+TRAININGS = {
+    "classifier": (evaluate.main, ["method=standard", "--smoke", "keep_network=true",
+                                   "standard.drop_last=false"]),
+    "dvae": (train_vae.main, ["method=dvae", "--smoke"]),
+    "ae": (train_vae.main, ["method=ae", "--smoke"]),
+    "ddpm": (train_ddpm.main, PRIOR)}
+
+
+def train(name, few_path, out, *words):
+    command, own = TRAININGS[name]
+    return run_command(command, *own, f"data={few_path}", f"device={DEVICE}", f"out={out}",
+                       "deterministic=true", *words)
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_recorded_step_gives_the_bytes_of_the_plain_one(few_path, tmp_path, name):
+    """320 images in batches of 128: the classifier's last one is short."""
+    made = []
+    for recorded in ("true", "false"):
+        outcome = train(name, few_path, tmp_path / recorded, f"graphs={recorded}", "compile=false")
+        assert outcome.status == 0, outcome.stderr
+        made.append(content(outcome.path))
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_recorded_run_resumes(few_path, tmp_path, monkeypatch, name):
+    """Also compiled; stopped after a step, with the step before it saved."""
+    monkeypatch.setattr(core.run, "SAVE_SECONDS", 0)
+    whole = train(name, few_path, tmp_path / "whole")
+    assert whole.status == 0, whole.stderr
+    calls, call = [], graphs.Recorded.__call__
+
+    def dying(self, *inputs):
+        calls.append(0)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return call(self, *inputs)
+
+    monkeypatch.setattr(graphs.Recorded, "__call__", dying)
+    assert train(name, few_path, tmp_path / "resumed").status != 0
+    resumed = train(name, few_path, tmp_path / "resumed")
+    assert resumed.status == 0, resumed.stderr
+    assert content(resumed.path) == content(whole.path)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA devices")

@@ -18,7 +18,7 @@ from core.errors import UserError
 from poisons.__main__ import main as poison_main
 
 CPU = DeviceSettings(device="cpu")
-GPU = Device("cuda:0", "bf16", False, 1, False, "auto")
+GPU = Device("cuda:0", "bf16", False, 1, False, "auto", True)
 
 
 @pytest.fixture(params=[False, True], ids=["without AMX", "with AMX"])

@@ -82,7 +82,7 @@ def test_the_loss_is_the_released_one(epoch, kld, power, target):
     if epoch > 10:
         expected += max(power, 0.002)
     found = dvae.total_loss(terms(mse=0.1, mse_sum=0.25, kld=kld, p_hat_power=power), target,
-                            epoch, DEFAULT)
+                            dvae.hinged(epoch, DEFAULT), DEFAULT)
     assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -90,7 +90,7 @@ def test_the_loss_is_the_released_one(epoch, kld, power, target):
 def test_the_weight_of_the_kld(target, weight):
     above, below = terms(kld=target + 1), terms(kld=target * 0.9)
     for values in (above, below):
-        dvae.total_loss(values, target, 0, DEFAULT).backward()
+        dvae.total_loss(values, target, False, DEFAULT).backward()
     assert above["kld"].grad.item() == pytest.approx(weight)
     assert below["kld"].grad.item() == 0
 
@@ -99,7 +99,7 @@ def test_the_weight_of_the_kld(target, weight):
     (10, 0.5, None), (11, 0.5, 1.0), (11, 0.0019, 0.0), (59, 0.0021, 1.0), (0, 0.5, None)])
 def test_the_hinge_on_p_hat(epoch, power, gradient):
     values = terms(p_hat_power=power)
-    dvae.total_loss(values, 1.0, epoch, DEFAULT).backward()
+    dvae.total_loss(values, 1.0, dvae.hinged(epoch, DEFAULT), DEFAULT).backward()
     grad = values["p_hat_power"].grad
     assert grad == gradient if gradient is None else grad.item() == gradient
 

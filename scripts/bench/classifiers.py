@@ -1,5 +1,6 @@
 """ResNet-18: training steps, and core.training's whole loop around them."""
 
+import functools
 import itertools
 import statistics
 from collections.abc import Callable, Iterator
@@ -9,27 +10,24 @@ import torch.nn.functional as F
 from torch import nn
 
 from core import training
+from core.graphs import Recorded, set_rate
 from learners import adversarial
 from models.resnet import resnet18
 from scripts.bench.clock import Bench, Plain, Row
 from scripts.bench.scratch import random_batch, random_set, scratch_run
 
 
-def classifier_step(model, forward, bench: Bench, x, y, protocol: training.Protocol
-                    ) -> Callable[[], None]:
-    """The arithmetic of one training step of core.training, on a batch that is there already."""
-    optimizer = training.make_optimizer(model, protocol)
-
-    def step():
-        with bench.device.autocast():
-            logits = forward(x)
-        loss = F.cross_entropy(logits.float(), y)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), protocol.clip_norm)
-        optimizer.step()
-
-    return step
+def classifier_step(model: nn.Module, bench: Bench, x: torch.Tensor, y: torch.Tensor,
+                    protocol: training.Protocol, loss: training.Loss = training.cross_entropy
+                    ) -> Callable[[], object]:
+    """One training step of core.training, on a batch that is there already."""
+    optimizer = training.make_optimizer(model, protocol, bench.device)
+    set_rate(optimizer, protocol.learning_rate, bench.device)
+    network = training.InPrecision(model, bench.device)
+    step = functools.partial(training.training_step(
+        model, optimizer, functools.partial(loss, network), protocol), step=0)
+    step = Recorded(step, bench.device) if loss is training.cross_entropy else step
+    return functools.partial(step, x, y)
 
 
 def plain_classifier(device: torch.device, width: int, batch: int) -> Callable[[], None]:
@@ -54,8 +52,7 @@ def resnet(bench: Bench) -> Iterator[Row]:
     for width, batch in itertools.product((8,) if bench.smoke else (64, 16), batches):
         x, y = bench.images(batch)
         model = bench.device.place(resnet18(width=width))
-        forward = bench.device.maybe_compile(model)
-        ours = classifier_step(model, forward, bench, x, y, training.Protocol())
+        ours = classifier_step(model, bench, x, y, training.Protocol())
         plain = Plain(bench, plain_classifier, width, batch)
         mine, theirs = bench.seconds(ours, plain, steps=bench.steps)
         plain.close()
@@ -69,14 +66,14 @@ def adversarial_step(bench: Bench) -> Iterator[Row]:
     width = 8 if bench.smoke else 64 if bench.cuda else 16
     config, (x, y) = adversarial.Config(), bench.images(batch)
     model = bench.device.place(resnet18(width=width))
-    forward = bench.device.maybe_compile(model)
     noise = bench.run.stream("noise", 0, bench.device.torch)
 
-    def attacked(x):
-        return forward(adversarial.attack(forward, x, y, config, noise))
+    def attacked(network, images, labels, step):
+        logits = network(adversarial.attack(network, images, labels, config, noise))
+        return F.cross_entropy(logits, labels), logits
 
-    plain, ours = (classifier_step(model, function, bench, x, y, config)
-                   for function in (forward, attacked))
+    plain, ours = (classifier_step(model, bench, x, y, config, loss)
+                   for loss in (training.cross_entropy, attacked))
     theirs, mine = bench.seconds(plain, ours, steps=bench.steps)
     yield Row(f"adversarial training, width {width}, batch {batch}", batch / mine,
               (config.iterations + 1) * theirs / mine,
@@ -91,7 +88,7 @@ def evaluate(bench: Bench) -> Iterator[Row]:
     data = random_set(rows)
     x, y = bench.images(128)
     model = bench.device.place(resnet18(width=width))
-    step = classifier_step(model, bench.device.maybe_compile(model), bench, x, y, protocol)
+    step = classifier_step(model, bench, x, y, protocol)
     rates = []
 
     def whole():

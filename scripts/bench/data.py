@@ -18,8 +18,7 @@ def loader(bench: Bench) -> Iterator[Row]:
                       augmentation=Augmentation(4, True))
     x, y = bench.images(128)
     model = bench.device.place(resnet18(width=8 if bench.smoke else 64))
-    step = classifier_step(model, bench.device.maybe_compile(model), bench, x, y,
-                           training.Protocol())
+    step = classifier_step(model, bench, x, y, training.Protocol())
     epochs = itertools.count()
 
     def one_epoch():

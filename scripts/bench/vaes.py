@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from core.graphs import adam, set_rate
 from models.dvae import DVAE, InstanceNormReLU
 from purifiers import dvae
 from scripts.bench.clock import Bench, Plain, Row
@@ -50,7 +51,8 @@ def vae(bench: Bench) -> Iterator[Row]:
     train = dvae.TrainConfig(width=width)
     x, y = bench.images(train.batch_size)
     model = bench.device.place(DVAE(width=width))
-    optimizer = torch.optim.Adam(model.parameters(), lr=train.learning_rate)
+    optimizer = adam(model, bench.device, lr=train.learning_rate)
+    set_rate(optimizer, train.learning_rate, bench.device)
     step = dvae.training_step(model, optimizer, dvae.Stage(3.0, "both"), train, bench.run)
     plain = Plain(bench, plain_dvae, width, train.batch_size, 3.0)
     generator = bench.run.stream("bench", 0, bench.device.torch)
