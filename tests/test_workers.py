@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from core import files, lock
+from core import files, lock, processes
 from core.device import DeviceSettings
 from core.errors import UserError
 from core.identity import Job
@@ -24,8 +24,10 @@ import os, sys, time
 out, seconds, code = sys.argv[1:]
 with open("starts", "a") as file:
     file.write(f"{os.path.basename(out)} {os.getpid()}\\n")
-if code == "interrupted once" and not os.path.exists("again"):
+if code.endswith("once") and not os.path.exists("again"):
     open("again", "w").close()
+    if code == "interrupted once":
+        sys.exit(130)
     os.kill(os.getpid(), 9)
 time.sleep(float(seconds))
 if code.isdecimal():
@@ -172,8 +174,10 @@ def test_a_claim_of_a_dead_runner_is_free(pieces):
 def test_a_killed_command_is_gone_on_with_once():
     """As after the kernel's want of memory; a second time it is a failure."""
     files.mkdir(Path("runs"))
-    assert runner([piece("one", code="interrupted once")]).run() == {}
-    assert starts() == ["one", "one"]
+    for name in ("killed", "interrupted"):
+        assert runner([piece(name, code=f"{name} once")]).run() == {}
+        assert starts().count(name) == 2
+        Path("again").unlink()
     slow = piece("slow", seconds=60)
     again = runner([slow])
     for _ in range(2):
@@ -182,6 +186,21 @@ def test_a_killed_command_is_gone_on_with_once():
         again.running[slow].process.wait()
         again._collect()
     assert again.failed == {slow: "killed by signal 9; see runs/logs/sets-slow.log"}
+
+
+def test_each_of_several_gpus_has_a_command(monkeypatch):
+    seen = []
+
+    def start(words, *, env, **options):
+        seen.append(env["CUDA_VISIBLE_DEVICES"])
+        return processes.start(words, env=env, **options)
+
+    monkeypatch.setattr(schedule, "processes", SimpleNamespace(**{**vars(processes),
+                                                                  "start": start}))
+    files.mkdir(Path("runs"))
+    missing = [piece(name, seconds=1) for name in "abc"]
+    assert schedule.Scheduler(missing, 3, ["2", "5", "7"]).run() == {}
+    assert sorted(seen) == ["2", "5", "7"]
 
 
 def test_what_another_holds_is_waited_for_and_named(pieces, monkeypatch, capsys):

@@ -29,6 +29,7 @@ from scripts.tables import claims, estimates, plan, spec, status, workers
 from scripts.tables.claims import log_of
 from scripts.tables.estimates import Estimates, about
 
+INTERRUPTED = 130                   # exit status of a command that saved its state and ended
 POLL_SECONDS = 0.05                 # between two looks at our own commands
 PAUSE_SECONDS, LONGEST_PAUSE = 0.5, 5.0     # between two at what others make, if nothing changes
 
@@ -261,10 +262,11 @@ class Scheduler:
                 if running.fresh:
                     self.timings.note(artefact, seconds)
                 self._say_done(artefact, seconds)
-            elif code < 0 and artefact not in self.killed:      # by a person, or for its memory
-                self.killed.add(artefact)
+            elif (code < 0 or code == INTERRUPTED) and artefact not in self.killed:
+                self.killed.add(artefact)       # by a person, a batch system or for its memory
                 self.pending = {artefact: None, **self.pending}
-                say(f"killed by signal {-code}, to be gone on with: {self._name(artefact)}")
+                how = f"killed by signal {-code}" if code < 0 else "interrupted"
+                say(f"{how}, to be gone on with: {self._name(artefact)}")
             else:
                 self.finished += 1
                 self.failed[artefact] = why = why_of(artefact, code)
