@@ -8,6 +8,7 @@ Exit status: 0 the artefact is on disk and verified, 1 a mistake explained in on
 
 import argparse
 import contextlib
+import contextvars
 import dataclasses
 import errno
 import functools
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
-from core import config, distributed, manual, output, processes, variants
+from core import config, distributed, manual, outlines, output, processes, variants
 from core.commands import COMMANDS, OWNER, Command
 from core.config import TYPED, Place
 from core.datasets import DataSettings, load, load_clean, note_missing_classes, root_of
@@ -184,7 +185,8 @@ class Request:
                    settings=shown, device=device or self.device, force=self.force, wait=self.wait)
 
     def plan(self, run: Run, inputs: dict[str, str]) -> bool:
-        """For --dry-run: print the resolved config and the plan. True if that was all."""
+        """For --dry-run: print the resolved config and the plan. True if that was all. Data sets
+        may be absent (core.outlines)."""
         if not self.dry_run:
             return False
         print(config.dump({**run.settings, **config.plain(self.device)}), end="")
@@ -196,6 +198,10 @@ class Request:
                  "other": "holds other work (--force would move it aside)"}[run.folder.occupant()]
         for role, text in inputs.items():
             print(f"# {role}: {printable(text)}")
+        if missing := outlines.unknown():
+            print(f"# {' and '.join(missing)} is not in '{printable(self.data.root)}': the "
+                  "fingerprint, and with it the folder, is known once it is")
+            return True
         print(f"# fingerprint {run.job.fingerprint[:16]}")
         print(f"# {printable(run.out)}: {state}")
         return True
@@ -228,6 +234,8 @@ def parse(argv: list[str] | None, doc: str, name: str, data_set: str | None = No
     parser.add_argument("--wait", action="store_true",
                         help="wait for another process that is making the same")
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.dry_run:
+        outlines.allow()
     if arguments.help is not None:
         words = [word for word in (arguments.help, *arguments.config)
                  if word and not config.is_setting(word)]
@@ -465,7 +473,7 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
             leads = distributed.world().leads           # rank 0 prints the artefact's path
             with contextlib.nullcontext() if leads else contextlib.redirect_stdout(None):
                 try:
-                    main(argv)
+                    contextvars.copy_context().run(main, argv)
                 except SystemExit:                      # --help
                     output.flush()
                     raise

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core import config, pictures, reading, streams
+from core import config, outlines, pictures, reading, streams
 from core.artefact import read_meta
 from core.config import Place
 from core.distributed import note, world
@@ -84,7 +84,10 @@ def load(settings: DataSettings, key: str = "data", digest: str | None = None) -
         spec = test_spec(settings.test, settings.size)
         return load(DataSettings(**spec, root=settings.root), "test")
     base = "test" if split == "test" else "train"
-    if source in NAMED:
+    if (whole := outlines.outline(source, base, settings.root, digest)) is not None:
+        reject_size(settings)
+        whole = with_test(whole, settings)
+    elif source in NAMED:
         whole = load_named(source, base, settings)
     elif source.startswith("folder:"):
         whole = load_folder(Path(source.removeprefix("folder:")), settings)
@@ -92,11 +95,7 @@ def load(settings: DataSettings, key: str = "data", digest: str | None = None) -
         whole = load_npz(Path(source), settings)
     elif Path(source).exists() or "/" in source or Path(source + ".partial").exists():
         reject_size(settings)
-        whole = ImageSet.load(source)
-        if settings.test:               # wins over what the set remembers
-            meta = {key: value for key, value in whole.meta.items() if key != "test_digest"}
-            meta["test"] = test_spec(settings.test, whole.image_shape[0])
-            whole = dataclasses.replace(whole, meta=meta)
+        whole = with_test(ImageSet.load(source), settings)
     else:
         raise UserError(f"{key}: '{source}' is neither a path nor a known data set"
                         + config.suggest(source, [*NAMED, "folder:PATH", "FILE.npz"],
@@ -106,6 +105,15 @@ def load(settings: DataSettings, key: str = "data", digest: str | None = None) -
     if digest is not None and digest != digest_of(whole):
         raise UserError(f"{source} holds other images or labels than it did when the set was made")
     return split_of(whole, split)
+
+
+def with_test(whole: ImageSet, settings: DataSettings) -> ImageSet:
+    """With the test set that was typed, if one was, which wins over what the set remembers."""
+    if not settings.test:
+        return whole
+    meta = {key: value for key, value in whole.meta.items() if key != "test_digest"}
+    meta["test"] = test_spec(settings.test, whole.image_shape[0])
+    return dataclasses.replace(whole, meta=meta)
 
 
 def digest_of(whole: ImageSet) -> str:
@@ -303,7 +311,8 @@ def from_torchvision(source: str, split: str, root: Path):
     which = {"split": split} if source == "svhn" else {"train": split == "train"}
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            found = getattr(datasets, name)(str(root), download=True, **which)
+            found = getattr(datasets, name)(str(root), download=not outlines.are_allowed(),
+                                            **which)
     except (OSError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{source} is not in '{root}' and could not be downloaded ({reason}): put "

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from core import reading, torchfile
+from core import outlines, reading, torchfile
+from core.distributed import note
 from core.errors import UserError
 
 Net = Literal["alex", "vgg", "squeeze"]
@@ -64,11 +65,7 @@ def build_lpips(net: Net, weights: str | None, resize: int | None, shape: tuple[
     """
     import lpips
 
-    smallest, side = TRUNKS[net][1], resize or min(shape)
-    if side < smallest:
-        raise UserError(f"lpips_net: {net} takes images of at least {smallest} pixels, not {side}: "
-                        f"set lpips_resize to {smallest} or more"
-                        + ("" if net == "squeeze" else ", or lpips_net=squeeze (17)"))
+    check_side(net, resize or min(shape))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")     # lpips builds its trunks the way torchvision used to
         model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
@@ -83,10 +80,35 @@ def build_lpips(net: Net, weights: str | None, resize: int | None, shape: tuple[
     return distance
 
 
-@functools.cache
+def check_side(net: Net, side: int) -> None:
+    """Raise UserError for images that are too small for a trunk."""
+    smallest = TRUNKS[net][1]
+    if side < smallest:
+        raise UserError(f"lpips_net: {net} takes images of at least {smallest} pixels, not {side}: "
+                        f"set lpips_resize to {smallest} or more"
+                        + ("" if net == "squeeze" else ", or lpips_net=squeeze (17)"))
+
+
 def check_lpips(net: Net, weights: str | None, resize: int | None, shape: tuple[int, int]) -> None:
-    """Raise UserError where `build_lpips` does; once for what passed."""
-    build_lpips(net, weights, resize, shape)
+    """Raise UserError where `build_lpips` does; but where nothing is to be downloaded
+    (core.outlines), say what will be."""
+    if outlines.are_allowed() and net != "squeeze" and weights is None and not cached(net).exists():
+        check_side(net, resize or min(shape))
+        note_download(net)
+    else:
+        build_once(net, weights, resize, shape)
+
+
+@functools.cache
+def build_once(*arguments) -> None:
+    """Whether it can be built; once for what passed."""
+    build_lpips(*arguments)
+
+
+@functools.cache
+def note_download(net: Net) -> None:
+    note(f"lpips_net: {net} needs {url_of(net)}, which is not in {cached(net).parent}: "
+         "it will be downloaded")
 
 
 def load_trunk(trunk: torch.nn.Module, net: Net, path: str | None) -> None:
@@ -119,15 +141,25 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
                         "weights") from None
 
 
+def url_of(net: Net) -> str:
+    from torchvision.models import get_model_weights
+
+    return get_model_weights(TRUNKS[net][0]).DEFAULT.url
+
+
+def cached(net: Net) -> Path:
+    """Where torchvision keeps a trunk's weights."""
+    return Path(torch.hub.get_dir(), "checkpoints", url_of(net).rpartition("/")[2])
+
+
 def download(net: Net) -> dict[str, torch.Tensor]:
     """torchvision's ImageNet weights, from its cache or the network."""
     from torchvision.models import get_model_weights
 
-    weights = get_model_weights(TRUNKS[net][0]).DEFAULT
     try:
-        return weights.get_state_dict(progress=False, check_hash=True)
+        return get_model_weights(TRUNKS[net][0]).DEFAULT.get_state_dict(
+            progress=False, check_hash=True)
     except (OSError, RuntimeError):
-        cache = Path(torch.hub.get_dir()) / "checkpoints"
-        raise UserError(f"lpips_net: {net} needs {weights.url}, which could not be downloaded: put "
-                        f"that file into {cache}, name it with lpips_weights=, or set "
+        raise UserError(f"lpips_net: {net} needs {url_of(net)}, which could not be downloaded: put "
+                        f"that file into {cached(net).parent}, name it with lpips_weights=, or set "
                         "lpips_net=squeeze, which needs none") from None

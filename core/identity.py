@@ -49,7 +49,11 @@ class Job:
 
     @property
     def default_out(self) -> Path:
-        return Path("runs", self.kind, f"{component(self.name)}-{self.fingerprint[:8]}")
+        return self.out_as(self.fingerprint[:8])
+
+    def out_as(self, mark: str) -> Path:
+        """Its folder, known from others by this mark."""
+        return Path("runs", self.kind, f"{component(self.name)}-{mark}")
 
 
 def fingerprint_at(path: str) -> str:

@@ -430,7 +430,7 @@ def test_a_planned_table_notes_missing_classes(by_class, capsys):
         f"title: t\nsettings: {{data: {by_class}, test: {by_class}}}\nseeds: [0]\n"
         f"rows: {{lsp: {{poison: {LSP}, limit: 6}}}}\n"
         f"columns: {{none: []}}\nevaluate: {{evaluate: {EM60}}}\n")
-    list(plan.Planner(spec.read_one(Path("table.yaml"))).cells())
+    list(plan.Planner(spec.read_one("table.yaml")).cells())
     assert "the 6 rows of" in capsys.readouterr().err
 
 

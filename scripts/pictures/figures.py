@@ -131,7 +131,7 @@ def make_paper(arguments: argparse.Namespace, settings: list[str]) -> None:
     if figure.read and arguments.numbers:
         found = figure.read(arguments.numbers, table)
     else:
-        cells = list(plan.Planner(table).cells())
+        cells = plan.cells_of([table])
         require(cells, arguments, settings, figure.sets)
         found = figure.measure(table, cells, arguments)
         figure.show(found)

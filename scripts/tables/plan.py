@@ -1,5 +1,6 @@
 """A table as a plan: every step of every cell an artefact that is addressed by its fingerprint."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core import config, files, identity, records
+from core import config, files, identity, outlines, records
 from core.applying import require_checkpoints
 from core.checkpoint import Checkpoint, trained_on
 from core.command import Request, parse
@@ -34,6 +35,7 @@ class Artefact:
     rows: int                       # images that it reads, for estimates
     check: Callable[[], None]       # raises UserError for what its command will refuse
     device: DeviceSettings
+    known: bool = True              # False: a data set behind it is not here, nor is its digest
 
     def __str__(self) -> str:
         return f"{self.step.command} {self.out.name}"
@@ -73,9 +75,16 @@ class Planner:
     """Turns cells into artefacts. Equal work is one artefact, whichever cells ask for it."""
 
     table: Table
+    fetch: bool = True              # download data sets that are not here; else outlines
     artefacts: dict[Path, Artefact] = field(default_factory=dict)   # by folder
     _loaded: dict[str, ImageSet] = field(default_factory=dict)
     _noted: set[str] = field(default_factory=set)
+    _unknown: set[str] = field(default_factory=set)                 # what stands for fingerprints
+    _numbers: dict[str, int] = field(default_factory=dict)          # of steps that have none
+
+    def fetching(self) -> contextlib.AbstractContextManager:
+        """Inside, nothing is downloaded, unless `fetch`."""
+        return contextlib.nullcontext() if self.fetch else outlines.allowed()
 
     def cells(self) -> Iterator[Cell]:
         """Every cell with its artefacts. Raises UserError for a mistake in the table."""
@@ -136,7 +145,7 @@ class Planner:
 
         artefact = self._artefact(step, job, request, reads, needs, state, check)
         if step.command in ("poison", "purify"):
-            meta = {**reads.meta, "fingerprint": job.fingerprint,
+            meta = {**reads.meta, "fingerprint": job.fingerprint, "unknown": not artefact.known,
                     "lineage": [*reads.meta["lineage"],
                                 *({"method": method} for method in request.steps)]}
             state.images = dataclasses.replace(reads, meta=meta)
@@ -157,7 +166,8 @@ class Planner:
         def check() -> None:
             try:
                 if hasattr(module, "check"):
-                    module.check(request.config, checkpoint, reads.image_shape)
+                    with self.fetching():
+                        module.check(request.config, checkpoint, reads.image_shape)
             except UserError as error:
                 raise UserError(f"{step.origin}: {error}") from None
 
@@ -195,17 +205,23 @@ class Planner:
     def _reads(self, request: Request, step: Step, state: "State") -> ImageSet:
         """The set that a step reads: the one before, or what its `data` names."""
         if state.images is not None and request.data.data == state.folder:
-            return request.cut(split_of(state.images, request.data.split))
+            return self._seen(request.cut(split_of(state.images, request.data.split)))
         key = json.dumps(config.plain(request.data))
         if key not in self._loaded:
-            self._loaded[key] = load(request.data)
+            self._loaded[key] = self._seen(load(request.data))
             request.note_missing_classes(request.cut(self._loaded[key]))
         return request.cut(self._loaded[key])
+
+    def _seen(self, images: ImageSet) -> ImageSet:
+        """The set, after a look at whether its fingerprint is one."""
+        if images.meta.get("unknown"):
+            self._unknown.add(images.fingerprint)
+        return images
 
     def _test(self, train: ImageSet, request: Request) -> ImageSet:
         key = json.dumps([train.meta["test"], request.data.test, request.data.root])
         if key not in self._loaded:
-            self._loaded[key] = load_test(train, request.data)
+            self._loaded[key] = self._seen(load_test(train, request.data))
         return self._loaded[key]
 
     def _clean(self, train: ImageSet, test: ImageSet, request: Request) -> ImageSet | None:
@@ -213,19 +229,25 @@ class Planner:
         key = json.dumps([train.meta["root"], len(train), test.fingerprint, request.method,
                           request.settings.clean, request.settings.clean_split])
         if key not in self._loaded:
-            self._loaded[key] = request.load_clean(train, test)
+            clean = request.load_clean(train, test)
+            self._loaded[key] = clean if clean is None else self._seen(clean)
         return self._loaded[key]
 
     def _artefact(self, step: Step, job: Job, request: Request, reads: ImageSet,
                   needs: list[Artefact], state: "State", check: Callable[[], None]) -> Artefact:
         out = Path(request.settings.out) if request.settings.out else job.default_out
+        known = self._unknown.isdisjoint(job.inputs.values())
+        if not known:
+            self._unknown.add(job.fingerprint)
+            number = self._numbers.setdefault(job.fingerprint, len(self._numbers) + 1)
+            out = out if request.settings.out else job.out_as(f"step{number}")
         if out not in self.artefacts:
             arguments = list(state.arguments)
             if step.command == "purify" and request.trained_as:
                 arguments.append(f"checkpoint={state.checkpoint.out}")
             unique = tuple(dict.fromkeys(need for need in needs if need is not None))
             self.artefacts[out] = Artefact(step, job, (*arguments, f"out={out}"), out, unique,
-                                           len(reads), check, request.device)
+                                           len(reads), check, request.device, known)
         return self.artefacts[out]
 
 
@@ -257,13 +279,20 @@ class State:
         return {"seed": str(self.seed), **current, **line.words, **line.variables}
 
 
-def cells_of(tables: Iterable[Table]) -> list[Cell]:
-    """The cells of one table or of one on several data sets, which share artefacts."""
-    first, *rest = (Planner(table) for table in tables)
-    for planner in rest:
-        planner.artefacts, planner._loaded = first.artefacts, first._loaded
-        planner._noted = first._noted
-    return [cell for planner in (first, *rest) for cell in planner.cells()]
+def cells_of(tables: Iterable[Table], *, fetch: bool = False) -> list[Cell]:
+    """The cells of one table or of one on several data sets, which share artefacts. A data set that
+    is not here is planned by its outline (core.outlines), with a note where that has no digest;
+    with `fetch` it is downloaded. Raises UserError if it is neither here nor known."""
+    first, *rest = tables
+    planner = Planner(first, fetch)
+    with planner.fetching():
+        cells = [cell for table in (first, *rest)
+                 for cell in dataclasses.replace(planner, table=table).cells()]
+        if missing := outlines.unknown():
+            note(f"{' and '.join(missing)} not in '{first.settings.get('root', 'data')}': "
+                 "planned by size; folders have a number in the place of a fingerprint, and no "
+                 "record can be told to be of this table")
+        return cells
 
 
 def nothing() -> None:

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
 
     choice = spec.Choice.of(arguments)
     tables = [table for path in paths for table in spec.read(path, choice, settings)]
-    cells = plan.cells_of(tables)
+    cells = plan.cells_of(tables, fetch=not (arguments.dry_run or arguments.status))
     committed = records.committed()
     missing = plan.wanted(cells, committed, sets=arguments.sets)
     timings = Estimates()
