@@ -60,8 +60,11 @@ def test_every_page_of_evidence_is_listed():
 # --- what is written from elsewhere ----------------------------------------------------------
 
 
-def test_pages_are_what_code_and_results_give(monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_pages_are_what_code_and_results_give(tmp_path):
+    """The data sets behind the tables are not read, here or not."""
+    for path in ROOT.iterdir():
+        if path.name not in ("data", "runs"):
+            (tmp_path / path.name).symlink_to(path)
     for page, text in documents.pages().items():
         assert (ROOT / page).read_text() == text, f"{page}: run python scripts/documents.py"
 
