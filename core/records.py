@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from core import files, shapes
 from core.artefact import again, check_shape, read_meta, verify
@@ -94,6 +95,18 @@ def lineage_text(record: dict) -> str:
              *(title(step) for step in record["train"]["lineage"])]
     beside = label(record.get("learner", "standard"), record.get("config", {}))
     return " > ".join([*texts, *([labelled(record["protocol"], beside)] if beside else [])])
+
+
+def protocol_text(record: dict) -> str:
+    """'em60, epochs=2': the protocol, and what of it was changed, as far as the record knows."""
+    changed = record.get("overrides") or {}
+    return ", ".join([record.get("protocol", "unknown protocol"),
+                      *(f"{key}={shown(value)}" for key, value in changed.items())])
+
+
+def shown(value: Any) -> str:
+    """A value of a record's JSON as it would be typed."""
+    return typed(tuple(value) if isinstance(value, list) else value)
 
 
 def label(learner: str, values: dict) -> str:

@@ -25,7 +25,7 @@ from core.device import free_cores
 from core.distributed import say
 from core.errors import UserError
 from core.workfolder import otherwise
-from scripts.tables import claims, estimates, plan, spec, status, workers
+from scripts.tables import claims, estimates, noted, plan, spec, status, workers
 from scripts.tables.claims import log_of
 from scripts.tables.estimates import Estimates, about
 
@@ -79,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         for artefact, seconds in zip(missing, times, strict=True):
             print(f"{about(seconds):>12}  python {shlex.join(artefact.line)}")
         return
+    noted.note((*paths, *choice.words, *settings), cells, sets=arguments.sets)
     typed = any(word.startswith("device=") for word in settings)
     names = status.names_of(cells)
     with workers.enlisted() if arguments.worker else contextlib.nullcontext(workers.nothing) as ask:

@@ -1,0 +1,115 @@
+"""A record as a sentence that cites its number, and the BibTeX of it and of its methods."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from core import records
+from core.imageset import title
+from core.manual import CONFIGS
+from core.methods import is_method
+from core.names import printable
+from scripts.documents.names import NAMES, name_of
+
+ROOT = CONFIGS.parent
+SHOWN = 8               # hex digits of a fingerprint or commit, as in the names of folders
+
+
+def text(folder: Path) -> str:
+    """The sentence, then BibTeX: of the record, of this repository's two papers' and the methods'
+    entries in docs/references.bib. Raises UserError if there is no whole record."""
+    record = records.load(folder.parent if folder.name == "record.json" else folder)
+    return "\n\n".join([printable(sentence(record)), entry(record), *of_methods(record)])
+
+
+def sentence(record: dict) -> str:
+    """'A resnet18 of width 16, trained for 12 epochs (protocol cpu12, seed 0) on 10,000 images of
+    cifar10-train poisoned by LSP and purified by D-VAE, classifies 65.6 % of 10,000 clean test
+    images correctly after its last epoch; measured ...'"""
+    settings, train, test = record.get("config", {}), record["train"], record.get("test", {})
+    network = f"A {settings.get('architecture', 'classifier')}" + (
+        f" of width {settings['width']}" if "width" in settings else "")
+    epochs = record.get("epochs")
+    epochs = f" for {epochs:g} epoch{'s' * (epochs != 1)}" if epochs else ""
+    learner = record.get("learner", "standard")
+    way = "" if learner == "standard" else f" by {labelled(record)}"
+    rows = f"{train['rows']:,} images of " if "rows" in train else ""
+    kept = record.get("kept_epoch")
+    after = f"epoch {kept}, which was kept" if kept else "its last epoch"
+    tested = f"{test['rows']:,} clean test images" if "rows" in test else "the clean test images"
+    return (f"{network}, trained{epochs}{way} (protocol {records.protocol_text(record)}, seed "
+            f"{record.get('seed', 'unknown')}) on {rows}{train['name']}{made(record)}, classifies "
+            f"{100 * record['accuracy_last']:.1f} % of {tested} correctly after {after} (one run); "
+            f"{measured(record)}.")
+
+
+def made(record: dict) -> str:
+    """' poisoned by EM and purified by JPEG and D-VAE'; ', clean'."""
+    steps = record["train"]["lineage"]
+    purifiers = [name_of(title(step)) for step in steps if is_method("purifiers", step["method"])]
+    poisons = [name_of(title(step)) for step in steps
+               if not is_method("purifiers", step["method"])]
+    parts = [f"{verb} by {', then '.join(names)}" for verb, names in
+             (("poisoned", poisons), ("purified", purifiers)) if names]
+    return f" {' and '.join(parts)}" if parts else ", clean"
+
+
+def labelled(record: dict) -> str:
+    learner = record["learner"]
+    return records.labelled(NAMES.get(learner, learner),
+                            records.label(learner, record.get("config", {})))
+
+
+def measured(record: dict) -> str:
+    """When, with which code and on what; what an older record does not say is said to be so."""
+    date = record.get("date")
+    when = f"measured on {date[:10]}" if date else "measured on a day that is not recorded"
+    versions, device = record.get("versions", {}), record.get("device", {})
+    on = device.get("hardware") or device.get("name")
+    return (f"{when} with {code(record)} and torch {versions.get('torch', '(unknown)')}"
+            + (f" on {on}" if on else "") + f"; record {record['fingerprint'][:SHOWN]}")
+
+
+def code(record: dict, digits: int = SHOWN) -> str:
+    commit, changed = record.get("commit"), record.get("dirty")
+    if not commit:
+        return "an unrecorded commit"
+    return f"commit {commit[:digits]}" + (" with changes" if changed else "")
+
+
+# --- BibTeX ----------------------------------------------------------------------------------
+
+
+def entry(record: dict) -> str:
+    """A @misc of this record, with the title and authors of CITATION.cff."""
+    software = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    authors = " and ".join(braced(author.get("name") or " ".join(
+        (author["given-names"], author["family-names"]))) for author in software["authors"])
+    accuracy = f"{100 * record['accuracy_last']:.1f} %"
+    name = f"{records.lineage_text(record)}, {records.protocol_text(record)}: {accuracy}"
+    facts = {"title": f"{{{software['title']}}}: {escaped(name)}", "author": authors,
+             "year": record.get("date", "")[:4],
+             "note": escaped(f"record {record['fingerprint']}, {code(record, 40)}"),
+             "url": software.get("repository-code", "")}
+    lines = [f"  {key:<6} = {{{value}}}" for key, value in facts.items() if value]
+    return f"@misc{{record-{record['fingerprint'][:SHOWN]},\n" + ",\n".join(lines) + "\n}"
+
+
+def braced(name: str) -> str:
+    """A name that BibTeX does not take apart."""
+    return f"{{{name}}}"
+
+
+def escaped(said: str) -> str:
+    """Text for LaTeX."""
+    said = printable(said).replace(">", "$>$")
+    return re.sub(r"([%&#_])", r"\\\1", said)
+
+
+def of_methods(record: dict) -> list[str]:
+    """The entries of references.bib whose comment names a method of the record: '% LSP: lsp'."""
+    methods = {record.get("learner"), *(step["method"] for step in record["train"]["lineage"])}
+    bib = (ROOT / "docs/references.bib").read_text("utf-8")
+    entries = re.finditer(r"^% [^:\n]*: ([^\n]*)\n(@\w+\{.*?\n\})", bib, re.MULTILINE | re.DOTALL)
+    return [found[2] for found in entries if methods.intersection(found[1].split(", "))]

@@ -1,0 +1,435 @@
+"""The work on a disk: what is there, what needs what, and what nothing needs.
+
+A set or checkpoint is needed by what was made of it or is being made of it: by every artefact whose
+meta.json, record.json or run.json has its fingerprint (an unfinished one has the digests of its
+files), or whose config.yaml names its folder; here and below results/. It is also needed by a table
+that was begun and lacks records (scripts/tables/noted.py). Records and unfinished work are kept for
+their own sake. What was made elsewhere of a set that lies here is not seen.
+"""
+
+import contextlib
+import functools
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core import config, files, lock, records
+from core.artefact import read_any_meta
+from core.errors import UserError
+from core.imageset import title
+from core.names import printable
+from core.workfolder import UNHASHED
+from scripts.tables import noted
+from scripts.tables.estimates import about
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = {"imageset": "set", "checkpoint": "checkpoint", "record": "record"}
+BESIDE = ("logs", "claims", "workers", "plans", "timings.jsonl")    # of tables, in runs/
+PARTIAL = ".partial"
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A finished artefact, an unfinished one, or one that cannot be read."""
+
+    path: Path
+    kind: str                       # of artefact; "": unfinished or damaged
+    fingerprint: str | None         # None: nobody's, or damaged
+    meta: dict                      # of a finished one; a record's is its record.json
+    content: frozenset[str]         # SHA-256 of its images or weights
+    mentions: frozenset[str]        # every digest that it knows of others
+    places: frozenset[str]          # and every path, absolute
+    size: int                       # bytes on the disk
+    damage: str = ""
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.kind)
+
+    @property
+    def nobodys(self) -> bool:
+        """Begun, and left before it was said what it would be."""
+        return not self.finished and not self.damage and self.fingerprint is None
+
+
+@dataclass(frozen=True)
+class Disk:
+    """All that was found below a folder."""
+
+    folder: Path
+    works: list[Work]
+    tables: list[noted.Noted]       # begun, with records to make
+    strangers: list[Path]           # nothing that these commands made
+    beside: int                     # bytes of logs and the like
+
+    @functools.cached_property
+    def needed(self) -> set[Work]:
+        """By records, unfinished work and tables, directly or through others."""
+        return self._behind([*self._kept, *elsewhere()], self.tables)
+
+    @functools.cached_property
+    def needed_still(self) -> set[Work]:
+        """The same by what is not finished."""
+        return self._behind([work for work in self._kept if not work.finished], self.tables)
+
+    @functools.cached_property
+    def users(self) -> dict[Work, list[Work]]:
+        """What was made, or is being made, of each directly or through others."""
+        found = {work: [] for work in self.works}
+        for work in self.works:
+            for need in self.needs_of(work):
+                found[need].append(work)
+        return found
+
+    @property
+    def _kept(self) -> list[Work]:
+        return [work for work in self.works if work.kind == "record"
+                or not (work.finished or work.nobodys or self.left_over(work))]
+
+    def left_over(self, work: Work) -> bool:
+        """Whether it is OUT.partial of an OUT that is there."""
+        out = str(work.path).removesuffix(PARTIAL)
+        return not work.finished and work.fingerprint is not None and any(
+            str(other.path) == out and other.fingerprint == work.fingerprint
+            for other in self.works)
+
+    @functools.cached_property
+    def _index(self) -> dict[str, list[Work]]:
+        """Works by everything that another may know of them."""
+        found: dict[str, list[Work]] = {}
+        for work in self.works:
+            if work.finished:
+                for key in (work.fingerprint, *work.content, os.path.abspath(work.path),
+                            os.path.realpath(work.path)):
+                    found.setdefault(key, []).append(work)
+        return found
+
+    def needs_of(self, work: Work) -> set[Work]:
+        """What a work needs."""
+        return {other for key in (*work.mentions, *work.places)
+                for other in self._index.get(key, ()) if other is not work}
+
+    def _behind(self, roots: Iterable[Work], tables: Iterable[noted.Noted]) -> set[Work]:
+        found, left = set(), list(roots)
+        wanted = {fingerprint for table in tables for fingerprint in table.artefacts}
+        for work in self.works:
+            if work.finished and work.fingerprint in wanted:
+                found.add(work)
+                left.append(work)
+        while left:
+            new = self.needs_of(left.pop()) - found
+            found |= new
+            left += new
+        return found
+
+    @functools.cached_property
+    def removable(self) -> list[Work]:
+        """What nothing needs, is nobody else's and holds nothing else; what was made of another
+        before that."""
+        found = [work for work in self.works if not why_kept(self, work)]
+        return sorted(found, key=lambda work: (-len(self.needs_of(work)), str(work.path)))
+
+
+# --- looking ---------------------------------------------------------------------------------
+
+
+def scan(folder: Path) -> Disk:
+    """What is below a folder; links are not followed. Raises UserError if there is no such folder,
+    or a table's plan is damaged."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; work goes to runs/ unless out= says")
+    try:
+        tables = noted.read(folder / noted.PLANS.name)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / noted.PLANS.name}: a file there is damaged; remove it, and run "
+                        "its table again before anything is removed") from None
+    works, strangers, beside = [], [], 0
+    for place, names, file_names in os.walk(folder):
+        place = Path(place)
+        if place == folder:
+            for name in BESIDE:
+                beside += size_of(folder / name)
+            names[:] = sorted(set(names) - set(BESIDE))
+            file_names = set(file_names) - set(BESIDE)
+        elif (work := look(place, folder.parent)) is not None:
+            works.append(work)
+            names.clear()
+            continue
+        strangers += [place / name for name in sorted(file_names)]
+        strangers += [place / name for name in names if (place / name).is_symlink()]
+        names.sort()
+    done = {work.fingerprint for work in works if work.finished} | {*records.committed()}
+    return Disk(folder, works, [table for table in tables if not table.until <= done], strangers,
+                beside)
+
+
+def look(path: Path, start: Path) -> Work | None:
+    """What a folder is; None if it is no work of ours. `start`: where paths may begin."""
+    size = functools.partial(size_of, path)
+    if path.name.endswith(PARTIAL):
+        try:
+            lock.check_ours(path)
+        except (UserError, OSError):
+            return None
+        begun, damage = {}, ""
+        for name in ("meta.json", "run.json"):
+            try:
+                begun = begun or dict(files.read_json(path / name))
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError, TypeError):
+                damage = f"{name} is damaged"
+        return Work(path, "", begun.get("fingerprint"), {}, frozenset(), digests_in(begun),
+                    places_in(path, start, begun), size(), damage)
+    if not (path / "meta.json").is_file():
+        return None
+    known = frozenset()
+    try:
+        meta = read_any_meta(path)
+        said = files.read_json(path / "record.json") if meta["kind"] == "record" else meta
+        if not isinstance(said, dict):
+            raise UserError(f"{path / 'record.json'} is damaged")
+    except (UserError, OSError, ValueError) as error:
+        with contextlib.suppress(OSError):          # what it needs is better kept
+            known = frozenset(DIGEST.findall((path / "meta.json").read_text("utf-8", "replace")))
+        return Work(path, "", None, {}, frozenset(), known, places_in(path, start, {}), size(),
+                    str(error) or "it is damaged")
+    others = {key: value for key, value in said.items() if key != "digests"}
+    content = frozenset(digest for name, digest in meta["digests"].items()
+                        if name not in ("labels.npy", "record.json"))
+    return Work(path, meta["kind"], meta["fingerprint"], {**said, "digests": meta["digests"]},
+                content, digests_in(others) - {meta["fingerprint"]},
+                places_in(path, start, meta), size())
+
+
+def elsewhere() -> list[Work]:
+    """The records that are kept in git: they may stand on sets that are here."""
+    return [work for path in records.COMMITTED.rglob("meta.json")
+            if (work := look(path.parent, Path.cwd())) is not None]
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from texts(item)
+
+
+def digests_in(value: Any) -> frozenset[str]:
+    return frozenset(text for text in texts(value) if DIGEST.fullmatch(text))
+
+
+def places_in(path: Path, start: Path, meta: dict) -> frozenset[str]:
+    """Every text of a work's config.yaml and meta.json that may be a path, as one: it may begin
+    where we are, where runs/ lies, or where meta.json says that its command was."""
+    said = set(texts({key: value for key, value in meta.items() if key != "digests"}))
+    with contextlib.suppress(OSError, UserError):
+        said |= set(node_texts(config.read_file(path / "config.yaml")))
+    starts = {os.getcwd(), os.path.abspath(start),
+              os.path.abspath(path / str(meta.get("working_folder") or "."))}
+    return frozenset(os.path.normpath(os.path.join(begin, text.removeprefix("folder:")))
+                     for text in said if "/" in text and "\0" not in text for begin in starts)
+
+
+def node_texts(node: config.Node) -> Iterator[str]:
+    if isinstance(node.value, str):
+        yield node.value
+    else:
+        for item in node.value.values() if isinstance(node.value, dict) else node.value:
+            yield from node_texts(item)
+
+
+def size_of(path: Path) -> int:
+    """Bytes that a file, or a folder with all in it, takes on the disk."""
+    total = 0
+    with contextlib.suppress(OSError):
+        total = path.lstat().st_blocks * 512
+    for place, names, file_names in os.walk(path):
+        for name in (*names, *file_names):
+            with contextlib.suppress(OSError):          # removed meanwhile
+                total += os.lstat(os.path.join(place, name)).st_blocks * 512
+    return total
+
+
+# --- what is kept ----------------------------------------------------------------------------
+
+
+def why_kept(disk: Disk, work: Work) -> str:
+    """Why --clean leaves a work; '' if it does not."""
+    if work.damage:
+        return work.damage
+    if work.kind == "record":
+        return "a result"
+    if not work.finished:
+        if (who := holder(work.path)) is not None:
+            return f"being made by {who}"
+        if not work.nobodys and not disk.left_over(work):
+            return f"unfinished since {day(work.path)}: its line resumes it"
+    if work in disk.needed:
+        users = disk.users[work]
+        open_ = [user for user in users if not user.finished]
+        if open_:
+            return f"needed by {open_[0].path}"
+        if work in disk.needed_still:
+            return "needed by a table that was begun"
+        return f"behind {len(users)} finished" if users else "behind a record in results/"
+    return others(work)
+
+
+def others(work: Work) -> str:
+    """What is in a folder beside the work itself, or whose it is, if it is not ours to remove."""
+    if os.getuid() not in (0, work.path.stat().st_uid):
+        return "another user's"
+    beside = work.path.with_name(work.path.name + PARTIAL)
+    if work.finished and os.path.lexists(beside):
+        return f"{beside.name} is beside it"
+    known = {*UNHASHED, *work.meta.get("digests", {})}
+    strange = sorted(set(os.listdir(work.path)) - known) if work.finished else []
+    return f"{strange[0]} is not of it" if strange else ""
+
+
+def holder(path: Path) -> str | None:
+    """Who holds a lock; also where we may not look."""
+    try:
+        return lock.holder(path)
+    except PermissionError:
+        return "another user"
+
+
+# --- saying ----------------------------------------------------------------------------------
+
+
+def show(folder: Path, *, clean: bool = False, yes: bool = False) -> None:
+    """Print what is there, and with `clean` remove what nothing needs, unless the answer is no."""
+    disk = scan(folder)
+    if clean:
+        check_known(disk)
+    for work in disk.removable if clean else disk.works:
+        kept = why_kept(disk, work) or "nothing needs it"
+        print(printable(f"{size(work.size):>8}  {day(work.path)}  {work.path}: {told(work)}; "
+                        f"{kept}"))
+    for line in summary(disk):
+        print(printable(line))
+    if clean and disk.removable:
+        remove(disk, yes)
+
+
+def told(work: Work) -> str:
+    """'set, cifar10 > em > jpeg, made in 40 s'."""
+    if not work.finished:
+        return "damaged" if work.damage else "unfinished"
+    meta, seconds = work.meta, None
+    if work.kind == "record":
+        return (f"record, {records.lineage_text(meta)}, {records.protocol_text(meta)}: "
+                f"{100 * meta['accuracy_last']:.1f} %")
+    steps = meta.get("lineage") or []
+    text = " > ".join([meta.get("name") or meta["trained_on"]["name"], *map(title, steps)])
+    if work.kind == "checkpoint":
+        seconds = meta["trained_on"].get("seconds")
+    elif steps:
+        seconds = steps[-1].get("seconds")
+    return f"{WORDS[work.kind]}, {text}" + (f", made in {about(seconds)}"
+                                            if seconds and seconds >= 1 else "")
+
+
+def summary(disk: Disk) -> Iterator[str]:
+    """What all of it takes, which tables are unfinished, and what could go."""
+    removable = disk.removable
+    idle = [work for work in disk.needed - disk.needed_still if work.kind != "record"]
+    yield (f"{disk.folder}: {len(disk.works)} works, {size(total(disk.works))}; logs and the like "
+           f"{size(disk.beside)}")
+    for table in disk.tables:
+        yield (f"begun, with records to make: {table.line}; its sets are kept (removing "
+               f"{table.path} forgets it)")
+    if disk.strangers:
+        yield (f"{len(disk.strangers)} that no command here made or that are links, such as "
+               f"{disk.strangers[0]}: left alone")
+    if idle:
+        yield (f"{len(idle)} sets and checkpoints ({size(total(idle))}) stand behind finished "
+               "records alone: pictures and distances read them; the same lines make them again")
+    yield (f"nothing needs {len(removable)} of them ({size(total(removable))})"
+           + ("; --clean removes these" if removable else ""))
+
+
+def total(works: Iterable[Work]) -> int:
+    return sum(work.size for work in works)
+
+
+def size(number: int) -> str:
+    """'1.2 GB', in powers of 1000 as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.{0 if unit == 'B' else 1}f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def day(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return time.strftime("%Y-%m-%d", time.localtime(path.stat().st_mtime))
+    return "gone since"
+
+
+# --- removing --------------------------------------------------------------------------------
+
+
+def check_known(disk: Disk) -> None:
+    """Raise UserError for a folder that is not one of work."""
+    folder, real = disk.folder, disk.folder.resolve()
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link to {real}: others may work there; name that folder "
+                        "itself if it is yours to clean")
+    if any(place.is_relative_to(real) for place in (ROOT, Path.cwd())) or \
+            real.is_relative_to((Path.cwd() / records.COMMITTED).resolve()):
+        raise UserError(f"{folder} is no folder of work alone; name one such as runs")
+    if not disk.works and not (folder / noted.PLANS.name).is_dir():
+        raise UserError(f"{folder} holds nothing that these commands made; name a folder such as "
+                        "runs")
+
+
+def remove(disk: Disk, yes: bool) -> None:
+    """Remove what nothing needs, after asking, and only what nothing needs then either."""
+    asked = disk.removable
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError("--clean asks before it removes anything; add --yes where nobody can "
+                            "answer")
+        print(f"remove these {len(asked)} ({size(total(asked))})? [y/N] ", end="", flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            print("nothing was removed")
+            return
+        still = {(work.path, work.fingerprint): work for work in scan(disk.folder).removable}
+        asked = [still[key] for work in asked if (key := (work.path, work.fingerprint)) in still]
+    for work in asked:
+        gone = remove_one(work)
+        print(printable(f"removed {work.path}" if gone else f"left {work.path}: it is in use"))
+
+
+def remove_one(work: Work) -> bool:
+    """Remove a work under its lock; False if another process has that, or made something else of it
+    meanwhile. A finished one is first moved into its OUT.partial, so that OUT is there whole or not
+    at all, and what a death leaves is nobody's work."""
+    partial = work.path.with_name(work.path.name + PARTIAL) if work.finished else work.path
+    try:
+        held = lock.take(partial)
+    except (lock.Held, UserError):
+        return False
+    try:
+        now, alone = look(work.path, work.path.parent), os.listdir(partial) == [lock.NAME]
+        same = now is not None and now.fingerprint == work.fingerprint
+        if not (alone if work.finished else same):
+            return False
+        if work.finished and same:
+            files.rename(work.path, partial / work.path.name)
+        files.remove_tree(partial)
+        return same
+    finally:
+        os.close(held)

@@ -1,0 +1,46 @@
+"""Where a number is from: the records, printed tables and pages that hold it; published ones."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from core import records
+from core.errors import UserError
+from core.names import printable
+from scripts.tables.render import name_of, published
+
+FOLDERS = ("results", "runs")
+KINDS = {"accuracy_last": "last epoch", "accuracy_best": "best epoch, an oracle's choice",
+         "train_accuracy": "on its own training set"}
+
+
+def places(number: str) -> Iterator[str]:
+    """A line for each place of an accuracy in percent, as it was printed: '65.6'."""
+    digits = len(number.partition(".")[2])
+    for folder, record in every_record():
+        found = [text for key, text in KINDS.items()
+                 if f"{100 * record[key]:.{digits}f}" == number]
+        if found:
+            yield printable(
+                f"{folder}: {records.lineage_text(record)}, {records.protocol_text(record)}, "
+                f"seed {record.get('seed', '?')}: {'; '.join(found)}")
+    word = re.compile(rf"(?<![\d.]){re.escape(number)}(?![\d]|\.\d)")
+    for page in (*sorted(Path("results").rglob("*.md")), *sorted(Path("docs").glob("*.md")),
+                 Path("README.md")):
+        for row, line in enumerate(page.read_text("utf-8").splitlines() if page.is_file() else (),
+                                   1):
+            if word.search(line):
+                yield printable(f"{page}:{row}: {line.strip()}")
+    for fact in published():
+        if f"{fact['accuracy']:.{digits}f}" == number:
+            yield (f"results/reported.csv: {fact['source']} {fact['table']} ({fact['kind']}): "
+                   f"{fact['dataset']}, {fact['attack']}, {name_of(fact)}, {fact['arch']}")
+
+
+def every_record() -> Iterator[tuple[Path, dict]]:
+    """Those here, in path order; without damaged ones and ones that are being made."""
+    for folder in FOLDERS:
+        for path in sorted(Path(folder).rglob("record.json")):
+            with contextlib.suppress(UserError):
+                yield path.parent, records.load(path.parent)

@@ -1,0 +1,55 @@
+"""What the tables that were run here are made of, so that nobody removes a set which an unfinished
+one is going to read: a line's artefacts by fingerprint, in runs/plans/."""
+
+import contextlib
+import hashlib
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from core import files
+from scripts.tables.plan import Artefact, Cell
+
+PLANS = Path("runs/plans")
+
+
+@dataclass(frozen=True)
+class Noted:
+    """One line of run_table.py: what it is done with, and all that this stands on."""
+
+    path: Path
+    line: str
+    until: frozenset[str]           # fingerprints: of its records, or of all with --sets
+    artefacts: frozenset[str]
+
+
+def note(words: Iterable[str], cells: list[Cell], *, sets: bool) -> None:
+    """Write it down, if the disk has room."""
+    line, found = shlex.join(words), {}
+
+    def visit(artefact: Artefact) -> None:
+        if artefact.job.fingerprint not in found:
+            found[artefact.job.fingerprint] = None
+            for need in artefact.needs:
+                visit(need)
+
+    for cell in cells:
+        visit(cell.record)
+    until = list(found) if sets else [cell.record.job.fingerprint for cell in cells]
+    name = hashlib.sha256(line.encode()).hexdigest()[:16]
+    with contextlib.suppress(OSError):
+        files.mkdir(PLANS)
+        files.write_json(PLANS / f"{name}.json",
+                         {"line": line, "until": until, "artefacts": list(found)})
+
+
+def read(folder: Path) -> list[Noted]:
+    """Those of a folder. Raises ValueError, KeyError, TypeError or OSError for one that is damaged:
+    nobody knows what it needs."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        value = files.read_json(path)
+        found.append(Noted(path, str(value["line"]), frozenset(value["until"]),
+                           frozenset(value["artefacts"])))
+    return found

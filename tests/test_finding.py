@@ -1,0 +1,205 @@
+"""`list.py` and `compare.py`: what there is, what a name means, where a number is from."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import CONFIGS, ROOT, run_command
+
+from core import records
+from core.methods import list_methods
+from scripts.finding import cite, compare, listing
+from scripts.pictures.figures import PAPER
+
+SMALL = ROOT / "results/small/dvae_cifar10"
+EM, DVAE = SMALL / "cifar10-train-em-cpu12-cb8d9ca8", SMALL / "cifar10-train-em-dvae-cpu12-c1010032"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path):
+    """Tables read configs/tables/ from where one stands."""
+    (tmp_path / "configs").symlink_to(CONFIGS)
+
+
+def listed(*words: str) -> str:
+    outcome = run_command(listing.main, *words)
+    assert outcome.status == 0, outcome.stderr
+    return outcome.stdout
+
+
+def test_everything_has_one_line():
+    shown = listed()
+    lines = [line.split()[0] for line in shown.splitlines() if line.startswith("  ")]
+    for room in ("poisons", "purifiers", "learners"):
+        yamls = [path.stem for path in (CONFIGS / room).glob("*.yaml")]
+        assert {*yamls, *list_methods(room)} <= set(lines)
+    assert {*PAPER, "le_table3", "dvae_cifar10", "digits", "photos", "cifar10,",
+            "preset=eps16"} <= set(lines)
+    assert not {"quick", "small"} & set(lines)          # forms of a table, and none
+    assert lines.count("em") == 1
+    blocks = re.split(r"\n\n(?=\w)", shown)
+    assert [block.split(",")[0] for block in blocks] == list(listing.PARTS)
+    assert all(text for block in blocks for line in block.splitlines()[1:]
+               for _, text in [re.split(r"\s{1,}", line.strip(), maxsplit=1)])
+
+
+def test_a_part_alone():
+    shown = listed("attacks")
+    assert "\n  em                        EM: error-minimising noise, sample-wise.\n" in shown
+    assert "jpeg" not in shown
+    assert "bash scripts/attacks.sh [--quick | --small]" in shown       # a table has that name too
+
+
+@pytest.mark.parametrize(("word", "lines"), [
+    ("jcdp", ["purifiers/jcdp.py: JCDP", "  jcdp.t_star = 20 ", "[whole, at least 1]",
+              "  preset=released "]),
+    ("dvae", ["keys of python purify.py", "keys of python train_vae.py", "dvae.train.epochs = "]),
+    ("t_star", ["jcdp.t_star = 20 steps of noise", "ddpm.t_star = 100 steps", "figures.py t_star"]),
+    ("jcdp.t_star", ["jcdp.t_star = 20 steps of noise, of the prior's T; release: 20 [whole, at"]),
+    ("split", ["split = train train, test, protected"]),
+    ("photos", ["data=photos: 520 tiles of scikit-learn's two photographs"]),
+    ("em60", ["EM's protocol, 60 epochs", "configs/learners/em60.yaml", "list.py standard"]),
+    ("eps16", ["python -m poisons em preset=eps16: em.epsilon=16/255", " tap preset=eps16: "]),
+    ("le_table3", ["rows: clean, em, lsp, rem\n", "columns: none, bdr, gray, jpeg, avatar, jcdp\n",
+                   "[4 rows x 6 columns, 3 seeds]", "bash scripts/le_table3.sh [--quick"]),
+    ("small_sweep", ["bash scripts/table.sh small_sweep"]),
+    ("fig2b", ["python scripts/figures.py fig2b", "columns: none, vae, jpeg"]),
+])
+def test_what_a_name_is(word, lines):
+    shown = listed(word)
+    for line in lines:
+        assert line in shown
+
+
+def test_a_key_is_explained_in_one_line():
+    shown = [line for line in listed("t_star").splitlines() if ".t_star = " in line]
+    assert len(shown) == 2
+    assert all(line.endswith("[whole, at least 1]") for line in shown)
+
+
+@pytest.mark.parametrize(("word", "message"), [
+    ("jdcp", "there is nothing of the name 'jdcp'; did you mean 'jcdp'?; python scripts/list.py"),
+    ("le_table33", "did you mean 'le_table3'?"), ("em.epsilo", "did you mean 'em.epsilon'?"),
+    ("xyzzy", "there is nothing of the name 'xyzzy'; python scripts/list.py lists everything")])
+def test_an_unknown_name_is_told_the_nearest(word, message):
+    assert message in run_command(listing.main, word).error
+
+
+@pytest.mark.parametrize("words", [["--clean"], ["em", "--clean"], ["runs", "--yes"], ["cite"],
+                                   ["cite", "a", "b"], ["runs", "a", "b"]])
+def test_a_line_that_means_nothing_is_a_usage_error(words):
+    assert run_command(listing.main, *words).status == 2
+
+
+# --- numbers ---------------------------------------------------------------------------------
+
+
+def test_where_a_number_is_from(tmp_path):
+    (tmp_path / "results").mkdir()
+    shutil.copytree(DVAE, tmp_path / "results/dvae")
+    (tmp_path / "results/table.md").write_text("| em | dvae | 66.5 ± 0.2 (3) |\n| 166.5 | 66.55 |")
+    assert listed("66.5").splitlines() == [
+        "results/dvae: cifar10-train.npz > em > dvae, cpu12, seed 0: last epoch; best epoch, an "
+        "oracle's choice", "results/table.md:1: | em | dvae | 66.5 ± 0.2 (3) |",
+        "results/reported.csv: BridgePure T1 (paper): cifar100, rem, bridgepure_0.5k, resnet18"]
+    assert "results/dvae: cifar10-train.npz > em > dvae" in listed("66.54")
+    assert "reported.csv: APBench site-svhn (leaderboard): svhn, em, gray" in listed("65.66")
+    assert listed("12.345").startswith("12.345 is in no record, table or page here")
+
+
+# --- citing ----------------------------------------------------------------------------------
+
+
+def newer(folder: Path, **more) -> Path:
+    """A record with what records say from now on."""
+    record = {**json.loads((DVAE / "record.json").read_text()), "commit": "ab" * 20,
+              "dirty": False, "date": "2026-11-26T18:00:04Z", "overrides": {"epochs": 2}, **more}
+    folder.mkdir()
+    (folder / "record.json").write_text(json.dumps(record))
+    meta = json.loads((DVAE / "meta.json").read_text())
+    meta.pop("sha256", None)
+    meta["digests"] = {"record.json": records.files.sha256(folder / "record.json")}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return folder
+
+
+def test_a_record_is_cited_with_what_it_knows(tmp_path):
+    sentence, entry, *methods = cite.text(newer(tmp_path / "r")).split("\n\n")
+    assert sentence == (
+        "A resnet18 of width 16, trained for 12 epochs (protocol cpu12, epochs=2, seed 0) on "
+        "10,000 images of cifar10-train poisoned by EM and purified by D-VAE, classifies 66.5 % of "
+        "10,000 clean test images correctly after its last epoch (one run); measured on 2026-11-26 "
+        "with commit abababab and torch 2.14.1 on Intel(R) Xeon(R) Processor; record c1010032.")
+    assert entry.startswith("@misc{record-c1010032,\n  title  = {{Purifying unlearnable ex")
+    assert r"cifar10-train.npz $>$ em $>$ dvae, cpu12, epochs=2: 66.5 \%}," in entry
+    assert "  year   = {2026},\n" in entry
+    assert f"commit {'ab' * 20}}}" in entry
+    assert [method.partition(",")[0] for method in methods] == [
+        "@inproceedings{yu2024dvae", "@inproceedings{huang2021em"]
+
+
+def test_a_changed_tree_and_an_older_record_are_told(tmp_path):
+    assert "with commit abababab with changes and torch" in cite.text(
+        newer(tmp_path / "a", dirty=True))
+    assert "measured on 2026-11-26 with an unrecorded commit and torch" in cite.text(
+        newer(tmp_path / "b", commit=None, dirty=None))
+    old = listed("cite", str(EM))
+    assert "poisoned by EM, classifies" in old
+    assert "measured on a day that is not recorded with an unrecorded commit" in old
+    assert "year" not in old.partition("\n\n")[2].partition("\n\n")[0]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("results/**/record.json")),
+                         ids=lambda path: path.parent.name)
+def test_every_committed_record_is_cited(path):
+    """Also those of years ago: without learner, test set or versions."""
+    sentence, entry = cite.text(path).split("\n\n")[:2]
+    assert f"{100 * json.loads(path.read_text())['accuracy_last']:.1f} % of" in sentence
+    assert entry.count("{") == entry.count("}")
+
+
+def test_what_is_no_record_is_not_cited(tmp_path):
+    assert "no such folder; it should be a record" in run_command(
+        listing.main, "cite", str(tmp_path / "x")).error
+
+
+# --- comparing -------------------------------------------------------------------------------
+
+
+def compared(one: Path, other: Path) -> list[str]:
+    outcome = run_command(compare.main, one, other)
+    assert outcome.status == 0, outcome.stderr
+    return [" ".join(line.split()) for line in outcome.stdout.splitlines()]
+
+
+def test_what_two_records_differ_in(tmp_path):
+    other = newer(tmp_path / "other", seed=1, accuracy_last=0.7, date="x", versions={"torch": "3"})
+    record = json.loads((other / "record.json").read_text())
+    record["config"]["epochs"] = 2
+    record["train"]["lineage"][0]["config"]["epsilon"] = 16 / 255
+    (other / "record.json").write_text(json.dumps(record))
+    meta = json.loads((other / "meta.json").read_text())
+    meta["digests"]["record.json"] = records.files.sha256(other / "record.json")
+    (other / "meta.json").write_text(json.dumps(meta))
+    lines = compared(DVAE, other)
+    assert lines[0].endswith("c1010032: cifar10-train.npz > em > dvae, cpu12")
+    assert lines[1].endswith("other: cifar10-train.npz > em > dvae, cpu12, epochs=2")
+    assert lines[2:] == [
+        "the same work, made twice", "numbers:", "accuracy_last 66.54 % | 70.00 % (+3.46)",
+        "settings:", "config.epochs 12 | 2", "seed 0 | 1", "data:",
+        "train.em.epsilon 8/255 | 16/255", "versions:", "versions.torch 2.14.1 | 3"]
+
+
+def test_steps_that_one_alone_has_are_told_by_the_lineage():
+    lines = compared(EM, DVAE)
+    assert "train.lineage em | em > dvae" in lines
+    assert not [line for line in lines if line.startswith(("train.em.", "train.dvae."))]
+    assert "settings: no difference" in lines
+    assert compared(EM, EM)[2:] == ["the same work, made twice",
+                                    *(f"{name}: no difference" for name in compare.HEADINGS)]
+
+
+def test_what_is_no_record_is_not_compared(tmp_path):
+    assert "it should be a record" in run_command(compare.main, EM, tmp_path / "x").error
