@@ -14,7 +14,7 @@ from scripts.report.prints import Picture, Printed, blocks, found_by
 
 HERE = Path(__file__).parent
 START = "<!DOCTYPE html>\n<html"         # of every page of ours
-SOURCES = HERE.parents[1] / "docs/reported.md"
+SOURCES = Path("docs/reported.md")       # of published numbers
 DATA_SETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN"}
 HEAD = ("poison", "defence", "accuracy (%)", "published", "gap", "others' runs",
         "the defence saw", "training")
@@ -63,7 +63,7 @@ def page(results: Results, roots: list[Path], out: Path, *, embed: bool = False)
     parts = {
         "style": (HERE / "page.css").read_text("utf-8"),
         "script": (HERE / "page.js").read_text("utf-8"),
-        "summary": summary(results, roots), "sources": made.path_to(SOURCES),
+        "summary": summary(results, roots), "published": published_number(made),
         "contents": tag("ul", *made.contents),
         "filters": filters(made), "chapters": chapters, "cards": cards,
         "left_out": left_out(results)}
@@ -74,6 +74,12 @@ def published(row: Row | None) -> list[dict]:
     """The numbers beside a row, the paper's own first."""
     entry = row and row.entry
     return [*filter(None, [entry.reported]), *entry.independent] if entry else []
+
+
+def published_number(made: Page) -> Markup:
+    """These words, which lead to what the sources are where that page is at hand."""
+    said = text("published number")
+    return link(made.path_to(SOURCES), said) if SOURCES.exists() else said
 
 
 def summary(results: Results, roots: list[Path]) -> Markup:
