@@ -129,7 +129,8 @@ def test_a_number_stands_beside_the_published_one(committed):
 def test_a_card_has_command_lines_lineage_and_machine(committed):
     [card] = [text for own, text in committed.inside.items() if own.startswith("r")
               and text.startswith("closeEM > D-VAE: 66.5 %")]
-    for line in ("python scripts/run_table.py configs/tables/dvae_cifar10.yaml --small data="
+    for line in ("python scripts/list.py cite results/small/dvae_cifar10/cifar10-train-em-dvae-",
+                 "python scripts/run_table.py configs/tables/dvae_cifar10.yaml --small data="
                  "data/cifar10-train.npz test=data/cifar10-test.npz --rows=em --columns=dvae "
                  "--seeds=0", "python -m poisons configs/poisons/em.yaml", "python train_vae.py",
                  "python purify.py", "python evaluate.py", "epsilon=8/255", "Xeon",
@@ -167,6 +168,7 @@ def test_of_several_seeds_each_opens_its_record(results):
     assert "80.0 ± 7.1 (2)" in page.inside["n1"]
     assert "#rffffffffffff" in page.all("href")
     assert "85.0 %" in page.inside["rffffffffffff"]
+    assert [title for title in page.all("title") if "seed" in title] == ["seed 0", "seed 1"]
 
 
 def test_what_a_record_says_is_text(results):

@@ -1,5 +1,6 @@
 """A record's card: its curve, its lineage, the lines that made it."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from core.manual import typed
 from scripts.documents.names import NAMES
 from scripts.report.curves import curve
 from scripts.report.elements import Markup, join, link, tag
-from scripts.report.gather import Kept
+from scripts.report.gather import Kept, methods_of
 from scripts.tables.render import number
 
 FILES = ("record.json", "config.yaml", "log.jsonl", "meta.json")
@@ -22,11 +23,13 @@ def card(kept: Kept, name: str, back: str, known: list[dict],
     """All of one record; shown once its number was clicked. `name` and `back` are ids: its own, and
     where it closes to; `known` are published numbers of its cell."""
     record, place = kept.record, kept.place
-    steps = [NAMES.get(title(step), NAMES.get(step["method"], title(step)))
+    attack, _ = methods_of(record)
+    steps = [] if attack else ["clean"]
+    steps += [NAMES.get(title(step), NAMES.get(step["method"], title(step)))
              for step in record["train"]["lineage"]]
     return tag(
         "article", link(f"#{back}", "close", class_="close"),
-        tag("h3", f"{' > '.join(steps) or 'clean'}: {100 * record['accuracy_last']:.1f} %"),
+        tag("h3", f"{' > '.join(steps)}: {100 * record['accuracy_last']:.1f} %"),
         tag("p", "Clean test accuracy after the last epoch; best "
             f"{100 * record['accuracy_best']:.1f} % (an oracle), on its own training set "
             f"{100 * record['train_accuracy']:.1f} %."),
@@ -37,7 +40,8 @@ def card(kept: Kept, name: str, back: str, known: list[dict],
         tag("h4", "Command lines"),
         join([tag("p", "All of it at once:"), tag("pre", kept.cell)]) if kept.cell else None,
         *(tag("pre", line) for line in kept.lines),
-        tag("h4", "Record"), facts(record),
+        tag("h4", "Record"), tag("pre", f"python scripts/list.py cite {shlex.quote(str(place))}"),
+        facts(record),
         tag("p", join((link(path_to(place / file), file) for file in FILES
                        if (place / file).exists()), " · ")), id=name)
 

@@ -283,7 +283,7 @@ def by_protocol(title: str, found: dict[Path, dict], results: Results, reasons: 
     """A table for each data set, size and protocol of records that no table reaches. Beside them
     stand published numbers, but not beside what was retired for a reason."""
     groups: dict[tuple, dict[tuple, dict[Path, dict]]] = {}
-    for place, record in found.items():
+    for place, record in sorted(found.items(), key=lambda it: it[1].get("seed", 0)):
         lineage = record["train"]["lineage"]
         methods = tuple(step["method"] for step in lineage)
         values = str([config.plain(step.get("config")) for step in lineage])

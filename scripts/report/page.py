@@ -191,7 +191,8 @@ def ours(places: tuple[Path, ...], accuracies: list[float], made: Page) -> Marku
     """The accuracy, which opens its record; over several seeds, each of them does."""
     if len(places) == 1:
         return link(f"#{card_of(places[0], made)}", records.spread(accuracies))
-    seeds = (link(f"#{card_of(place, made)}", f"{accuracy:.1f}", title="one of the seeds")
+    seeds = (link(f"#{card_of(place, made)}", f"{accuracy:.1f}",
+                  title=f"seed {made.results.kept[place].record.get('seed', 0)}")
              for place, accuracy in zip(places, accuracies, strict=True))
     return join([text(records.spread(accuracies)), tag("small", join(seeds, " "))])
 
