@@ -58,7 +58,7 @@ def piece(name: str, *needs: Piece, seconds: float = 0.0, code: str = "", rows: 
           **config) -> Piece:
     job = Job("sets", name, "test", 1, {"name": name, **config}, 0, {})
     return Piece(SimpleNamespace(command="poison"), job, (), Path("runs", name), needs, rows,
-                 plan.nothing, DeviceSettings(), seconds, code)
+                 plan.nothing, DeviceSettings(), seconds=seconds, code=code)
 
 
 @pytest.fixture(autouse=True)
