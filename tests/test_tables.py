@@ -21,7 +21,7 @@ from core import files
 from core.errors import UserError
 from core.imageset import ImageSet
 from poisons.__main__ import main as poison_main
-from scripts.tables import claims, estimates, plan, render, schedule, spec
+from scripts.tables import claims, estimates, noted, plan, render, schedule, spec
 from tests.conftest import ROOT, checkout, run_command, succeed
 
 TABLE = """
@@ -541,6 +541,11 @@ def test_a_table_is_made_once(tiny):
     assert all(cell.record.done for cell in cells)
     assert plan.wanted(cells, {}) == []
     assert json.loads((cells[0].record.out / "record.json").read_text())["device"]["threads"] == 1
+    written, = noted.read(noted.PLANS)                  # for those who clean
+    assert written.line == f"{tiny} threads=1"
+    assert written.until == {cell.record.job.fingerprint for cell in cells}
+    assert written.artefacts == {json.loads(path.read_text())["fingerprint"]
+                                 for path in Path("runs").rglob("meta.json")}
 
     again = start(tiny, "--jobs", "2")
     _, stderr = again.communicate(timeout=300)
