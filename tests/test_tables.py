@@ -1,5 +1,6 @@
 """Tables: reading, planning, making each artefact once, printing; by real commands."""
 
+import dataclasses
 import json
 import math
 import os
@@ -265,8 +266,9 @@ def test_a_part_of_a_table(several):
     whole, part = spec.read_one(path), spec.read_one(path, spec.Choice(columns=("jpeg", "none")))
     assert [line.name for line in part.columns] == ["none", "jpeg"]     # in the table's order
     assert part.rows == whole.rows
-    assert [line.name for line in part.derived] == ["iss_best"]         # of what there is
-    assert not spec.read_one(path, spec.Choice(columns=("none",))).derived
+    assert not part.derived                                             # bdr and gray are not there
+    part = spec.read_one(path, spec.Choice(columns=("bdr", "gray", "jpeg")))
+    assert [line.name for line in part.derived] == ["iss_best"]
     table = spec.read("configs/tables/le_table2.yaml",
                       spec.Choice.split(["--columns", "blur, sigma 1,jcdp"])[0])[0]
     assert {line.name for line in table.columns} == {"blur, sigma 1", "jcdp"}   # a comma in a name
@@ -279,6 +281,78 @@ def test_a_part_of_a_table(several):
         spec.read("le_table33")
     with pytest.raises(UserError, match="--seeds 1,x: expected whole numbers"):
         spec.Choice.split(["--seeds", "1,x"])
+    assert spec.Choice.split(["--seeds", "1,0,1"])[0].seeds == (1, 0)
+    with pytest.raises(UserError, match="--rows ',': it names none"):
+        spec.Choice.split(["--rows", ","])
+
+
+def test_a_choice_without_a_cell_is_refused(tiny):
+    with pytest.raises(UserError, match=r"tiny.yaml: by its `only:`, none of these rows has one"):
+        plan.cells_of([spec.read_one(str(tiny), spec.Choice(rows=("clean",), columns=("jpeg",)))])
+
+
+@pytest.mark.parametrize(("name", "seeds"), [
+    ("countermeasures", (0,)), ("bridgepure_table1", (0, 1, 2, 3, 4)), ("fig3", (0,))])
+def test_a_tables_own_seeds_win(here, name, seeds):
+    """Also over those of --quick, unless its own `quick:` has others."""
+    assert spec.read_one(name, QUICK).seeds == seeds
+
+
+def test_a_seed_is_named_once(tiny):
+    with pytest.raises(UserError, match=r"seeds: \[0, 0\] has one twice"):
+        spec.read_one(str(changed(tiny, "[0, 1]", "[0, 0]")))
+
+
+# --- a method's keys -------------------------------------------------------------------------
+
+
+def settings_of(path: str, *words: str) -> dict[str, dict[str, str]]:
+    """Step -> what is set of it, for those that have such a key."""
+    choice, typed = spec.Choice.split(words)
+    table = spec.read_one(path, choice, typed)
+    found = {f"{line.name}/{step.command}": step for line in (*table.rows, *table.columns)
+             for step in line.steps} | {"evaluate": table.evaluate}
+    return {name: step.settings for name, step in found.items()
+            if any(word.partition("=")[0] in step.settings for word in table.typed)}
+
+
+@pytest.mark.parametrize(("words", "changed_steps"), [
+    (["dvae_cifar10", "dvae.train.epochs=20"], ["dvae/train_vae"]),
+    (["dvae_cifar10", "lsp.radius=2"], ["lsp/poison"]),
+    (["dvae_cifar10", "standard.epochs=3"], ["evaluate"]),
+    (["dvae_cifar10", "--columns", "avatar", "ddpm.train.steps=9"], ["avatar/train_ddpm"]),
+    (["dvae_cifar10", "dvae.train.stages.0.kld_target=2"], ["dvae/train_vae"])])
+def test_a_methods_key_goes_to_the_steps_that_take_it(here, words, changed_steps):
+    found = settings_of(*words)
+    assert list(found) == changed_steps
+    key, value = words[-1].split("=")
+    assert all(settings[key] == value for settings in found.values())
+
+
+def test_a_typed_key_is_planned(tiny):
+    [cell] = plan.cells_of(spec.read(str(tiny), spec.Choice(rows=("clean",), seeds=(0,)),
+                                     ("standard.epochs=7",)))
+    assert cell.record.job.config["epochs"] == 7
+    assert [word for word in cell.record.arguments if "epochs" in word] == ["standard.epochs=7"]
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["dvae_cifar10", "--quick", "ddpm.train.steps=5"], r"ddpm\.train\.steps=5: .* has several "
+     r"values of it \(800 in avatar, 800 in jcdp, 200 in jcdp\); choose one by --rows or"),
+    (["countermeasures", "adversarial.epsilon=1/255"], r"4/255 in at eps4, 8/255 in at eps8"),
+    (["fig2b", "--columns", "jpeg quality=10", "jpeg.quality=3"],
+     r"has jpeg quality=10 for a value of its own"),
+    (["dvae_cifar10", "dvae.train.epoch=5"], r"command line: unknown key 'dvae\.train\.epoch'; did "
+     r"you mean 'dvae\.train\.epochs'"),
+    (["dvae_cifar10", "dvae.epochs=5"], r"command line: .*did you mean 'dvae\.train\.epochs'"),
+    (["dvae_cifar10", "standard.epochs=x"], r"command line: standard\.epochs: 'x' is not a number"),
+    (["le_table3", "dvae.train.epochs=5"], r"no step of .*le_table3\.yaml takes it; its methods "
+     r"are em, lsp, rem"),
+    (["le_table3", "em.train.epochs=5"], r"no step of .* takes it; did you mean|known keys")])
+def test_a_methods_key_must_be_clear(here, words, message):
+    with pytest.raises(UserError) as error:
+        settings_of(*words)
+    assert re.search(message, str(error.value)), error.value
 
 
 def test_small_is_the_same_grid_on_few_photographs(here):
@@ -753,6 +827,60 @@ def test_the_table_prints_what_the_records_say(tiny):
     text = run_command(render.main, tiny, "--distances").stdout
     [line] = [line for line in text.splitlines() if f"jpeg {best[-2:]} |" in line]
     assert line.split(" | ")[2] == f"{psnr:.2f}"
+
+
+def found(row: str, column: str, *accuracies: float) -> render.Entry:
+    return render.Entry("", row, column, list(accuracies), (None, None, None), "", None, [])
+
+
+def test_a_derived_column_waits_for_its_cells(tiny):
+    """The best of what happens to be there would be another number once the rest is."""
+    cells = planned(tiny)
+    record = {"accuracy_last": 0.5, "train": {"lineage": []}, "seconds": 1.0,
+              "purifier_trained_on": []}
+
+    def derived(*there: plan.Cell) -> render.Entry:
+        [entry] = [e for e in render.collect(
+            cells[0].table, cells, lambda one: Path(one.out.name)
+            if one in [cell.record for cell in there] else None) if e.column == "iss_best"
+            and e.row == "lsp"]
+        return entry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(render.records, "load", lambda place: record)
+        jpegs = [cell for cell in cells if cell.column.family == "jpeg"]
+        assert derived(*jpegs).accuracies == [50.0, 50.0]
+        assert derived(*jpegs[1:]).accuracies == []             # one seed of one quality lacks
+        assert derived().accuracies == []
+
+
+def test_a_row_whose_poison_does_not_poison_is_marked(tiny):
+    table = spec.read_one(str(tiny))
+    clean = found("clean", "none", 90.0, 92.0)
+    assert render.marks_of(table, [clean, found("lsp", "none", 86.2)]) == \
+        {"lsp": "‡ no: 4.8 points, undefended"}
+    assert render.marks_of(table, [clean, found("lsp", "none", 86.0)]) == {}
+    assert render.marks_of(table, [found("lsp", "none", 91.0)]) == {}       # clean is not there yet
+    assert render.marks_of(table, [clean, found("lsp", "jpeg quality=10", 91.0)]) == {}
+    marked = [clean, found("lsp", "none", 90.0)]
+    marked[1] = dataclasses.replace(marked[1], mark="‡ no")
+    assert [line[0] for line in render.wide(marked)[1]] == ["clean", "lsp ‡"]
+    head, lines = render.long(marked)
+    assert (head[-1], lines[0][-1], lines[1][-1]) == ("does it poison?", "", "‡ no")
+
+
+def test_a_smaller_form_says_what_it_is(tiny):
+    for words, text in ((["--quick"], "A demonstration, not the paper's experiment: digits, 1,437 "
+                         "training images; resnet18 of width 4; n = 0\n\n| poison"),
+                        ([], "| poison"),
+                        (["standard.epochs=2"], "few, 320 training images; resnet18 of width 4; "
+                         "n = 0; with standard.epochs=2\n\n| poison")):
+        assert run_command(render.main, tiny, *words).stdout.startswith(text)
+    outcome = run_command(render.main, tiny, "--quick", "--format", "csv")
+    assert outcome.stdout.startswith("poison,")             # whose readers expect the head first
+    assert "A demonstration" in outcome.stderr
+    assert run_command(render.main, tiny, "--quick", "--format", "latex").stdout.startswith(
+        "% A demonstration")
 
 
 def test_seconds_are_of_each_kind_of_work():

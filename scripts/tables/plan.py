@@ -288,6 +288,9 @@ def cells_of(tables: Iterable[Table], *, fetch: bool = False) -> list[Cell]:
     with planner.fetching():
         cells = [cell for table in (first, *rest)
                  for cell in dataclasses.replace(planner, table=table).cells()]
+        if not cells:
+            raise UserError(f"{first.path}: by its `only:`, none of these rows has one of these "
+                            "columns")
         if missing := outlines.unknown():
             note(f"{' and '.join(missing)} not in '{first.settings.get('root', 'data')}': "
                  "planned by size; folders have a number in the place of a fingerprint, and no "

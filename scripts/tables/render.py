@@ -5,7 +5,8 @@
 One line a cell: clean test accuracy of the last epoch (mean ± sd over n seeds), the published
 number and others' re-runs, the gap to the published one, seconds (of training the purifier, of
 purifying, of training the classifier), and what the defence saw beside the set that the classifier
-is trained on. `oracle` marks numbers chosen by test accuracy (†). --wide prints rows x columns.
+is trained on. `oracle` marks numbers chosen by test accuracy (†), and ‡ the rows of a poison that
+does not poison. --wide prints rows x columns. A smaller form says above the table what it is.
 --distances prints PSNR and LPIPS to the clean images instead, of the sets that are here.
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from core import records
 from core.checkpoint import history
 from core.command import command
+from core.distributed import say
 from core.methods import is_method
 from core.names import markdown_cell, printable
 from scripts.tables import plan, spec
@@ -30,7 +32,11 @@ from scripts.tables.measure import points, print_points
 # docs/reported.md says what its columns are
 REPORTED = Path(__file__).resolve().parents[2] / "results/reported.csv"
 HEAD = ("data", "poison", "defence", "accuracy (%)", "reported", "independent", "gap", "oracle",
-        "training the purifier (s)", "purifying (s)", "training (s)", "the defence saw")
+        "training the purifier (s)", "purifying (s)", "training (s)", "the defence saw",
+        "does it poison?")
+# Points of accuracy that a poison costs an undefended classifier at least. Published ones cost 23
+# and more; random signs, which are none, 0 to 1 (docs/results.md).
+LEAST_COST = 5.0
 ALWAYS = ("poison", "defence", "accuracy (%)")      # the others where some cell has them
 
 
@@ -49,6 +55,7 @@ class Entry:
     independent: list[dict]
     places: tuple[Path, ...] = ()   # of its records
     chosen: str = ""                # the column that an oracle chose
+    mark: str = ""                  # of a row whose poison does not poison
 
     @property
     def mean(self) -> float | None:
@@ -85,7 +92,39 @@ def main(argv: list[str] | None = None) -> None:
     entries = [entry for table in tables for entry in collect(table, cells)]
     head, lines = (wide if arguments.wide else long)(entries)
     writer = {"markdown": markdown, "csv": as_csv, "latex": latex}[arguments.format]
+    for text in filter(None, (header(table, cells, entries) for table in tables)):
+        if arguments.format == "csv":           # whose reader expects the head first
+            say(text)
+        else:
+            print(f"% {printable(text)}" if arguments.format == "latex" else f"{text}\n")
     print(writer(head, lines), end="")
+    if arguments.wide and arguments.format == "markdown" and any(e.mark for e in entries):
+        print(f"\n‡ does not poison: undefended, it costs less than {LEAST_COST:g} points of the "
+              "clean accuracy")
+
+
+def header(table: spec.Table, cells: list[plan.Cell], entries: list[Entry]) -> str:
+    """What a smaller form of a table is of, and what was typed for its methods; '' for none."""
+    last = [cell.record for cell in cells if cell.table is table]
+    if not last or not (table.size or table.typed):
+        return ""
+    networks = dict.fromkeys(network_of(record) for record in last)
+    rows = sorted({record.rows for record in last})
+    count = f"{rows[0]:,}" + (f" to {rows[-1]:,}" if len(rows) > 1 else "")
+    counts = sorted({len(e.accuracies) for e in entries if e.block == table.block and e.accuracies})
+    number = " to ".join(map(str, dict.fromkeys((*counts[:1], *counts[-1:])))) or "0"
+    kind = {"quick": "A demonstration, not the paper's experiment: ",
+            "small": "On a small scale: "}.get(table.size, "")
+    typed = f"; with {' '.join(table.typed)}" if table.typed else ""
+    return (f"{kind}{Path(table.settings.get('data', table.dataset)).stem}, {count} training "
+            f"images; {', '.join(networks)}; n = {number}{typed}")
+
+
+def network_of(record: plan.Artefact) -> str:
+    """'resnet18 of width 8'"""
+    values = record.job.config
+    width = f" of width {values['width']}" if "width" in values else ""
+    return values.get("architecture", "resnet18") + width
 
 
 def published() -> list[dict]:
@@ -118,19 +157,40 @@ def collect(table: spec.Table, cells: list[plan.Cell],
                   for column in table.columns if (key := (row.name, column.name)) in found]
         entries += of_row
         for derived in table.derived:
-            measured = [e for e in of_row if e.column in derived.max_of and e.accuracies]
-            if measured:
-                best = max(measured, key=lambda e: e.mean)
-                facts = facts_of(table, row.reported, derived.name, known)
-                entries.append(Entry(
-                    table.block, row.name, derived.name, best.accuracies, best.seconds,
-                    best.saw, *facts, best.places, chosen=best.column))
+            among = [e for e in of_row if e.column in derived.max_of]
+            if not among:
+                continue
+            facts = facts_of(table, row.reported, derived.name, known)
+            if any(len(e.accuracies) < len(table.seeds) for e in among):
+                entries.append(Entry(table.block, row.name, derived.name, [], (None, None, None),
+                                     "", *facts))
+                continue
+            best = max(among, key=lambda e: e.mean)
+            entries.append(Entry(
+                table.block, row.name, derived.name, best.accuracies, best.seconds,
+                best.saw, *facts, best.places, chosen=best.column))
+    marks = marks_of(table, entries)
 
     def labelled(row: str, column: str) -> str:
         return records.labelled(column, beside.get((row, column), ""))
 
     return [dataclasses.replace(e, column=labelled(e.row, e.column),
-                                chosen=labelled(e.row, e.chosen)) for e in entries]
+                                chosen=labelled(e.row, e.chosen), mark=marks.get(e.row, ""))
+            for e in entries]
+
+
+def marks_of(table: spec.Table, entries: list[Entry]) -> dict[str, str]:
+    """Row -> a mark, where its poison costs less than LEAST_COST, undefended."""
+    means = {(e.row, e.column): e.mean for e in entries if e.mean is not None}
+    clean, undefended = (next((line.name for line in lines if not line.steps and not line.learner),
+                              None) for lines in (table.rows, table.columns))
+    most = means.get((clean, undefended))
+    if most is None:
+        return {}
+    costs = {row.name: most - means[row.name, undefended] for row in table.rows
+             if row.name != clean and (row.name, undefended) in means}
+    return {row: f"‡ no: {cost:.1f} points, undefended" for row, cost in costs.items()
+            if cost < LEAST_COST}
 
 
 def entry(table: spec.Table, row: spec.Line, column: spec.Line, found: dict[Path, dict],
@@ -195,7 +255,7 @@ def long(entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
         lines.append([
             e.block, e.row, e.column, records.spread(e.accuracies), number(e.reported),
             "; ".join(number(fact) for fact in e.independent), gap, oracle,
-            *("" if s is None else f"{s:.0f}" for s in e.seconds), e.saw])
+            *("" if s is None else f"{s:.0f}" for s in e.seconds), e.saw, e.mark])
     used = [i for i, name in enumerate(HEAD) if name in ALWAYS or any(line[i] for line in lines)]
     return tuple(HEAD[i] for i in used), [[line[i] for i in used] for line in lines]
 
@@ -205,7 +265,8 @@ def wide(entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
     columns = {e.column: f"{e.column} † (oracle)" if e.chosen else e.column for e in entries}
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for e in entries:
-        lines.setdefault((e.block, e.row), {})[e.column] = records.spread(e.accuracies)
+        row = f"{e.row} ‡" if e.mark else e.row
+        lines.setdefault((e.block, row), {})[e.column] = records.spread(e.accuracies)
     several = any(e.block for e in entries)
     head = (*(("data",) if several else ()), "poison", *columns.values())
     return head, [[*((block,) if several else ()), row, *(cells.get(name, "") for name in columns)]
@@ -241,7 +302,7 @@ def as_csv(head: tuple[str, ...], lines: list[list[str]]) -> str:
 def latex(head: tuple[str, ...], lines: list[list[str]]) -> str:
     """A booktabs tabular."""
     special = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$", "†": r"$\dagger$",
-               ">": "$>$", "$": r"\$", "{": r"\{", "}": r"\}", "<": "$<$",
+               "‡": r"$\ddagger$", ">": "$>$", "$": r"\$", "{": r"\{", "}": r"\}", "<": "$<$",
                "\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}"}
 
     def row(cells) -> str:

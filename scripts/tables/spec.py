@@ -48,6 +48,7 @@ from core.datasets import DataSettings
 from core.device import DeviceSettings
 from core.errors import UserError
 from core.methods import find_method
+from scripts.tables import keys
 
 TABLES = Path("configs/tables")
 # A table's smaller forms: TABLES/NAME.yaml, and the table's own section of that name
@@ -65,6 +66,14 @@ class Step:
     yamls: tuple[str, ...]
     settings: dict[str, str]        # key -> value as it would be typed
     origin: str
+
+    @property
+    def method(self) -> str:
+        """What its YAMLs name, unless the step does; '' where neither does."""
+        if "method" in self.settings:
+            return self.settings["method"]
+        node = config.read(self.yamls).value.get("method")
+        return config.text(node) if node else ""
 
     def fill(self, variables: dict[str, str]) -> "Step":
         """With {name}s replaced. Raises UserError for an unknown one."""
@@ -122,6 +131,8 @@ class Table:
     columns: tuple[Line, ...]
     derived: tuple[Derived, ...]
     evaluate: Step
+    size: str = ""                  # the form it was read in, a key of SIZES
+    typed: tuple[str, ...] = ()     # key=value of its methods (scripts/tables/keys.py)
 
 
 @dataclass(frozen=True)
@@ -140,15 +151,22 @@ class Choice:
         for name, text in SIZES.items():
             sizes.add_argument(f"--{name}", dest="size", action="store_const", const=name,
                                default="", help=text)
-        parser.add_argument("--rows", default="", metavar="A,B", help="these rows only")
-        parser.add_argument("--columns", default="", metavar="A,B", help="these columns only")
-        parser.add_argument("--seeds", default="", metavar="0,1", help="these seeds")
+        parser.add_argument("--rows", metavar="A,B", help="these rows only")
+        parser.add_argument("--columns", metavar="A,B", help="these columns only")
+        parser.add_argument("--seeds", metavar="0,1", help="these seeds")
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> "Choice":
-        """What was typed. Raises UserError for seeds that are no whole numbers."""
-        rows, columns, seeds = (tuple(name.strip() for name in getattr(arguments, key).split(",")
-                                      if name.strip()) for key in ("rows", "columns", "seeds"))
+        """What was typed. Raises UserError for a list of none, and for seeds that are no whole
+        numbers."""
+        lists = {}
+        for key in ("rows", "columns", "seeds"):
+            text = getattr(arguments, key)
+            names = [name.strip() for name in (text or "").split(",") if name.strip()]
+            if text is not None and not names:
+                raise UserError(f"--{key} '{text}': it names none; leave it out for all")
+            lists[key] = tuple(dict.fromkeys(names))
+        rows, columns, seeds = lists.values()
         if not all(seed.isdecimal() for seed in seeds):
             raise UserError(f"--seeds {arguments.seeds}: expected whole numbers, as in 0,1,2")
         return cls(arguments.size, rows, columns, tuple(map(int, seeds)))
@@ -173,9 +191,9 @@ class Choice:
         rows, columns = (self.lines(key, getattr(table, key), table.path)
                          for key in ("rows", "columns"))
         names = {line.name for line in columns}
-        derived = tuple(line for line in table.derived if names.intersection(line.max_of))
+        derived = tuple(line for line in table.derived if names.issuperset(line.max_of))
         return dataclasses.replace(table, rows=rows, columns=columns, derived=derived,
-                                   seeds=self.seeds or table.seeds)
+                                   seeds=self.seeds or table.seeds, size=self.size)
 
     def lines(self, key: str, lines: tuple[Line, ...], path: str) -> tuple[Line, ...]:
         known = {name for line in lines for name in (line.name, line.family)}
@@ -213,8 +231,8 @@ def read(path: str, choice: Choice = WHOLE, overrides: tuple[str, ...] = ()) -> 
 
     In a smaller form (`choice.size`), configs/tables/SIZE.yaml and the table's own section of that
     name replace its keys and (`over: {x: [1]}`) the values of its `over`, and every step takes
-    small data sets in the place of its own. `overrides` are key=value for every command. Raises
-    UserError that names file and line.
+    small data sets in the place of its own. `overrides` are key=value for every command, or of
+    its methods (scripts/tables/keys.py). Raises UserError that names file and line.
     """
     size, path = choice.size, manual.yaml_of("tables", path)
     tree = config.read([path])
@@ -225,11 +243,17 @@ def read(path: str, choice: Choice = WHOLE, overrides: tuple[str, ...] = ()) -> 
     for override in overrides:
         if "=" not in override:
             raise UserError(f"'{override}' is not key=value")
-    typed = dict(override.split("=", 1) for override in overrides)
+    given = dict(override.split("=", 1) for override in overrides)
+    methods = {key: value for key, value in given.items() if "." in key}
+    typed = {key: value for key, value in given.items() if key not in methods}
+
+    def chosen_of(table: Table) -> Table:
+        return keys.over(choice.of_table(table), methods)
+
     if typed.get("data") == "":
         raise UserError("data=: it names no data set")
     if "data" not in tree.value:
-        return (choice.of_table(read_block(path, tree, "", small, typed)),)
+        return (chosen_of(read_block(path, tree, "", small, typed)),)
     sets = tuple(map(config.text, as_list(tree.value.pop("data"))))
     changes = section(tree.value, "for")
     for name, node in changes.items():
@@ -239,7 +263,7 @@ def read(path: str, choice: Choice = WHOLE, overrides: tuple[str, ...] = ()) -> 
     tree.value.pop("for", None)
     wanted = typed.get("like", typed.get("data"))
     chosen = (wanted,) if wanted in sets else sets[:1] if "data" in typed else sets
-    return tuple(choice.of_table(
+    return tuple(chosen_of(
         read_block(path, variants.over(tree, changes.get(name)), name, small, typed,
                    block=typed.get("data", name) if len(sets) > 1 else "")) for name in chosen)
 
@@ -295,6 +319,8 @@ def read_block(path: str, tree: Node, data_set: str, small: dict[str, Node],
     seeds = get("seeds", tuple[int, ...], (0,))
     if not seeds or not rows or not columns:
         raise UserError(f"{path}: a table needs at least one seed, one row and one column")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"{path}: seeds: {list(seeds)} has one twice")
     title = get("title", str, Path(path).stem)
     return Table(path, f"{title} ({block})" if block else title, block,
                  get("dataset", str, data_set), get("source", str, ""), seeds, settings, rows,
@@ -306,7 +332,7 @@ def quicken(step: Step, small: dict[str, Node]) -> Step:
     if not small:
         return step
     extra = section(section(small, "with"), step.command)
-    settings = {fill(key, {"method": method_of(step)}, node.origin): config.text(node)
+    settings = {fill(key, {"method": step.method}, node.origin): config.text(node)
                 for key, node in extra.items()}
     settings = {key: value for key, value in settings.items() if has_key(step, key)}
     settings |= step.settings
@@ -320,14 +346,7 @@ def has_key(step: Step, key: str) -> bool:
     """Whether the step's method has it, if it is a method's key."""
     if "." not in key:
         return True
-    method = method_of(step)
-    return key in known_keys(find_method(COMMANDS[step.command].room, method), method)
-
-
-def method_of(step: Step) -> str:
-    """The method that a step's YAMLs name."""
-    node = config.read(step.yamls).value.get("method")
-    return config.text(node) if node else ""
+    return key in known_keys(find_method(COMMANDS[step.command].room, step.method), step.method)
 
 
 def section(tree: dict[str, Node], key: str) -> dict[str, Node]:
