@@ -4,6 +4,7 @@ The commands build their runs from these, and tables address artefacts with them
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -40,11 +41,11 @@ class Job:
     digests: dict[str, dict[str, str]] = field(default_factory=dict)    # role -> file -> SHA-256;
                                     # no part of the identity, but the same at every resume
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the job without its names and the inputs' bytes."""
-        content = {k: v for k, v in dataclasses.asdict(self).items()
-                   if k not in ("name", "preset", "digests")}
+        content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+                   if field.name not in ("name", "preset", "digests")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property

@@ -93,7 +93,13 @@ def forked(missing: list[Piece], output: str) -> int:
 
 
 def status_of(number: int) -> int:
-    return os.waitpid(number, 0)[1]
+    """How a process of ours ended; one that hangs is ended."""
+    deadline = time.monotonic() + 60
+    while not (ended := os.waitpid(number, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.kill(number, signal.SIGKILL)
+        time.sleep(0.01)
+    return ended[1]
 
 
 def starts() -> list[str]:

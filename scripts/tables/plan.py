@@ -81,6 +81,8 @@ class Planner:
     _noted: set[str] = field(default_factory=set)
     _unknown: set[str] = field(default_factory=set)                 # what stands for fingerprints
     _numbers: dict[str, int] = field(default_factory=dict)          # of steps that have none
+    _looked: dict[str, Callable[[], None]] = field(default_factory=dict)
+    _requests: dict[tuple, Request] = field(default_factory=dict)       # what was parsed
 
     def fetching(self) -> contextlib.AbstractContextManager:
         """Inside, nothing is downloaded, unless `fetch`."""
@@ -176,7 +178,8 @@ class Planner:
                                   classes=fact(module, "NEEDS_LABELS"))
         except UserError as error:
             raise UserError(f"{step.origin}: {error}") from None
-        return check
+        key = repr((request.method, request.config, made.job.config, reads.image_shape))
+        return self._looked.setdefault(key, check)      # one for all seeds and rows
 
     def _request(self, step: Step, state: "State") -> Request:
         """The request that the step's line will be parsed to."""
@@ -193,7 +196,7 @@ class Planner:
         settings |= step.settings
         state.arguments = (*step.yamls, *(f"{key}={value}" for key, value in settings.items()))
         try:
-            request = parse(list(state.arguments), "", step.command, state.data_set(settings))
+            request = self._parse(step, settings, state)
         except UserError as error:
             message = str(error).removeprefix(f"{config.TYPED}: ")      # it is the table's
             raise UserError(f"{step.origin}: {message}") from None
@@ -201,6 +204,23 @@ class Planner:
             self._noted.add(request.fit)
             note(request.fit)
         return request
+
+    def _parse(self, step: Step, settings: dict[str, str], state: "State") -> Request:
+        """The step's line is read once for all cells: they differ in the folder before it and in
+        the seed, on which nothing else of a request depends (but for one that is made of parts)."""
+        own = {"data": state.folder, "seed": str(state.seed)}
+        own = {key: value for key, value in own.items() if value and settings.get(key) == value}
+        same = tuple(item for item in settings.items() if item[0] not in own)
+        data_set = state.data_set(settings)
+        key = (step.command, step.yamls, same, tuple(own), data_set)
+        request = self._requests.get(key)
+        if request is None or request.parts:
+            request = parse(list(state.arguments), "", step.command, data_set)
+            self._requests[key] = request
+        seed = {"seed": state.seed} if "seed" in own else {}
+        return dataclasses.replace(
+            request, settings=dataclasses.replace(request.settings, **seed), words=state.arguments,
+            data=dataclasses.replace(request.data, data=settings.get("data", request.data.data)))
 
     def _reads(self, request: Request, step: Step, state: "State") -> ImageSet:
         """The set that a step reads: the one before, or what its `data` names."""

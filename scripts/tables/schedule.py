@@ -71,8 +71,9 @@ def main(argv: list[str] | None = None) -> None:
         print(status.text(titles, cells, missing, committed, timings), end="")
         return
     say_made_otherwise(cells, committed)
-    for artefact in missing:                # now, not after what they stand on was trained
-        artefact.check()
+    # Now, not after what they stand on was trained.
+    for check in dict.fromkeys(artefact.check for artefact in missing):
+        check()
     times = [timings.of(artefact) for artefact in missing]
     say(f"{titles}: {len(cells)} cells; {len(missing)} artefacts to make; {estimates.total(times)}")
     if arguments.dry_run:
