@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from core import files, lock, processes
 from core.device import DeviceSettings
 from core.errors import UserError
 from core.identity import Job
-from scripts.tables import claims, estimates, plan, schedule, workers
+from scripts.tables import claims, estimates, plan, schedule, status, workers
 
 # Stands for a command of a table: says that it begins, works in seconds, and leaves `out` whole.
 COMMAND = """
@@ -289,6 +290,79 @@ def test_a_full_disk_ends_the_runner_and_frees_its_claims(pieces, monkeypatch):
         with pytest.raises(OSError, match="/dev/full"):
             runner(pieces).run()
     assert not claims.held(pieces)
+
+
+# --- progress --------------------------------------------------------------------------------
+
+
+def test_an_estimate_is_of_what_like_steps_took():
+    """Of the same step, whatever its seed; else of its method's nearest in rows and epochs."""
+    made = piece("one", rows=200, epochs=3)
+    assert estimates.Estimates().of(made) is None       # it never ran here
+    other = estimates.Estimates()
+    for rows, epochs, seconds in ((100, 3, 10.0), (100, 3, 14.0), (100, 1000, 9.0)):
+        other.note(piece("one", rows=rows, epochs=epochs), seconds)
+    timings = estimates.Estimates()
+    assert timings.of(made) == 24.0                     # 12 of half the rows
+    assert timings.of(piece("one", rows=100, epochs=1000)) == 9.0
+    other.note(made, 31.0)                              # by another runner
+    assert timings.of(made) == 24.0
+    timings.refresh()
+    assert timings.of(made) == 31.0
+
+
+def test_training_by_steps_takes_what_they_are_whatever_the_rows():
+    config = {"steps": 50, "batch_size": 8, "epochs": 60}
+    assert estimates.work_of("train_ddpm", "ddpm", config, 1000) == 400
+    assert estimates.work_of("poison", "tap", config, 1000) == 60_000   # its steps are an image's
+    assert estimates.work_of("evaluate", "standard", {**config, "steps": None}, 1000) == 60_000
+
+
+def test_time_left_is_shared_but_for_the_longest_chain(pieces):
+    timings = estimates.Estimates()
+    timings.of = lambda made: 100.0
+    assert estimates.left(pieces, timings, 2, {}) == "about 14 min left"        # 17 pieces
+    assert estimates.left(pieces, timings, 99, {}) == "about 5 min left"        # a chain of three
+    assert estimates.left(pieces[:1], timings, 1, {pieces[0]: 70.0}) == "about 30 s left"
+    timings.of = lambda made: {"poison": 100.0}.get(made.out.name)
+    assert estimates.left(pieces, timings, 1, {}) == "more than 2 min left"
+    timings.of = lambda made: None
+    assert estimates.left(pieces, timings, 1, {}) == ""
+
+
+def test_a_line_says_what_came_out(monkeypatch, capsys):
+    files.mkdir(Path("runs"))
+    monkeypatch.setattr(status.records, "load", lambda out: {"accuracy_last": 0.9312})
+    record, after = piece("record"), piece("record")
+    object.__setattr__(record, "job", replace(record.job, kind="records"))
+    object.__setattr__(after, "out", Path("runs/after"))
+    assert runner([record, after], names={record: "EM x JPEG, seed 0"}).run() == {}
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "begun: EM x JPEG, seed 0 (runs/logs/records-record.log)"
+    assert re.fullmatch(r"\[1/2\] EM x JPEG, seed 0: 93\.1 %  \(0 s; about 0 s left\)", said[1])
+    assert re.fullmatch(r"\[2/2\] poison after: made  \(0 s\)", said[3])
+
+
+def test_status_says_who_makes_what_and_what_failed(capsys):
+    """And changes nothing on the disk."""
+    files.mkdir(Path("runs"))
+    broken, slow, done = piece("broken", code="7"), piece("slow"), piece("done")
+    missing = [broken, slow, done]
+    assert list(runner([broken, done]).run()) == [broken]
+    cell = SimpleNamespace(record=slow)
+    with workers.enlisted():
+        claim = claims.take(slow)
+        before = sorted(Path("runs").rglob("*"))
+        lines = status.text("T", [cell], missing[:2], {}, estimates.Estimates()).splitlines()
+        assert sorted(Path("runs").rglob("*")) == before
+        claim.release()
+    who = rf"another process \({os.getpid()} on \S+, since [-: \d]+\)"
+    assert lines[0] == ("T: 0 of 1 cells measured; 2 artefacts to make, 1 of them being made, "
+                        "1 failed; about 0 s left")
+    assert re.fullmatch(rf"being made by {who}: namespace.* \(runs/logs/sets-slow.log\)", lines[1])
+    assert lines[2] == "failed: poison broken: it is 7; see runs/logs/sets-broken.log"
+    assert re.fullmatch(rf"worker: {who}, (commit [0-9a-f]{{8}}.*|no commit known)", lines[3])
+    assert len(lines) == 4
 
 
 # --- workers ---------------------------------------------------------------------------------

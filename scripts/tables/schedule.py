@@ -83,9 +83,13 @@ def main(argv: list[str] | None = None) -> None:
     noted.note((*paths, *choice.words, *settings), cells, sets=arguments.sets)
     typed = any(word.startswith("device=") for word in settings)
     names = status.names_of(cells)
+    written = {table.path: files.sha256(Path(table.path)) for table in tables}
     with workers.enlisted() if arguments.worker else contextlib.nullcontext(workers.nothing) as ask:
         failed = Scheduler(missing, arguments.jobs, [] if typed else visible_gpus(), names,
                            timings, ask).run()
+    for path, digest in written.items():
+        if not Path(path).exists() or files.sha256(Path(path)) != digest:
+            say(f"{path} was changed meanwhile; the same line makes what it says now")
     if failed:
         for cell in cells:
             if cell.record in failed:
