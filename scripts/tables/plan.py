@@ -217,10 +217,12 @@ class Planner:
         if request is None or request.parts:
             request = parse(list(state.arguments), "", step.command, data_set)
             self._requests[key] = request
-        seed = {"seed": state.seed} if "seed" in own else {}
-        return dataclasses.replace(
-            request, settings=dataclasses.replace(request.settings, **seed), words=state.arguments,
-            data=dataclasses.replace(request.data, data=settings.get("data", request.data.data)))
+        settings, data = request.settings, request.data
+        if "seed" in own:
+            settings = dataclasses.replace(settings, seed=state.seed)
+        if "data" in own:
+            data = dataclasses.replace(data, data=state.folder)
+        return dataclasses.replace(request, settings=settings, data=data, words=state.arguments)
 
     def _reads(self, request: Request, step: Step, state: "State") -> ImageSet:
         """The set that a step reads: the one before, or what its `data` names."""
