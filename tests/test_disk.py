@@ -16,7 +16,7 @@ import purify
 from core import files, lock
 from core.errors import UserError
 from poisons.__main__ import main as poison_main
-from scripts.finding import disk, listing
+from scripts.finding import clean, disk, listing
 from scripts.tables import noted
 
 
@@ -44,7 +44,7 @@ def runs(pipeline, tmp_path):
     return Path("runs")
 
 
-def clean(*words):
+def cleaned(*words):
     return run_command(listing.main, "runs", *words, "--clean", "--yes")
 
 
@@ -84,18 +84,18 @@ def test_what_is_there_is_listed_with_what_needs_it(runs):
 
 def test_clean_removes_what_nothing_needs_and_no_more(runs):
     before = (runs / "lsp/images.npy").read_bytes()
-    outcome = clean()
+    outcome = cleaned()
     assert outcome.status == 0
     assert outcome.stdout.splitlines()[-2:] == ["removed runs/purified/jpeg", "removed runs/signs"]
     assert there(runs) == EVERY - UNUSED
     assert sorted(path.name for path in runs.iterdir()) == ["lsp", "purified", "record"]
     assert (runs / "lsp/images.npy").read_bytes() == before
-    assert clean().stdout.splitlines()[-1] == "nothing needs 0 of them (0 B)"
+    assert cleaned().stdout.splitlines()[-1] == "nothing needs 0 of them (0 B)"
 
 
 def test_a_chain_that_nothing_needs_goes_as_a_whole(runs):
     shutil.rmtree(runs / "record")
-    assert clean().stdout.splitlines()[-4:] == [
+    assert cleaned().stdout.splitlines()[-4:] == [
         "removed runs/purified/gray", "removed runs/purified/jpeg", "removed runs/lsp",
         "removed runs/signs"]           # first what was made of another
     assert there(runs) == set()
@@ -114,7 +114,7 @@ def test_what_unfinished_work_needs_stays(runs, how, tmp_path):
     if how == "damaged":
         (path / "config.yaml").write_text("data: runs/purified/jpeg\n")
         (path / "run.json").write_text("{")
-    assert clean().status == 0
+    assert cleaned().status == 0
     assert there(runs) == EVERY - {"signs"}
     assert path.exists()
     line, = (line for line in run_command(listing.main, "runs").stdout.splitlines()
@@ -128,13 +128,13 @@ def test_what_a_damaged_artefact_needs_stays(runs):
     shutil.rmtree(runs / "purified/jpeg")
     gray = json.loads((runs / "purified/gray/meta.json").read_text())
     meta.write_text("{" + gray["fingerprint"])
-    clean()
+    cleaned()
     assert there(runs) == {"lsp", "gray", "record"}
 
 
 def test_what_a_committed_record_stands_on_stays(runs):
     shutil.move(runs / "record", "results/table/record")
-    clean()
+    cleaned()
     assert there(runs) == {"lsp", "gray"}
     shown = run_command(listing.main, "runs").stdout
     assert "gray: set, digits > lsp > gray; behind a record in results/" in shown
@@ -148,7 +148,7 @@ def test_what_a_table_that_was_begun_will_read_stays(runs):
     to_make.needs = (signs,)
     cells = [SimpleNamespace(record=to_make)]
     noted.note(["configs/tables/x.yaml", "--quick"], cells, sets=False)
-    outcome = clean()
+    outcome = cleaned()
     assert "begun, with records to make: configs/tables/x.yaml --quick; its sets are kept" \
         in outcome.stdout
     assert there(runs) == EVERY - {"jpeg"}
@@ -156,7 +156,7 @@ def test_what_a_table_that_was_begun_will_read_stays(runs):
     record.needs = (signs,)
     cells = [SimpleNamespace(record=record)]
     noted.note(["configs/tables/x.yaml", "--quick"], cells, sets=False)
-    clean()
+    cleaned()
     assert there(runs) == EVERY - UNUSED
 
 
@@ -167,7 +167,7 @@ def artefact(fingerprint: str) -> SimpleNamespace:
 def test_a_damaged_plan_is_told_and_nothing_removed(runs):
     (runs / "plans").mkdir()
     (runs / "plans/x.json").write_text("{}")
-    assert "runs/plans: a file there is damaged; remove it" in clean().error
+    assert "runs/plans: a file there is damaged; remove it" in cleaned().error
     assert there(runs) == EVERY
 
 
@@ -182,14 +182,14 @@ def test_what_another_process_holds_is_left_alone(runs):
     try:
         shown = run_command(listing.main, "runs").stdout
         assert f"new.partial: unfinished; being made by another process ({os.getpid()} on" in shown
-        assert not disk.remove_one(work)
-        clean()
+        assert not clean.remove_one(work)
+        cleaned()
         assert there(runs) == EVERY
         assert {path.name, "bare.partial"} <= {found.name for found in runs.rglob("*.partial")}
     finally:
         for descriptor in (held, bare, beside):
             os.close(descriptor)
-    clean()                             # they died: what is nobody's goes, unfinished work stays
+    cleaned()                             # they died: what is nobody's goes, unfinished work stays
     assert [found.name for found in runs.rglob("*.partial")] == [path.name]
 
 
@@ -200,7 +200,7 @@ def test_what_is_not_ours_is_left_alone(runs, tmp_path):
     (runs / "signs/notes.txt").write_text("mine")       # in a set that nothing needs
     shutil.move(runs / "purified/jpeg", tmp_path / "away")
     (runs / "purified/jpeg").symlink_to(tmp_path / "away")
-    outcome = clean()
+    outcome = cleaned()
     assert "3 that no command here made or that are links, such as runs/" in outcome.stdout
     assert there(runs) == EVERY - {"jpeg"}
     assert (tmp_path / "away/images.npy").exists()
@@ -223,9 +223,9 @@ def test_a_folder_that_it_does_not_know_is_refused(runs, folder, message, monkey
     shutil.copytree(runs, "real")
     Path("link").symlink_to("real")
     if Path(folder) in (ROOT, ROOT.parent):             # far too much to look through
-        monkeypatch.setattr(disk, "scan", lambda folder: disk.Disk(folder, [], [], [], 0))
+        monkeypatch.setattr(clean, "scan", lambda folder: disk.Disk(folder, [], [], [], 0))
     with pytest.raises(UserError, match=message):
-        disk.show(Path(folder), clean=True, yes=True)
+        clean.show(Path(folder), clean=True, yes=True)
     assert there(runs) == EVERY == there(Path("real")) == there(Path("results/table"))
 
 
@@ -272,7 +272,7 @@ def test_a_death_while_removing_leaves_no_half_artefact(runs, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(files, "operation", die)
         with pytest.raises(KeyboardInterrupt):
-            disk.remove_one(work)
+            clean.remove_one(work)
     assert not (runs / "signs").exists()
     assert (runs / "signs.partial").exists()
     shutil.copytree(runs, "copy")

@@ -27,7 +27,7 @@ from core.errors import UserError
 from core.methods import fact, list_methods
 from core.names import printable
 from scripts.documents.methods import chosen_by, first_comment
-from scripts.finding import cite, disk, numbers
+from scripts.finding import cite, clean, numbers
 from scripts.pictures.figures import PAPER
 from scripts.tables import spec
 
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     if first in ("runs", "cite") and len(rest) > 1:
         parser.error(f"{first} takes one folder")
     if first == "runs":
-        disk.show(as_path(rest[0] if rest else "runs"), clean=arguments.clean, yes=arguments.yes)
+        clean.show(as_path(rest[0] if rest else "runs"), clean=arguments.clean, yes=arguments.yes)
     elif first == "cite" and rest:
         print(cite.text(as_path(rest[0])))
     elif first == "cite":
