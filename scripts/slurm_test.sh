@@ -19,7 +19,7 @@ daemons=()
 stop() {    # what runs here ends: jobs first, their programs then have no one to restart them
   if [ ${#daemons[@]} = 3 ]; then
     scancel --user=root || true
-    for _ in {1..40}; do [ -n "$(squeue -h 2>&1)" ] || break; sleep 1; done
+    for _ in {1..150}; do [ -n "$(squeue -h 2>/dev/null)" ] || break; sleep 1; done
   fi
   for ((i = ${#daemons[@]} - 1; i >= 0; i--)); do
     kill "${daemons[i]}" 2>/dev/null || true
@@ -57,7 +57,7 @@ export PATH=$work/bin:$PATH SLURM_CONF=$work/etc/slurm.conf
 host=$(hostname -s)
 read -r port1 port2 < <(python -c 'import socket as s; two = [s.create_server(("127.0.0.1", 0)) for _ in "12"]; print(*(x.getsockname()[1] for x in two))')
 # cred_expire: a requeued job waits that long, 121 s by default; below 5 the value is ignored.
-# config_overrides: three CPUs, however many there are.
+# config_overrides: three CPUs, however many there are. KillWait: a busy machine may need more than 30 s to save.
 cat >"$SLURM_CONF" <<END
 ClusterName=one
 SlurmctldHost=$host(127.0.0.1)
@@ -81,6 +81,7 @@ SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 ReturnToService=2
 SchedulerParameters=batch_sched_delay=1,sched_interval=2
+KillWait=120
 MinJobAge=3600
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -89,7 +90,7 @@ PartitionName=main Nodes=$host Default=YES MaxTime=600 State=UP
 PartitionName=first Nodes=$host PriorityTier=2 MaxTime=600 State=UP
 END
 daemon() {
-  LD_LIBRARY_PATH=$(dirname "$plugins"):$plugins setsid nice -n 5 "$work/root/usr/sbin/$@" >>"$work/log/$1" 2>&1 &
+  LD_LIBRARY_PATH=$(dirname "$plugins"):$plugins setsid "$work/root/usr/sbin/$@" >>"$work/log/$1" 2>&1 &
   daemons+=($!)
 }
 daemon munged --foreground --force --key-file="$work/etc/munge.key" --socket="$work/run/munge" --pid-file="$work/run/munged.pid" \
@@ -113,8 +114,8 @@ echo "== one process"
 python scripts/run_table.py "${table[@]}"
 
 cd "$work/cluster"
-task_in_the_middle() {      # sets `task`, of an artefact in the making that is none of $1: whose command wrote a line of its log
-  local log process
+task_in_the_middle() {      # sets `task`, not $1, whose command wrote a line of an artefact's log, and `making` and `process`, these two
+  local log
   for log in runs/checkpoints/*.partial/log.jsonl; do
     process=$(sed -n 's/.*"pid": \([0-9]*\).*/\1/p' "${log%log.jsonl}lock" 2>/dev/null) || continue
     task=$(tr '\0' '\n' 2>/dev/null <"/proc/$process/environ" | sed -n 's/^SLURM_ARRAY_TASK_ID=//p') || continue
@@ -123,6 +124,7 @@ task_in_the_middle() {      # sets `task`, of an artefact in the making that is 
   return 1
 }
 is_saved() { [ -n "$(find "$making.partial/state" -newer "$work/before" -name '*.pt' 2>/dev/null)" ]; }
+has_stopped() { ! grep -qz . "/proc/$process/environ" 2>/dev/null; }
 is_over() { [ -z "$(squeue -h)" ]; }
 submit() {          # sets `job`
   local line
@@ -138,7 +140,7 @@ touch "$work/before"
 scontrol update "jobid=$job" timelimit=2
 echo "two minutes left, less what it ran: task 1, making $making"
 wait_for 120 "its state" is_saved
-wait_for 60 "its end" is_over
+wait_for 120 "its end" is_over
 
 echo "== an array of 3: one task requeued, one cancelled, the others preempted"
 submit --array 3
@@ -147,18 +149,21 @@ requeued=$task
 touch "$work/before"
 scontrol requeue "${job}_$requeued"
 echo "requeued: task $requeued, making $making"
-wait_for 60 "its state" is_saved
+wait_for 120 "its state" is_saved
+wait_for 120 "its end" has_stopped
 wait_for 600 "another one in the middle" task_in_the_middle "$requeued"
 touch "$work/before"
 scancel "${job}_$task"
 cancelled=$task
 echo "cancelled: task $cancelled, making $making"
-wait_for 60 "its state" is_saved
+wait_for 120 "its state" is_saved
+wait_for 120 "its end" has_stopped
 wait_for 600 "another one in the middle" task_in_the_middle "$cancelled"
 touch "$work/before"
 sbatch --parsable --partition=first --cpus-per-task=3 --output=/dev/null --wrap true >/dev/null
 echo "preempted: the others, task $task making $making"
-wait_for 60 "its state" is_saved
+wait_for 120 "its state" is_saved
+wait_for 120 "its end" has_stopped
 wait_for 3600 "the end of the array" is_over
 tail -n +1 runs/logs/slurm-"$job"_*.log
 for number in 1 2 3; do scontrol show job "${job}_$number" | grep -oE "ArrayTaskId=[0-9]|(JobState|Restarts|ExitCode)=[^ ]*" | paste -sd' '; done | tee "$work/ends"
