@@ -11,6 +11,7 @@ from core.names import printable
 from scripts.tables.render import name_of, published
 
 FOLDERS = ("results", "runs")
+PAGES = ("docs/results.md", "README.md")
 KINDS = {"accuracy_last": "last epoch", "accuracy_best": "best epoch, an oracle's choice",
          "train_accuracy": "on its own training set"}
 
@@ -26,11 +27,10 @@ def places(number: str) -> Iterator[str]:
                 f"{folder}: {records.lineage_text(record)}, {records.protocol_text(record)}, "
                 f"seed {record.get('seed', '?')}: {'; '.join(found)}")
     word = re.compile(rf"(?<![\d.]){re.escape(number)}(?![\d]|\.\d)")
-    for page in (*sorted(Path("results").rglob("*.md")), *sorted(Path("docs").glob("*.md")),
-                 Path("README.md")):
-        for row, line in enumerate(page.read_text("utf-8").splitlines() if page.is_file() else (),
-                                   1):
-            if word.search(line):
+    for page in (*sorted(Path("results").rglob("*.md")), *map(Path, PAGES)):
+        lines = page.read_text("utf-8").splitlines() if page.is_file() else []
+        for row, line in enumerate(lines, 1):
+            if line.startswith("|") and word.search(line):
                 yield printable(f"{page}:{row}: {line.strip()}")
     for fact in published():
         if f"{fact['accuracy']:.{digits}f}" == number:
