@@ -196,18 +196,31 @@ def test_a_killed_command_is_gone_on_with_once():
 
 
 def test_each_of_several_gpus_has_a_command(monkeypatch):
+    """Also beside another runner of this host, for as long as the command of that lives."""
     seen = []
 
     def start(words, *, env, **options):
         seen.append(env["CUDA_VISIBLE_DEVICES"])
         return processes.start(words, env=env, **options)
 
-    monkeypatch.setattr(schedule, "processes", SimpleNamespace(**{**vars(processes),
-                                                                  "start": start}))
+    monkeypatch.setattr(schedule, "processes",
+                        SimpleNamespace(**{**vars(processes), "start": start}))
     files.mkdir(Path("runs"))
-    missing = [piece(name, seconds=1) for name in "abc"]
-    assert schedule.Scheduler(missing, 3, ["2", "5", "7"]).run() == {}
-    assert sorted(seen) == ["2", "5", "7"]
+    gpus = ["2", "7", "MIG-GPU-1/5/0"]
+
+    def run(jobs: int, names: str) -> list[str]:
+        seen.clear()
+        missing = [piece(name, seconds=1) for name in names]
+        assert schedule.Scheduler(missing, jobs, gpus).run() == {}
+        return sorted(seen)
+
+    assert run(3, "abc") == gpus
+    name, descriptor = claims.take_gpu(gpus)            # another runner's
+    assert name == "2"
+    assert run(1, "d") == ["7"]
+    assert run(3, "efg") == gpus                        # more at once than are free
+    os.close(descriptor)
+    assert run(1, "h") == ["2"]
 
 
 def test_what_another_holds_is_waited_for_and_named(pieces, monkeypatch, capsys):

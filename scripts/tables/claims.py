@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import secrets
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,16 @@ def held(artefacts: Iterable[Artefact]) -> dict[Artefact, str]:
     taken = {folder: who for folder in CLAIMS.glob("*") if (who := lock.holder(folder)) is not None}
     return {artefact: taken[folder] for artefact in artefacts
             if (folder := folder_of(artefact)) in taken}
+
+
+def take_gpu(names: Iterable[str]) -> tuple[str, int] | None:
+    """The first of this host's GPUs that no runner has a command on, and the descriptor of the lock
+    that says so; None if there is none."""
+    for name in names:
+        with contextlib.suppress(lock.Held):
+            place = f"gpu-{socket.gethostname()}-{name}".replace("/", "-")
+            return name, lock.take(CLAIMS / place)
+    return None
 
 
 def failure(artefact: Artefact) -> Failure | None:

@@ -120,18 +120,26 @@ def visible_gpus() -> list[str]:
 
 @dataclass(frozen=True)
 class Running:
-    """A command that was launched: whether it began from nothing, and on which GPU of several."""
+    """A command that was launched: whether it began from nothing, on which GPU of several, and the
+    lock, if any, that keeps other runners from that."""
 
     process: subprocess.Popen
     claim: claims.Claim
     started: float
     fresh: bool
     gpu: str | None
+    locks: tuple[int, ...]
+
+    def release(self) -> None:
+        self.claim.release()
+        for descriptor in self.locks:
+            os.close(descriptor)
 
 
 class Scheduler:
     """Runs commands, at most `jobs` at a time: of the artefacts whose needs are there the first
-    whose claim is free, the longest chain first; on several GPUs, each on the least busy one.
+    whose claim is free, the longest chain first; on several GPUs, each on one that no runner of
+    this host has a command on, or on our least busy one.
 
     Other runners take from the same artefacts: what they made is found done, and what they failed
     to make is not tried again. `ask` is called before each command and may raise UserError: then
@@ -177,7 +185,7 @@ class Scheduler:
                 raise
             finally:
                 for running in self.running.values():
-                    running.claim.release()
+                    running.release()
         if refused is not None:
             raise refused
         return self.failed
@@ -241,8 +249,7 @@ class Scheduler:
     def _launch(self, artefact: plan.Artefact, claim: claims.Claim) -> None:
         files.mkdir(claims.LOGS)
         fresh = not artefact.out.with_name(artefact.out.name + ".partial").exists()
-        busy = [running.gpu for running in self.running.values()]
-        gpu = min(self.gpus, key=busy.count, default=None)
+        gpu, locks = self._gpu()
         environment = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         # torch.compile starts 32 processes for each command, or one a core if there are fewer.
         share = str(min(32, max(1, free_cores() // self.jobs)))
@@ -250,10 +257,17 @@ class Scheduler:
             "TORCHINDUCTOR_COMPILE_THREADS", share)
         with open(log_of(artefact), "w") as log:
             process = processes.start(artefact.line, stdout=subprocess.DEVNULL, stderr=log,
-                                      env=environment, pass_fds=(claim.descriptor,))
+                                      env=environment, pass_fds=(claim.descriptor, *locks))
         del self.pending[artefact]
-        self.running[artefact] = Running(process, claim, time.monotonic(), fresh, gpu)
+        self.running[artefact] = Running(process, claim, time.monotonic(), fresh, gpu, locks)
         say(f"begun: {self._name(artefact)} ({log_of(artefact)})")
+
+    def _gpu(self) -> tuple[str | None, tuple[int, ...]]:
+        """Which of several GPUs is the next command's, and the lock that keeps it."""
+        if taken := claims.take_gpu(self.gpus):
+            return taken[0], taken[1:]
+        busy = [running.gpu for running in self.running.values()]
+        return min(self.gpus, key=busy.count, default=None), ()
 
     def _collect(self) -> None:
         for artefact, running in list(self.running.items()):
@@ -278,7 +292,7 @@ class Scheduler:
                 self.failed[artefact] = why = why_of(artefact, code)
                 running.claim.fail(why)
                 say(f"[{self.finished}/{self.total}] FAILED: {self._name(artefact)}: {why}")
-            running.claim.release()
+            running.release()
 
     # --- what a person reads -----------------------------------------------------------------
 
