@@ -18,21 +18,18 @@ class Estimates:
     """Seconds of the steps that were timed here, also by other runners since."""
 
     def __init__(self) -> None:
-        self._size = -1             # of the file when it was read
+        self._read = 0              # bytes of the file so far
         self._same: dict[str, list[float]] = {}                             # key -> seconds
         self._like: dict[tuple[str, str], dict[float, list[float]]] = {}    # method -> work -> same
         self.refresh()
 
     def refresh(self) -> None:
-        """Read what was added by now."""
-        with contextlib.suppress(OSError):
-            size = TIMINGS.stat().st_size
-            if size != self._size:
-                self._size, self._same, self._like = size, {}, {}
-                for key, seconds in read_timings():
-                    self._same.setdefault(text_of(key), []).append(seconds)
-                    works = self._like.setdefault((key[0], key[1]), {})
-                    works.setdefault(work_of(*key), []).append(seconds)
+        """Read what was added since."""
+        found, self._read = read_timings(self._read)
+        for key, seconds in found:
+            self._same.setdefault(text_of(key), []).append(seconds)
+            works = self._like.setdefault((key[0], key[1]), {})
+            works.setdefault(work_of(*key), []).append(seconds)
 
     def of(self, artefact: Artefact) -> float | None:
         """The median of what such a step took. Where none ever ran to its end here, that of its
@@ -69,15 +66,17 @@ def work_of(command: str, method: str, config: dict, rows: int) -> float:
     return float(rows * (config.get("epochs") or 1))
 
 
-def read_timings() -> list[tuple[list, float]]:
-    """(key, seconds) of each line. Lines that are torn or not ours do not count."""
+def read_timings(start: int = 0) -> tuple[list[tuple[list, float]], int]:
+    """(key, seconds) of each line from a byte on, and where the next one will begin. Lines that are
+    torn or not ours do not count."""
     found = []
     try:
         with reading.regular(TIMINGS) as file:
-            lines = file.read().splitlines()
+            file.seek(start)
+            lines, end, _ = file.read().rpartition(b"\n")
     except (OSError, UserError):
-        return found
-    for line in lines:
+        return found, start
+    for line in lines.splitlines():
         with contextlib.suppress(ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
             entry = reading.parse_json(line)
             command, method, config, rows = entry["key"]
@@ -85,7 +84,7 @@ def read_timings() -> list[tuple[list, float]]:
             if (0 <= seconds < math.inf and 0 < work_of(command, method, config, rows) < math.inf
                     and {type(command), type(method)} == {str}):
                 found.append(([command, method, config, rows], seconds))
-    return found
+    return found, start + len(lines) + len(end)
 
 
 def total(times: list[float | None]) -> str:
