@@ -1,6 +1,7 @@
 """Several runners of one table: claims, and what each death leaves to the others."""
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -404,8 +405,12 @@ def test_a_dead_worker_of_other_code_is_no_peer():
     folder.mkdir(parents=True)
     (folder / "lock").write_bytes(lock.SIGN)
     (folder / "code.json").write_text('{"code_sha256": "other", "version": "commit 0"}')
+    beginning = workers.WORKERS / "new-8-abc"           # it will lock this right now
+    beginning.mkdir()
     with workers.enlisted():
         assert len(workers.alive()) == 1
+        assert beginning.exists()
+        assert not folder.exists()
 
 
 def test_a_change_of_code_lets_what_runs_end_and_begins_nothing(pieces):
@@ -445,4 +450,19 @@ def test_a_worker_on_a_file_system_without_locks_is_refused(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(lock, "holder", lambda folder: None)        # what flock forgets
     with pytest.raises(UserError, match="does not keep locks"), workers.enlisted():
+        pass
+    monkeypatch.undo()
+
+    def refuse(number: int, text: str) -> None:
+        def flock(descriptor, how):
+            raise OSError(number, text)
+
+        monkeypatch.setattr(lock.fcntl, "flock", flock)
+
+    refuse(errno.ENOLCK, "No locks available")
+    with pytest.raises(UserError, match=r"runs/workers/.*lock: no locks available: --worker needs"), \
+            workers.enlisted():
+        pass
+    refuse(errno.EIO, "Input/output error")             # another trouble is not called one of locks
+    with pytest.raises(OSError, match="Input/output"), workers.enlisted():
         pass

@@ -4,6 +4,7 @@ minds, and ones whose locks the others do not see would make everything twice: b
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -20,6 +21,7 @@ WORKERS = Path("runs/workers")
 CODE = ("*.py", "core/*.py", "models/*.py", "poisons/*.py", "purifiers/*.py", "learners/*.py",
         "scripts/tables/*.py", "configs/poisons/*.yaml", "configs/purifiers/*.yaml",
         "configs/learners/*.yaml")
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)        # of flock(2)
 # File systems whose locks other hosts never see
 LOCAL_LOCKS = ("fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone", "vboxsf")
 
@@ -38,12 +40,18 @@ def enlisted() -> Iterator[Callable[[], None]]:
     try:
         held = lock.take(folder)
     except OSError as error:
-        raise UserError(f"{error.filename}: {(error.strerror or '').lower()}: --worker needs a "
+        if error.errno not in NO_LOCKS:
+            raise
+        raise UserError(f"{error.filename}: {os.strerror(error.errno).lower()}: --worker needs a "
                         "file system with locks") from None
     try:
         if lock.holder(folder) is None:
             raise UserError(f"{WORKERS.parent} is on a file system that does not keep locks, which "
                             "--worker needs")
+        for peer in WORKERS.glob("*"):
+            # A killed worker's: it had its lock before it wrote this file.
+            if (peer / "code.json").exists() and lock.holder(peer) is None:
+                files.remove_tree(peer)
         # Written before the others are looked at: of two that begin at once, one sees the other.
         files.write_json(folder / "code.json", {"code_sha256": digest, "version": text})
         for peer, who in alive().items():
