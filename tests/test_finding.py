@@ -35,7 +35,7 @@ def test_everything_has_one_line():
     for room in ("poisons", "purifiers", "learners"):
         yamls = [path.stem for path in (CONFIGS / room).glob("*.yaml")]
         assert {*yamls, *list_methods(room)} <= set(lines)
-    assert {*PAPER, "le_table3", "dvae_cifar10", "digits", "photos", "cifar10,",
+    assert {*PAPER, "le_table3", "dvae_cifar10", "digits", "photos", "cifar10",
             "preset=eps16"} <= set(lines)
     assert not {"quick", "small"} & set(lines)          # forms of a table, and none
     assert lines.count("em") == 1
@@ -49,6 +49,9 @@ def test_a_part_alone():
     shown = listed("attacks")
     assert "\n  em                        EM: error-minimising noise, sample-wise.\n" in shown
     assert "jpeg" not in shown
+    assert listed("poisons") in shown
+    assert listed("methods").startswith(listed("poisons"))
+    assert "\n  rem preset=lite           rem.transforms=2 " in listed("presets")
     assert "bash scripts/attacks.sh [--quick | --small]" in shown       # a table has that name too
 
 
@@ -59,6 +62,7 @@ def test_a_part_alone():
     ("t_star", ["jcdp.t_star = 20 steps of noise", "ddpm.t_star = 100 steps", "figures.py t_star"]),
     ("jcdp.t_star", ["jcdp.t_star = 20 steps of noise, of the prior's T; release: 20 [whole, at"]),
     ("split", ["split = train train, test, protected"]),
+    ("cifar100", ["data=cifar100: 50,000 images for training, 10,000 for testing, 32x32, 100 cl"]),
     ("photos", ["data=photos: 520 tiles of scikit-learn's two photographs"]),
     ("em60", ["EM's protocol, 60 epochs", "configs/learners/em60.yaml", "list.py standard"]),
     ("eps16", ["python -m poisons em preset=eps16: em.epsilon=16/255", " tap preset=eps16: "]),

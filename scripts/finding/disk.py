@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import config, files, lock, records
+from core import config, files, lock, reading, records
 from core.artefact import read_any_meta
 from core.errors import UserError
 from scripts.tables import noted
@@ -217,11 +217,23 @@ def places_in(path: Path, start: Path, meta: dict) -> frozenset[str]:
     where we are, where runs/ lies, or where meta.json says that its command was."""
     said = set(texts({key: value for key, value in meta.items() if key != "digests"}))
     with contextlib.suppress(OSError, UserError):
-        said |= set(node_texts(config.read_file(path / "config.yaml")))
+        said |= set(values_in(path / "config.yaml"))
     starts = {os.getcwd(), os.path.abspath(start),
               os.path.abspath(path / str(meta.get("working_folder") or "."))}
     return frozenset(os.path.normpath(os.path.join(begin, text.removeprefix("folder:")))
                      for text in said if "/" in text and "\0" not in text for begin in starts)
+
+
+def values_in(path: Path) -> Iterator[str]:
+    """Every text of a YAML, and parts of some: read line by line where that is enough, for there
+    may be thousands of them."""
+    text = reading.text(path, config.MOST_TEXT)
+    if "\\" in text:                            # a character that YAML escapes
+        yield from node_texts(config.read_file(path))
+        return
+    for line in re.sub(r"\n +(?![\w.]+: |- )", " ", text).splitlines():        # unfolded
+        yield line.partition(": ")[2].strip(" '\"")
+        yield from re.split(r"[\s,\[\]{}'\"]+", line)
 
 
 def node_texts(node: config.Node) -> Iterator[str]:

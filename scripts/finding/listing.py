@@ -1,8 +1,8 @@
 """List what there is.
 
     python scripts/list.py                  methods with their presets, data sets, tables, figures
-    python scripts/list.py attacks          one part: attacks, purifiers, learners, data, tables,
-                                            figures
+    python scripts/list.py attacks          one part: attacks, purifiers, learners, methods,
+                                            presets, data, tables, figures
     python scripts/list.py jcdp             a method's keys, as --help prints them; also what any
                                             other name is: a YAML, a preset, a table, a data set
     python scripts/list.py t_star           what a key means, wherever it is one
@@ -26,6 +26,7 @@ from core.device import DeviceSettings
 from core.errors import UserError
 from core.methods import fact, list_methods
 from core.names import printable
+from core.outlines import SIZES
 from scripts.documents.methods import chosen_by, first_comment
 from scripts.finding import cite, clean, numbers
 from scripts.pictures.figures import PAPER
@@ -96,8 +97,12 @@ def presets(path: Path) -> Lines:
 
 
 def data_sets() -> Lines:
-    """As core/datasets.py explains `data=`."""
-    yield from columns_of(datasets.__doc__)
+    """As core/datasets.py explains `data=`, with the sizes of those that are downloaded."""
+    for line, text in columns_of(datasets.__doc__):
+        for name in line.split(", "):
+            _, train, test, classes = SIZES.get(name, ("", 0, 0, 0))
+            size = f"{train:,} images for training, {test:,} for testing, 32x32, {classes} classes"
+            yield name, f"{size}; {text}" if train else text
 
 
 def columns_of(text: str) -> Lines:
@@ -145,12 +150,26 @@ PARTS = {
 }
 
 
+GROUPS = {"methods": ("attacks", "purifiers", "learners"), "poisons": ("attacks",),
+          **{name: (name,) for name in PARTS}}
+
+
+def all_presets() -> Lines:
+    """Every preset behind the YAML that has it."""
+    for room in APPLIED_BY:
+        for yaml in manual.yamls(room):
+            for name, text in presets(manual.CONFIGS / room / f"{yaml}.yaml"):
+                yield f"{yaml} {name.strip()}", text
+
+
 # --- one name --------------------------------------------------------------------------------
 
 
 def told(word: str) -> list[str]:
     """Paragraphs on everything that a word names. Raises UserError if that is nothing."""
-    found = ["\n".join(in_columns(PARTS[word][1]()))] if word in PARTS else []
+    found = ["\n".join(in_columns(PARTS[part][1]())) for part in GROUPS.get(word, ())]
+    if word == "presets":
+        found.append("\n".join(in_columns(all_presets())))
     found += ["\n".join(line for key, line in keys() if word in (key, key.rpartition(".")[2]))]
     found += ["\n".join(named(word))]
     if re.fullmatch(r"\d+\.\d+", word):
@@ -162,7 +181,7 @@ def told(word: str) -> list[str]:
         found.append(table_page(word))
     if not any(found):
         raise UserError(f"there is nothing of the name '{word}'" + config.suggest(
-            word, sorted({*PARTS, *names(), *(key for key, _ in keys())}), "names").partition(
+            word, sorted({*GROUPS, *names(), *(key for key, _ in keys())}), "names").partition(
                 "; names")[0] + "; python scripts/list.py lists everything")
     return list(filter(None, found))
 
@@ -198,7 +217,7 @@ def table_page(word: str) -> str:
 def named(word: str) -> Iterator[str]:
     """A data set, and every preset of that name."""
     for name, text in data_sets():
-        if word in name.split(", "):
+        if word == name:
             yield f"data={word}: {text}"
     for room in APPLIED_BY:
         for yaml in manual.yamls(room):
@@ -211,7 +230,7 @@ def names() -> Iterator[str]:
     """Every name but those of keys."""
     for _, lines in PARTS.values():
         for name, _ in lines():
-            yield from name.strip().removeprefix("preset=").split(", ")
+            yield name.strip().removeprefix("preset=")
 
 
 def keys() -> Lines:
