@@ -154,10 +154,25 @@ def test_what_a_table_that_was_begun_will_read_stays(runs):
     assert there(runs) == EVERY - {"jpeg"}
     assert "needed by a table that was begun" in run_command(listing.main, "runs").stdout
     record.needs = (signs,)
+    plan, = (runs / "plans").iterdir()
+    plan.unlink()
     cells = [SimpleNamespace(record=record)]
     noted.note(["configs/tables/x.yaml", "--quick"], cells, sets=False)
+    assert len(list((runs / "plans").iterdir())) == 1
     cleaned()
     assert there(runs) == EVERY - UNUSED
+
+
+def test_an_edited_table_keeps_also_what_it_was_before(runs):
+    """Its runner of then may still run."""
+    for name in ("signs", "jpeg"):
+        path, = (path for path in runs.rglob("meta.json") if path.parent.name == name)
+        made = artefact(json.loads(path.read_text())["fingerprint"])
+        to_make = artefact(name.ljust(64, "0"))
+        to_make.needs = (made,)
+        noted.note(["x.yaml"], [SimpleNamespace(record=to_make)], sets=False)
+    cleaned()
+    assert there(runs) == EVERY
 
 
 def artefact(fingerprint: str) -> SimpleNamespace:

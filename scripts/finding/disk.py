@@ -63,7 +63,7 @@ class Disk:
     @functools.cached_property
     def needed(self) -> set[Work]:
         """By records, unfinished work and tables, directly or through others."""
-        return self._behind([*self._kept, *elsewhere()], self.tables)
+        return self._behind([*self._kept, *committed(self.folder)], self.tables)
 
     @functools.cached_property
     def needed_still(self) -> set[Work]:
@@ -193,10 +193,12 @@ def look(path: Path, start: Path) -> Work | None:
                 places_in(path, start, meta), size())
 
 
-def elsewhere() -> list[Work]:
-    """The records that are kept in git: they may stand on sets that are here."""
-    return [work for path in records.COMMITTED.rglob("meta.json")
-            if (work := look(path.parent, Path.cwd())) is not None]
+def committed(folder: Path) -> Iterator[Work]:
+    """The records that are kept in git, here and beside a folder: they may stand on sets in it."""
+    for start in {Path.cwd(), folder.resolve().parent}:
+        for path in (start / records.COMMITTED).rglob("meta.json"):
+            if (work := look(path.parent, start)) is not None:
+                yield work
 
 
 def texts(value: Any) -> Iterator[str]:

@@ -3,6 +3,7 @@ one is going to read: a line's artefacts by fingerprint, in runs/plans/."""
 
 import contextlib
 import hashlib
+import json
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -37,11 +38,12 @@ def note(words: Iterable[str], cells: list[Cell], *, sets: bool) -> None:
     for cell in cells:
         visit(cell.record)
     until = list(found) if sets else [cell.record.job.fingerprint for cell in cells]
-    name = hashlib.sha256(line.encode()).hexdigest()[:16]
+    value = {"line": line, "until": until, "artefacts": list(found)}
+    # Of an edited table, whose runner of before may still run, it is another.
+    name = hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
     with contextlib.suppress(OSError):
         files.mkdir(PLANS)
-        files.write_json(PLANS / f"{name}.json",
-                         {"line": line, "until": until, "artefacts": list(found)})
+        files.write_json(PLANS / f"{name}.json", value)
 
 
 def read(folder: Path) -> list[Noted]:
