@@ -21,6 +21,7 @@ import base64
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import sys
 import zlib
 from dataclasses import dataclass
@@ -43,7 +44,13 @@ TORCHVISION = {
     "svhn": ("SVHN", "train_32x32.mat and test_32x32.mat"),
 }
 EMBEDDED = ("digits", "photos")
-DIGITS_TEST = 360               # of 1,797; the rest, 1,437, is for training
+# 360 of 1,797, the rest is for training: the rows that scikit-learn's train_test_split takes with
+# test_size=360, stratified by label, random_state=0
+DIGITS_TEST = (
+    "eJwVyrFKw0AYB_D_fV7CZyrhCLS0Tle5oUIHQcQODl9DKBEcfATdxKe4SyNkkoIOjjeU0sdIofgMPoqj-Jt_gO5u"
+    "nBGkS3yUCc7BCg6zdF7A4DPDZlJo-xspmAjOOlsN3X0pMQMg-gcI3qJOjjDC0SCRGlcGlB9PQa7Feq_u7O7rfw9Y"
+    "WMdxTSTLA7yWVXv7GmiEykPKuB1nj2gHb8_fbDzjwfdWp-9Q3CBgwSc9TwCTK7QmTnE9u9R91fuXXNEaDbqLncyd"
+    "nvL-yW9CPKOGykIttkP8AWogMBw=")
 REFERENCE_SHARE = 0.2
 MOST_CLASSES = 100_000          # in an .npz, whose labels say how many there are
 
@@ -326,40 +333,48 @@ def from_torchvision(source: str, split: str, root: Path):
 def digits(split: str, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """scikit-learn's 8x8 digits, bilinear to `size`, grey copied to 3 channels."""
     import torch
-    from sklearn.model_selection import train_test_split
 
     grey, labels = grey_digits()
     large = torch.nn.functional.interpolate(
         torch.from_numpy(grey).float().view(-1, 1, 8, 8) / 16, size=(size, size), mode="bilinear")
     levels = large.mul(255).round().to(torch.uint8).numpy()[:, 0, :, :, None]
     images, labels = np.repeat(levels, 3, axis=3), labels.astype(np.int64)
-    train, test = train_test_split(np.arange(len(labels)), test_size=DIGITS_TEST,
-                                   stratify=labels, random_state=0)
-    rows = np.sort(train if split == "train" else test)
+    test = read_rows(DIGITS_TEST, len(labels))
+    rows = test if split == "test" else np.setdiff1d(np.arange(len(labels)), test)
     return images[rows], labels[rows], [str(i) for i in range(10)]
 
 
 @functools.cache
 def grey_digits() -> tuple[np.ndarray, np.ndarray]:
     """Float (1797, 64) in 0..16, and labels; a text file that takes a while to read."""
-    from sklearn.datasets import load_digits
+    table = np.loadtxt(of_scikit_learn("data/digits.csv.gz"), delimiter=",")
+    return table[:, :-1], table[:, -1].astype(np.int64)
 
-    return load_digits(return_X_y=True)
+
+def of_scikit_learn(name: str) -> Path:
+    """A file of its data sets. It is not imported: that would take longer than a small step."""
+    spec = importlib.util.find_spec("sklearn")
+    path = Path(spec.submodule_search_locations[0] if spec else "sklearn", "datasets", name)
+    if not path.exists():
+        raise UserError(f"{path}: no such file; install scikit-learn as requirements.txt has it")
+    return path
 
 
 def photos(split: str, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Tiles of 32x32 from scikit-learn's photographs of 427x640, labelled by photograph; for size
     16 their means of 2x2. Every fifth tile is for testing."""
-    from sklearn.datasets import load_sample_images
+    from PIL import Image
 
+    classes = ["china", "flower"]
+    whole = [np.asarray(Image.open(of_scikit_learn(f"images/{name}.jpg"))) for name in classes]
     tiles = [photo[:416].reshape(13, 32, 20, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
-             for photo in load_sample_images().images]
+             for photo in whole]
     images, labels = np.concatenate(tiles), np.repeat(np.arange(2, dtype=np.int64), 260)
     if size == 16:
         means = images.reshape(-1, 16, 2, 16, 2, 3).mean((2, 4))
         images = np.round(means).astype(np.uint8)
     rows = np.flatnonzero((np.arange(len(images)) % 5 == 4) == (split == "test"))
-    return images[rows], labels[rows], ["china", "flower"]
+    return images[rows], labels[rows], classes
 
 
 def load_folder(path: Path, settings: DataSettings) -> ImageSet:

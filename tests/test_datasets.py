@@ -3,6 +3,8 @@
 import hashlib
 import io
 import pickle
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 import zipfile
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CONFIGS, run_command, succeed, write_imageset
+from conftest import CONFIGS, ROOT, run_command, succeed, write_imageset
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -64,6 +66,28 @@ def test_digits_are_the_same_every_time():
     assert first.fingerprint == second.fingerprint
     assert first.fingerprint != load(DataSettings("digits", size=32)).fingerprint
     assert first.fingerprint != load(DataSettings("digits", split="test")).fingerprint
+
+
+def test_digits_and_their_split_are_scikit_learns():
+    """Which is not imported: that takes longer than a small step."""
+    from sklearn.model_selection import train_test_split
+
+    labels = load_digits(return_X_y=True)[1]
+    train, test = train_test_split(np.arange(1797), test_size=360, stratify=labels, random_state=0)
+    for found, rows in ((load(DataSettings("digits")), train),
+                        (load(DataSettings("digits", "test")), test)):
+        np.testing.assert_array_equal(found.labels, labels[np.sort(rows)])
+    code = ("import sys; from core.datasets import DataSettings as Of, load; load(Of('digits')); "
+            "load(Of('photos')); sys.exit('sklearn' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(("name", "size", "split", "fingerprint"), [
+    ("digits", 16, "train", "fc8aba2c3886"), ("digits", 16, "test", "e5462e51043b"),
+    ("digits", 32, "train", "d1bf8a55d601"), ("digits", 32, "test", "34d8758f9fca"),
+    ("photos", 16, "train", "46e53674cd7e"), ("photos", 32, "test", "ed85eb550fbd")])
+def test_embedded_sets_are_those_that_results_are_of(name, size, split, fingerprint):
+    assert load(DataSettings(name, split, size)).fingerprint.startswith(fingerprint)
 
 
 # --- torchvision -----------------------------------------------------------------------------
