@@ -357,6 +357,17 @@ def test_a_line_says_what_came_out(monkeypatch, capsys):
     assert re.fullmatch(r"\[2/2\] poison after: made  \(0 s\)", said[3])
 
 
+def test_a_line_counts_what_others_made(capsys):
+    files.mkdir(Path("runs"))
+    first, second, third = (piece(name, seconds=0.3) for name in ("first", "second", "third"))
+    one = runner([first, second, third])
+    one._look()
+    assert runner([second]).run() == {}
+    assert one.run() == {}
+    assert "[2/3] poison first: made" in capsys.readouterr().err
+    assert starts().count("second") == 1
+
+
 def test_status_says_who_makes_what_and_what_failed(capsys):
     """And changes nothing on the disk."""
     files.mkdir(Path("runs"))

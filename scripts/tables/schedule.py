@@ -200,7 +200,7 @@ class Scheduler:
             broken = next((need for need in artefact.needs if need in self.failed), None)
             if broken is not None:
                 self._fail(artefact, self.failed[broken])
-            elif not any(need in self.pending or need in self.running for need in artefact.needs):
+            elif self._ready(artefact):
                 try:
                     self._take(artefact)
                 except lock.Held as held:
@@ -212,6 +212,9 @@ class Scheduler:
             say(waiting)
         self._next_look = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    def _ready(self, artefact: plan.Artefact) -> bool:
+        return not any(need in self.pending or need in self.running for need in artefact.needs)
 
     def _take(self, artefact: plan.Artefact) -> None:
         """Begin an artefact whose needs are there, or find what became of it. Raises Held if
@@ -300,6 +303,9 @@ class Scheduler:
         return self.names.get(artefact, str(artefact))
 
     def _say_done(self, artefact: plan.Artefact, seconds: float) -> None:
+        for other in list(self.pending):        # what other runners made meanwhile counts
+            if self._ready(other) and other.done:
+                self._drop(other)
         left = self._left()
         say(f"[{self.finished}/{self.total}] {self._name(artefact)}: {status.result_of(artefact)}  "
             f"({about(seconds)}{left and f'; {left}'})")
