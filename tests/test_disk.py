@@ -275,6 +275,24 @@ def test_what_was_taken_up_while_it_asked_stays(runs, monkeypatch):
     assert there(runs) == EVERY - {"jpeg"}
 
 
+def test_what_was_begun_or_made_anew_after_a_look_stays(runs):
+    """Between the last look and the removing: nobody holds a lock any more, but work is there."""
+    (runs / "bare.partial").mkdir()
+    (runs / "bare.partial/lock").write_bytes(lock.SIGN)
+    works = {work.path.name: work for work in disk.scan(runs).works}
+    shutil.rmtree(runs / "bare.partial")
+    for name in ("bare.partial", "signs.partial"):
+        unfinished(runs / name, {"fingerprint": "f" * 64})
+    shutil.rmtree(runs / "purified/jpeg")
+    shutil.copytree(runs / "lsp", runs / "purified/jpeg")       # other work of that name
+    for name in ("bare.partial", "signs", "jpeg"):
+        assert not clean.remove_one(works[name])
+    assert {"run.json", "lock"} <= {path.name for path in (runs / "bare.partial").iterdir()}
+    assert {"run.json", "lock"} <= {path.name for path in (runs / "signs.partial").iterdir()}
+    assert there(runs) == EVERY
+    assert not (runs / "purified/jpeg.partial").exists()
+
+
 def test_a_death_while_removing_leaves_no_half_artefact(runs, monkeypatch):
     """What is left is nobody's: the line that made it makes it again, and the next --clean removes
     it."""
