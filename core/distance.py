@@ -17,6 +17,8 @@ from core.errors import UserError
 Net = Literal["alex", "vgg", "squeeze"]
 # LPIPS's trunk -> torchvision's name, smallest side that reaches its last layer
 TRUNKS = {"alex": ("alexnet", 31), "vgg": ("vgg16", 16), "squeeze": ("squeezenet1_1", 17)}
+WEIGHTS = {"alex": "alexnet-owt-7be5be79", "vgg": "vgg16-397923af",
+           "squeeze": "squeezenet1_1-b8a52dc0"}
 SQUEEZE = Path(__file__).parent / "weights" / "squeezenet1_1.npz"   # torchvision's, as float16
 
 
@@ -92,8 +94,10 @@ def check_side(net: Net, side: int) -> None:
 def check_lpips(net: Net, weights: str | None, resize: int | None, shape: tuple[int, int]) -> None:
     """Raise UserError where `build_lpips` does; but where nothing is to be downloaded
     (core.outlines), say what will be."""
-    if outlines.are_allowed() and net != "squeeze" and weights is None and not cached(net).exists():
-        check_side(net, resize or min(shape))
+    check_side(net, resize or min(shape))
+    if net == "squeeze" and weights is None:        # its weights are here: nothing can be missing
+        return
+    if outlines.are_allowed() and weights is None and not cached(net).exists():
         note_download(net)
     else:
         build_once(net, weights, resize, shape)
@@ -142,9 +146,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def url_of(net: Net) -> str:
-    from torchvision.models import get_model_weights
-
-    return get_model_weights(TRUNKS[net][0]).DEFAULT.url
+    """Where torchvision has a trunk's weights: said here too, so that a plan need not import it."""
+    return f"https://download.pytorch.org/models/{WEIGHTS[net]}.pth"
 
 
 def cached(net: Net) -> Path:

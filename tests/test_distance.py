@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.distance import SQUEEZE, build_lpips, psnr, ssim
+from core.distance import SQUEEZE, TRUNKS, build_lpips, psnr, ssim, url_of
 
 
 @pytest.fixture
@@ -133,3 +133,10 @@ def test_lpips_of_noise_grows_with_it():
     assert found == sorted(found)
     assert 0.0003 < found[0] < 0.003
     assert 0.05 < found[3] < 0.3
+
+
+@pytest.mark.parametrize("net", TRUNKS)
+def test_weights_are_where_torchvision_has_them(net):
+    from torchvision.models import get_model_weights
+
+    assert url_of(net) == get_model_weights(TRUNKS[net][0]).DEFAULT.url
