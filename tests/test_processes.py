@@ -129,3 +129,52 @@ def test_scripts_end_what_they_start():
     shell.wait(timeout=60)
     assert appears("saved")
     assert not Path("after").exists()
+
+
+# --- fork ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def forked(tmp_path):
+    """A function in a forked process, with what is open besides; its status and what it said."""
+    def run(main, **options):
+        with open("log", "w") as log:
+            child = processes.fork(main, ["purify.py", "x"], stderr=log, env={"GIVEN": "yes"},
+                                   **options)
+        return child, child.wait(), Path("log").read_text()
+
+    return run
+
+
+def test_a_fork_is_a_command_of_its_own(forked):
+    kept, closed = (os.open("held", os.O_RDWR | os.O_CREAT) for _ in range(2))
+
+    def main() -> int:
+        print("to nowhere")
+        print(os.environ["GIVEN"], sys.orig_argv[1:], os.getsid(0) == os.getpid(), file=sys.stderr)
+        os.fstat(kept)                                  # a claim, which ends with the process
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(closed)
+        return 7
+
+    child, status, said = forked(main, pass_fds=(kept,))
+    assert (status, child.poll(), said) == (7, 7, "yes ['purify.py', 'x'] True\n")
+    assert os.environ.get("GIVEN") is None
+
+
+@pytest.mark.parametrize(("end", "status", "said"), [
+    (lambda: sys.exit(2), 2, ""), (lambda: 1 / 0, 1, "ZeroDivisionError"),
+    (lambda: os.kill(os.getpid(), signal.SIGKILL), -signal.SIGKILL, "")])
+def test_how_a_fork_ended(forked, end, status, said):
+    _, found, log = forked(end)
+    assert found == status
+    assert said in log
+
+
+def test_a_fork_is_asked_to_end(tmp_path):
+    with open("log", "w") as log:
+        child = processes.fork(lambda: time.sleep(60), [], stderr=log, env={})
+    assert child.poll() is None
+    processes.stop([child])
+    assert child.returncode == -signal.SIGTERM
+    child.terminate()                                   # it is gone: nobody else is asked

@@ -23,7 +23,7 @@ from core.errors import UserError
 from core.imageset import ImageSet
 from poisons.__main__ import main as poison_main
 from scripts.tables import claims, estimates, noted, plan, render, schedule, spec
-from tests.conftest import ROOT, checkout, run_command, succeed
+from tests.conftest import ROOT, checkout, content, run_command, succeed
 
 TABLE = """
 title: tiny
@@ -639,6 +639,21 @@ def test_a_table_is_made_once(tiny):
     assert "0 artefacts" in outcome.stderr
     outcome = run_command(schedule.main, changed(tiny, "[0]", "[5]"), "--dry-run")
     assert re.search(r"estimate [\d.]+ \w+ for 6 of them", outcome.stderr), outcome.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can fork safely")
+def test_a_brief_step_is_made_without_a_new_python(tiny, monkeypatch):
+    """In a fork of the runner: the bytes that its command makes."""
+    cell = next(cell for cell in planned(tiny) if cell.column.family == "jpeg")
+    [purified] = cell.record.needs
+    [poison] = purified.needs
+    assert (purified.brief, poison.brief, cell.record.brief) == (True, False, False)
+    succeed(poison_main, *poison.arguments)
+    monkeypatch.setattr(schedule.processes, "start", None)
+    assert schedule.Scheduler([purified], 1, []).run() == {}
+    again = succeed(purify.main, *purified.arguments, "out=again")
+    assert content(again) == content(purified.out)
+    assert "jpeg changed" in schedule.log_of(purified).read_text()
 
 
 def test_a_failed_cell_does_not_stop_the_others(tiny):

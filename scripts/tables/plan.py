@@ -35,6 +35,7 @@ class Artefact:
     rows: int                       # images that it reads, for estimates
     check: Callable[[], None]       # raises UserError for what its command will refuse
     device: DeviceSettings
+    brief: bool = False             # its command takes less than its start: a filter of images
     known: bool = True              # False: a data set behind it is not here, nor is its digest
 
     def __str__(self) -> str:
@@ -268,8 +269,10 @@ class Planner:
             if step.command == "purify" and request.trained_as:
                 arguments.append(f"checkpoint={state.checkpoint.out}")
             unique = tuple(dict.fromkeys(need for need in needs if need is not None))
+            brief = step.command == "purify" and not (
+                request.trained_as or request.parts or fact(request.module, "SEES_SET"))
             self.artefacts[out] = Artefact(step, job, (*arguments, f"out={out}"), out, unique,
-                                           len(reads), check, request.device, known)
+                                           len(reads), check, request.device, brief, known)
         return self.artefacts[out]
 
 

@@ -11,13 +11,18 @@ runs/logs/. Then: python scripts/table.py with the same words prints the table.
 
 import argparse
 import contextlib
+import functools
+import importlib
 import os
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from core import files, lock, processes, records
 from core.command import command
@@ -30,6 +35,7 @@ from scripts.tables.claims import log_of
 from scripts.tables.estimates import Estimates, about
 
 INTERRUPTED = 130                   # exit status of a command that saved its state and ended
+THREADS = torch.get_num_threads()   # of torch, unless told
 POLL_SECONDS = 0.05                 # between two looks at our own commands
 PAUSE_SECONDS, LONGEST_PAUSE = 0.5, 5.0     # between two at what others make, if nothing changes
 
@@ -62,6 +68,7 @@ def main(argv: list[str] | None = None) -> None:
 
     choice = spec.Choice.of(arguments)
     tables = [table for path in paths for table in spec.read(path, choice, settings)]
+    torch.set_num_threads(1)                # a process that used several cannot be forked
     cells = plan.cells_of(tables, fetch=not (arguments.dry_run or arguments.status))
     committed = records.committed()
     missing = plan.wanted(cells, committed, sets=arguments.sets)
@@ -111,8 +118,6 @@ def say_made_otherwise(cells: list[plan.Cell], committed: dict[str, Path]) -> No
 
 def visible_gpus() -> list[str]:
     """What CUDA_VISIBLE_DEVICES may name, where there are several; else nothing to choose."""
-    import torch
-
     count = torch.cuda.device_count()
     names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
     return names[:count] if count > 1 else []
@@ -123,7 +128,7 @@ class Running:
     """A command that was launched: whether it began from nothing, on which GPU of several, and the
     lock, if any, that keeps other runners from that."""
 
-    process: subprocess.Popen
+    process: subprocess.Popen | processes.Forked
     claim: claims.Claim
     started: float
     fresh: bool
@@ -259,8 +264,13 @@ class Scheduler:
         environment["TORCHINDUCTOR_COMPILE_THREADS"] = os.environ.get(
             "TORCHINDUCTOR_COMPILE_THREADS", share)
         with open(log_of(artefact), "w") as log:
-            process = processes.start(artefact.line, stdout=subprocess.DEVNULL, stderr=log,
-                                      env=environment, pass_fds=(claim.descriptor, *locks))
+            options = {"stderr": log, "env": environment,
+                       "pass_fds": (claim.descriptor, *locks)}
+            if artefact.brief and sys.platform == "linux":      # to import torch would take longer
+                process = processes.fork(functools.partial(run_here, artefact.line), artefact.line,
+                                         **options)
+            else:
+                process = processes.start(artefact.line, stdout=subprocess.DEVNULL, **options)
         del self.pending[artefact]
         self.running[artefact] = Running(process, claim, time.monotonic(), fresh, gpu, locks)
         say(f"begun: {self._name(artefact)} ({log_of(artefact)})")
@@ -317,6 +327,12 @@ class Scheduler:
         begun = {artefact: time.monotonic() - running.started
                  for artefact, running in self.running.items()}
         return estimates.left([*self.running, *self.pending], self.timings, here + elsewhere, begun)
+
+
+def run_here(line: list[str]) -> int:
+    """A command in this process, in which nothing ran on several threads yet."""
+    torch.set_num_threads(THREADS)
+    return importlib.import_module(line[0].removesuffix(".py")).main(line[1:])
 
 
 def why_of(artefact: plan.Artefact, code: int) -> str:
