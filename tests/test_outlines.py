@@ -120,12 +120,12 @@ def test_a_committed_record_tells_the_digest():
     Path("results/one").mkdir(parents=True)
     Path("results/one/record.json").write_text(json.dumps(record))
     cells = records_of(plan.cells_of(spec.read("table.yaml", spec.Choice(columns=("none",)))))
-    known = cells["cifar10: lsp x none (seed 0)"]
+    known = cells["cifar10: lsp x none, seed 0"]
     assert known.known
     assert known.out.name.endswith(known.job.fingerprint[:8])
     assert known.job.inputs["test"] == record["test"]["root_digest"]
     assert known.needs[0].job.inputs["data"] == record["train"]["root_digest"]
-    assert not cells["svhn: lsp x none (seed 0)"].known
+    assert not cells["svhn: lsp x none, seed 0"].known
 
 
 def test_what_an_unknown_set_trained_makes_no_known_set():
@@ -134,7 +134,7 @@ def test_what_an_unknown_set_trained_makes_no_known_set():
     text = text.replace("split: test, seed: 0", "data: cifar10, size: null, seed: 0")
     Path("table.yaml").write_text(text.replace("jcdp.yaml", "ddpm.yaml"))
     cells = records_of(plan.cells_of(spec.read("table.yaml")))
-    assert [cells[f"{row} x {column} (seed 0)"].known for row in ("clean", "lsp")
+    assert [cells[f"{row} x {column}, seed 0"].known for row in ("clean", "lsp")
             for column in ("none", "jcdp")] == [True, False, True, False]
 
 
