@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from methods import make_missing
 
 import evaluate
@@ -654,6 +655,12 @@ def test_a_brief_step_is_made_without_a_new_python(tiny, monkeypatch):
     again = succeed(purify.main, *purified.arguments, "out=again")
     assert content(again) == content(purified.out)
     assert "jpeg changed" in schedule.log_of(purified).read_text()
+
+
+def test_beside_a_gpu_nothing_is_forked(monkeypatch):
+    """CUDA cannot be begun in a fork of a process that has looked for it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not schedule.Scheduler([], 1, []).forks
 
 
 def test_a_failed_cell_does_not_stop_the_others(tiny):

@@ -169,6 +169,8 @@ class Scheduler:
         self.before = {found.token for artefact in missing if (found := claims.failure(artefact))
                        and not (found.submission and found.submission == claims.submission())}
         self.killed: set[plan.Artefact] = set()
+        # Where torch has looked for a GPU and found one, a fork of this process cannot use it.
+        self.forks = sys.platform == "linux" and not torch.cuda.is_available()
         self.finished = 0
         self._pause, self._next_look, self._told = PAUSE_SECONDS, 0.0, ""
 
@@ -266,7 +268,7 @@ class Scheduler:
         with open(log_of(artefact), "w") as log:
             options = {"stderr": log, "env": environment,
                        "pass_fds": (claim.descriptor, *locks)}
-            if artefact.brief and sys.platform == "linux":      # to import torch would take longer
+            if artefact.brief and self.forks:           # to import torch would take longer
                 process = processes.fork(functools.partial(run_here, artefact.line), artefact.line,
                                          **options)
             else:
