@@ -72,19 +72,24 @@ def load(path: str | Path) -> dict:
     return record
 
 
-def find(folder: str | Path) -> Iterator[tuple[Path, dict]]:
+def folders(below: str | Path) -> list[Path]:
+    """Those of finished records, whole or damaged, in path order."""
+    return [path.parent for path in sorted(Path(below).rglob("record.json"))
+            if not any(part.endswith(".partial") for part in path.relative_to(below).parts)]
+
+
+def find(below: str | Path) -> Iterator[tuple[Path, dict]]:
     """Every finished record below a folder, in path order. Raises UserError if one is damaged."""
-    for path in sorted(Path(folder).rglob("record.json")):
-        if not any(part.endswith(".partial") for part in path.relative_to(folder).parts):
-            yield path.parent, load(path.parent)
+    for folder in folders(below):
+        yield folder, load(folder)
 
 
 def committed() -> dict[str, Path]:
     """Fingerprint -> folder of the records kept in git. An edited or damaged one does not count."""
     found = {}
-    for path in sorted(COMMITTED.rglob("record.json")):
+    for folder in folders(COMMITTED):
         with contextlib.suppress(UserError, KeyError):
-            found[load(path.parent)["fingerprint"]] = path.parent
+            found[load(folder)["fingerprint"]] = folder
     return found
 
 
@@ -102,6 +107,12 @@ def protocol_text(record: dict) -> str:
     changed = record.get("overrides") or {}
     return ", ".join([record.get("protocol", "unknown protocol"),
                       *(f"{key}={shown(value)}" for key, value in changed.items())])
+
+
+def network_text(values: dict) -> str:
+    """'resnet18 of width 8', of a record's or job's config."""
+    width = f" of width {values['width']}" if "width" in values else ""
+    return values.get("architecture", "resnet18") + width
 
 
 def shown(value: Any) -> str:

@@ -127,6 +127,16 @@ def sign(folder: Path, meta: dict) -> None:
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
+def edit_record(folder: Path, **changes: object) -> None:
+    """Change entries of a record, and sign it again."""
+    path = folder / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["digests"]["record.json"] = digest(path)
+    meta.pop("sha256", None)
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
 @contextlib.contextmanager
 def new_run(out: Path, *, seed: int = 0, method: str = "test", config: dict | None = None,
             ) -> Iterator[Run]:

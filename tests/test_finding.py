@@ -6,9 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS, ROOT, run_command
+from conftest import CONFIGS, ROOT, edit_record, run_command
 
-from core import records
 from core.methods import list_methods
 from scripts.finding import cite, compare, listing
 from scripts.pictures.figures import PAPER
@@ -118,14 +117,9 @@ def test_where_a_number_is_from(tmp_path):
 
 def newer(folder: Path, **more) -> Path:
     """A record with what records say from now on."""
-    record = {**json.loads((DVAE / "record.json").read_text()), "commit": "ab" * 20,
-              "dirty": False, "date": "2026-11-26T18:00:04Z", "overrides": {"epochs": 2}, **more}
-    folder.mkdir()
-    (folder / "record.json").write_text(json.dumps(record))
-    meta = json.loads((DVAE / "meta.json").read_text())
-    meta.pop("sha256", None)
-    meta["digests"] = {"record.json": records.files.sha256(folder / "record.json")}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    shutil.copytree(DVAE, folder)
+    edit_record(folder, **{"commit": "ab" * 20, "dirty": False, "date": "2026-11-26T18:00:04Z",
+                           "overrides": {"epochs": 2}, **more})
     return folder
 
 
@@ -179,14 +173,11 @@ def compared(one: Path, other: Path) -> list[str]:
 
 
 def test_what_two_records_differ_in(tmp_path):
-    other = newer(tmp_path / "other", seed=1, accuracy_last=0.7, date="x", versions={"torch": "3"})
-    record = json.loads((other / "record.json").read_text())
+    record = json.loads((DVAE / "record.json").read_text())
     record["config"]["epochs"] = 2
     record["train"]["lineage"][0]["config"]["epsilon"] = 16 / 255
-    (other / "record.json").write_text(json.dumps(record))
-    meta = json.loads((other / "meta.json").read_text())
-    meta["digests"]["record.json"] = records.files.sha256(other / "record.json")
-    (other / "meta.json").write_text(json.dumps(meta))
+    other = newer(tmp_path / "other", seed=1, accuracy_last=0.7, date="x", versions={"torch": "3"},
+                  config=record["config"], train=record["train"])
     lines = compared(DVAE, other)
     assert lines[0].endswith("c1010032: cifar10-train.npz > em > dvae, cpu12")
     assert lines[1].endswith("other: cifar10-train.npz > em > dvae, cpu12, epochs=2")

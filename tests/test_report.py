@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from conftest import ROOT, digest, run_command, succeed
+from conftest import ROOT, edit_record, run_command, succeed
 
 from scripts.report import report
 from scripts.report.curves import MOST_POINTS, curve
@@ -55,16 +55,6 @@ def results(tmp_path) -> Path:
         [place] = [place for place in DEMO if place.name.rpartition("-")[0] == start]
         shutil.copytree(place, folder / name)
     return folder
-
-
-def edit(folder: Path, **changes: object) -> None:
-    """Change entries of a record, and sign it again."""
-    record = json.loads((folder / "record.json").read_text()) | changes
-    (folder / "record.json").write_text(json.dumps(record))
-    meta = json.loads((folder / "meta.json").read_text())
-    meta["digests"]["record.json"] = digest(folder / "record.json")
-    meta.pop("sha256", None)
-    (folder / "meta.json").write_text(json.dumps(meta))
 
 
 def page_of(*words: object) -> Read:
@@ -153,7 +143,7 @@ def test_records_that_no_index_knows_stand_by_data_and_protocol(results):
 def test_published_numbers_stand_beside_records_of_a_named_data_set(results):
     record = json.loads((results / "em/record.json").read_text())
     train = {**record["train"], "root": {"data": "cifar10", "split": "train"}}
-    edit(results / "em", train=train, accuracy_last=0.25)
+    edit_record(results / "em", train=train, accuracy_last=0.25)
     page = page_of(results)
     [row] = [text for own, text in page.inside.items()
              if own.startswith("n") and "25.0" in text]
@@ -163,7 +153,7 @@ def test_published_numbers_stand_beside_records_of_a_named_data_set(results):
 
 def test_of_several_seeds_each_opens_its_record(results):
     shutil.copytree(results / "em", results / "em1")
-    edit(results / "em1", seed=1, fingerprint="f" * 64, accuracy_last=0.85)
+    edit_record(results / "em1", seed=1, fingerprint="f" * 64, accuracy_last=0.85)
     page = page_of(results)
     assert "80.0 ± 7.1 (2)" in page.inside["n1"]
     assert "#rffffffffffff" in page.all("href")
@@ -176,7 +166,7 @@ def test_what_a_record_says_is_text(results):
     record = json.loads((results / "em/record.json").read_text())
     lineage = [{**record["train"]["lineage"][0], "method": evil, "preset": evil,
                 "config": {evil: evil}, "fingerprint": evil}]
-    edit(results / "em", protocol=evil, versions={"torch": evil}, device={"name": evil},
+    edit_record(results / "em", protocol=evil, versions={"torch": evil}, device={"name": evil},
          train={**record["train"], "name": evil, "lineage": lineage,
                 "root": {"data": evil, "split": evil}})
     (results / "README.md").write_text(
@@ -237,7 +227,7 @@ def test_a_page_to_be_sent_holds_its_pictures(results):
 
 
 def test_commit_and_overrides_of_a_record_are_on_its_card(results):
-    edit(results / "em", commit="abc1234", dirty=True, date="2026-11-26T18:00:00Z",
+    edit_record(results / "em", commit="abc1234", dirty=True, date="2026-11-26T18:00:00Z",
          overrides={"epochs": 2})
     [card] = [text for own, text in page_of(results / "em").inside.items()
               if own.startswith("r")]

@@ -27,9 +27,8 @@ def sentence(record: dict) -> str:
     """'A resnet18 of width 16, trained for 12 epochs (protocol cpu12, seed 0) on 10,000 images of
     cifar10-train poisoned by LSP and purified by D-VAE, classifies 65.6 % of 10,000 clean test
     images correctly after its last epoch; measured ...'"""
-    settings, train, test = record.get("config", {}), record["train"], record.get("test", {})
-    network = f"A {settings.get('architecture', 'classifier')}" + (
-        f" of width {settings['width']}" if "width" in settings else "")
+    train, test = record["train"], record.get("test", {})
+    network = f"A {records.network_text(record.get('config', {}))}"
     epochs = record.get("epochs")
     epochs = f" for {epochs:g} epoch{'s' * (epochs != 1)}" if epochs else ""
     learner = record.get("learner", "standard")

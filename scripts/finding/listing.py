@@ -82,7 +82,8 @@ def methods_of(room: str) -> Callable[[], Lines]:
             path = manual.CONFIGS / room / f"{name}.yaml"
             yield name, (manual.first_sentence(module_of(room, name)) if name in methods
                          else first_comment(path))
-            yield from presets(path)
+            for preset, text in presets(path):
+                yield f"  {preset}", text
 
     return lines
 
@@ -93,7 +94,7 @@ def presets(path: Path) -> Lines:
         for name, changes in variants.split(config.read_file(path))[2].items():
             own, sets, _ = variants.split(changes)
             more = f"also changed for {', '.join(map(chosen_by, sets))}" if sets else ""
-            yield f"  preset={name}", "; ".join(filter(None, (manual.said(own), more)))
+            yield f"preset={name}", "; ".join(filter(None, (manual.said(own), more)))
 
 
 def data_sets() -> Lines:
@@ -154,12 +155,12 @@ GROUPS = {"methods": ("attacks", "purifiers", "learners"), "poisons": ("attacks"
           **{name: (name,) for name in PARTS}}
 
 
-def all_presets() -> Lines:
-    """Every preset behind the YAML that has it."""
+def all_presets() -> Iterator[tuple[str, str, str, str]]:
+    """Room, YAML, preset and what it changes."""
     for room in APPLIED_BY:
         for yaml in manual.yamls(room):
-            for name, text in presets(manual.CONFIGS / room / f"{yaml}.yaml"):
-                yield f"{yaml} {name.strip()}", text
+            for preset, text in presets(manual.CONFIGS / room / f"{yaml}.yaml"):
+                yield room, yaml, preset, text
 
 
 # --- one name --------------------------------------------------------------------------------
@@ -169,7 +170,8 @@ def told(word: str) -> list[str]:
     """Paragraphs on everything that a word names. Raises UserError if that is nothing."""
     found = ["\n".join(in_columns(PARTS[part][1]())) for part in GROUPS.get(word, ())]
     if word == "presets":
-        found.append("\n".join(in_columns(all_presets())))
+        found.append("\n".join(in_columns(
+            (f"{yaml} {preset}", text) for _, yaml, preset, text in all_presets())))
     found += ["\n".join(line for key, line in keys() if word in (key, key.rpartition(".")[2]))]
     found += ["\n".join(named(word))]
     if re.fullmatch(r"\d+\.\d+", word):
@@ -219,11 +221,9 @@ def named(word: str) -> Iterator[str]:
     for name, text in data_sets():
         if word == name:
             yield f"data={word}: {text}"
-    for room in APPLIED_BY:
-        for yaml in manual.yamls(room):
-            for name, text in presets(manual.CONFIGS / room / f"{yaml}.yaml"):
-                if name.strip() in (word, f"preset={word}"):
-                    yield f"{COMMANDS[APPLIED_BY[room]].line} {yaml} {name.strip()}: {text}"
+    for room, yaml, preset, text in all_presets():
+        if preset in (word, f"preset={word}"):
+            yield f"{COMMANDS[APPLIED_BY[room]].line} {yaml} {preset}: {text}"
 
 
 def names() -> Iterator[str]:

@@ -19,7 +19,7 @@ KINDS = {"accuracy_last": "last epoch", "accuracy_best": "best epoch, an oracle'
 def places(number: str) -> Iterator[str]:
     """A line for each place of an accuracy in percent, as it was printed: '65.6'."""
     digits = len(number.partition(".")[2])
-    for folder, record in every_record():
+    for folder, record in whole_records():
         found = [text for key, text in KINDS.items()
                  if f"{100 * record[key]:.{digits}f}" == number]
         if found:
@@ -38,9 +38,9 @@ def places(number: str) -> Iterator[str]:
                    f"{fact['dataset']}, {fact['attack']}, {name_of(fact)}, {fact['arch']}")
 
 
-def every_record() -> Iterator[tuple[Path, dict]]:
-    """Those here, in path order; without damaged ones and ones that are being made."""
-    for folder in FOLDERS:
-        for path in sorted(Path(folder).rglob("record.json")):
+def whole_records() -> Iterator[tuple[Path, dict]]:
+    """Those here, in path order; without damaged ones."""
+    for below in FOLDERS:
+        for folder in records.folders(below):
             with contextlib.suppress(UserError):
-                yield path.parent, records.load(path.parent)
+                yield folder, records.load(folder)

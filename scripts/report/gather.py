@@ -30,6 +30,7 @@ from core.remembered import NAMED
 from scripts.documents.names import NAMES
 from scripts.report import prints
 from scripts.tables import plan, render, spec
+from scripts.tables.measure import mean
 
 
 @dataclass(frozen=True)
@@ -186,11 +187,9 @@ def data_of(record: dict, index: dict[str, Node]) -> str:
 def load_records(root: Path, results: Results) -> dict[Path, dict]:
     """Every finished record below a folder. One that is damaged is left out, and said to be."""
     found = {}
-    for path in sorted(root.rglob("record.json")):
-        if any(part.endswith(".partial") for part in path.relative_to(root).parts):
-            continue
+    for folder in records.folders(root):
         try:
-            found[path.parent] = records.load(path.parent)
+            found[folder] = records.load(folder)
         except UserError as error:
             results.left_out.append(str(error))
     return found
@@ -208,24 +207,11 @@ def keep(results: Results, place: Path, record: dict, index: dict[str, Node],
     lines, line = (line_of(["evaluate.py", f"{place}/config.yaml"]),), ""
     if cell is not None:
         lines = tuple(line_of([*COMMANDS[step.step.command].words, *step.arguments])
-                      for step in chain(cell.record))
+                      for step in plan.behind([cell.record]))
         part = [f"--rows={cell.row.name}", f"--columns={cell.column.name}",
                 f"--seeds={cell.seed}"]
         line = table_line(cell.table.path, [*entry.settings, *part])
     results.kept[place] = Kept(place, record, log, data_of(record, index), lines, line)
-
-
-def chain(artefact: plan.Artefact) -> list[plan.Artefact]:
-    """What an artefact stands on, in an order that works, and itself."""
-    order: dict[Path, plan.Artefact] = {}
-
-    def visit(one: plan.Artefact) -> None:
-        for need in one.needs:
-            visit(need)
-        order.setdefault(one.out, one)
-
-    visit(artefact)
-    return list(order.values())
 
 
 def line_of(words: list[str]) -> str:
@@ -305,6 +291,6 @@ def entry_of(places: dict[Path, dict], dataset: str, known: list[dict]) -> rende
     network = found[0].get("config", {}).get("architecture", "resnet18")
     return render.Entry(
         "", attack or "clean", defence or "none", [100 * one["accuracy_last"] for one in found],
-        tuple(map(render.mean_of, zip(*map(render.seconds_of, found), strict=True))),
+        tuple(map(mean, zip(*map(render.seconds_of, found), strict=True))),
         records.saw(found[0]), *render.facts_of(Group(dataset), attack or "clean",
                                                 defence or "none", known, network), tuple(places))

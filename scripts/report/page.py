@@ -151,23 +151,17 @@ def about(table: Table, made: Page) -> str:
     """Of what, with which network, and how much of the table there is."""
     found = [made.results.kept[place] for row in table.rows for place in row.entry.places]
     sizes = sorted({kept.record["train"].get("rows", 0) for kept in found} - {0})
-    networks = dict.fromkeys(network(kept.record) for kept in found)
+    networks = dict.fromkeys(records.network_text(kept.record.get("config", {})) for kept in found)
     seeds = len({kept.record.get("seed") for kept in found})
     protocols = dict.fromkeys(kept.record.get("protocol", "") for kept in found)
     words = [DATA_SETS.get(table.data, table.data),
              " or ".join(f"{size:,}" for size in sizes) + " training images" if sizes else "",
-             ", ".join(networks), ", ".join(protocols), count(seeds, "seed")]
+             ", ".join(networks).replace("resnet18", "ResNet-18"), ", ".join(protocols),
+             count(seeds, "seed")]
     if table.line:
         measured = sum(not row.entry.chosen for row in table.rows)
         words.append(f"{measured} of {count(table.cells, 'cell')} measured")
     return " · ".join(filter(None, words))
-
-
-def network(record: dict) -> str:
-    config = record.get("config", {})
-    name = config.get("architecture", "resnet18")
-    name = {"resnet18": "ResNet-18"}.get(name, name)
-    return f"{name} of width {config['width']}" if "width" in config else name
 
 
 def cells_of(row: Row, made: Page) -> dict[str, object]:

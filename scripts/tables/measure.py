@@ -147,6 +147,7 @@ def kld_reached(checkpoint: Path) -> float | None:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are known; None if none is."""
     known = [value for value in values if value is not None]
     return statistics.mean(known) if known else None
 

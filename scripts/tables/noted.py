@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core import files
-from scripts.tables.plan import Artefact, Cell
+from scripts.tables.plan import Cell, behind
 
 PLANS = Path("runs/plans")
 
@@ -27,18 +27,10 @@ class Noted:
 
 def note(words: Iterable[str], cells: list[Cell], *, sets: bool) -> None:
     """Write it down, if the disk has room."""
-    line, found = shlex.join(words), {}
-
-    def visit(artefact: Artefact) -> None:
-        if artefact.job.fingerprint not in found:
-            found[artefact.job.fingerprint] = None
-            for need in artefact.needs:
-                visit(need)
-
-    for cell in cells:
-        visit(cell.record)
-    until = list(found) if sets else [cell.record.job.fingerprint for cell in cells]
-    value = {"line": line, "until": until, "artefacts": list(found)}
+    last = [cell.record for cell in cells]
+    artefacts = [artefact.job.fingerprint for artefact in behind(last)]
+    until = artefacts if sets else [record.job.fingerprint for record in last]
+    value = {"line": shlex.join(words), "until": until, "artefacts": artefacts}
     # Of an edited table, whose runner of before may still run, it is another.
     name = hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
     with contextlib.suppress(OSError):

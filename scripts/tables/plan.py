@@ -350,6 +350,21 @@ def wanted(cells: list[Cell], committed: dict[str, Path], *, sets: bool = False
     return order
 
 
+def behind(artefacts: Iterable[Artefact]) -> list[Artefact]:
+    """These and all that they stand on, each after what it needs."""
+    found: dict[str, Artefact] = {}         # by fingerprint
+
+    def visit(artefact: Artefact) -> None:
+        if artefact.job.fingerprint not in found:
+            for need in artefact.needs:
+                visit(need)
+            found[artefact.job.fingerprint] = artefact
+
+    for artefact in artefacts:
+        visit(artefact)
+    return list(found.values())
+
+
 def place_of(record: Artefact, committed: dict[str, Path]) -> Path | None:
     """The folder of a finished record, committed or made here."""
     if record.job.fingerprint in committed:

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import io
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from core.distributed import say
 from core.methods import is_method
 from core.names import markdown_cell, printable
 from scripts.tables import plan, spec
-from scripts.tables.measure import points, print_points
+from scripts.tables.measure import mean, points, print_points
 
 # docs/reported.md says what its columns are
 REPORTED = Path(__file__).resolve().parents[2] / "results/reported.csv"
@@ -108,7 +108,7 @@ def header(table: spec.Table, cells: list[plan.Cell], entries: list[Entry]) -> s
     last = [cell.record for cell in cells if cell.table is table]
     if not last or not (table.size or table.typed):
         return ""
-    networks = dict.fromkeys(network_of(record) for record in last)
+    networks = dict.fromkeys(records.network_text(record.job.config) for record in last)
     rows = sorted({record.rows for record in last})
     count = f"{rows[0]:,}" + (f" to {rows[-1]:,}" if len(rows) > 1 else "")
     counts = sorted({len(e.accuracies) for e in entries if e.block == table.block and e.accuracies})
@@ -118,13 +118,6 @@ def header(table: spec.Table, cells: list[plan.Cell], entries: list[Entry]) -> s
     typed = f"; with {' '.join(table.typed)}" if table.typed else ""
     return (f"{kind}{Path(table.settings.get('data', table.dataset)).stem}, {count} training "
             f"images; {', '.join(networks)}; n = {number}{typed}")
-
-
-def network_of(record: plan.Artefact) -> str:
-    """'resnet18 of width 8'"""
-    values = record.job.config
-    width = f" of width {values['width']}" if "width" in values else ""
-    return values.get("architecture", "resnet18") + width
 
 
 def published() -> list[dict]:
@@ -198,7 +191,7 @@ def entry(table: spec.Table, row: spec.Line, column: spec.Line, found: dict[Path
     kept = found.values()
     return Entry(
         table.block, row.name, column.name, [100 * record["accuracy_last"] for record in kept],
-        tuple(map(mean_of, zip(*map(seconds_of, kept), strict=True))) or (None, None, None),
+        tuple(map(mean, zip(*map(seconds_of, kept), strict=True))) or (None, None, None),
         "; ".join(dict.fromkeys(records.saw(record) for record in kept)),
         *facts_of(table, row.reported, column.reported, published, network), tuple(found))
 
@@ -214,11 +207,6 @@ def seconds_of(record: dict) -> tuple[float | None, float | None, float]:
 def total(values: list[float | None]) -> float | None:
     """The sum, if all are known and there are any."""
     return sum(values) if values and None not in values else None
-
-
-def mean_of(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.mean(known) if known else None
 
 
 def facts_of(table: spec.Table, attack: str, defence: str, published: list[dict],
