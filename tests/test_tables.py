@@ -619,27 +619,25 @@ def test_a_table_is_made_once(tiny):
     written, = noted.read(noted.PLANS)                  # for those who clean
     assert written.line == f"{tiny} threads=1"
     assert written.until == {cell.record.job.fingerprint for cell in cells}
-    assert written.artefacts == {json.loads(path.read_text())["fingerprint"]
-                                 for path in Path("runs").rglob("meta.json")}
+    sets = {made for cell in cells for made in cell.record.needs}
+    sets |= {poison for made in sets for poison in made.needs}
+    assert written.artefacts == written.until | {made.job.fingerprint for made in sets}
 
-    again = start(tiny, "--jobs", "2")
-    _, stderr = again.communicate(timeout=300)
-    assert again.returncode == 0, stderr
-    assert "0 artefacts to make" in stderr
+    again = run_command(schedule.main, tiny, "--jobs", "2")
+    assert again.status == 0, again.stderr
+    assert "0 artefacts to make" in again.stderr
     assert finished_at(Path("runs")) == before
 
     changed(tiny, "  none: []", "  none: []\n  gray:\n    purify: configs/purifiers/gray.yaml")
-    more = start(tiny)
-    _, stderr = more.communicate(timeout=300)
-    assert more.returncode == 0, stderr
+    more = run_command(schedule.main, tiny, "--rows", "clean")
+    assert more.status == 0, more.stderr
     new = set(finished_at(Path("runs"))) - set(before)
-    assert len(new) == 4                                # two sets and two records
+    assert len(new) == 2                                # a set and a record
     assert all("gray" in name for name in new)
 
-    outcome = run_command(schedule.main, tiny, "--dry-run")    # all of it has been timed
-    assert "0 artefacts" in outcome.stderr
-    outcome = run_command(schedule.main, changed(tiny, "[0]", "[5]"), "--dry-run")
-    assert re.search(r"estimate [\d.]+ \w+ for 6 of them", outcome.stderr), outcome.stderr
+    changed(tiny, "[0]", "[5]")                         # whose like has been timed
+    outcome = run_command(schedule.main, tiny, "--rows", "clean", "--dry-run")
+    assert re.search(r"estimate [\d.]+ \w+ for 2 of them", outcome.stderr), outcome.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can fork safely")
@@ -665,33 +663,31 @@ def test_beside_a_gpu_nothing_is_forked(monkeypatch):
 
 def test_a_failed_cell_does_not_stop_the_others(tiny):
     changed(tiny, "  lsp:\n", "  broken:\n    poison: configs/poisons/lsp.yaml\n"
-                              "    lsp.patch: 16\n    lsp.radius: 1e-30\n  lsp:\n")
-    changed(tiny, "lsp.radius: 1e-30", "data: /nowhere/at-all")
-    changed(tiny, "seeds: [0, 1]", "seeds: [0]")
+                              "    data: /nowhere/at-all\n  lsp:\n")
     with pytest.raises(UserError, match="/nowhere/at-all"):
         planned(tiny)                                      # found before anything is made
-    changed(tiny, "    data: /nowhere/at-all\n", "")
-    changed(tiny, "lsp.patch: 16", "lsp.patch: 300")    # 3 features: too few for ten classes
-    process = start(tiny)
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert "broken x none, seed 0: lsp.patch" in stderr
-    assert "1 of 5 cells failed" in stderr
-    done = {cell.row.name: cell.record.done for cell in planned(tiny)}
-    assert done == {"clean": True, "broken": False, "lsp": True}
+    # Of 300 pixels a side there are 3 features: too few for ten classes.
+    changed(tiny, "data: /nowhere/at-all", "lsp.patch: 300")
+    outcome = run_command(schedule.main, tiny, "--rows=broken,clean", "--columns=none",
+                          "--seeds=3")
+    assert outcome.status == 1
+    said = outcome.stderr
+    assert said.index("FAILED: poison") < said.index("] clean x none, seed 3: ")
+    assert "\nbroken x none, seed 3: lsp.patch" in said
+    assert "1 of 2 cells failed" in said
 
 
 def test_an_edited_record_is_named(tiny):
-    changed(tiny, "seeds: [0, 1]", "seeds: [0]")
-    assert start(tiny).wait(timeout=300) == 0
-    record = planned(tiny)[0].record.out / "record.json"
+    choice = spec.Choice(rows=("clean",), columns=("none",), seeds=(0,))
+    [cell] = planned(tiny, choice)
+    make_missing([cell])
+    record = cell.record.out / "record.json"
     text = record.read_text()
     record.write_text(text.replace('"accuracy_last": 0.', '"accuracy_last": 0.9'))
     try:
-        process = start(tiny)
-        _, stderr = process.communicate(timeout=300)
-        assert process.returncode == 1
-        assert re.search(r"clean x none, seed 0: .*record\.json does not match", stderr), stderr
+        outcome = run_command(schedule.main, tiny, *choice.words)
+        assert outcome.status == 1
+        assert re.search(r"clean x none, seed 0: .*record\.json does not match", outcome.stderr)
     finally:
         record.write_text(text)
 

@@ -211,7 +211,7 @@ def test_each_of_several_gpus_has_a_command(monkeypatch):
 
     def run(jobs: int, names: str) -> list[str]:
         seen.clear()
-        missing = [piece(name, seconds=1) for name in names]
+        missing = [piece(name) for name in names]
         assert schedule.Scheduler(missing, jobs, gpus).run() == {}
         return sorted(seen)
 
