@@ -343,15 +343,16 @@ def origin_of(node: Node, key: str) -> str:
     return node.origin
 
 
-def suggest(word: str, known: Sequence[str], what: str = "known keys") -> str:
+def suggest(word: str, known: Sequence[str], what: str | None = "known keys") -> str:
     """'; did you mean ...?' for the known name that the word, or for a dotted one its last part, is
-    nearest to; else the list of them all. The first of equally near names wins."""
+    nearest to; else the list of them all, unless `what` is None. The first of equally near names
+    wins."""
     names = {**{name.rpartition(".")[2]: name for name in reversed(known)},
              **{name: name for name in known}}
     near = difflib.get_close_matches(word.lower(), list(names), n=1, cutoff=0.65)
     if near:
         return f"; did you mean '{names[near[0]]}'?"
-    return f"; {what}: {', '.join(known)}" if known else ""
+    return f"; {what}: {', '.join(known)}" if known and what is not None else ""
 
 
 # --- as it would be typed --------------------------------------------------------------------

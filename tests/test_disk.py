@@ -71,12 +71,12 @@ def test_what_is_there_is_listed_with_what_needs_it(runs):
     lines = {line.split(":")[0].split()[-1]: line for line in shown.splitlines()[:5]}
     assert set(lines) == {"runs/lsp", "runs/signs", "runs/purified/gray", "runs/purified/jpeg",
                           "runs/record"}
-    assert lines["runs/lsp"].endswith("set, digits > lsp; behind 3 finished")
-    assert lines["runs/purified/gray"].endswith("> lsp > gray; behind 1 finished")
+    assert lines["runs/lsp"].endswith("set, digits > lsp; behind 3 finished artefacts")
+    assert lines["runs/purified/gray"].endswith("> lsp > gray; behind 1 finished artefact")
     assert "record, digits > lsp > gray, cpu12, epochs=1, batch_size=16, " in lines["runs/record"]
     assert lines["runs/record"].endswith(" %; a result")
     assert lines["runs/signs"].endswith("nothing needs it")
-    assert "\nruns: 5 works, " in shown
+    assert "\nruns: 5 artefacts, " in shown
     assert "\n2 sets and checkpoints (" in shown
     assert "\nnothing needs 2 of them (" in shown
     assert there(runs) == EVERY
@@ -216,7 +216,7 @@ def test_what_is_not_ours_is_left_alone(runs, tmp_path):
     shutil.move(runs / "purified/jpeg", tmp_path / "away")
     (runs / "purified/jpeg").symlink_to(tmp_path / "away")
     outcome = cleaned()
-    assert "3 that no command here made or that are links, such as runs/" in outcome.stdout
+    assert "3 files and links that no command here made, such as runs/" in outcome.stdout
     assert there(runs) == EVERY - {"jpeg"}
     assert (tmp_path / "away/images.npy").exists()
     for name in ("notes.txt", "mine.partial/thesis.tex", "signs/notes.txt"):

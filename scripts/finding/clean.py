@@ -66,7 +66,8 @@ def why_kept(disk: Disk, work: Work) -> str:
             return f"needed by {begun[0].path}"
         if work in disk.needed_still:
             return "needed by a table that was begun"
-        return f"behind {len(users)} finished" if users else "behind a record in results/"
+        return (f"behind {len(users)} finished artefact{'s' * (len(users) > 1)}" if users
+                else "behind a record in results/")
     return others(work)
 
 
@@ -114,13 +115,13 @@ def told(work: Work) -> str:
 def summary(disk: Disk, unused: list[Work]) -> Iterator[str]:
     """What all of it takes, which tables are unfinished, and what could go."""
     idle = [work for work in disk.needed - disk.needed_still if work.kind != "record"]
-    yield (f"{disk.folder}: {len(disk.works)} works, {size(total(disk.works))}; logs and the like "
-           f"{size(disk.beside)}")
+    yield (f"{disk.folder}: {len(disk.works)} artefacts, {size(total(disk.works))}; logs and the "
+           f"like {size(disk.beside)}")
     for table in disk.tables:
         yield (f"begun, with records to make: {table.line}; its sets are kept (removing "
                f"{table.path} forgets it)")
     if disk.strangers:
-        yield (f"{len(disk.strangers)} that no command here made or that are links, such as "
+        yield (f"{len(disk.strangers)} files and links that no command here made, such as "
                f"{disk.strangers[0]}: left alone")
     if idle:
         yield (f"{len(idle)} sets and checkpoints ({size(total(idle))}) stand behind finished "

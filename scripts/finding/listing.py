@@ -182,9 +182,9 @@ def told(word: str) -> list[str]:
     if word in (*manual.yamls("tables"), *PAPER) and word not in spec.SIZES:
         found.append(table_page(word))
     if not any(found):
-        raise UserError(f"there is nothing of the name '{word}'" + config.suggest(
-            word, sorted({*GROUPS, *names(), *(key for key, _ in keys())}), "names").partition(
-                "; names")[0] + "; python scripts/list.py lists everything")
+        known = sorted({*GROUPS, *names(), *(key for key, _ in keys())})
+        raise UserError(f"there is nothing of the name '{word}' (python scripts/list.py lists "
+                        f"everything){config.suggest(word, known, None)}")
     return list(filter(None, found))
 
 

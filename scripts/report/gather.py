@@ -105,59 +105,85 @@ def gather(roots: Iterable[Path]) -> Results:
     return results
 
 
-def add(root: Path, results: Results) -> None:
-    index = read_index(root)
-    folders: dict[str, Folder] = {}
+@dataclass
+class Root:
+    """One of these folders while it is read."""
 
-    def folder_of(path: Path | str) -> Folder:
-        """The chapter of a file below the root: the first folder on the way to it."""
-        place = root / (Path(path).parts[:-1] or ["."])[0]
-        return folders.setdefault(place.as_posix(), Folder(place.as_posix(), prints.heading(place)))
+    place: Path
+    index: dict[str, Node]
+    records: dict[Path, dict]       # by folder
+    folders: dict[str, Folder] = field(default_factory=dict)    # chapters, in their order
+    reached: set[Path] = field(default_factory=set)             # records that a table has
 
-    found = load_records(root, results)
-    by_fingerprint = {record["fingerprint"]: place for place, record in found.items()}
-    reached: set[Path] = set()
-    forms: dict[str, str] = {}      # printed forms of tables that stand here from their records
-    for where, entry in section_of(index, "tables", IndexedTables).items():
+    def folder_of(self, path: Path | str) -> Folder:
+        """The chapter of a file below: the first folder on the way to it."""
+        place = self.place / (Path(path).parts[:-1] or ["."])[0]
+        return self.folders.setdefault(place.as_posix(),
+                                       Folder(place.as_posix(), prints.heading(place)))
+
+
+def add(place: Path, results: Results) -> None:
+    root = Root(place, read_index(place), load_records(place, results))
+    shown = add_tables(root, results)
+    add_other_records(root, results)
+    add_printed(root, shown, results)
+    for path in prints.pictures(place):
+        root.folder_of(path.relative_to(place)).pictures.append(prints.picture(path))
+    results.folders += root.folders.values()
+
+
+def add_tables(root: Root, results: Results) -> dict[str, str]:
+    """The tables that the index names. Returns the titles of those whose printed form may lie
+    there too, by its file."""
+    places = {record["fingerprint"]: place for place, record in root.records.items()}
+    shown = {}
+    for where, entry in section_of(root.index, "tables", IndexedTables).items():
         for name in entry.tables:
             choice, settings = spec.Choice.split(entry.settings)
             tables = spec.read(f"{spec.TABLES / name}.yaml", choice, settings)
             with contextlib.redirect_stderr(io.StringIO()):     # remarks to who makes the table
                 cells = plan.cells_of(tables)
             for cell in cells:
-                place = by_fingerprint.get(cell.record.job.fingerprint)
-                if place is not None and place not in reached:
-                    reached.add(place)
-                    keep(results, place, found[place], index, cell, entry)
+                place = places.get(cell.record.job.fingerprint)
+                if place is not None and place not in root.reached:
+                    root.reached.add(place)
+                    keep(results, place, root.records[place], root.index, cell, entry)
             for table in tables:
-                if (made := table_of(table, cells, by_fingerprint, entry, results)).rows:
-                    folder_of(f"{where}/table.md").tables.append(made)
-            forms |= dict.fromkeys((f"{where}/table.md", f"{where}.md"), tables[0].title)
+                if (made := table_of(table, cells, places, entry, results)).rows:
+                    root.folder_of(f"{where}/table.md").tables.append(made)
+            shown |= dict.fromkeys((f"{where}/table.md", f"{where}.md"), tables[0].title)
+    return shown
 
-    reasons = {root / place: config.text(node)
-               for place, node in spec.section(index, "retired").items()}
-    rest = [place for place in found if place not in reached]
-    for place in rest:
-        keep(results, place, found[place], index)
-    for chapter in dict.fromkeys(folder_of(place.relative_to(root)).name for place in rest):
-        for title, wanted in (("Records", False), ("Retired records", True)):
-            chosen = {place: found[place] for place in rest if (place in reasons) == wanted
-                      and folder_of(place.relative_to(root)).name == chapter}
-            folders[chapter].tables += by_protocol(title, chosen, results, reasons)
 
-    titles = section_of(index, "printed", prints.About)
-    for path in prints.documents(root):
-        name = path.relative_to(root).as_posix()
+def add_other_records(root: Root, results: Results) -> None:
+    """Those that no table has, chapter by chapter; retired ones stand apart."""
+    reasons = {root.place / place: config.text(node)
+               for place, node in spec.section(root.index, "retired").items()}
+    rest: dict[str, dict[Path, dict]] = {}      # chapter -> its records
+    for place, record in root.records.items():
+        if place not in root.reached:
+            keep(results, place, record, root.index)
+            chapter = root.folder_of(place.relative_to(root.place)).name
+            rest.setdefault(chapter, {})[place] = record
+    for chapter, found in rest.items():
+        for title, retired in (("Records", False), ("Retired records", True)):
+            chosen = {place: record for place, record in found.items()
+                      if (place in reasons) == retired}
+            root.folders[chapter].tables += by_protocol(title, chosen, results, reasons)
+
+
+def add_printed(root: Root, shown: dict[str, str], results: Results) -> None:
+    """Tables of which the print was kept. `shown`: titles of those that stand here already."""
+    titles = section_of(root.index, "printed", prints.About)
+    for path in prints.documents(root.place):
+        name = path.relative_to(root.place).as_posix()
         about = titles.get(name, prints.About(path.stem))
         try:
-            found_there = list(prints.printed_in(path, about, forms.get(name)))
+            found = list(prints.printed_in(path, about, shown.get(name)))
         except UserError as error:
             results.left_out.append(str(error))
         else:
-            folder_of(name).printed += found_there
-    for path in prints.pictures(root):
-        folder_of(path.relative_to(root)).pictures.append(prints.picture(path))
-    results.folders += folders.values()
+            root.folder_of(name).printed += found
 
 
 # --- the index -------------------------------------------------------------------------------

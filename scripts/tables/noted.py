@@ -17,7 +17,8 @@ PLANS = Path("runs/plans")
 
 @dataclass(frozen=True)
 class Noted:
-    """One line of run_table.py: what it is done with, and all that this stands on."""
+    """One line of run_table.py: what must be there for it to be done, and all that this stands on.
+    """
 
     path: Path
     line: str
@@ -31,7 +32,7 @@ def note(words: Iterable[str], cells: list[Cell], *, sets: bool) -> None:
     artefacts = [artefact.job.fingerprint for artefact in behind(last)]
     until = artefacts if sets else [record.job.fingerprint for record in last]
     value = {"line": shlex.join(words), "until": until, "artefacts": artefacts}
-    # Of an edited table, whose runner of before may still run, it is another.
+    # An edited table has a file of its own: a runner of what it was may still be at work.
     name = hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
     with contextlib.suppress(OSError):
         files.mkdir(PLANS)

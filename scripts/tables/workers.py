@@ -48,18 +48,10 @@ def enlisted() -> Iterator[Callable[[], None]]:
         if lock.holder(folder) is None:
             raise UserError(f"{WORKERS.parent} is on a file system that does not keep locks, which "
                             "--worker needs")
-        for peer in WORKERS.glob("*"):
-            # A killed worker's: it had its lock before it wrote this file.
-            if (peer / "code.json").exists() and lock.holder(peer) is None:
-                files.remove_tree(peer)
+        remove_dead()
         # Written before the others are looked at: of two that begin at once, one sees the other.
         files.write_json(folder / "code.json", {"code_sha256": digest, "version": text})
-        for peer, who in alive().items():
-            other = code_of(peer)
-            if other and other["code_sha256"] != digest:
-                raise UserError(f"this worker's code ({text}) is not that of {who} "
-                                f"({other['version']}): bring both to one commit, or wait until "
-                                "that worker ends")
+        check_peers(digest, text)
 
         def unchanged() -> None:
             if code() != digest:
@@ -72,6 +64,23 @@ def enlisted() -> Iterator[Callable[[], None]]:
         with contextlib.suppress(OSError):
             files.remove_tree(folder)
         os.close(held)
+
+
+def remove_dead() -> None:
+    """What killed workers left: each had its lock before it wrote code.json."""
+    for folder in WORKERS.glob("*"):
+        if (folder / "code.json").exists() and lock.holder(folder) is None:
+            files.remove_tree(folder)
+
+
+def check_peers(digest: str, text: str) -> None:
+    """Raise UserError if a worker that lives runs other code than this, whose version is `text`."""
+    for folder, who in alive().items():
+        other = code_of(folder)
+        if other and other["code_sha256"] != digest:
+            raise UserError(f"this worker's code ({text}) is not that of {who} "
+                            f"({other['version']}): bring both to one commit, or wait until that "
+                            "worker ends")
 
 
 def nothing() -> None:
