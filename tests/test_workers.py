@@ -386,7 +386,7 @@ def test_status_says_who_makes_what_and_what_failed(capsys):
                         "1 failed; about 0 s left")
     assert re.fullmatch(rf"being made by {who}: namespace.* \(runs/logs/sets-slow.log\)", lines[1])
     assert lines[2] == "failed: poison broken: it is 7; see runs/logs/sets-broken.log"
-    assert re.fullmatch(rf"worker: {who}, (commit [0-9a-f]{{8}}.*|no commit known)", lines[3])
+    assert re.fullmatch(rf"worker: {who}, (commit [0-9a-f]{{8}}.*|an unrecorded commit)", lines[3])
     assert len(lines) == 4
 
 

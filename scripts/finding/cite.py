@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from core import records
+from core import commit, records
 from core.imageset import title
 from core.manual import CONFIGS
 from core.methods import is_method
@@ -13,7 +13,7 @@ from core.names import printable
 from scripts.documents.names import NAMES, name_of
 
 ROOT = CONFIGS.parent
-SHOWN = 8               # hex digits of a fingerprint or commit, as in the names of folders
+SHOWN = 8               # hex digits of a fingerprint, as in the names of folders
 
 
 def text(folder: Path) -> str:
@@ -66,15 +66,8 @@ def measured(record: dict) -> str:
     when = f"measured on {date[:10]}" if date else "measured on a day that is not recorded"
     versions, device = record.get("versions", {}), record.get("device", {})
     on = device.get("hardware") or device.get("name")
-    return (f"{when} with {code(record)} and torch {versions.get('torch', '(unknown)')}"
+    return (f"{when} with {commit.text(record)} and torch {versions.get('torch', '(unknown)')}"
             + (f" on {on}" if on else "") + f"; record {record['fingerprint'][:SHOWN]}")
-
-
-def code(record: dict, digits: int = SHOWN) -> str:
-    commit, changed = record.get("commit"), record.get("dirty")
-    if not commit:
-        return "an unrecorded commit"
-    return f"commit {commit[:digits]}" + (" with changes" if changed else "")
 
 
 # --- BibTeX ----------------------------------------------------------------------------------
@@ -89,7 +82,7 @@ def entry(record: dict) -> str:
     name = f"{records.lineage_text(record)}, {records.protocol_text(record)}: {accuracy}"
     facts = {"title": f"{{{software['title']}}}: {escaped(name)}", "author": authors,
              "year": record.get("date", "")[:4],
-             "note": escaped(f"record {record['fingerprint']}, {code(record, 40)}"),
+             "note": escaped(f"record {record['fingerprint']}, {commit.text(record, 40)}"),
              "url": software.get("repository-code", "")}
     lines = [f"  {key:<6} = {{{value}}}" for key, value in facts.items() if value]
     return f"@misc{{record-{record['fingerprint'][:SHOWN]},\n" + ",\n".join(lines) + "\n}"

@@ -112,11 +112,8 @@ def code() -> str:
 
 
 def version() -> str:
-    """'commit 1a2b3c4d, with changes', for people."""
-    found = commit.of_code()
-    if found["commit"] is None:
-        return "no commit known"
-    return f"commit {found['commit'][:8]}" + ", with changes" * found["dirty"]
+    """Of this code, for people."""
+    return commit.text(commit.of_code())
 
 
 def unseen(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
