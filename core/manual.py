@@ -26,6 +26,7 @@ from core.config import Place
 from core.errors import UserError
 from core.methods import fact
 from core.ranges import is_optional, not_none, show, types_of
+from core.remembered import NAMED as NAMED_SETS
 
 WIDTH, INDENT = 100, 38         # columns of a page; where the explanation of a key begins
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -216,12 +217,17 @@ def variant_lines(tree: config.Node, path: Path, kind: type, prefix: str) -> Ite
     if own is not None and sets and own.value not in sets:
         yield from spread(f"  data={own.value}", "the file's values")
     for name, changes in sets.items():
-        yield from spread(f"  data={name}", said(changes) or "the file's values")
+        yield from spread(f"  {chosen_by(name)}", said(changes) or "the file's values")
     for name, changes in presets.items():
         own, its_sets, _ = variants.split(changes)
         yield from spread(f"  preset={name}", said(own) or "the file's values")
         for data_set, more in its_sets.items():
-            yield from spread(f"    data={data_set}", said(more))
+            yield from spread(f"    {chosen_by(data_set)}", said(more))
+
+
+def chosen_by(section: str) -> str:
+    """What picks a section of `for:`: a data set by its name, or like=."""
+    return f"{'data' if section in NAMED_SETS else 'like'}={section}"
 
 
 def said(changes: config.Node) -> str:

@@ -51,6 +51,7 @@ def test_a_part_alone():
     assert listed("poisons") in shown
     assert listed("methods").startswith(listed("poisons"))
     assert "\n  rem preset=lite           rem.transforms=2 " in listed("presets")
+    assert "\n  ddpm preset=avatar_released precision=fp32 " in listed("presets")
     assert "bash scripts/attacks.sh [--quick | --small]" in shown       # a table has that name too
 
 

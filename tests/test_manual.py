@@ -98,6 +98,12 @@ def test_each_command_prints_its_half(main, words, lines):
         assert " ".join(line.split()) in shown
 
 
+def test_help_says_which_key_picks_a_section():
+    shown = run_command(purify.main, "dvae", "--help").stdout
+    assert {"data=digits", "like=small"} <= set(shown.split())
+    assert "data=small" not in shown
+
+
 def test_help_alone_lists_the_methods_and_an_unknown_one_names_the_nearest():
     shown = run_command(poisons_main.main, "-h").stdout
     assert "methods in poisons/: ar, cuda, em" in shown

@@ -10,7 +10,6 @@ from pathlib import Path
 from core import config, manual, variants
 from core.methods import list_methods
 from core.names import markdown_cell
-from core.remembered import NAMED as NAMED_SETS
 from scripts.documents.names import NAMES
 
 ROOMS = {"poisons": "Attacks", "purifiers": "Purifiers", "learners": "Learners"}
@@ -75,18 +74,13 @@ def variant_lines(yaml: Path) -> Iterator[tuple[str, str]]:
     _, sets, presets = variants.split(config.read_file(yaml))
     for name, changes in sets.items():
         if said := manual.said(changes):
-            yield chosen_by(name), said
+            yield manual.chosen_by(name), said
     for name, changes in presets.items():
         own, its_sets, _ = variants.split(changes)
         if said := manual.said(own):
             yield f"preset={name}", said
         for data_set, more in its_sets.items():
-            yield f"preset={name} {chosen_by(data_set)}", manual.said(more)
-
-
-def chosen_by(section: str) -> str:
-    """What picks a section of `for:`: a data set by its name, or like=."""
-    return f"{'data' if section in NAMED_SETS else 'like'}={section}"
+            yield f"preset={name} {manual.chosen_by(data_set)}", manual.said(more)
 
 
 def module_of(room: str, name: str):

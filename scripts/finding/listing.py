@@ -27,7 +27,7 @@ from core.errors import UserError
 from core.methods import fact, list_methods
 from core.names import printable
 from core.outlines import SIZES
-from scripts.documents.methods import chosen_by, first_comment
+from scripts.documents.methods import first_comment
 from scripts.finding import cite, clean, numbers
 from scripts.pictures.figures import PAPER
 from scripts.tables import spec
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def in_columns(lines: Lines) -> Iterator[str]:
     for name, text in lines:
-        yield printable(f"  {name:<{INDENT}}{text}".rstrip())
+        yield printable(f"  {name:<{INDENT - 1}} {text}".rstrip())
 
 
 # --- the parts -------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def presets(path: Path) -> Lines:
     if path.is_file():
         for name, changes in variants.split(config.read_file(path))[2].items():
             own, sets, _ = variants.split(changes)
-            more = f"also changed for {', '.join(map(chosen_by, sets))}" if sets else ""
+            more = f"also changed for {', '.join(map(manual.chosen_by, sets))}" if sets else ""
             yield f"preset={name}", "; ".join(filter(None, (manual.said(own), more)))
 
 
