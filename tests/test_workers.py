@@ -340,6 +340,7 @@ def test_time_left_is_shared_but_for_the_longest_chain(pieces):
     assert estimates.left(pieces[:1], timings, 1, {pieces[0]: 70.0}) == "about 30 s left"
     timings.of = lambda made: {"poison": 100.0}.get(made.out.name)
     assert estimates.left(pieces, timings, 1, {}) == "more than 2 min left"
+    assert estimates.left(pieces, timings, 1, dict.fromkeys(pieces, 1e6)) == ""
     timings.of = lambda made: None
     assert estimates.left(pieces, timings, 1, {}) == ""
 

@@ -111,7 +111,8 @@ def chains(missing: Iterable[Artefact], seconds: Callable[[Artefact], float]
 def left(missing: list[Artefact], timings: Estimates, jobs: int, begun: dict[Artefact, float]
          ) -> str:
     """'about 9 min left' with so many jobs, 'more than' where some were never timed, '' where none
-    was. `missing` in the order of needs; `begun`: seconds since a command began."""
+    was, or these take no second. `missing` in the order of needs; `begun`: seconds since a command
+    began."""
     times = {artefact: timings.of(artefact) for artefact in missing}
     known = {artefact: max(0.0, seconds - begun.get(artefact, 0.0))
              for artefact, seconds in times.items() if seconds is not None}
@@ -119,7 +120,10 @@ def left(missing: list[Artefact], timings: Estimates, jobs: int, begun: dict[Art
         return ""
     longest = chains(missing, lambda artefact: known.get(artefact, 0.0))
     seconds = max(sum(known.values()) / max(1, jobs), *longest.values())
-    return f"{'about' if len(known) == len(times) else 'more than'} {about(seconds)} left"
+    complete = len(known) == len(times)
+    if not complete and seconds < 1:            # "more than 0 s" would say nothing
+        return ""
+    return f"{'about' if complete else 'more than'} {about(seconds)} left"
 
 
 def about(seconds: float | None) -> str:
