@@ -58,8 +58,10 @@ def write(run: Run, result: Result, train: ImageSet, test: ImageSet, *, code: di
 
 
 def load(path: str | Path) -> dict:
-    """A finished record. Raises UserError if it is missing, damaged or edited."""
+    """A finished record, by its folder or its file. Raises UserError if it is missing, damaged or
+    edited."""
     path = Path(path)
+    path = path.parent if path.name == "record.json" else path
     meta = read_meta(path, "record")
     verify(path / "record.json", meta)
     try:

@@ -194,8 +194,8 @@ def test_steps_that_one_alone_has_are_told_by_the_lineage():
     assert "train.lineage em | em > dvae" in lines
     assert not [line for line in lines if line.startswith(("train.em.", "train.dvae."))]
     assert "settings: no difference" in lines
-    assert compared(EM, EM)[2:] == ["the same work, made twice",
-                                    *(f"{name}: no difference" for name in compare.HEADINGS)]
+    assert compared(EM, EM / "record.json")[2:] == [
+        "the same record", *(f"{name}: no difference" for name in compare.HEADINGS)]
 
 
 def test_what_is_no_record_is_not_compared(tmp_path):

@@ -319,6 +319,7 @@ def test_an_estimate_is_of_what_like_steps_took():
     timings = estimates.Estimates()
     assert timings.of(made) == 24.0                     # 12 of half the rows
     assert timings.of(piece("one", rows=100, epochs=1000)) == 9.0
+    assert timings.of(piece("one", rows=50_000, epochs=60)) is None     # 30 times the nearest
     other.note(made, 31.0)                              # by another runner
     assert timings.of(made) == 24.0
     timings.refresh()

@@ -50,7 +50,8 @@ def compared(*folders: Path) -> Iterator[str]:
     for folder, record in zip(folders, (one, other), strict=True):
         yield f"{folder}: {records.lineage_text(record)}, {records.protocol_text(record)}"
     same = one["fingerprint"] == other["fingerprint"]
-    yield "the same work, made twice" if same else "not the same work"
+    made = "the same record" if one == other else "the same work, made twice"
+    yield made if same else "not the same work"
     rows = list(differences(entries(one), entries(other)))
     for heading in HEADINGS:
         found = [row for row in rows if heading_of(row[0]) == heading]

@@ -12,6 +12,7 @@ from core.errors import UserError
 from scripts.tables.plan import Artefact
 
 TIMINGS = Path("runs/timings.jsonl")
+ALIKE = 10      # times the size of a timed step: further away networks and images are others too
 
 
 class Estimates:
@@ -33,7 +34,7 @@ class Estimates:
 
     def of(self, artefact: Artefact) -> float | None:
         """The median of what such a step took. Where none ever ran to its end here, that of its
-        method's steps that are nearest in size, in proportion; None for a method that never ran."""
+        method's steps that are nearest in size, in proportion; None if none is near."""
         key = key_of(artefact)
         if same := self._same.get(text_of(key)):
             return median(same)
@@ -41,6 +42,8 @@ class Estimates:
         if not like or not work:
             return None
         nearest = min(like, key=lambda other: abs(math.log(work / other)))
+        if not 1 / ALIKE <= work / nearest <= ALIKE:
+            return None
         return median(like[nearest]) * work / nearest
 
     def note(self, artefact: Artefact, seconds: float) -> None:
