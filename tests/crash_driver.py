@@ -31,7 +31,7 @@ for heavy in ("sklearn.datasets", "sklearn.linear_model", "sklearn.model_selecti
     importlib.import_module(heavy)      # once, before any fork
 
 DIED = 77
-TIMINGS = ("seconds", "images_per_second")
+TIMINGS = ("seconds", "images_per_second", "date")
 DIGESTS_OF_TIMINGS = ("record.json", "log_sha256", "sha256")
 SMOKE = ["--smoke", "--limit", "200", "threads=1"]
 

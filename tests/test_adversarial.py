@@ -328,7 +328,7 @@ def test_every_number_has_its_radius_beside_it(few):
         "derived: {either: {max: [none, at]}}\n")
     table = spec.read_one("table.yaml")
     names = [entry.column for entry in render.collect(table, plan.cells_of([table]))]
-    assert names == ["none", "at (epsilon=16/255, norm=linf)"]
+    assert names == ["none", "at (epsilon=16/255, norm=linf)", "either"]
 
 
 def test_it_trains_a_resnet_of_any_width(few, tmp_path):

@@ -178,13 +178,12 @@ def test_a_trunk_that_cannot_be_downloaded(prior, few_path, monkeypatch, tmp_pat
     def offline(name):
         def fail(**_):
             raise OSError("no route")
-        return SimpleNamespace(DEFAULT=SimpleNamespace(url="https://x/alexnet.pth",
-                                                       get_state_dict=fail))
+        return SimpleNamespace(DEFAULT=SimpleNamespace(get_state_dict=fail))
 
     monkeypatch.setattr(torchvision.models, "get_model_weights", offline)
     keys = ("jcdp.mode=joint", "jcdp.lpips_net=alex")
     error = refused(prior, few_path, *keys)
-    for words in ("needs https://x/alexnet.pth", "checkpoints", "lpips_weights=",
+    for words in ("needs https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "checkpoints", "lpips_weights=",
                   "lpips_net=squeeze"):
         assert words in error
     (tmp_path / "w.pth").write_bytes(b"junk")

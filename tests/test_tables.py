@@ -19,7 +19,7 @@ from methods import make_missing
 
 import evaluate
 import purify
-from core import files
+from core import distance, files
 from core.errors import UserError
 from core.imageset import ImageSet
 from poisons.__main__ import main as poison_main
@@ -211,6 +211,7 @@ def test_what_a_later_step_needs_is_found_before_its_prior_is_trained(
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     monkeypatch.setattr(schedule, "Scheduler", None)           # nothing is started
+    distance.note_download.cache_clear()                       # it is said once a process
     monkeypatch.chdir(tmp_path)
     Path("configs").symlink_to(here / "configs")
     text = DIFFUSION.format(few=few_path)
