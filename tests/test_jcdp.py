@@ -183,8 +183,8 @@ def test_a_trunk_that_cannot_be_downloaded(prior, few_path, monkeypatch, tmp_pat
     monkeypatch.setattr(torchvision.models, "get_model_weights", offline)
     keys = ("jcdp.mode=joint", "jcdp.lpips_net=alex")
     error = refused(prior, few_path, *keys)
-    for words in ("needs https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "checkpoints", "lpips_weights=",
-                  "lpips_net=squeeze"):
+    for words in ("needs https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+                  "checkpoints", "lpips_weights=", "lpips_net=squeeze"):
         assert words in error
     (tmp_path / "w.pth").write_bytes(b"junk")
     assert "is not a torch file" in refused(prior, few_path, *keys,
