@@ -19,7 +19,7 @@ SHOWN = 8               # hex digits of a fingerprint, as in the names of folder
 def text(folder: Path) -> str:
     """The sentence, then BibTeX: of the record, of this repository's two papers' and the methods'
     entries in docs/references.bib. Raises UserError if there is no whole record."""
-    record = records.load(folder.parent if folder.name == "record.json" else folder)
+    record = records.load(folder)
     return "\n\n".join([printable(sentence(record)), entry(record), *of_methods(record)])
 
 
