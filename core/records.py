@@ -105,9 +105,13 @@ def lineage_text(record: dict) -> str:
 
 
 def protocol_text(record: dict) -> str:
-    """'em60, epochs=2': the protocol, and what of it was changed, as far as the record knows."""
-    changed = record.get("overrides") or {}
-    return ", ".join([record.get("protocol", "unknown protocol"),
+    """'em60 --limit 500, epochs=2': the protocol, and what of it was changed, as far as the record
+    knows."""
+    changed, settings = record.get("overrides") or {}, record.get("settings", {})
+    options = [" --smoke"] if settings.get("smoke") else []
+    if settings.get("limit") is not None:
+        options.append(f" --limit {settings['limit']}")
+    return ", ".join([record.get("protocol", "unknown protocol") + "".join(options),
                       *(f"{key}={shown(value)}" for key, value in changed.items())])
 
 

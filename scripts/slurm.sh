@@ -12,7 +12,6 @@ cd "$(dirname "$0")/.."
 fail() { echo "error: $1" >&2; exit 1; }
 [[ ${1:-} != -h && ${1:-} != --help ]] || { sed -n '2,/^set /{s/^# \{0,1\}//p}' "$0"; exit; }
 [[ -n ${1:-} && $1 != -* && $1 != *=* ]] || fail "name a table of configs/tables/: bash scripts/slurm.sh NAME [--array N] [sbatch options]"
-command -v sbatch >/dev/null || fail "sbatch is not in PATH: start this where jobs are submitted; one host needs only bash scripts/table.sh $1 --jobs N"
 source scripts/setup.sh
 
 tables=() words=() options=() array=4 look=
@@ -37,6 +36,7 @@ done
 run=(scripts/run_table.py "${tables[@]}" ${words[@]+"${words[@]}"})
 [ -z "$look" ] || { python "${run[@]}" "$look"; exit; }
 python "${run[@]}" --dry-run >/dev/null     # what is wrong with the line is said here, not in every task's log
+command -v sbatch >/dev/null || fail "sbatch is not in PATH: start this where jobs are submitted; one host needs only bash scripts/table.sh $(basename "${tables[0]}" .yaml) --jobs N"
 if [[ " ${options[*]-} " != *gpu* ]] && sinfo -h -o %G 2>/dev/null | grep -q gpu; then
   echo "note: there are GPUs and nothing asks for one, so that workers compute on CPUs; --gres=gpu:1 is one a worker" >&2
 fi

@@ -63,6 +63,7 @@ def test_a_part_alone():
     ("jcdp.t_star", ["jcdp.t_star = 20 steps of noise, of the prior's T; release: 20 [whole, at"]),
     ("split", ["split = train train, test, protected"]),
     ("cifar100", ["data=cifar100: 50,000 images for training, 10,000 for testing, 32x32, 100 cl"]),
+    ("small", ["a table's --small:", "the first 10,000 training images of CIFAR-10"]),
     ("photos", ["data=photos: 520 tiles of scikit-learn's two photographs"]),
     ("em60", ["EM's protocol, 60 epochs", "configs/learners/em60.yaml", "list.py standard"]),
     ("eps16", ["python -m poisons em preset=eps16: em.epsilon=16/255", " tap preset=eps16: "]),
@@ -110,8 +111,18 @@ def test_where_a_number_is_from(tmp_path):
         "oracle's choice", "results/table.md:1: | em | dvae | 66.5 ± 0.2 (3) |",
         "results/reported.csv: BridgePure T1 (paper): cifar100, rem, bridgepure_0.5k, resnet18"]
     assert "results/dvae: cifar10-train.npz > em > dvae" in listed("66.54")
+    assert listed("66.5%") == listed("66.5")
     assert "reported.csv: APBench site-svhn (leaderboard): svhn, em, gray" in listed("65.66")
     assert listed("12.345").startswith("12.345 is in no record, table or page here")
+
+
+def test_a_record_of_a_part_or_of_a_trial_says_so(tmp_path):
+    """Its accuracy is not the protocol's."""
+    for name, settings in (("smoke", {"smoke": True}), ("part", {"limit": 500})):
+        shutil.copytree(DVAE, tmp_path / "runs" / name)
+        edit_record(tmp_path / "runs" / name, settings=settings)
+    assert [line.partition(" > dvae, ")[2].partition(":")[0] for line in listed(
+        "66.54").splitlines()] == ["cpu12 --limit 500, seed 0", "cpu12 --smoke, seed 0"]
 
 
 # --- citing ----------------------------------------------------------------------------------

@@ -91,6 +91,7 @@ def test_a_mistake_in_the_table_is_said_before_anything_is_submitted():
     assert submit("le_table3", "--rows", "nobody").returncode == 1
     assert "--rows nobody" in Path("plan").read_text()
     assert not Path("options").exists()
+    assert "sbatch" not in submit("le_table3", "--rows", "nobody", without="sbatch").stderr
 
 
 def test_without_slurm():

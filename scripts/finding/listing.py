@@ -174,8 +174,8 @@ def told(word: str) -> list[str]:
             (f"{yaml} {preset}", text) for _, yaml, preset, text in all_presets())))
     found += ["\n".join(line for key, line in keys() if word in (key, key.rpartition(".")[2]))]
     found += ["\n".join(named(word))]
-    if re.fullmatch(r"\d+\.\d+", word):
-        found += ["\n".join(numbers.places(word)) or f"{word} is in no record, table or page here, "
+    if number := re.fullmatch(r"(\d+\.\d+)%?", word):
+        found += ["\n".join(numbers.places(number[1])) or f"{word} is in no record, table or page here, "
                   "and not among the published numbers of results/reported.csv"]
     for room, name in APPLIED_BY.items():
         found += pages(room, word, COMMANDS[name])
@@ -217,10 +217,12 @@ def table_page(word: str) -> str:
 
 
 def named(word: str) -> Iterator[str]:
-    """A data set, and every preset of that name."""
+    """A data set, a size of tables, and every preset of that name."""
     for name, text in data_sets():
         if word == name:
             yield f"data={word}: {text}"
+    if word in spec.SIZES:
+        yield f"a table's --{word}: {first_comment(manual.CONFIGS / f'tables/{word}.yaml')}"
     for room, yaml, preset, text in all_presets():
         if preset in (word, f"preset={word}"):
             yield f"{COMMANDS[APPLIED_BY[room]].line} {yaml} {preset}: {text}"
