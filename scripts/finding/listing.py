@@ -175,8 +175,8 @@ def told(word: str) -> list[str]:
     found += ["\n".join(line for key, line in keys() if word in (key, key.rpartition(".")[2]))]
     found += ["\n".join(named(word))]
     if number := re.fullmatch(r"(\d+\.\d+)%?", word):
-        found += ["\n".join(numbers.places(number[1])) or f"{word} is in no record, table or page here, "
-                  "and not among the published numbers of results/reported.csv"]
+        found += ["\n".join(numbers.places(number[1])) or f"{word} is in no record, table or page "
+                  "here, and not among the published numbers of results/reported.csv"]
     for room, name in APPLIED_BY.items():
         found += pages(room, word, COMMANDS[name])
     if word in (*manual.yamls("tables"), *PAPER) and word not in spec.SIZES:
