@@ -10,6 +10,7 @@ from torchvision import models
 
 import core.run
 import evaluate
+from core import pretrained as given
 from core import records, training
 from core.errors import UserError
 from learners import pretrained
@@ -87,9 +88,9 @@ def test_other_bodies_take_torchvisions_names(begun, tmp_path, name):
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in body().state_dict().items()}
         network = classifier(name.removesuffix("_bn"), 10, (32, 32), 64, "imagenet")
-    found = {pretrained.renamed(key.replace("norm1", "norm.1").replace("conv2", "conv.2")
+    found = {given.renamed(key.replace("norm1", "norm.1").replace("conv2", "conv.2")
                                 if "denselayer" in key else key, name): shape
-             for key, shape in shapes.items() if not key.startswith(pretrained.HEADS)}
+             for key, shape in shapes.items() if not key.startswith(given.HEADS)}
     assert found == {key: value.shape for key, value in network.state_dict().items()
                      if not key.startswith("linear.")}
 
@@ -224,7 +225,7 @@ def wrong(tmp_path_factory):
         whole = (place / name).read_bytes()
         (place / name.replace("whole", "cut")).write_bytes(whole[:len(whole) // 2])
     with open(place / "large.pth", "wb") as file:
-        file.truncate(pretrained.MOST + 1)
+        file.truncate(given.MOST + 1)
     return place
 
 
