@@ -4,6 +4,8 @@
     digits                      scikit-learn's 1,797 handwritten digits, no download; size 16 or 32
     photos                      520 tiles of scikit-learn's two photographs, no download: another
                                 distribution for a small diffusion model; size 16 or 32
+    photographs                 crops of eight photographs of scikit-image and scikit-learn, a class
+                                each, no download (`core.photographs`); size 64 or 224
     folder:PATH                 one folder of images per class, resized to `size` (`core.pictures`)
     FILE.npz                    arrays `images` uint8 (N, H, W, 3) and `labels`
     PATH                        an ImageSet folder
@@ -21,7 +23,6 @@ import base64
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import sys
 import zlib
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from core.config import Place
 from core.distributed import note, world
 from core.errors import UserError
 from core.imageset import ImageSet, check_arrays, content_digest, from_arrays
+from core.photographs import of_package, photographs, read
 from core.ranges import Count, Keys
 from core.remembered import NAMED, place
 
@@ -43,7 +45,7 @@ TORCHVISION = {
     "cifar100": ("CIFAR100", "the folder cifar-100-python or cifar-100-python.tar.gz"),
     "svhn": ("SVHN", "train_32x32.mat and test_32x32.mat"),
 }
-EMBEDDED = ("digits", "photos")
+EMBEDDED = {"digits": 16, "photos": 16, "photographs": 64}      # and the size that they have
 # 360 of 1,797, the rest is for training: the rows that scikit-learn's train_test_split takes with
 # test_size=360, stratified by label, random_state=0
 DIGITS_TEST = (
@@ -63,7 +65,7 @@ class DataSettings(Keys):
     data: Place | None = None
     # train, test, protected, reference, first:N, after:N, last:N or spread:N
     split: str = "train"
-    size: Count | None = None           # side in pixels, for digits, photos and folders
+    size: Count | None = None           # side in pixels, for embedded sets and folders
     test: Place | None = None           # a test set, where `data` has none of its own
     root: Place = "data"                # where torchvision looks and downloads to
     like: str | None = None             # whose values of a YAML (`for:`) images from elsewhere take
@@ -294,10 +296,11 @@ def describe(images: ImageSet) -> str:
 def load_named(source: str, split: str, settings: DataSettings) -> ImageSet:
     """The train or test split of one of NAMED."""
     if source in EMBEDDED:
-        size = 16 if settings.size is None else settings.size
-        if size not in (16, 32):
+        size = EMBEDDED[source] if settings.size is None else settings.size
+        if source != "photographs" and size not in (16, 32):
             raise UserError(f"size: {source} come in 16 or 32 pixels, not {size}")
-        images, labels, classes = (digits if source == "digits" else photos)(split, size)
+        cut = {"digits": digits, "photos": photos, "photographs": photographs}[source]
+        images, labels, classes = cut(split, size)
         spec = {"data": source, "size": size}
     else:
         reject_size(settings)
@@ -347,26 +350,15 @@ def digits(split: str, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
 @functools.cache
 def grey_digits() -> tuple[np.ndarray, np.ndarray]:
     """Float (1797, 64) in 0..16, and labels; a text file that takes a while to read."""
-    table = np.loadtxt(of_scikit_learn("data/digits.csv.gz"), delimiter=",")
+    table = np.loadtxt(of_package("sklearn", "datasets/data/digits.csv.gz"), delimiter=",")
     return table[:, :-1], table[:, -1].astype(np.int64)
-
-
-def of_scikit_learn(name: str) -> Path:
-    """A file of its data sets. It is not imported: that would take longer than a small step."""
-    spec = importlib.util.find_spec("sklearn")
-    path = Path(spec.submodule_search_locations[0] if spec else "sklearn", "datasets", name)
-    if not path.exists():
-        raise UserError(f"{path}: no such file; install scikit-learn as requirements.txt has it")
-    return path
 
 
 def photos(split: str, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Tiles of 32x32 from scikit-learn's photographs of 427x640, labelled by photograph; for size
     16 their means of 2x2. Every fifth tile is for testing."""
-    from PIL import Image
-
     classes = ["china", "flower"]
-    whole = [np.asarray(Image.open(of_scikit_learn(f"images/{name}.jpg"))) for name in classes]
+    whole = [read(of_package("sklearn", f"datasets/images/{name}.jpg")) for name in classes]
     tiles = [photo[:416].reshape(13, 32, 20, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
              for photo in whole]
     images, labels = np.concatenate(tiles), np.repeat(np.arange(2, dtype=np.int64), 260)
@@ -414,7 +406,8 @@ def load_npz(path: Path, settings: DataSettings) -> ImageSet:
 def test_spec(test: str, size: int | None) -> dict:
     """How to load a test set again later."""
     if test in NAMED:
-        return {"data": test, "split": "test", **({"size": size or 16} if test in EMBEDDED else {})}
+        sized = {"size": size or EMBEDDED[test]} if test in EMBEDDED else {}
+        return {"data": test, "split": "test", **sized}
     if test.startswith("folder:"):
         return {"data": f"folder:{place(Path(test.removeprefix('folder:')))}", "size": size}
     return {"data": place(Path(test))}
@@ -423,7 +416,7 @@ def test_spec(test: str, size: int | None) -> dict:
 def reject_size(settings: DataSettings) -> None:
     if settings.size is not None:
         raise UserError(f"size: {settings.data} has a size of its own; size= is for digits, "
-                        "photos and folder:PATH")
+                        "photos, photographs and folder:PATH")
 
 
 # --- splits ----------------------------------------------------------------------------------

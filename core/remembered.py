@@ -9,7 +9,8 @@ any other folder, and after a checkout was moved whole. That what is found there
 import os
 from pathlib import Path
 
-NAMED = ("cifar10", "cifar100", "svhn", "digits", "photos")     # data sets that are no paths
+# data sets that are no paths
+NAMED = ("cifar10", "cifar100", "svhn", "digits", "photos", "photographs")
 
 
 def place(path: Path) -> str:
