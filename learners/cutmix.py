@@ -16,10 +16,12 @@ from typing import Literal
 
 import numpy as np
 
+from core.boxes import inside
+from core.device import to_device
 from core.imageset import ImageSet
 from core.run import Run
 from core.training import Result
-from learners import boxes, mixing, standard
+from learners import mixing, standard
 
 VERSION = 1
 SMOKE = standard.SMOKE
@@ -36,7 +38,8 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
 
     def mix(images, partners, kept, rng):
         shape = images.shape[2:]
-        foreign = boxes.inside(*draw(kept, shape, config.box, rng), shape, images.device)
+        drawn = draw(kept, shape, config.box, rng)
+        foreign = inside(*(to_device(box, images.device) for box in drawn), shape)
         return partners.where(foreign, images), 1 - foreign.float().mean((2, 3))
 
     return mixing.fit(mix, train, test, config, run)

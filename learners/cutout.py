@@ -7,13 +7,15 @@ countermeasure, code HanxunH/Unlearnable-Examples (EM), and the same in those of
 from dataclasses import dataclass
 from typing import Annotated
 
-import numpy as np
+import torch
 
+from core.boxes import inside
+from core.device import to_device
 from core.imageset import ImageSet
 from core.ranges import Range
 from core.run import Run
 from core.training import Result, train_classifier
-from learners import boxes, standard
+from learners import standard
 
 VERSION = 1
 SMOKE = standard.SMOKE
@@ -31,7 +33,8 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
     def transform(images, labels, step):
         shape = images.shape[2:]
         corners = run.rng("cutout", step).integers(shape, size=(len(images), 2)) - config.size // 2
-        hole = boxes.inside(corners, np.full_like(corners, config.size), shape, images.device)
+        corners = to_device(corners, images.device)
+        hole = inside(corners, torch.full_like(corners, config.size), shape)
         return images.where(~hole, 0), labels
 
     _, result = train_classifier(standard.build(train, config, run), train, test, config, run,

@@ -39,10 +39,11 @@ from core.ranges import (
 from core.run import Run
 from core.streams import BLOCK
 from core.training import Normalised, right
+from core.views import TRIES, random_boxes
 from models.classifiers import Architecture, classifier
 from poisons.crafting import add_noise, craft_rows, on_device
 from poisons.frozen import FrozenSurrogate
-from poisons.transforms import TRIES, crop_and_flip, random_boxes, resized_crop_and_flip
+from poisons.transforms import crop_and_flip, resized_crop_and_flip
 
 VERSION = 1
 SMOKE = {"train_steps": 2, "steps": 2, "inner_steps": 2, "transforms": 2, "width": 8,

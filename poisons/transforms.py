@@ -3,13 +3,9 @@
 Each takes what was drawn, one draw an image, and moves a whole batch at once. Sources: at each.
 """
 
-import math
-
 import torch
 
 from core.batches import augment
-
-TRIES = 10              # of RandomResizedCrop, for a box that fits
 
 
 def crop_and_flip(images: torch.Tensor, offsets: torch.Tensor, mirrored: torch.Tensor,
@@ -63,18 +59,3 @@ def bilinear(positions: torch.Tensor, size: int) -> torch.Tensor:
     """(B, n, size): the share of each source pixel in each of the positions (B, n), bilinear."""
     source = torch.arange(size, device=positions.device)
     return (1 - (positions[:, :, None] - source).abs()).clamp_(min=0)
-
-
-def random_boxes(drawn: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """RandomResizedCrop's boxes (B, 4: top, left, height, width) by `drawn` (B, 2 * TRIES + 2) in
-    [0, 1): 8 to 100 % of the area, sides 3:4 to 4:3; the first try that fits, else the whole image
-    (torchvision's constants)."""
-    areas, ratios = drawn[:, :TRIES], drawn[:, TRIES : 2 * TRIES]
-    areas = height * width * (0.08 + 0.92 * areas)
-    ratios = torch.exp((2 * ratios - 1) * math.log(4 / 3))
-    sides = torch.stack([(areas / ratios).sqrt(), (areas * ratios).sqrt()], 2).round_()
-    whole = sides.new_tensor([height, width])
-    fits = (sides <= whole).all(2)
-    first = sides[torch.arange(len(drawn), device=drawn.device), fits.byte().argmax(1)]
-    size = torch.where(fits.any(1, keepdim=True), first, whole)
-    return torch.cat([(drawn[:, 2 * TRIES :] * (whole - size + 1)).floor_(), size], 1)

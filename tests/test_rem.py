@@ -12,11 +12,12 @@ from torchvision.transforms import RandomResizedCrop
 from core.imageset import ImageSet, from_arrays
 from core.streams import BLOCK, generator
 from core.training import Normalised
+from core.views import TRIES, random_boxes
 from models.resnet import resnet18
 from poisons import rem, sem
 from poisons.__main__ import main as poison_main
 from poisons.frozen import FrozenSurrogate
-from poisons.transforms import TRIES, crop_and_flip, random_boxes
+from poisons.transforms import crop_and_flip
 
 INNER = {"pgd": rem.attack, "noise": sem.random_neighbour}
 CONFIG = rem.Config(steps=2, transforms=3, inner_steps=3, width=8)

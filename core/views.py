@@ -1,0 +1,348 @@
+"""Random views of a batch: what SimCLR, MoCo and BYOL compare, and what networks at 224 train on.
+
+Each image has parameters of its own, drawn by `draw` on the host; `apply` computes all images at
+once, on any device, without a loop over images or a shape that depends on a draw, and gradients
+pass through to the images. The order is that of the field: crop and flip, colour jitter, grey,
+blur, solarize; then, where asked for, a hole and noise. Defaults: Contrastive Poisoning's protocol
+(He, Zha and Katabi, ICLR 2023; code kaiwenzha/contrastive-poisoning).
+
+Images are float (B, 3, H, W) in [0, 1]. The operations are torchvision's on tensors: grey levels
+stay fractions between them, where Pillow rounds after each. A crop is two matrix products, exact
+and antialiased as `F.interpolate(mode="bilinear", antialias=True)`; on a GPU they are as exact as
+the run's precision (TF32: up to about 0.2 grey levels). The four operations of colour jitter come
+in one order for the batch, drawn with it, as in the fork of kornia that CP uses; torchvision draws
+the order for each image. Noise of one seed differs between kinds of device.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import torch
+
+from core.boxes import inside
+from core.device import to_device
+from core.errors import ConfigError, UserError
+from core.ranges import (
+    Count,
+    CountOrZero,
+    Keys,
+    Levels,
+    Positive,
+    PositiveOrZero,
+    Range,
+    Share,
+    Weight,
+)
+
+TRIES = 10                              # of RandomResizedCrop, for a box that fits (torchvision)
+GREY = (0.2989, 0.587, 0.114)           # of R, G, B in a grey level (torchvision, on tensors)
+SOLARIZED = 0.5                         # from here on; Pillow: from level 128 on
+PLAIN = 0.01                            # a sigma whose Gaussian is 1 at its middle, else 0
+COLUMNS = 2 * TRIES + 2 + 12            # uniform numbers an image; a key adds none: see `draw`
+Shares = Annotated[tuple[Share, ...], Range(at_least=2, at_most=2)]
+Pair = Annotated[tuple[Positive, ...], Range(at_least=2, at_most=2)]
+
+
+@dataclass(frozen=True)
+class Views(Keys):
+    """How a view is drawn. Defaults: CP's."""
+
+    size: Count | None = None           # pixels a side of a view; null: as the images are
+    # least and largest share of the area in a random resized crop; null: no such crop; CP: 0.2, 1
+    scale: Shares | None = (0.2, 1.0)
+    ratio: Pair = (3 / 4, 4 / 3)        # least and largest width / height of that crop
+    # null, or the shorter side that images are resized to before a plain random crop of `size`; in
+    # the place of `scale`, which is null then
+    resize: Count | None = None
+    flip: Weight = 0.5                  # probability of mirroring
+    jitter: Weight = 0.8                # probability of the four that follow
+    # brightness is multiplied by 1 - this to 1 + this
+    brightness: PositiveOrZero = 0.4
+    contrast: PositiveOrZero = 0.4      # the same, for the distance from the mean grey level
+    saturation: PositiveOrZero = 0.4    # the same, for the distance from the pixel's grey level
+    hue: Annotated[float, Range(at_least=0, at_most=0.5)] = 0.1     # turned by at most this, turns
+    grey: Weight = 0.2                  # probability of taking colour away
+    blur: Weight = 0.0                  # probability of a Gaussian blur; CP: none
+    blur_sigma: Pair = (0.1, 2.0)       # its least and largest width in pixels; MoCo v2, SimCLR
+    # pixels a side of the blur; null: a tenth of the view's side (3 at 32, 23 at 224); SimCLR
+    blur_kernel: Annotated[int, Range(at_least=3, in_steps_of=2)] | None = None
+    solarize: Weight = 0.0              # probability of inverting what is bright; CP: none
+    cutout: CountOrZero = 0             # pixels a side of a black square; its centre is any pixel
+    noise: Levels = 0.0                 # the most that is added to a value or taken off; uniform
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("scale", "ratio", "blur_sigma"):
+            pair = getattr(self, key)
+            if pair is not None and pair[0] > pair[1]:
+                raise ConfigError(key, f"the least comes first: write [{pair[1]:g}, {pair[0]:g}]")
+        if self.resize is not None and self.scale is not None:
+            raise ConfigError("resize", "goes with scale: null, as it takes the place of that crop")
+
+
+class Drawn(NamedTuple):
+    """What was drawn for a batch; None where an operation is not asked for. Tensors are on the
+    device of the images, with a row an image."""
+
+    size: tuple[int, int]                       # height and width of the views
+    boxes: torch.Tensor | None = None           # (B, 4: top, left, height, width), may be fractions
+    beyond: bool = False                        # resizing sees what lies around the box, too
+    mirrored: torch.Tensor | None = None        # bool (B,)
+    factors: torch.Tensor | None = None         # (B, 4), in the order of JITTER; 1, 1, 1, 0: as is
+    order: tuple[int, ...] = ()                 # in which JITTER's operations come
+    grey: torch.Tensor | None = None            # bool (B,)
+    sigma: torch.Tensor | None = None           # (B,) of the blur in pixels; 0: none
+    kernel: int = 3                             # its pixels a side
+    solarized: torch.Tensor | None = None       # bool (B,)
+    corners: torch.Tensor | None = None         # (B, 2: top, left) of the hole
+    hole: int = 0                               # its pixels a side
+    noise: torch.Tensor | None = None           # (B, 3, height, width), added
+
+    def part(self, rows: slice | torch.Tensor) -> "Drawn":
+        """What was drawn for these images of the batch."""
+        return Drawn(*(value[rows] if isinstance(value, torch.Tensor) else value
+                       for value in self))
+
+
+# --- drawing ---------------------------------------------------------------------------------
+
+
+def draw(views: Views, count: int, shape: tuple[int, int], generator: torch.Generator,
+         device: torch.device | str = "cpu") -> Drawn:
+    """The parameters of views of `count` images of height and width `shape`, from a generator of
+    the CPU, so that they are the same for every device. What one operation draws does not depend on
+    which others are asked for. Raises UserError if views of this size cannot be had."""
+    device = torch.device(device)
+    uniform = torch.rand(count, COLUMNS, generator=generator)
+    order = torch.randperm(len(JITTER), generator=generator).tolist()
+    noise_seed = int(torch.randint(2**62, (), generator=generator))
+    size = (views.size, views.size) if views.size else shape
+    (mirrored, jittered, *factors, grey, blurred, sigma, solarized, down, right
+     ) = uniform[:, 2 * TRIES + 2 :].unbind(1)
+
+    def placed(tensor: torch.Tensor) -> torch.Tensor:
+        return to_device(tensor, device)
+
+    drawn: dict = {}
+    if views.resize is not None:
+        drawn |= {"boxes": resized_boxes(uniform[:, 2 * TRIES : 2 * TRIES + 2], shape, size,
+                                         views.resize), "beyond": True}
+    elif views.scale is not None:
+        drawn["boxes"] = random_boxes(uniform[:, : 2 * TRIES + 2], *shape, views.scale, views.ratio)
+    elif size != shape:
+        drawn["boxes"] = torch.tensor([[0.0, 0.0, *shape]]).expand(count, 4)
+    if views.flip:
+        drawn["mirrored"] = mirrored < views.flip
+    strengths = (views.brightness, views.contrast, views.saturation, views.hue)
+    if views.jitter and any(strengths):
+        drawn["factors"] = jitter_factors(torch.stack(factors, 1), strengths,
+                                          jittered < views.jitter)
+        drawn["order"] = tuple(which for which in order if strengths[which])
+    if views.grey:
+        drawn["grey"] = grey < views.grey
+    if views.blur:
+        low, high = views.blur_sigma
+        drawn["sigma"] = torch.where(blurred < views.blur, low + (high - low) * sigma, 0)
+        drawn["kernel"] = views.blur_kernel or 2 * (min(size) // 20) + 1
+        if drawn["kernel"] // 2 >= min(size):
+            raise UserError(f"views.blur_kernel: {drawn['kernel']} is too large to be mirrored at "
+                            f"the border of views of {size[0]}x{size[1]}")
+    if views.solarize:
+        drawn["solarized"] = solarized < views.solarize
+    if views.cutout:
+        centres = torch.stack([down * size[0], right * size[1]], 1).floor_()
+        drawn |= {"corners": centres - views.cutout // 2, "hole": views.cutout}
+    if views.noise:
+        own = torch.Generator(device).manual_seed(noise_seed)
+        drawn["noise"] = torch.empty(count, 3, *size, device=device).uniform_(
+            -views.noise, views.noise, generator=own)
+    return Drawn(size, **{key: placed(value) if isinstance(value, torch.Tensor) else value
+                          for key, value in drawn.items()})
+
+
+def random_boxes(drawn: torch.Tensor, height: int, width: int,
+                 scale: tuple[float, ...] = (0.08, 1.0), ratio: tuple[float, ...] = (3 / 4, 4 / 3)
+                 ) -> torch.Tensor:
+    """RandomResizedCrop's boxes (B, 4: top, left, height, width) by `drawn` (B, 2 * TRIES + 2) in
+    [0, 1): the first try that fits; if none does, the middle, cut to the range of `ratio`. Defaults
+    and rule: torchvision's."""
+    areas, ratios = drawn[:, :TRIES], drawn[:, TRIES : 2 * TRIES]
+    areas = height * width * (scale[0] + (scale[1] - scale[0]) * areas)
+    low, high = map(math.log, ratio)
+    ratios = torch.exp((2 * ratios - 1) * ((high - low) / 2) + (high + low) / 2)
+    sides = torch.stack([(areas / ratios).sqrt(), (areas * ratios).sqrt()], 2).round_()
+    fits = ((sides <= sides.new_tensor([height, width])) & (sides >= 1)).all(2)
+    some = fits.any(1, keepdim=True)
+    first = sides[torch.arange(len(drawn), device=drawn.device), fits.byte().argmax(1)]
+    middle = sides.new_tensor([min(height, round(width / ratio[0])),
+                               min(width, round(height * ratio[1]))])
+    size = torch.where(some, first, middle)
+    free = drawn.new_tensor([height, width]) - size
+    corner = torch.where(some, (drawn[:, 2 * TRIES :] * (free + 1)).floor_(), free // 2)
+    return torch.cat([corner, size], 1)
+
+
+def resized_boxes(drawn: torch.Tensor, shape: tuple[int, int], size: tuple[int, int], resize: int
+                  ) -> torch.Tensor:
+    """Resize(resize) and RandomCrop(size) by `drawn` (B, 2) in [0, 1): the boxes (B, 4), in pixels
+    of the image before it is resized. Raises UserError if the resized image is smaller."""
+    resized = [int(resize * side / min(shape)) for side in shape]
+    if resized[0] < size[0] or resized[1] < size[1]:
+        raise UserError(f"views.resize: images of {shape[0]}x{shape[1]} become "
+                        f"{resized[0]}x{resized[1]}, smaller than views of {size[0]}x{size[1]}: "
+                        "raise it, or lower views.size")
+    free = drawn.new_tensor([whole - side for whole, side in zip(resized, size, strict=True)])
+    unit = drawn.new_tensor([side / whole for side, whole in zip(shape, resized, strict=True)])
+    return torch.cat([(drawn * (free + 1)).floor_() * unit,
+                      (drawn.new_tensor(size) * unit).expand(len(drawn), 2)], 1)
+
+
+def jitter_factors(drawn: torch.Tensor, strengths: tuple[float, ...], jittered: torch.Tensor
+                   ) -> torch.Tensor:
+    """(B, 4) by `drawn` (B, 4) in [0, 1); what leaves an image as it is where not `jittered`."""
+    *mixes, hue = strengths
+    low = drawn.new_tensor([*(max(0, 1 - mix) for mix in mixes), -hue])
+    high = drawn.new_tensor([*(1 + mix for mix in mixes), hue])
+    return torch.where(jittered[:, None], low + (high - low) * drawn,
+                       drawn.new_tensor([1.0, 1.0, 1.0, 0.0]))
+
+
+# --- applying --------------------------------------------------------------------------------
+
+
+def apply(images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
+    """The views (B, 3, *drawn.size) of images (B, 3, H, W), channels-last. Differentiable in the
+    images; in their precision, also where autocast is on."""
+    with torch.autocast(images.device.type, enabled=False):
+        if drawn.boxes is not None:
+            images = resized_crop(images, drawn.boxes, drawn.size, drawn.mirrored, drawn.beyond)
+        else:
+            images = images.contiguous()        # colours are computed a channel at a time
+            if drawn.mirrored is not None:
+                images = torch.where(each(drawn.mirrored), images.flip(3), images)
+        for which in drawn.order:
+            images = JITTER[which](images, drawn.factors[:, which].to(images.dtype))
+        if drawn.grey is not None:
+            images = torch.where(each(drawn.grey), luma(images), images)
+        if drawn.sigma is not None:
+            images = blur(images, drawn.sigma, drawn.kernel)
+        if drawn.solarized is not None:
+            images = torch.where(each(drawn.solarized) & (images >= SOLARIZED), 1 - images, images)
+        if drawn.corners is not None:
+            sides = torch.full_like(drawn.corners, drawn.hole)
+            images = torch.where(inside(drawn.corners, sides, drawn.size), 0, images)
+        if drawn.noise is not None:
+            images = (images + drawn.noise).clamp(0, 1)
+        return images.contiguous(memory_format=torch.channels_last)
+
+
+def each(values: torch.Tensor) -> torch.Tensor:
+    """One number an image, (B,), to be computed with images."""
+    return values[:, None, None, None]
+
+
+def resized_crop(images: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int],
+                 mirrored: torch.Tensor | None = None, beyond: bool = False) -> torch.Tensor:
+    """Each image's own box (B, 4: top, left, height, width) resized to `size`, then mirrored where
+    `mirrored`: two matrix products. With `beyond`, as a cut from the whole image resized."""
+    boxes = boxes.to(images.dtype)
+    rows = resize_matrix(boxes[:, 0], boxes[:, 2], images.shape[2], size[0], beyond)
+    columns = resize_matrix(boxes[:, 1], boxes[:, 3], images.shape[3], size[1], beyond)
+    if mirrored is not None:
+        columns = torch.where(mirrored[:, None, None], columns.flip(1), columns)
+    return between(images, rows, columns)
+
+
+def between(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """rows (B, h, H) x images x columns (B, w, W) transposed: (B, 3, h, w), contiguous."""
+    count, _, height, width = images.shape
+    lines = rows @ images.permute(0, 2, 3, 1).reshape(count, height, width * 3)
+    lines = lines.view(count, -1, width, 3).permute(0, 3, 1, 2).reshape(count, -1, width)
+    return (lines @ columns.mT).view(count, 3, rows.shape[1], columns.shape[1])
+
+
+def resize_matrix(start: torch.Tensor, length: torch.Tensor, source: int, target: int,
+                  beyond: bool = False) -> torch.Tensor:
+    """(B, target, source): the share of each of `source` pixels in each of `target`, when the span
+    from `start` (B,) of `length` (B,) is resized; bilinear, antialiased where it shrinks. Rows sum
+    to 1. Outside of the span a pixel has a share `beyond` alone."""
+    start, scale = start[:, None, None], (length / target)[:, None, None]
+    pixels = torch.arange(source, device=start.device, dtype=start.dtype)
+    centres = torch.arange(target, device=start.device, dtype=start.dtype)[:, None] + 0.5
+    away = (centres * scale + (start - 0.5) - pixels).abs_()
+    shares = away.div_(-scale.clamp(min=1)).add_(1).clamp_(min=0)
+    if not beyond:
+        end = start + length[:, None, None]
+        shares *= (pixels >= start) & (pixels < end)
+    return shares.div_(shares.sum(2, keepdim=True))
+
+
+def luma(images: torch.Tensor) -> torch.Tensor:
+    """Grey levels (B, 1, H, W)."""
+    red, green, blue = images.split(1, 1)
+    return GREY[0] * red + GREY[1] * green + GREY[2] * blue
+
+
+def brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Away from black (factor (B,) above 1) or towards it."""
+    return (images * each(factor)).clamp(0, 1)
+
+
+def contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Away from the image's mean grey level or towards it."""
+    return mixed(luma(images).mean((1, 2, 3), keepdim=True), images, factor)
+
+
+def saturation(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Away from each pixel's grey level or towards it."""
+    return mixed(luma(images), images, factor)
+
+
+def mixed(start: torch.Tensor, images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """start + factor (B,) * (images - start), clipped; the images themselves where factor is 1."""
+    return torch.lerp(start, images, each(factor)).clamp(0, 1)
+
+
+def turn_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Hue turned by `turns` (B,), in HSV; grey pixels stay. Its gradient is finite everywhere.
+
+    HSV's way back, V - V S clip(...), needs no saturation: V S is the largest channel less the
+    smallest."""
+    red, green, blue = images.unbind(1)
+    top = torch.maximum(torch.maximum(red, green), blue)
+    spread = top - torch.minimum(torch.minimum(red, green), blue)
+    unit = torch.where(spread > 0, spread, 1)               # before dividing: for the gradient
+    sixths = torch.where(top == red, (green - blue) / unit, torch.where(
+        top == green, 2 + (blue - red) / unit, 4 + (red - green) / unit))
+    sixths = sixths + 6 * turns[:, None, None]
+    return torch.stack([top - spread * (2 - ((sixths + offset) % 6 - 2).abs()).clamp(0, 1)
+                        for offset in (5, 3, 1)], 1)
+
+
+JITTER = (brightness, contrast, saturation, turn_hue)       # in torchvision's order
+
+
+def blur(images: torch.Tensor, sigma: torch.Tensor, kernel: int) -> torch.Tensor:
+    """Each image through a Gaussian of its own `sigma` (B,), cut to `kernel` pixels a side, with
+    mirrored borders; one of sigma 0 stays. Two matrix products."""
+    height, width = images.shape[2:]
+    sigma = sigma.to(images.dtype)
+    rows = blur_matrix(sigma, kernel, height)
+    return between(images, rows, rows if width == height else blur_matrix(sigma, kernel, width))
+
+
+def blur_matrix(sigma: torch.Tensor, kernel: int, side: int) -> torch.Tensor:
+    """(B, side, side): the share of each pixel (column) in each blurred one (row). A pixel counts
+    again for each of its mirror images beyond the border, which is not repeated."""
+    scale = (-1 / (2 * sigma.clamp(min=PLAIN).square()))[:, None, None]
+    pixel = torch.arange(side, device=sigma.device, dtype=sigma.dtype)
+    row, last = pixel[:, None], side - 1
+
+    def weights(away: torch.Tensor) -> torch.Tensor:
+        return torch.exp(scale * away.square()) * (away.abs() <= kernel // 2)
+
+    shares = weights(pixel - row)
+    shares += weights(-pixel - row) * (pixel > 0)
+    shares += weights(2 * last - pixel - row) * (pixel < last)
+    return shares.div_(shares.sum(2, keepdim=True))
