@@ -1,0 +1,61 @@
+"""What contrastive learning trains: an encoder (a network of models.classifiers without its head)
+and the small heads behind it.
+
+Source: He, Zha and Katabi, ICLR 2023 (CP), code kaiwenzha/contrastive-poisoning, resnet.py and
+cl_algs.py: Kaiming's initialisation of the convolutions, a head of 512-512-128 for SimCLR and MoCo,
+and of 512-4096-256 and 256-4096-256 with batch norm for BYOL.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.classifiers import WIDTH, Architecture, Stem, classifier
+
+PROJECTED = 128         # channels behind the head of SimCLR and MoCo
+BYOL_PROJECTED = 256    # behind BYOL's
+BYOL_HIDDEN = 4096      # inside them
+
+
+class Unit(nn.Module):
+    """Scales vectors (B, D) to length 1, in float32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.normalize(x.float(), dim=1)
+
+
+class Projected(nn.Module):
+    """An encoder with a head behind its features."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, D) of images (B, 3, H, W) in [0, 1]."""
+        return self.head(self.encoder.features(images))
+
+
+def encoder(name: Architecture, num_classes: int, shape: tuple[int, int], width: int = WIDTH,
+            stem: Stem = "auto") -> tuple[nn.Module, int]:
+    """A fresh network whose `features` are trained, and their channels; it has no weights of a
+    head. Arguments and ValueError are classifier's (`num_classes` is the rank of two_linear)."""
+    network = classifier(name, num_classes, shape, width, stem)
+    channels, network.linear = network.linear.in_features, nn.Identity()
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return network, channels
+
+
+def head(channels: int, out: int = PROJECTED) -> nn.Sequential:
+    """SimCLR's and MoCo's: to unit vectors (B, out)."""
+    return nn.Sequential(nn.Linear(channels, channels), nn.ReLU(inplace=True),
+                         nn.Linear(channels, out), Unit())
+
+
+def byol_head(channels: int, hidden: int = BYOL_HIDDEN, out: int = BYOL_PROJECTED
+              ) -> nn.Sequential:
+    """BYOL's projector; its predictor is one of the projector's `out` channels."""
+    return nn.Sequential(nn.Linear(channels, hidden), nn.BatchNorm1d(hidden),
+                         nn.ReLU(inplace=True), nn.Linear(hidden, out))
