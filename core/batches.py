@@ -1,11 +1,18 @@
 """Augmented minibatches of a whole set, shuffled unless told otherwise: indices and batched tensor
 ops, no workers.
 
-The set stays uint8, on the device if it fits there. What is drawn depends on (seed, epoch) alone,
-so an epoch can start in its middle.
+The set stays uint8: on the device if it fits there, else in memory or in its memory map. What is
+larger than STREAMED is read by a thread, some batches ahead, while the step before computes. What
+is drawn depends on (seed, epoch) alone, so an epoch can start in its middle; where the set lies
+changes nothing.
 """
 
-from collections.abc import Callable, Iterator
+import contextlib
+import functools
+import mmap
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +24,11 @@ from core.errors import UserError
 from core.imageset import ImageSet, to_floats
 from core.run import Run
 
-DEVICE_BYTES = 16 << 30     # larger sets, and those above half of what the card has free, stay in
+DEVICE_BYTES = 32 << 30     # larger sets, and those above half of what the card has free, stay in
                             # the memory map and are sent batch by batch
+STREAMED = 1 << 28          # bytes: larger sets, if not on the device, are read by a thread
+AHEAD = 2                   # batches that it has ready
+WINDOW = 16                 # blocks whose rows are mixed with each other
 
 
 @dataclass(frozen=True)
@@ -38,8 +48,9 @@ def steps_an_epoch(rows: int, batch_size: int, drop_last: bool) -> int:
 class Batches:
     """Minibatches (images float32 (B, 3, H, W) in [0, 1], channels-last; labels int64 (B,)).
 
-    Every epoch is a new permutation, or the index order without `shuffle`. A last batch of one
-    image is dropped even without `drop_last`: batch normalisation has no statistics for it.
+    Every epoch is a new permutation, or the index order without `shuffle`; with `shuffle_block`
+    one of blocks (`order_of_blocks`). A last batch of one image is dropped even without
+    `drop_last`: batch normalisation has no statistics for it.
     `before_crop(images, step)` gives what is cropped and mirrored in place of the stored pixels,
     uint8 (B, H, W, 3), or floats in grey levels; `step` counts on over the epochs. Raises
     UserError if no full batch fits.
@@ -54,6 +65,7 @@ class Batches:
         *,
         augmentation: Augmentation = Augmentation(),
         shuffle: bool = True,
+        shuffle_block: int = 0,
         drop_last: bool = True,
         last_step: int | None = None,
         before_crop: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
@@ -61,18 +73,19 @@ class Batches:
         self.device: Device = run.device
         self.before_crop = before_crop
         self.run, self.name = run, name
-        self.batch_size, self.augmentation, self.shuffle = batch_size, augmentation, shuffle
+        self.batch_size, self.augmentation = batch_size, augmentation
+        self.shuffle, self.shuffle_block = shuffle, shuffle_block
         self.rows, self.last_step = len(data), last_step
         self.length = steps_an_epoch(self.rows, batch_size, drop_last)
         if self.length == 0:
             raise UserError(f"the set has {self.rows} rows, too few for a batch of {batch_size}: "
                             "lower batch_size")
-        self.images = np.asarray(data.images)
+        self.images = data.images
         self.labels = torch.from_numpy(np.array(data.labels)).to(self.device.torch)
         if self.device.kind == "cuda" and self.images.nbytes <= min(
             DEVICE_BYTES, torch.cuda.mem_get_info(self.device.torch)[0] // 2
         ):
-            self.images = torch.from_numpy(np.array(self.images)).to(self.device.torch)
+            self.images = on_device(data, self.device)
 
     def __len__(self) -> int:
         """Steps in an epoch."""
@@ -81,26 +94,39 @@ class Batches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The minibatches of one epoch from step `start` on."""
         generator = self.run.stream(f"{self.name}/batches", epoch)
-        host_order = (torch.randperm(self.rows, generator=generator) if self.shuffle
-                      else torch.arange(self.rows))
+        host_order = self._order(generator)
         order = host_order.to(self.device.torch)
         draws = [draw.to(self.device.torch) for draw in self._draw(generator)]
         stop = self.length
         if self.last_step is not None:
             stop = min(stop, self.last_step - epoch * self.length)
-        for step in range(start, stop):
-            part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        parts = [slice(step * self.batch_size, (step + 1) * self.batch_size)
+                 for step in range(start, stop)]
+        stored = self._stored(host_order, parts)
+        for step, part, images in zip(range(start, stop), parts, stored, strict=True):
             rows = order[part]
-            if isinstance(self.images, torch.Tensor):
-                images = self.images[rows]
-            else:
-                images = torch.from_numpy(self.images[host_order[part].numpy()])
-                images = images.to(self.device.torch)
             if self.before_crop is not None:
                 images = self.before_crop(images, epoch * self.length + step)
             images = augment(images, *(draw[rows] for draw in draws),
                              padding=self.augmentation.crop_padding)
             yield to_floats(images), self.labels[rows]
+
+    def _order(self, generator: torch.Generator) -> torch.Tensor:
+        """The epoch's order of the rows, int64 (N,)."""
+        if not self.shuffle:
+            return torch.arange(self.rows)
+        if self.shuffle_block:
+            return order_of_blocks(self.rows, self.shuffle_block, generator)
+        return torch.randperm(self.rows, generator=generator)
+
+    def _stored(self, order: torch.Tensor, parts: list[slice]) -> Iterator[torch.Tensor]:
+        """The stored images of each part of the order, uint8 (B, H, W, 3), on the device."""
+        if isinstance(self.images, torch.Tensor):
+            return (self.images[order[part].to(self.device.torch)] for part in parts)
+        if self.images.nbytes <= STREAMED:
+            return (torch.from_numpy(self.images[order[part].numpy()]).to(self.device.torch)
+                    for part in parts)
+        return ahead(Stream(self.images, self.device).read, (order[part].numpy() for part in parts))
 
     def _draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Offsets (N, 2) and mirrored (N,) for every row of an epoch, or nothing to do."""
@@ -110,6 +136,79 @@ class Batches:
         offsets = torch.randint(0, 2 * padding + 1, (self.rows, 2), generator=generator)
         mirrored = torch.rand(self.rows, generator=generator) < 0.5
         return offsets, mirrored & self.augmentation.flip
+
+
+def order_of_blocks(rows: int, block: int, generator: torch.Generator) -> torch.Tensor:
+    """Row numbers in blocks of `block` that follow each other in the file: the blocks in random
+    order, the rows of each WINDOW of them mixed. For disks that are slow at single rows; a set that
+    is ordered by class gives minibatches of few classes."""
+    numbers = torch.arange(rows).split(block)
+    mixed = [numbers[i] for i in torch.randperm(len(numbers), generator=generator).tolist()]
+    windows = (torch.cat(mixed[i : i + WINDOW]) for i in range(0, len(mixed), WINDOW))
+    return torch.cat([window[torch.randperm(len(window), generator=generator)]
+                      for window in windows])
+
+
+def on_device(data: ImageSet, device: Device) -> torch.Tensor:
+    """All images, uint8 (N, H, W, 3), copied slice by slice."""
+    images = torch.empty(data.images.shape, dtype=torch.uint8, device=device.torch)
+    for rows in data.slices():
+        images[rows] = torch.from_numpy(np.array(data.images[rows])).to(device.torch)
+    return images
+
+
+def ahead(read: Callable, items: Iterable) -> Iterator:
+    """read(item) for each item, in order, by a thread that is AHEAD of who takes them."""
+    reader, waiting = ThreadPoolExecutor(1, "reader"), deque()
+    try:
+        for item in items:
+            waiting.append(reader.submit(read, item))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()()
+        while waiting:
+            yield waiting.popleft().result()()
+    finally:
+        reader.shutdown(cancel_futures=True)
+
+
+class Stream:
+    """Rows of a large array on their way to the device. On CUDA through pinned memory and by a
+    stream of their own, so that the copy too goes on while the step computes."""
+
+    def __init__(self, images: np.ndarray, device: Device) -> None:
+        self.images, self.device = images, device
+        self.copies = torch.cuda.Stream(device.torch) if device.kind == "cuda" else None
+
+    def read(self, rows: np.ndarray) -> Callable[[], torch.Tensor]:
+        """Read these rows and begin to copy them; the function that is returned waits for that."""
+        announce(self.images, rows)
+        images = torch.from_numpy(self.images[rows])
+        if self.copies is None:
+            return lambda: images
+        with torch.cuda.stream(self.copies):
+            copied = images.pin_memory().to(self.device.torch, non_blocking=True)
+            done = self.copies.record_event()
+        return functools.partial(self._take, copied, done)
+
+    def _take(self, copied: torch.Tensor, done: torch.cuda.Event) -> torch.Tensor:
+        now = torch.cuda.current_stream(self.device.torch)
+        now.wait_event(done)
+        copied.record_stream(now)       # its memory is another's only after the step that reads it
+        return copied
+
+
+def announce(images: np.ndarray, rows: np.ndarray) -> None:
+    """Tell the kernel which rows of a memory map come next: it reads them from the disk together,
+    and not each when its first byte is asked for."""
+    mapped = getattr(images, "_mmap", None)
+    if mapped is None or not hasattr(mmap, "MADV_WILLNEED"):
+        return
+    first = images.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+    size = images.strides[0]
+    for row in np.sort(rows).tolist():
+        start = (first + row * size) // mmap.PAGESIZE * mmap.PAGESIZE
+        with contextlib.suppress(OSError):
+            mapped.madvise(mmap.MADV_WILLNEED, start, first + (row + 1) * size - start)
 
 
 def augment(

@@ -7,7 +7,7 @@ On disk a folder that NumPy alone can open: `images.npy` uint8 (N, H, W, 3), `la
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,12 +15,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from core import files, remembered, streams
+from core import files, gathered, remembered, streams
 from core.artefact import read_array, read_meta
 from core.errors import UserError
 from core.run import Run
 
-SLICE_ROWS = 4 * streams.BLOCK      # rows in memory as floats at a time
+SLICE_ROWS = 4 * streams.BLOCK      # rows of at most 64x64 that are in memory as floats together
 Rounding = Literal["round", "floor"]
 
 
@@ -29,9 +29,17 @@ def title(step: dict) -> str:
     return step.get("preset") or step["method"]
 
 
+def rows_at_once(shape: tuple[int, int]) -> int:
+    """Rows of images of this (height, width) that are in memory as floats together: of large ones
+    fewer, whole blocks of noise. It changes no result."""
+    fitting = SLICE_ROWS * 64 * 64 // (shape[0] * shape[1])
+    return min(SLICE_ROWS, max(1, fitting // streams.BLOCK) * streams.BLOCK)
+
+
 @dataclass(frozen=True)
 class ImageSet:
-    """Images uint8 (N, H, W, 3) and labels int64 (N,), perhaps memory-mapped and read-only.
+    """Images uint8 (N, H, W, 3) and labels int64 (N,), perhaps memory-mapped and read-only: slices
+    of them are read, never the whole (`slices`).
 
     `labels` is None where a method must not see them. `meta` holds `fingerprint`, `name`,
     `classes` (names), `root` and `test` (how to load the original set and its clean test set)
@@ -79,19 +87,26 @@ class ImageSet:
         """A copy of these rows' labels, int64 (n,)."""
         return torch.from_numpy(np.array(self.labels[rows]))
 
+    def slices(self) -> Iterator[slice]:
+        """Slices over all rows, each as large as memory takes it as floats."""
+        step = rows_at_once(self.image_shape)
+        for start in range(0, len(self), step):
+            yield slice(start, min(start + step, len(self)))
+
     def first(self, rows: int) -> "ImageSet":
         """The first rows only (--limit)."""
         if rows >= len(self):
             return self
         labels = None if self.labels is None else self.labels[:rows]
-        return dataclasses.replace(self, images=self.images[:rows], labels=labels)
+        images = gathered.rows_of(self.images, np.arange(rows))
+        return dataclasses.replace(self, images=images, labels=labels)
 
     def subset(self, rows: np.ndarray, label: str, **meta) -> "ImageSet":
         """The given rows; `label` says which, for the fingerprint. `meta` replaces entries."""
         fingerprint = hashlib.sha256(f"{self.fingerprint}/{label}".encode()).hexdigest()
         labels = None if self.labels is None else self.labels[rows]
         meta = {**self.meta, "fingerprint": fingerprint, **meta}
-        return ImageSet(self.images[rows], labels, meta)
+        return ImageSet(gathered.rows_of(self.images, rows), labels, meta)
 
     # --- disk --------------------------------------------------------------------------------
 
@@ -141,7 +156,7 @@ class ImageSet:
         `function` takes `dtype` (n, H, W, 3) in [0, 1] on `device` and the slice of row numbers,
         computes in exact float32 (with `exact`; else in the run's precision), and returns the same
         shape; values outside [0, 1] are clipped. No float copy of the whole set exists: it meets
-        `slice_rows` (SLICE_ROWS) at a time. `beside` are further files that it writes by row.
+        `slice_rows` (`rows_at_once`) at a time. `beside` are further files that it writes by row.
         Raises UserError with the row if a result is not finite.
         """
 
@@ -170,8 +185,8 @@ class ImageSet:
         """Like map_rows, uint8 to uint8, for methods that are defined on grey levels."""
         target = files.RowFile(run.work / file, self.images.shape, np.uint8)
         with contextlib.closing(target):
-            for start, stop in run.sweep(Path(file).stem, len(self), slice_rows or SLICE_ROWS,
-                                         target, *beside):
+            step = slice_rows or rows_at_once(self.image_shape)
+            for start, stop in run.sweep(Path(file).stem, len(self), step, target, *beside):
                 slice_ = torch.from_numpy(np.array(self.images[start:stop])).to(device)
                 target.write(start, function(slice_, slice(start, stop)).cpu().numpy())
         meta = {**self.meta, "fingerprint": run.job.fingerprint,
@@ -180,8 +195,8 @@ class ImageSet:
 
 
 def joined(one: ImageSet, other: ImageSet) -> ImageSet:
-    """The rows of `one`, then those of `other`, in memory; `meta` is that of `one`."""
-    return dataclasses.replace(one, images=np.concatenate([one.images, other.images]),
+    """The rows of `one`, then those of `other`; `meta` is that of `one`."""
+    return dataclasses.replace(one, images=gathered.joined(one.images, other.images),
                                labels=np.concatenate([one.labels, other.labels]))
 
 
@@ -239,7 +254,9 @@ def from_arrays(
 def content_digest(images: np.ndarray, labels: np.ndarray, classes: int) -> str:
     """SHA-256 (hex) of what a set holds: shape, number of classes, pixels and labels."""
     digest = hashlib.sha256(repr((images.shape, classes)).encode())
-    digest.update(np.ascontiguousarray(images).data)
+    step = rows_at_once(images.shape[1:3])
+    for start in range(0, len(images), step):
+        digest.update(np.ascontiguousarray(images[start : start + step]).data)
     digest.update(np.ascontiguousarray(labels).data)
     return digest.hexdigest()
 

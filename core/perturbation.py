@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.errors import UserError
-from core.imageset import SLICE_ROWS, ImageSet
+from core.imageset import ImageSet
 
 PROBE_SIDE = 32
 PROBE_ROWS = 3000       # enough for a linear probe in 3,072 dimensions; seconds on a CPU
@@ -40,8 +40,8 @@ def measure(original: ImageSet, perturbed: ImageSet) -> Perturbation:
                         f"{perturbed.images.shape}")
     linf = l0 = changed = rows = total = 0
     squares, l2 = [], []
-    for start in range(0, len(original), SLICE_ROWS):
-        delta = difference(original, perturbed, slice(start, start + SLICE_ROWS))
+    for part in original.slices():
+        delta = difference(original, perturbed, part)
         magnitude = np.abs(delta)
         touched = magnitude.any(axis=3)
         per_image = touched.sum(axis=(1, 2))

@@ -35,7 +35,8 @@ from core.ranges import (
 )
 from core.run import Run
 
-TEST_BATCH = 500
+TEST_BATCH = 500                        # images of at most 32x32 a pass; of larger ones as many
+FEWEST = {"cpu": 8, "cuda": 128}        # pixels, but so many images
 # loss(model, images, labels, step) -> (the mean loss, the logits that training accuracy is of).
 # Calling `model` gives float32 logits in the run's precision; a loss that attacks it in eval mode
 # leaves it in train mode.
@@ -85,6 +86,8 @@ class Protocol(Keys):
     shuffle: bool = added(True)
     # epochs in which the rate climbs straight up, before `schedule`; AUE's protocol: 10
     warmup_epochs: CountOrZero = added(0)
+    # rows that are read and shuffled as one block, for sets on slow disks; 0: each row by itself
+    shuffle_block: CountOrZero = added(0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,6 +101,8 @@ class Protocol(Keys):
             raise ConfigError("mean", "mean and std go together: set both or neither")
         if self.mean is not None and not len(self.mean) == len(self.std) == 3:
             raise ConfigError("mean", "mean and std take three numbers, one a channel")
+        if self.shuffle_block and not self.shuffle:
+            raise ConfigError("shuffle_block", "goes with shuffle: leave one of them out")
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,8 @@ def train_classifier(
     optimizer = make_optimizer(model, protocol, run.device)
     batches = Batches(
         train, protocol.batch_size, run, name, shuffle=protocol.shuffle,
-        drop_last=protocol.drop_last, last_step=protocol.steps, before_crop=before_crop,
+        shuffle_block=protocol.shuffle_block, drop_last=protocol.drop_last,
+        last_step=protocol.steps, before_crop=before_crop,
         augmentation=Augmentation(protocol.crop_padding, protocol.flip))
     epochs = protocol.epochs if protocol.steps is None else -(-protocol.steps // len(batches))
     total_steps = protocol.steps or epochs * len(batches)
@@ -308,8 +314,11 @@ def count_right(predict: Callable[[torch.Tensor], torch.Tensor],
 
 def in_order(data: ImageSet, batch_size: int, run: Run
              ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Every row once, in order: float (B, 3, H, W) in [0, 1], channels-last, and labels."""
-    device = run.device.torch
+    """Every row once, in order: float (B, 3, H, W) in [0, 1], channels-last, and labels. Of images
+    above 32x32 fewer come together."""
+    device, (height, width) = run.device.torch, data.image_shape
+    fitting = batch_size * 32 * 32 // (height * width)
+    batch_size = min(batch_size, max(fitting, FEWEST[run.device.kind]))
     for start in range(0, len(data), batch_size):
         images = torch.from_numpy(np.array(data.images[start : start + batch_size])).to(device)
         labels = torch.from_numpy(np.array(data.labels[start : start + batch_size])).to(device)

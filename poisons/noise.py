@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from core.files import RowFile
-from core.imageset import SLICE_ROWS, ImageSet
+from core.imageset import ImageSet, rows_at_once
 from core.run import Run
 
 
@@ -15,6 +15,7 @@ class TwoFiles:
 
     def __init__(self, clean: ImageSet, run: Run) -> None:
         self._rows, self._run = len(clean), run
+        self._step = rows_at_once(clean.image_shape)
         self._files = [RowFile(run.work / "state" / f"noise{i}.npy", clean.images.shape, "float16")
                        for i in (0, 1)]            # zeros, where nothing has been written yet
 
@@ -27,14 +28,14 @@ class TwoFiles:
         it wrote whole, or no noise. Raises UserError where the file is damaged."""
         before, _ = self.files(round_)
         if round_:
-            self._run.require_sweep(f"round{round_}", self._rows, SLICE_ROWS, before)
+            self._run.require_sweep(f"round{round_}", self._rows, self._step, before)
         else:
             before.clear()      # a run whose loop's state was lost starts from no noise
 
     def sweep(self, round_: int) -> Iterator[tuple[int, int]]:
         """The slices of rows (start, stop) that round `round_` has still to write."""
         _, after = self.files(round_)
-        return self._run.sweep(f"round{round_ + 1}", self._rows, SLICE_ROWS, after)
+        return self._run.sweep(f"round{round_ + 1}", self._rows, self._step, after)
 
     def close(self) -> None:
         for file in self._files:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from core.errors import UserError
-from core.imageset import SLICE_ROWS, ImageSet
+from core.imageset import ImageSet
 from core.ranges import Count, Keys
 from core.run import Run
 
@@ -76,9 +76,8 @@ def class_moments(clean: ImageSet) -> tuple[np.ndarray, np.ndarray]:
     shape = (clean.num_classes, *clean.images.shape[1:])
     first, second = torch.zeros(shape, dtype=torch.float64), torch.zeros(
         *shape, 3, dtype=torch.float64)
-    for start in range(0, len(clean), SLICE_ROWS):
-        images = torch.from_numpy(np.array(clean.images[start : start + SLICE_ROWS]))
-        labels = clean.labels[start : start + SLICE_ROWS]
+    for rows in clean.slices():
+        images, labels = torch.from_numpy(np.array(clean.images[rows])), clean.labels[rows]
         for label in np.unique(labels).tolist():
             x = images[torch.from_numpy(labels == label)].double().permute(1, 2, 3, 0)
             first[label] += x.sum(3)

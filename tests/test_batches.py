@@ -1,4 +1,7 @@
-"""Minibatches: permutations, crops and flips against plain loops, resume, last batches."""
+"""Minibatches: permutations, crops and flips against plain loops, resume, last batches, sets that
+are streamed."""
+
+import threading
 
 import numpy as np
 import pytest
@@ -6,7 +9,8 @@ import torch
 from conftest import new_run
 from torchvision.transforms import functional as tv
 
-from core.batches import Augmentation, Batches, augment
+from core import batches as batches_of
+from core.batches import Augmentation, Batches, ahead, augment, order_of_blocks
 from core.errors import UserError
 from core.imageset import from_arrays
 
@@ -101,6 +105,89 @@ def test_a_protocol_that_counts_steps_ends_in_the_middle_of_an_epoch(run, number
     batches = Batches(numbered, 10, run, "test", last_step=23)
     assert [len(walk(batches, epoch)) for epoch in range(3)] == [10, 10, 3]
     assert walk(batches, 2) == walk(Batches(numbered, 10, run, "test"), 2)[:3]
+
+
+# --- sets that are streamed ------------------------------------------------------------------
+
+
+@pytest.fixture
+def mapped(tmp_path, images, labels):
+    """A set in a memory map."""
+    np.save(tmp_path / "images.npy", images)
+    return from_arrays(np.load(tmp_path / "images.npy", mmap_mode="r"), labels, name="x",
+                       classes=["c"] * 10, root={}, test=None)
+
+
+@pytest.mark.parametrize("given", [{}, {"shuffle_block": 8}, {"shuffle": False}])
+@pytest.mark.parametrize("rows", [None, [9, 3, 4, 30, 31, 59] * 5])
+def test_where_a_set_lies_changes_no_batch(run, mapped, monkeypatch, given, rows):
+    """In memory, in a memory map read by a thread, or chosen rows of one that are not copied."""
+    given |= {"augmentation": Augmentation(2, True), "drop_last": False}
+    chosen = mapped if rows is None else mapped.subset(np.array(rows), "rows")
+    there = from_arrays(np.array(chosen.images), chosen.labels, name="x", classes=["c"] * 10,
+                        root={}, test=None)
+    expected = list(Batches(there, 7, run, "test", **given).epoch(2))
+    monkeypatch.setattr(batches_of, "STREAMED", 0)
+    monkeypatch.setattr("core.gathered.COPIED", 0)
+    chosen = mapped if rows is None else mapped.subset(np.array(rows), "rows")
+    streamed = Batches(chosen, 7, run, "test", **given)
+    for start in (0, 3):
+        found = list(streamed.epoch(2, start))
+        assert len(found) == len(expected) - start
+        for (a, la), (b, lb) in zip(found, expected[start:], strict=True):
+            assert torch.equal(a, b)
+            assert torch.equal(la, lb)
+
+
+def test_the_thread_reads_ahead_in_order_and_no_further():
+    asked, free = [], threading.Semaphore(0)
+
+    def read(item):
+        asked.append(item)
+        free.release()
+        return lambda: item
+
+    found = ahead(read, iter(range(100)))
+    assert next(found) == 0
+    for _ in range(batches_of.AHEAD + 1):
+        assert free.acquire(timeout=10)
+    assert asked == [0, 1, 2]
+    assert list(found) == list(range(1, 100))
+    assert threading.active_count() < 20
+
+
+def test_what_the_thread_meets_is_raised_where_the_batch_is_wanted():
+    def read(item):
+        if item == 2:
+            raise UserError("a disk that fails")
+        return lambda: item
+
+    found = ahead(read, range(5))
+    assert [next(found), next(found)] == [0, 1]
+    with pytest.raises(UserError, match="a disk that fails"):
+        next(found)
+
+
+def test_a_loop_that_stops_in_the_middle_leaves_no_thread():
+    found = ahead(lambda item: lambda: item, range(100))
+    next(found)
+    found.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
+
+
+@pytest.mark.parametrize(("rows", "block"), [(1008, 7), (1024, 64), (30, 100), (5, 1)])
+def test_blocks_are_shuffled_and_mixed_within_windows(rows, block):
+    def order(seed):
+        return order_of_blocks(rows, block, torch.Generator().manual_seed(seed)).tolist()
+
+    found = order(0)
+    assert sorted(found) == list(range(rows))
+    assert found == order(0) != order(1)
+    window = batches_of.WINDOW * block
+    for start in range(0, rows, window):        # no more blocks than fit, each of them whole
+        part = found[start : start + window]
+        assert len({row // block for row in part}) == -(-len(part) // block)
+        assert part != sorted(part)
 
 
 # --- crop and flip ---------------------------------------------------------------------------

@@ -46,6 +46,7 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "stop_error": ([0.99], {}),
     "decay_every": ([1], {}),
     "warmup_epochs": ([3], {}),
+    "shuffle_block": ([2], {}),
     "adversarial.norm": (["l2"], {"epsilon": 0.5}),
     "ar.finder": (["released"], {"coefficients": "find"}),
     "ar.norm": (["linf"], {"radius": 0.2}),

@@ -283,7 +283,7 @@ def test_rows_a_pass_change_speed_alone(tmp_path, small, in_double, monkeypatch)
     config = tiny(em)
     whole, _ = poisoned_by(em, small, config, tmp_path / "whole")
     monkeypatch.setattr(crafting, "CRAFT_BATCH", {"cpu": (5, 5)})
-    monkeypatch.setattr(noise_files, "SLICE_ROWS", 11)
+    monkeypatch.setattr(imageset, "SLICE_ROWS", 11)
     parts, _ = poisoned_by(em, small, config, tmp_path / "parts")
     np.testing.assert_array_equal(whole, parts)
 
@@ -567,7 +567,6 @@ def run_until(attack, clean, config, out, die_at: int | None = None):
 def test_a_run_killed_anywhere_ends_with_the_same_bytes(tmp_path, monkeypatch, attack, small):
     """State after every step and every four images, so that rounds break in their middle."""
     monkeypatch.setattr(core.run, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(noise_files, "SLICE_ROWS", 4)
     monkeypatch.setattr(crafting, "CRAFT_BATCH", {"cpu": (4, 4)})
     monkeypatch.setattr(imageset, "SLICE_ROWS", 4)
     clean = small.first(12)

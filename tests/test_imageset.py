@@ -10,7 +10,15 @@ import torch
 from conftest import digest, new_run, sign, write_imageset
 
 from core.errors import UserError
-from core.imageset import SLICE_ROWS, ImageSet, from_arrays, quantize, to_floats
+from core.imageset import (
+    SLICE_ROWS,
+    ImageSet,
+    content_digest,
+    from_arrays,
+    quantize,
+    rows_at_once,
+    to_floats,
+)
 
 LEVELS = np.arange(256, dtype=np.uint8)
 
@@ -334,3 +342,30 @@ def test_a_content_fingerprint_follows_pixels_labels_shape_and_classes(images, l
     assert len(fingerprints) == 5
     assert make(images.copy(), labels.copy()).fingerprint == make(images, labels).fingerprint
     assert all(len(bytes.fromhex(text)) == hashlib.sha256().digest_size for text in fingerprints)
+
+
+# --- large images ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("side", "rows"), [(8, 1024), (32, 1024), (64, 1024), (96, 256),
+                                            (224, 256), (2000, 256)])
+def test_of_large_images_fewer_rows_are_in_memory(side, rows):
+    assert rows_at_once((side, side)) == rows
+
+
+def test_a_large_set_goes_through_the_same_rows_in_smaller_slices(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    wide = from_arrays(rng.integers(0, 256, (600, 4, 4, 3), dtype=np.uint8),
+                       np.zeros(600, np.int64), name="x", classes=["c"], root={}, test=None)
+    whole = [slice(0, 600)]
+    assert list(wide.slices()) == whole
+    digest = content_digest(wide.images, wide.labels, 1)
+    monkeypatch.setattr("core.imageset.SLICE_ROWS", 256)
+    parts = [slice(0, 256), slice(256, 512), slice(512, 600)]
+    assert list(wide.slices()) == parts
+    assert content_digest(wide.images, wide.labels, 1) == digest
+    seen = []
+    with new_run(tmp_path / "out") as run:
+        made = wide.map_rows(lambda images, rows: seen.append(rows) or 1 - images, run)
+    assert seen == parts
+    np.testing.assert_array_equal(made.images, 255 - wide.images)

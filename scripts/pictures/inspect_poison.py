@@ -26,7 +26,7 @@ from core.command import command
 from core.config import as_path, expand
 from core.datasets import DataSettings, clean_of, load
 from core.errors import UserError
-from core.imageset import SLICE_ROWS, ImageSet
+from core.imageset import ImageSet
 from core.names import printable
 from core.perturbation import difference, linear_probe, measure, nearest_mean
 from scripts.detection import verdict
@@ -151,8 +151,7 @@ def radial(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def class_means(clean: ImageSet, poison: ImageSet) -> np.ndarray:
     """The mean perturbation of each class, in grey levels (K, H, W, 3)."""
     total = np.zeros((clean.num_classes, *clean.images.shape[1:]))
-    for start in range(0, len(clean), SLICE_ROWS):
-        rows = slice(start, start + SLICE_ROWS)
+    for rows in clean.slices():
         delta = difference(clean, poison, rows)
         for label in np.unique(clean.labels[rows]):
             total[label] += delta[clean.labels[rows] == label].sum(0)
@@ -188,8 +187,8 @@ def print_summary(path: str, poison: ImageSet, clean: ImageSet, found, spectra: 
 
 def mean_square(clean: ImageSet, poison: ImageSet) -> float:
     total = 0
-    for start in range(0, len(clean), SLICE_ROWS):
-        delta = difference(clean, poison, slice(start, start + SLICE_ROWS))
+    for rows in clean.slices():
+        delta = difference(clean, poison, rows)
         total += int(np.square(delta, dtype=np.int64).sum())
     return total / clean.images.size
 

@@ -18,7 +18,7 @@ from core.artefact import read_log
 from core.datasets import clean_of
 from core.distance import build_lpips
 from core.errors import UserError
-from core.imageset import SLICE_ROWS, ImageSet
+from core.imageset import ImageSet
 from core.names import markdown_cell
 from core.perturbation import measure
 from scripts.tables import plan, spec
@@ -134,8 +134,7 @@ def mean_lpips(a: ImageSet, b: ImageSet) -> float:
 
     total, count = 0.0, min(len(a), LPIPS_ROWS)
     with torch.no_grad():
-        for start in range(0, count, SLICE_ROWS):
-            rows = slice(start, min(start + SLICE_ROWS, count))
+        for rows in a.first(count).slices():
             total += distance(network_range(a, rows), network_range(b, rows)).sum().item()
     return total / count
 
