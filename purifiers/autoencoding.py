@@ -19,7 +19,8 @@ from core.run import Run
 from core.streams import BLOCK
 from core.training import cosine
 
-PURIFY_BATCH = BLOCK            # rows a network pass; a whole number of noise blocks
+PURIFY_BATCH = BLOCK            # rows a network pass, up to SMALL
+SMALL = 96 * 96                 # pixels; of larger images as many rows fewer, so that memory holds
 
 
 def initialised(make: Callable[[], nn.Module], run: Run, name: str) -> nn.Module:
@@ -100,11 +101,20 @@ def in_batches(purify_batch: Callable[[torch.Tensor, slice], torch.Tensor]) -> C
 
     @torch.no_grad()
     def rows(floats: torch.Tensor, rows: slice) -> torch.Tensor:
-        done = []
-        for offset in range(0, len(floats), PURIFY_BATCH):
-            x = floats[offset : offset + PURIFY_BATCH].permute(0, 3, 1, 2)
+        done, batch = [], rows_a_pass(floats.shape[1] * floats.shape[2])
+        for offset in range(0, len(floats), batch):
+            x = floats[offset : offset + batch].permute(0, 3, 1, 2)
             start = rows.start + offset
             done.append(purify_batch(x, slice(start, start + len(x))).permute(0, 2, 3, 1))
         return torch.cat(done)
 
     return rows
+
+
+def rows_a_pass(pixels: int) -> int:
+    """PURIFY_BATCH halved until it has no more pixels than that many small images: 32 of 224x224.
+    """
+    batch = PURIFY_BATCH
+    while batch > 1 and batch * pixels > PURIFY_BATCH * SMALL:
+        batch //= 2
+    return batch

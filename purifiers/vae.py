@@ -19,14 +19,14 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 
-from core.config import rebuild
-from core.errors import UserError
+from core.config import added, rebuild
+from core.errors import ConfigError, UserError
 from core.graphs import adam
 from core.imageset import ImageSet, Rounding
 from core.ranges import BatchSize, Count, Keys, Positive, PositiveOrZero, Range
 from core.run import Run
-from core.streams import BLOCK
-from models.dvae import VAE, kl_divergence
+from core.streams import BLOCK, by_block
+from models.dvae import GROUPS, VAE, Trunk, kl_divergence
 from models.resnet import IMAGENET_STEM
 from purifiers.autoencoding import draw_noise, in_batches, initialised, train, training_step
 
@@ -48,8 +48,18 @@ class RateConstrained(Keys):
     kld_weight_low: PositiveOrZero = 0.5    # w of the KL hinge for targets up to 0.99; release
     width: Annotated[int, Range(at_least=2)] = 64   # channels of the first layer; release: 64
     latent_channels: Count = 256        # a position; release: 256
-    # imagenet quarters the size, for 224x224; auto: by the size; release: cifar
+    # imagenet quarters the size, for 224x224; auto: by the size, cifar with a deeper trunk;
+    # release: cifar
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
+    # ResNet-18 up to the first block of this group; release: layer2 at 32x32; at 224x224 layer4
+    # for D-VAE, layer3 for the VAE (stem_end_block 7, 15 and 11)
+    trunk: Trunk = added("layer2")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stem == "imagenet" and self.trunk != "layer2":
+            raise ConfigError("trunk", f"{self.trunk} goes with stem=cifar; the source has no "
+                                       "decoder for it behind stem=imagenet")
 
 
 @dataclass(frozen=True)
@@ -93,13 +103,15 @@ def build_model(images: ImageSet, config: RateConstrained, run: Run, name: str,
     height, width = images.image_shape
     stem = config.stem
     if stem == "auto":
-        stem = "imagenet" if height >= IMAGENET_STEM else "cifar"
-    if height != width or height % (8 if stem == "imagenet" else 2):
-        raise UserError(f"{network.__name__} takes square images with an even side (a multiple of "
-                        f"8 with stem=imagenet), not {height}x{width}")
+        shallow = config.trunk == "layer2"
+        stem = "imagenet" if height >= IMAGENET_STEM and shallow else "cifar"
+    parts = 8 if stem == "imagenet" else 2 ** GROUPS[config.trunk]
+    if height != width or height % parts:
+        raise UserError(f"{network.__name__} takes square images of sides that {parts} divides "
+                        f"(with stem={stem}, trunk={config.trunk}), not {height}x{width}")
     return initialised(lambda: network(
         width=config.width, latent_channels=config.latent_channels, image_size=height, stem=stem,
-        **options), run, name)
+        trunk=config.trunk, **options), run, name)
 
 
 def stage_losses(model: VAE, x: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor
@@ -147,6 +159,6 @@ def latent_of(model: VAE, x: torch.Tensor, rows: slice, latent: str,
     mu, logvar = model.encode(x)
     if latent == "mean":
         return model.latent(mu, logvar, None)
-    blocks = [draw_noise(model.latent_shape, BLOCK, stream(block, x.device))
-              for block in range(rows.start // BLOCK, -(-rows.stop // BLOCK))]
-    return model.latent(mu, logvar, torch.cat(blocks)[: len(x)])
+    noise = by_block(rows, lambda block: draw_noise(model.latent_shape, BLOCK,
+                                                    stream(block, x.device)))
+    return model.latent(mu, logvar, noise)

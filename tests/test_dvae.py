@@ -16,10 +16,11 @@ from core import config as yaml_config
 from core import streams
 from core.artefact import read_log
 from core.checkpoint import Checkpoint
+from core.command import parse
 from core.errors import UserError
 from core.imageset import ImageSet, from_arrays
 from models.dvae import DVAE
-from purifiers import dvae
+from purifiers import autoencoding, dvae
 
 YAML = CONFIGS / "purifiers" / "dvae.yaml"
 TINY = ["dvae.train.width=8", "dvae.train.latent_channels=16", "dvae.train.epochs=2",
@@ -426,6 +427,43 @@ def test_parameter_counts_at_32_pixels(tmp_path, classes, spatial, count):
     with new_run(tmp_path / "out") as run:
         model = dvae.build_model(blank(32, classes=classes), config, run, "stage1")
     assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+def test_imagenet100_has_the_network_as_configured(tmp_path):
+    """trunk=layer4 keeps the CIFAR stem at 224 pixels; preset=stem7 takes the small network."""
+    for arguments, channels in (((), 512), (("preset=stem7",), 128)):
+        found = parse([str(YAML), "like=imagenet100", *arguments], "", "train_vae").train_config
+        assert (found.epochs, found.batch_size, found.learning_rate) == (20, 128, 5e-3)
+        assert not found.spatial_embedding
+        with new_run(tmp_path / str(channels)) as run:
+            model = dvae.build_model(blank(224, classes=100), found, run, "stage1")
+        assert model.latent_shape == (256, 28, 28)
+        assert model.class_embedding.weight.shape == (100, channels)
+    found = parse([str(YAML.with_name("vae.yaml")), "like=pets"], "", "train_vae").train_config
+    assert (found.epochs, found.trunk) == (20, "layer3")
+
+
+def test_a_deep_trunk_needs_the_cifar_stem():
+    with pytest.raises(UserError, match="layer4 goes with stem=cifar"):
+        dvae.TrainConfig(stem="imagenet", trunk="layer4")
+
+
+@pytest.mark.parametrize("latent", ["sample", "mean"])
+def test_rows_do_not_depend_on_how_many_pass_at_once(tmp_path, monkeypatch, latent):
+    """Of large images fewer do (rows_a_pass), in the middle of a block of noise."""
+    assert [autoencoding.rows_a_pass(side * side) for side in (16, 32, 96, 97, 224, 3000)] == \
+        [256, 256, 256, 128, 32, 1]
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8)
+    several = from_arrays(images, np.arange(40) % 10, name="x", root={}, test=None,
+                          classes=[str(i) for i in range(10)])
+    config, found = dvae.TrainConfig(width=8, latent_channels=4), []
+    for batch in (256, 8):
+        monkeypatch.setattr(autoencoding, "rows_a_pass", lambda pixels, batch=batch: batch)
+        with new_run(tmp_path / f"out{batch}") as run:
+            model = dvae.build_model(several, config, run, "stage1").eval()
+            rows = dvae.purify_rows(several, [(model, 1, "both")], latent, "round", run)
+            found.append(rows(torch.from_numpy(images).float() / 255, slice(0, 40)))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("side", "width"), [(15, None), (16, 32), (100, None)])

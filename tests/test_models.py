@@ -65,6 +65,10 @@ def test_resnet18_parameter_count(num_classes, parameters):
     ({"spatial_embedding": False}, 854_982),
     ({"num_classes": 100, "spatial_embedding": False, "image_size": 224, "stem": "imagenet"},
      904_198),
+    ({"num_classes": 100, "spatial_embedding": False, "image_size": 224, "trunk": "layer4"},
+     11_980_806),
+    ({"num_classes": 100, "spatial_embedding": False, "image_size": 224, "trunk": "layer3"},
+     3_427_142),
 ])
 def test_dvae_parameter_count(options, parameters):
     assert count(DVAE(**options)) == parameters
@@ -79,6 +83,25 @@ def test_dvae_parameters_of_each_part():
     assert count(model.class_embedding) == 327_680
 
 
+@pytest.mark.parametrize(("trunk", "gigamacs", "decoder", "latent"), [
+    ("layer4", 30.3, 2_543_587, 28), ("layer3", 28.0, 804_867, 56)])
+def test_the_networks_as_configured_for_224_pixels(trunk, gigamacs, decoder, latent):
+    """stem_end_block 15 and 11. The embedding is as wide as the trunk: the release's has 128, which
+    cannot be added to 512 channels."""
+    with torch.device("meta"):
+        model = DVAE(100, image_size=224, spatial_embedding=False, trunk=trunk)
+        inputs = (torch.empty(1, 3, 224, 224), torch.zeros(1, dtype=torch.int64),
+                  torch.empty(1, *model.latent_shape))
+    assert model.latent_shape == (256, latent, latent)
+    assert count(model.decoder) == count(model.perturbation_decoder) == decoder
+    assert model.class_embedding.weight.shape == (100, model.post_conv.out_channels)
+    found = macs(model, *inputs)
+    assert round(sum(found.values()) / 1e9, 1) == gigamacs
+    with torch.device("meta"):
+        spatial = DVAE(100, image_size=224, trunk=trunk).class_embedding
+    assert count(spatial) == 100 * model.post_conv.out_channels * latent**2
+
+
 @pytest.mark.parametrize(("size", "stem"), [(8, "cifar"), (32, "cifar"), (45, "cifar"),
                                             (64, "imagenet")])
 def test_resnet_shapes(size, stem):
@@ -89,17 +112,18 @@ def test_resnet_shapes(size, stem):
 
 
 @pytest.mark.parametrize("spatial", [True, False])
-@pytest.mark.parametrize(("size", "stem", "latent"), [(16, "cifar", 8), (32, "cifar", 16),
-                                                      (224, "imagenet", 28)])
-def test_dvae_shapes(size, stem, latent, spatial):
-    model = small_dvae(image_size=size, stem=stem, spatial_embedding=spatial)
+@pytest.mark.parametrize(("size", "stem", "trunk", "latent"), [
+    (16, "cifar", "layer2", 8), (32, "cifar", "layer2", 16), (224, "imagenet", "layer2", 28),
+    (64, "cifar", "layer3", 16), (64, "cifar", "layer4", 8)])
+def test_dvae_shapes(size, stem, trunk, latent, spatial):
+    model = small_dvae(image_size=size, stem=stem, trunk=trunk, spatial_embedding=spatial)
     x, labels, noise = batch_for(model, size, rows=2)
     with torch.no_grad():
         x_hat, p_hat, mu, logvar = model(x, labels, noise)
         z = model.latent(mu, logvar, noise)
     assert model.latent_shape == (32, latent, latent)
     assert mu.shape == logvar.shape == (2, 32, latent, latent)
-    assert z.shape == (2, 32, latent, latent)
+    assert z.shape == (2, {"layer2": 32, "layer3": 64, "layer4": 128}[trunk], latent, latent)
     assert x_hat.shape == p_hat.shape == x.shape
     assert x_hat.min() > 0
     assert x_hat.max() < 1
@@ -113,6 +137,10 @@ def test_unknown_stem_and_size_are_refused():
         DVAE(stem="tiny")
     with pytest.raises(ValueError, match="image_size is 33"):
         DVAE(image_size=33)
+    with pytest.raises(ValueError, match=r"image_size is 36; .* a multiple of 8"):
+        DVAE(image_size=36, trunk="layer4")
+    with pytest.raises(ValueError, match="goes with trunk 'layer2', not 'layer3'"):
+        DVAE(image_size=224, stem="imagenet", trunk="layer3")
 
 
 def test_macs_of_every_block():
