@@ -39,7 +39,8 @@ UNEXPLAINED = (None, errno.EBADF, errno.EFAULT, errno.ECHILD, errno.ESRCH)
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")      # torch's words on CUDA, on a CPU
 SMOKE_ROWS = 320
 # Embedded, and large enough for every method: what --smoke reads unless data= is typed.
-SMOKE_DATA = {"data": "digits", "size": "32", "split": "train", "test": "null"}
+SMOKE_DATA = {"data": "digits", "size": "32", "split": "train", "test": "null", "classes": "[]",
+              "class_fraction": "1.0"}
 SHOWN_IF_SET = (*OWNER, "limit", "smoke")
 CHOOSING = ("data", "like", "preset", "protocol")   # keys that pick what is read of YAMLs
 Seed = Annotated[int, Range(at_least=0, below=2**32)]

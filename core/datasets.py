@@ -1,6 +1,9 @@
 """Clean data sets as ImageSets: torchvision's, embedded digits, folders, `.npz` files, ImageSets.
 
     cifar10, cifar100, svhn     torchvision, downloaded into `root`
+    pets                        Oxford-IIIT Pet, 37 breeds, the same way; `size`, by default 224
+    imagenet100                 100 classes of ILSVRC-2012, whose train/ and val/ lie in `root`
+                                (`core.large`); `size`, by default 224, `classes`, `class_fraction`
     digits                      scikit-learn's 1,797 handwritten digits, no download; size 16 or 32
     photos                      520 tiles of scikit-learn's two photographs, no download: another
                                 distribution for a small diffusion model; size 16 or 32
@@ -30,20 +33,21 @@ from pathlib import Path
 
 import numpy as np
 
-from core import config, outlines, pictures, reading, streams
+from core import config, large, memory, outlines, pictures, reading, streams
 from core.artefact import read_meta
 from core.config import Place
 from core.distributed import note, world
 from core.errors import UserError
 from core.imageset import ImageSet, check_arrays, content_digest, from_arrays
 from core.photographs import of_package, photographs, read
-from core.ranges import Count, Keys
+from core.ranges import Count, Keys, Share
 from core.remembered import NAMED, place
 
 TORCHVISION = {
     "cifar10": ("CIFAR10", "the folder cifar-10-batches-py or cifar-10-python.tar.gz"),
     "cifar100": ("CIFAR100", "the folder cifar-100-python or cifar-100-python.tar.gz"),
     "svhn": ("SVHN", "train_32x32.mat and test_32x32.mat"),
+    "pets": ("OxfordIIITPet", "the folder oxford-iiit-pet with images/ and annotations/"),
 }
 EMBEDDED = {"digits": 16, "photos": 16, "photographs": 64}      # and the size that they have
 # 360 of 1,797, the rest is for training: the rows that scikit-learn's train_test_split takes with
@@ -54,6 +58,7 @@ DIGITS_TEST = (
     "WMdxTSTLA7yWVXv7GmiEykPKuB1nj2gHb8_fbDzjwfdWp-9Q3CBgwSc9TwCTK7QmTnE9u9R91fuXXNEaDbqLncyd"
     "nvL-yW9CPKOGykIttkP8AWogMBw=")
 REFERENCE_SHARE = 0.2
+WHICH = ("data", "size", "classes", "class_fraction")   # settings that say which set, not its split
 MOST_CLASSES = 100_000          # in an .npz, whose labels say how many there are
 
 
@@ -65,9 +70,13 @@ class DataSettings(Keys):
     data: Place | None = None
     # train, test, protected, reference, first:N, after:N, last:N or spread:N
     split: str = "train"
-    size: Count | None = None           # side in pixels, for embedded sets and folders
+    size: Count | None = None           # side in pixels: embedded sets, folders, pets, imagenet100
     test: Place | None = None           # a test set, where `data` has none of its own
     root: Place = "data"                # where torchvision looks and downloads to
+    # imagenet100: its synset ids; none: the first 100 in sorted order, as D-VAE's release
+    classes: tuple[str, ...] = ()
+    # imagenet100: share of every class's training images that is read, its first files
+    class_fraction: Share = 1.0
     like: str | None = None             # whose values of a YAML (`for:`) images from elsewhere take
 
 
@@ -93,8 +102,11 @@ def load(settings: DataSettings, key: str = "data", digest: str | None = None) -
         spec = test_spec(settings.test, settings.size)
         return load(DataSettings(**spec, root=settings.root), "test")
     base = "test" if split == "test" else "train"
-    if (whole := outlines.outline(source, base, settings.root, digest)) is not None:
-        reject_size(settings)
+    if source != "imagenet100" and (settings.classes or settings.class_fraction < 1):
+        raise UserError(f"classes, class_fraction: {source} takes none; they are imagenet100's")
+    if (whole := outlines.outline(source, base, settings.root, digest, settings.size)) is not None:
+        if source not in large.SETS:
+            reject_size(settings)
         whole = with_test(whole, settings)
     elif source in NAMED:
         whole = load_named(source, base, settings)
@@ -130,6 +142,8 @@ def digest_of(whole: ImageSet) -> str:
     (`from_arrays` just read it all); an artefact's is its job's."""
     if not whole.digests:
         return whole.fingerprint
+    if "decoded" in whole.meta and not whole.meta["lineage"]:
+        return whole.meta["root_digest"]        # taken when it was decoded
     return content_digest(whole.images, whole.labels, whole.num_classes)
 
 
@@ -184,7 +198,7 @@ def load_clean(train: ImageSet, test: ImageSet, clean: str | None, split: str,
         spec.pop("split", None)
         whole = load(DataSettings(**spec, root=settings.root), "clean")
     elif "data" in root:
-        spec = {key: root[key] for key in ("data", "size") if key in root}
+        spec = {key: root[key] for key in WHICH if key in root}
         whole = recall(spec, digest if root.get("split") != "test" else None, settings.root,
                        f"the clean images of {settings.data}", "name others with clean=")
     else:
@@ -245,11 +259,13 @@ def clean_of(images: ImageSet, root: str) -> ImageSet:
 def recall(spec: dict, digest: str | None, root: str, whose: str, remedy: str) -> ImageSet:
     """Load again what a set remembers, checked by digest where it has one (sets that were made
     before there were digests have none). `whose` and `remedy` are for people."""
-    types = {"data": str, "split": str, "size": int | None}
+    types = {"data": str, "split": str, "size": int | None, "classes": list | tuple,
+             "class_fraction": int | float}
     if not isinstance(spec, dict) or not all(
             isinstance(value, types.get(key, ())) for key, value in spec.items()):
         raise UserError(f"{whose}: {spec} in its meta.json names no data; {remedy}")
     try:
+        spec = {key: tuple(value) if key == "classes" else value for key, value in spec.items()}
         return load(DataSettings(**spec, root=root), digest=digest)
     except UserError as error:
         raise UserError(f"{whose}: {error}; {remedy}") from None
@@ -302,6 +318,8 @@ def load_named(source: str, split: str, settings: DataSettings) -> ImageSet:
         cut = {"digits": digits, "photos": photos, "photographs": photographs}[source]
         images, labels, classes = cut(split, size)
         spec = {"data": source, "size": size}
+    elif source in large.SETS:
+        return load_large(source, split, settings)
     else:
         reject_size(settings)
         images, labels, classes = from_torchvision(source, split, Path(settings.root))
@@ -313,24 +331,48 @@ def load_named(source: str, split: str, settings: DataSettings) -> ImageSet:
                        root={**spec, "split": split}, test=test)
 
 
+def load_large(source: str, split: str, settings: DataSettings) -> ImageSet:
+    """One of `core.large`'s, from where it was decoded to."""
+    size, root, again = settings.size or large.SIZE, Path(settings.root), None
+    spec = {"data": source, "size": size}
+    if source == "pets":
+        which = "test" if split == "test" else "trainval"
+        listing = large.pets(by_torchvision("pets", root, split=which))
+    else:
+        again = functools.partial(large.imagenet100, split, root, settings.classes,
+                                  settings.class_fraction)
+        listing = again()
+        if settings.classes:
+            spec["classes"] = sorted(settings.classes)
+        if settings.class_fraction < 1:
+            spec["class_fraction"] = settings.class_fraction
+    test = test_spec(settings.test, size) if settings.test else {**spec, "split": "test"}
+    return large.load(source, split, listing, size, root={**spec, "split": split}, test=test,
+                      again=again)
+
+
 def from_torchvision(source: str, split: str, root: Path):
     """(images, labels, class names). Raises UserError if the set is neither there nor downloads."""
-    from torchvision import datasets
-
-    name, files = TORCHVISION[source]
     which = {"split": split} if source == "svhn" else {"train": split == "train"}
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            found = getattr(datasets, name)(str(root), download=not outlines.are_allowed(),
-                                            **which)
-    except (OSError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{source} is not in '{root}' and could not be downloaded ({reason}): put "
-                        f"{files} there, or set root=") from None
+    found = by_torchvision(source, root, **which)
     if source == "svhn":
         return (np.ascontiguousarray(found.data.transpose(0, 2, 3, 1)),
                 found.labels.astype(np.int64), [str(i) for i in range(10)])
     return found.data, np.array(found.targets, np.int64), list(found.classes)
+
+
+def by_torchvision(source: str, root: Path, **which):
+    """torchvision's data set. Raises UserError if it is neither there nor downloads."""
+    from torchvision import datasets
+
+    name, files = TORCHVISION[source]
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return getattr(datasets, name)(str(root), download=not outlines.are_allowed(), **which)
+    except (OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{source} is not in '{root}' and could not be downloaded ({reason}): put "
+                        f"{files} there, or set root=") from None
 
 
 def digits(split: str, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -375,6 +417,11 @@ def load_folder(path: Path, settings: DataSettings) -> ImageSet:
     if settings.size is None or settings.size < 1:
         raise UserError(f"size: folder:{path} needs a size in pixels, such as size=224")
     classes, files, labels = pictures.list_classes(path)
+    if (needed := len(files) * settings.size**2 * 3) > (left := memory.left()):
+        raise UserError(f"folder:{path}: {len(files):,} images of {settings.size}x{settings.size} "
+                        f"are {memory.in_words(needed)}, and {memory.in_words(left)} of memory are "
+                        f"left; decode them once: python scripts/import_folder.py {path} "
+                        f"--size {settings.size} --fit crop")
     spec = {"data": f"folder:{place(path)}", "size": settings.size}
     test = test_spec(settings.test, settings.size) if settings.test else None
     return from_arrays(pictures.read_squares(files, settings.size, str(path)), labels,
@@ -406,7 +453,8 @@ def load_npz(path: Path, settings: DataSettings) -> ImageSet:
 def test_spec(test: str, size: int | None) -> dict:
     """How to load a test set again later."""
     if test in NAMED:
-        sized = {"size": size or EMBEDDED[test]} if test in EMBEDDED else {}
+        usual = EMBEDDED.get(test) or (large.SIZE if test in large.SETS else None)
+        sized = {"size": size or usual} if usual else {}
         return {"data": test, "split": "test", **sized}
     if test.startswith("folder:"):
         return {"data": f"folder:{place(Path(test.removeprefix('folder:')))}", "size": size}
@@ -416,7 +464,7 @@ def test_spec(test: str, size: int | None) -> dict:
 def reject_size(settings: DataSettings) -> None:
     if settings.size is not None:
         raise UserError(f"size: {settings.data} has a size of its own; size= is for digits, "
-                        "photos, photographs and folder:PATH")
+                        "photos, photographs, pets, imagenet100 and folder:PATH")
 
 
 # --- splits ----------------------------------------------------------------------------------
@@ -442,12 +490,14 @@ def split_of(whole: ImageSet, split: str) -> ImageSet:
 def same_data(one: dict, other: dict) -> bool:
     """Whether two roots are of the same data, by name or by `digest` where both have one."""
     return one.get("digest") == other.get("digest") is not None or all(
-        one.get(key) == other.get(key) for key in ("data", "size"))
+        one.get(key) == other.get(key) for key in WHICH)
 
 
 def share_images(one: dict, other: dict) -> bool:
-    """Whether two roots may hold an image in common: the same data, and splits that overlap."""
-    if not same_data(one, other):
+    """Whether two roots may hold an image in common: the same data, or another choice of its
+    classes, and splits that overlap."""
+    if not same_data(one, other) and any(one.get(key) != other.get(key)
+                                         for key in ("data", "size")):
         return False
     a, b = sorted(root.get("split", "train") for root in (one, other))
     if a == b:

@@ -266,6 +266,17 @@ class RowFile:
                 view, position = view[got:], position + got
         return data
 
+    def shorten(self, rows: int) -> None:
+        """Keep the first rows alone."""
+        self.shape = (rows, *self.shape[1:])
+        header = self._header()
+        if len(header) != self._offset:         # NumPy leaves room for the number of rows
+            raise RuntimeError(f"{self.path}: the header has another length")
+        operation("truncate", self.path)
+        with named_errors(self.path):
+            self._put(memoryview(header), 0)
+            os.ftruncate(self._file, self._offset + rows * self._row_bytes)
+
     def clear(self) -> None:
         """Make every row zeros."""
         operation("truncate", self.path)

@@ -21,11 +21,14 @@ from core.imageset import ImageSet
 from core.remembered import place
 
 RESULTS = Path("results")
-# name -> where it lies below `root`, rows for training, rows for testing, classes; all are 32x32
+# name -> where it lies below `root`, rows for training (of imagenet100 the most that they may be),
+# rows for testing, classes, usual size
 SIZES = {
-    "cifar10": ("cifar-10-batches-py", 50_000, 10_000, 10),
-    "cifar100": ("cifar-100-python", 50_000, 10_000, 100),
-    "svhn": ("{split}_32x32.mat", 73_257, 26_032, 10),
+    "cifar10": ("cifar-10-batches-py", 50_000, 10_000, 10, 32),
+    "cifar100": ("cifar-100-python", 50_000, 10_000, 100, 32),
+    "svhn": ("{split}_32x32.mat", 73_257, 26_032, 10, 32),
+    "pets": ("oxford-iiit-pet", 3_680, 3_669, 37, 224),
+    "imagenet100": ("train", 130_000, 5_000, 100, 224),
 }
 _met: ContextVar[set[str] | None] = ContextVar("unknown sets met; None: not allowed", default=None)
 
@@ -54,17 +57,23 @@ def unknown() -> list[str]:
     return sorted(_met.get() or ())
 
 
-def outline(source: str, split: str, root: str, digest: str | None) -> ImageSet | None:
+def outline(source: str, split: str, root: str, digest: str | None, size: int | None = None
+            ) -> ImageSet | None:
     """The outline of the train or test split of a set that is not here; None if it is, if outlines
     are not allowed, or if nothing is known of it. `digest`: what an artefact remembers of it."""
     if not are_allowed():
         return None
     if source in SIZES:
-        where, *rows, classes = SIZES[source]
+        where, *rows, classes, usual = SIZES[source]
         if Path(root, where.format(split=split)).exists():
             return None
-        rows, size, test = rows[split == "test"], 32, {"data": source, "split": "test"}
-        spec, digest = {"data": source, "split": split}, digest or recorded().get((source, split))
+        rows, which = rows[split == "test"], {"data": source}
+        if usual != 32:         # one that comes in any size
+            which["size"] = size or usual
+        elif digest is None:
+            digest = recorded().get((source, split))
+        size = which.get("size", 32)
+        spec, test = {**which, "split": split}, {**which, "split": "test"}
     else:
         path = Path(source)
         known = None if path.exists() else indexed().get(place(path))
@@ -72,14 +81,20 @@ def outline(source: str, split: str, root: str, digest: str | None) -> ImageSet 
             return None
         rows, classes, size = (known[key] for key in ("rows", "classes", "size"))
         spec, test, digest = {"data": place(path)}, None, digest or known["fingerprint"]
-    meta = {"fingerprint": digest or f"{source}, {split}", "root_digest": digest, "root": spec,
-            "test": test, "name": Path(source).stem, "lineage": [],
-            "classes": [str(number) for number in range(classes)]}
+    names = [str(number) for number in range(classes)]
+    return black(source, np.arange(rows) % classes, names, size, spec, test, digest)
+
+
+def black(source: str, labels: np.ndarray, classes: list[str], size: int, root: dict,
+          test: dict | None, digest: str | None = None) -> ImageSet:
+    """An outline, to be made inside `allowed` alone."""
+    split = root.get("split", "train")
+    meta = {"fingerprint": digest or f"{source}, {split}", "root_digest": digest, "root": root,
+            "test": test, "name": Path(source).stem, "lineage": [], "classes": classes}
     if digest is None:
         meta["unknown"] = True
         _met.get().add(source)
-    black = np.broadcast_to(np.uint8(0), (rows, size, size, 3))
-    return ImageSet(black, np.arange(rows) % classes, meta)
+    return ImageSet(np.broadcast_to(np.uint8(0), (len(labels), size, size, 3)), labels, meta)
 
 
 def indexed() -> dict[str, dict]:

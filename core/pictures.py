@@ -17,9 +17,9 @@ Decided once, for folders that are data sets and for pictures that are imported:
 import contextlib
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,6 +29,10 @@ from core.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP", "GIF")      # no EPS: it would be run
+# How a picture becomes size x size pixels, always bilinear and antialiased: `squash` its two sides
+# alike, as D-VAE's 224 set; `crop`: the shorter side to `size`, the centre kept; `centre`: the
+# shorter side to 8/7 of `size`, the centre kept, as ImageNet's test images (256 and 224) and UC's.
+Fit = Literal["squash", "crop", "centre"]
 MOST_PIXELS = 89_478_485        # Pillow warns from there on, and takes twice as many
 # What systems leave in folders, beside names that begin with a dot.
 LITTER = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information",
@@ -50,23 +54,24 @@ def is_picture(entry: Path) -> bool:
 # --- folders ---------------------------------------------------------------------------------
 
 
-def list_classes(path: Path) -> tuple[list[str], list[Path], np.ndarray]:
-    """Class names, image files and their labels (int64) of a folder with one folder per class.
+def list_classes(path: Path, chosen: Sequence[str] | None = None
+                 ) -> tuple[list[str], list[Path], np.ndarray]:
+    """Class names, image files and their labels (int64) of a folder with one folder per class, or
+    of the `chosen` ones of them, in order of their names too.
 
     Classes are numbered in the order of their names (of their numbers, where names are numbers);
     rows are ordered by class name, folder and file name, as torchvision's ImageFolder has them.
     Raises UserError that names what cannot be used.
     """
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder")
-    entries = [entry for entry in sorted(path.iterdir()) if visible(entry)]
-    folders = by_class_name([entry for entry in entries if is_folder(entry)])
-    refuse_splits(path, folders)
-    if not folders:
-        raise UserError(f"{path}: expected one folder of images per class, found none")
+    folders = class_folders(path)
+    if chosen is not None:
+        if lacking := sorted(set(chosen) - set(folders)):
+            raise UserError(f"{path}: no folder of the class '{lacking[0]}'")
+        folders = {name: folders[name] for name in chosen}
     classes = sorted(folders, key=lambda name: (0, int(name), name) if name.isdecimal()
                      else (1, 0, name))     # '2' before '10', which order of text would permute
-    seen, left_out = {}, [entry for entry in entries if is_picture(entry) and entry.is_file()]
+    seen, left_out = {}, [entry for entry in sorted(path.iterdir()) if visible(entry)
+                          and is_picture(entry) and entry.is_file()]
     files: list[Path] = []
     labels: list[int] = []
     for name in sorted(folders):
@@ -81,6 +86,18 @@ def list_classes(path: Path) -> tuple[list[str], list[Path], np.ndarray]:
         note(f"{path}: {len(left_out)} files that are no images by their name, or lie beside the "
              f"class folders, are left out ({', '.join(names[:5])})")
     return classes, files, np.array(labels, np.int64)
+
+
+def class_folders(path: Path) -> dict[str, Path]:
+    """The folders of the classes, by name. Raises UserError if there are none."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder")
+    entries = [entry for entry in sorted(path.iterdir()) if visible(entry)]
+    folders = by_class_name([entry for entry in entries if is_folder(entry)])
+    refuse_splits(path, folders)
+    if not folders:
+        raise UserError(f"{path}: expected one folder of images per class, found none")
+    return folders
 
 
 def is_folder(entry: Path) -> bool:
@@ -151,21 +168,28 @@ def pictures_below(top: Path, root: Path, seen: dict[Path, Path], left_out: list
 
 
 def read_squares(files: list[Path], size: int, what: str) -> np.ndarray:
-    """uint8 (N, size, size, 3): the shorter side resized (bilinear, antialiased), the centre
-    cropped. Raises UserError that names a file that is no image."""
-    from torchvision.transforms import CenterCrop, Compose, Resize
+    """uint8 (N, size, size, 3), by `crop`. Raises UserError that names a file that is no image."""
     from tqdm import tqdm
 
-    transform = Compose([Resize(size), CenterCrop(size)])
     images = np.empty((len(files), size, size, 3), np.uint8)
     for i, file in enumerate(tqdm(files, desc=what, disable=None, leave=False)):
-        with opened(file) as image:
-            short, long = sorted(image.size)
-            if size * size * long > MOST_PIXELS * short:
-                raise UserError(f"{file}: {long} by {short} pixels are too long a strip to be "
-                                f"enlarged to size={size}; remove or crop it")
-            images[i] = np.asarray(transform(to_rgb(image, file)))
+        images[i] = read_square(file, size, "crop")
     return images
+
+
+def read_square(file: Path, size: int, fit: Fit) -> np.ndarray:
+    """One picture as uint8 (size, size, 3). Raises UserError that names a file that is no image."""
+    from torchvision.transforms import CenterCrop, Compose, Resize
+
+    side = round(size * 8 / 7) if fit == "centre" else size
+    transform = Resize((size, size)) if fit == "squash" else Compose(
+        [Resize(side), CenterCrop(size)])
+    with opened(file) as image:
+        short, long = sorted(image.size)
+        if fit != "squash" and side * side * long > MOST_PIXELS * short:
+            raise UserError(f"{file}: {long} by {short} pixels are too long a strip to be "
+                            f"enlarged to size={size}; remove or crop it")
+        return np.asarray(transform(to_rgb(image, file)))
 
 
 @contextlib.contextmanager

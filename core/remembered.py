@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 # data sets that are no paths
-NAMED = ("cifar10", "cifar100", "svhn", "digits", "photos", "photographs")
+NAMED = ("cifar10", "cifar100", "svhn", "pets", "imagenet100", "digits", "photos", "photographs")
 
 
 def place(path: Path) -> str:

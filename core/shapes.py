@@ -14,8 +14,9 @@ class Only(dict):
     """Keys, and no others."""
 
 
-ROOT = Only({"data?": str, "split?": str, "size?": (int, None)})        # as in DataSettings
-NAMED_ROOT = Only({"data": str, "split?": str, "size?": (int, None)})
+WHICH = {"split?": str, "size?": (int, None), "classes?": [str], "class_fraction?": float}
+ROOT = Only({"data?": str, **WHICH})            # as in DataSettings
+NAMED_ROOT = Only({"data": str, **WHICH})
 TRAINED_ON = {"name": str, "fingerprint?": str, "shape": [int, int, int, int],
               "num_classes": (int, None), "root": ROOT, "lineage": [str], "seconds?": float}
 TRAINED_ON["after?"] = (TRAINED_ON, None)       # what it was fine-tuned from
