@@ -1,5 +1,5 @@
-"""Weights that were trained before: of a record with its network, or torchvision's ImageNet weights,
-under the names of models.classifiers. Learners begin with them; UC takes features of them.
+"""Weights that were trained before: a record's network that was kept, or torchvision's ImageNet
+weights, under the names of models.classifiers. Learners begin with them; UC takes their features.
 """
 
 import re
