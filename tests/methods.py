@@ -112,8 +112,8 @@ def purified_by(name: str, clean: Path, out: Path, *arguments) -> Path:
 
 
 def path_keys(room: str, name: str, clean: Path, *, tiny: bool = False) -> list[str]:
-    """For a poison that reads another artefact: a set with its p_hat, which reuse takes."""
-    paths = fact(module_of(room, name), "PATHS")
+    """For a poison that must read another artefact: a set with its p_hat, which reuse takes."""
+    paths = needed_paths(room, name)
     if room != "poisons" or not paths:
         return []
     source = clean.parent / "with-p-hat"
@@ -121,6 +121,12 @@ def path_keys(room: str, name: str, clean: Path, *, tiny: bool = False) -> list[
         main, line = line_of("purifiers", "dvae", "", clean, tiny=tiny)
         succeed(main, *line, "dvae.save_perturbation=true", f"out={source}")
     return [f"{name}.{key}={source}" for key in paths]
+
+
+def needed_paths(room: str, name: str) -> list[str]:
+    """The keys of a method's PATHS that may not be null."""
+    usual = module_of(room, name).Config()
+    return [key for key in fact(module_of(room, name), "PATHS") if getattr(usual, key) is not None]
 
 
 def clean_keys(name: str, clean: Path) -> list[str]:
