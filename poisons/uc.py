@@ -113,6 +113,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     if run.world.leads:
         files.write_array(run.work / "clusters.npy", clusters.numpy())
         files.write_array(run.work / "centres.npy", centres.cpu().numpy())
+    run.note("cluster", sizes=clusters.bincount(minlength=config.clusters).tolist())
     share = seen_as(poisoned, lambda images: nearness(frozen.features(images), centres),
                     (clusters + config.target_offset) % config.clusters, run)
     report_seen("sees the cluster that they were moved to", share, run)
@@ -148,7 +149,6 @@ def cluster(clean: ImageSet, frozen: FrozenSurrogate, config: Config, run: Run
             run.keep("clusters", found)
     found = run.world.from_leader(found)
     sizes = found["clusters"].bincount(minlength=config.clusters).tolist()
-    run.note("cluster", sizes=sizes)
     run.say(f"clusters of {', '.join(map(str, sizes))} images")
     if config.scope == "cluster" and min(sizes) < 2:
         raise UserError("uc.clusters: a cluster of one image trains no generator; lower it, or "

@@ -50,6 +50,7 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "adversarial.norm": (["l2"], {"epsilon": 0.5}),
     "ar.finder": (["released"], {"coefficients": "find"}),
     "ar.norm": (["linf"], {"radius": 0.2}),
+    "uc.width": ([3], {}),
     "cuda.kernel": ([5], {}),
     "blur.shape": (["mean"], {}),
     "blur.kernel": ([5], {"shape": "mean"}),

@@ -298,8 +298,9 @@ def test_a_network_that_was_kept_is_a_surrogate(made, tmp_path):
     record = succeed(evaluate.main, "method=standard", f"data={clean}", "standard.width=2",
                      "standard.epochs=1", "standard.batch_size=16", "keep_network=true",
                      f"test={clean}", f"out={tmp_path / 'record'}")
-    line = ["method=uc", f"data={clean}", f"uc.weights={record}", "uc.surrogate.architecture=resnet18",
-            "uc.surrogate.width=2", "uc.clusters=2", "uc.width=4", "uc.epochs=1"]
+    line = ["method=uc", f"data={clean}", f"uc.weights={record}",
+            "uc.surrogate.architecture=resnet18", "uc.surrogate.width=2", "uc.clusters=2",
+            "uc.width=4", "uc.epochs=1"]
     said = run_command(poison_main, *line)
     assert said.error == (f"{record} has mean None, but this training has [0.485, 0.456, 0.406]: "
                           "set uc.surrogate.mean")

@@ -3,7 +3,8 @@
 NAMES = {
     "em": "EM", "em_classwise": "EM, class-wise", "rem": "REM", "rem_lite": "REM, lite",
     "sem": "SEM", "tap": "TAP", "hypo": "HYPO", "sep": "SEP", "pil": "PIL", "lsp": "LSP",
-    "ar": "AR", "ops": "OPS", "cuda": "CUDA", "reuse": "re-used p_hat",
+    "ar": "AR", "ops": "OPS", "cuda": "CUDA", "uc": "UC", "cp": "CP", "tue": "TUE",
+    "reuse": "re-used p_hat",
     "random_signs": "random signs",
     "gray": "grey scale", "jpeg": "JPEG", "bdr": "BDR", "dvae": "D-VAE", "vae": "VAE",
     "ae": "AE", "ddpm": "DDPM", "avatar": "AVATAR", "jcdp": "JCDP",
