@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from core import files, gathered, remembered, streams
+from core import files, gathered, memory, remembered, streams
 from core.artefact import read_array, read_meta
 from core.errors import UserError
 from core.run import Run
@@ -183,6 +183,7 @@ class ImageSet:
         slice_rows: int | None = None,
     ) -> "ImageSet":
         """Like map_rows, uint8 to uint8, for methods that are defined on grey levels."""
+        memory.require_disk(run.work / file, self.images.nbytes, f"{len(self):,} images")
         target = files.RowFile(run.work / file, self.images.shape, np.uint8)
         with contextlib.closing(target):
             step = slice_rows or rows_at_once(self.image_shape)

@@ -5,17 +5,16 @@ HanxunH/Unlearnable-Examples: U(0, 8) grey levels, so that images become brighte
 ones. `once: false` draws anew at each step, after crop and flip, and keeps fractions.
 
 Deviations: the noise is added to the stored image; EM's code adds it to image and perturbation
-before these are rounded, on CIFAR-100 in the place of the perturbation. The noisy set is kept in
-memory.
+before these are rounded, on CIFAR-100 in the place of the perturbation. The noisy set is a file in
+the run's folder while it trains.
 """
 
 import dataclasses
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from core.imageset import ImageSet, quantize
+from core.imageset import ImageSet
 from core.ranges import LinfRadius
 from core.run import Run
 from core.streams import BLOCK
@@ -48,11 +47,14 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
 
 
 def noisy(train: ImageSet, amount: float, run: Run) -> ImageSet:
-    """The set with its noise: uint8, in memory."""
-    images = np.empty(train.images.shape, np.uint8)
-    for number, start in enumerate(range(0, len(images), BLOCK)):
-        rows = slice(start, start + BLOCK)
-        floats = torch.from_numpy(train.images[rows] / np.float32(255))
-        drawn = torch.rand(floats.shape, generator=run.stream("noise", number))
-        images[rows] = quantize(floats + amount * drawn, "floor")
-    return dataclasses.replace(train, images=images)
+    """The set with its noise, in the run's state folder: it does not outlive the run."""
+
+    def add(images: torch.Tensor, rows: slice) -> torch.Tensor:
+        for start in range(0, len(images), BLOCK):
+            part = images[start : start + BLOCK]
+            generator = run.stream("noise", (rows.start + start) // BLOCK)
+            part.add_(amount * torch.rand(part.shape, generator=generator))
+        return images
+
+    noisy = train.map_rows(add, run, rounding="floor", file="state/noisy.npy")
+    return dataclasses.replace(train, images=noisy.images)

@@ -6,9 +6,10 @@ import torch
 from conftest import CONFIGS, new_run
 from PIL import Image
 
+from core import streams
 from core.command import parse
 from core.errors import ConfigError
-from core.imageset import to_floats
+from core.imageset import quantize, to_floats
 from learners import corrupted, noise
 
 
@@ -66,6 +67,11 @@ def test_noise_is_added_once_and_only_brightens(tmp_path, few, monkeypatch):
     assert (added[0] != added[256])[dark].mean() > 0.8             # a block has its own
     np.testing.assert_array_equal(few.images, before)
     np.testing.assert_array_equal(seen["train"].labels, few.labels)
+    for block, rows in enumerate((slice(0, 256), slice(256, 320))):
+        x = few.images[rows] / np.float32(255)
+        drawn = torch.rand(x.shape, generator=streams.generator(0, "noise", block))
+        np.testing.assert_array_equal(
+            seen["train"].images[rows], quantize(torch.from_numpy(x) + 8 / 255 * drawn, "floor"))
 
 
 def test_noise_at_each_step_is_another(transform_of, few, images):

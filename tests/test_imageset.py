@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -369,3 +370,10 @@ def test_a_large_set_goes_through_the_same_rows_in_smaller_slices(tmp_path, monk
         made = wide.map_rows(lambda images, rows: seen.append(rows) or 1 - images, run)
     assert seen == parts
     np.testing.assert_array_equal(made.images, 255 - wide.images)
+
+
+def test_a_set_that_does_not_fit_on_the_disk_is_said_before_the_work(tmp_path, few, monkeypatch):
+    monkeypatch.setattr("core.memory.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with new_run(tmp_path / "out") as run, \
+            pytest.raises(UserError, match=r"320 images are 0\.2 MB, and its disk has 0"):
+        few.map_rows(lambda images, rows: pytest.fail("it began"), run)

@@ -63,12 +63,15 @@ def export(images: ImageSet, out: Path, arguments: argparse.Namespace) -> None:
             write_png(images, out, work)
         elif arguments.form == "npy":
             files.write_bytes(labels, its_labels)
-            files.write_bytes(out, bytes_of(np.save, np.asarray(images.images)))
+            with whole(out, work) as path:
+                np.save(path, images.images)
         elif arguments.form == "npz":
-            files.write_bytes(out, bytes_of(np.savez, data=np.asarray(images.images),
-                                            targets=np.asarray(images.labels)))
+            with whole(out, work) as path:
+                np.savez(path, data=images.images, targets=np.asarray(images.labels))
         else:
-            files.write_bytes(out, perturbation(images, clean_of(images, arguments.root)))
+            clean = clean_of(images, arguments.root)
+            with whole(out, work) as path:
+                torch.save(perturbation(images, clean, work / "delta.npy"), path)
 
 
 @contextlib.contextmanager
@@ -90,9 +93,19 @@ def work_beside(out: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def bytes_of(save, *arrays: np.ndarray, **named: np.ndarray) -> bytes:
+@contextlib.contextmanager
+def whole(out: Path, work: Path) -> Iterator[Path]:
+    """Where to write a file, which is renamed to OUT afterwards: it may be larger than memory."""
+    path = work / out.name
+    with files.named_errors(path):
+        yield path
+    files.fsync(path)
+    files.rename(path, out)
+
+
+def bytes_of(save, array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    save(buffer, *arrays, **named)
+    save(buffer, array)
     return buffer.getvalue()
 
 
@@ -113,9 +126,11 @@ def write_png(images: ImageSet, out: Path, work: Path) -> None:
     files.rename(work, out)
 
 
-def perturbation(images: ImageSet, clean: ImageSet) -> bytes:
-    """torch.save of (poison - clean) / 255."""
-    delta = np.asarray(images.images).astype(np.float32) - np.asarray(clean.images)
-    buffer = io.BytesIO()
-    torch.save(torch.from_numpy(delta / 255).permute(0, 3, 1, 2).contiguous(), buffer)
-    return buffer.getvalue()
+def perturbation(images: ImageSet, clean: ImageSet, path: Path) -> torch.Tensor:
+    """(poison - clean) / 255, float32 (N, 3, H, W), in a memory map at `path`."""
+    height, width = images.image_shape
+    delta = np.lib.format.open_memmap(path, "w+", np.float32, (len(images), 3, height, width))
+    for rows in images.slices():
+        part = images.images[rows].astype(np.float32) - clean.images[rows]
+        delta[rows] = (part / 255).transpose(0, 3, 1, 2)
+    return torch.from_numpy(delta)
