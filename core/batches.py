@@ -3,8 +3,8 @@ ops, no workers.
 
 The set stays uint8: on the device if it fits there, else in memory or in its memory map. What is
 larger than STREAMED is read by a thread, some batches ahead, while the step before computes. What
-is drawn depends on (seed, epoch) alone, so an epoch can start in its middle; where the set lies
-changes nothing.
+is drawn depends on the seed and on epoch or step alone, so an epoch can start in its middle; where
+the set lies changes nothing.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from core.device import Device
 from core.errors import UserError
 from core.imageset import ImageSet, to_floats
 from core.run import Run
+from core.views import Views, apply, draw
 
 DEVICE_BYTES = 32 << 30     # larger sets, and those above half of what the card has free, stay in
                             # the memory map and are sent batch by batch
@@ -33,10 +34,12 @@ WINDOW = 16                 # blocks whose rows are mixed with each other
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop after zero padding, and horizontal flip: the field's standard for CIFAR."""
+    """Random crop after zero padding, and horizontal flip: the field's standard for CIFAR. Or, in
+    their place, views: its standard for images of 224 pixels."""
 
     crop_padding: int = 0
     flip: bool = False
+    views: Views | None = None
 
 
 def steps_an_epoch(rows: int, batch_size: int, drop_last: bool) -> int:
@@ -107,9 +110,16 @@ class Batches:
             rows = order[part]
             if self.before_crop is not None:
                 images = self.before_crop(images, epoch * self.length + step)
-            images = augment(images, *(draw[rows] for draw in draws),
-                             padding=self.augmentation.crop_padding)
-            yield to_floats(images), self.labels[rows]
+            images = to_floats(augment(images, *(draw[rows] for draw in draws),
+                                       padding=self.augmentation.crop_padding))
+            if self.augmentation.views is not None:
+                images = self._viewed(images, epoch * self.length + step)
+            yield images, self.labels[rows]
+
+    def _viewed(self, images: torch.Tensor, step: int) -> torch.Tensor:
+        generator = self.run.stream(f"{self.name}/views", step)
+        return apply(images, draw(self.augmentation.views, len(images), tuple(images.shape[2:]),
+                                  generator, images.device))
 
     def _order(self, generator: torch.Generator) -> torch.Tensor:
         """The epoch's order of the rows, int64 (N,)."""

@@ -117,6 +117,8 @@ def keys(kind: type, prefix: str = "", example: Any = None) -> Iterator[Key]:
         item = item_of(hint)
         if dataclasses.is_dataclass(item):
             yield from keys(item, f"{name}.N")
+        if is_optional(hint) and dataclasses.is_dataclass(not_none(hint)):
+            yield from keys(not_none(hint), name)
 
 
 def default_of(field: dataclasses.Field) -> Any:
@@ -150,7 +152,9 @@ def limits(hint: Any) -> str:
     """The range or the choices of a type, in words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if is_optional(hint):
-        return f"{limits(not_none(hint)) or 'a text'}, or null"
+        inner = not_none(hint)
+        words = "a section" if dataclasses.is_dataclass(inner) else limits(inner) or "a text"
+        return f"{words}, or null"
     if origin is Annotated:
         kind, limit = arguments
         if typing.get_origin(kind) is tuple:

@@ -34,6 +34,7 @@ from core.ranges import (
     Share,
 )
 from core.run import Run
+from core.views import Views
 
 TEST_BATCH = 500                        # images of at most 32x32 a pass; of larger ones as many
 FEWEST = {"cpu": 8, "cuda": 128}        # pixels, but so many images
@@ -88,6 +89,9 @@ class Protocol(Keys):
     warmup_epochs: CountOrZero = added(0)
     # rows that are read and shuffled as one block, for sets on slow disks; 0: each row by itself
     shuffle_block: CountOrZero = added(0)
+    # in the place of crop_padding and flip: random resized crops, colour jitter and more, for
+    # images of 224 pixels; null: none
+    views: Views | None = added(None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,6 +107,17 @@ class Protocol(Keys):
             raise ConfigError("mean", "mean and std take three numbers, one a channel")
         if self.shuffle_block and not self.shuffle:
             raise ConfigError("shuffle_block", "goes with shuffle: leave one of them out")
+        if self.views is not None and (self.crop_padding or self.flip):
+            raise ConfigError("views", "takes the place of crop and flip: write crop_padding: 0 "
+                                       "and flip: false beside it")
+        if self.views is not None and self.views.size is not None:
+            raise ConfigError("views.size", "a classifier trains on images as large as those that "
+                                            "it is tested on; leave it out")
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What a classifier sees of its training images."""
+        return Augmentation(self.crop_padding, self.flip, self.views)
 
 
 @dataclass(frozen=True)
@@ -167,9 +182,9 @@ def train_classifier(
     after_epoch: Callable[[int, nn.Module], bool | None] | None = None,
 ) -> tuple[nn.Module, Result]:
     """Train `model` (logits from images in [0, 1]) on `train`; resumable under `name`. Batches pass
-    through `before_crop`, crop and flip, `transform`, and then into `loss`. `after_epoch` gets the
-    number of each (from 0) and the network, before that epoch is scored and saved; if it returns
-    True, that epoch is the last.
+    through `before_crop`, crop and flip (or views), `transform`, and then into `loss`.
+    `after_epoch` gets the number of each (from 0) and the network, before that epoch is scored and
+    saved; if it returns True, that epoch is the last.
 
     Returns the trained model, on the run's device, and the clean test accuracies (NaN without a
     test set). Raises UserError if the loss stops being finite.
@@ -183,8 +198,7 @@ def train_classifier(
     batches = Batches(
         train, protocol.batch_size, run, name, shuffle=protocol.shuffle,
         shuffle_block=protocol.shuffle_block, drop_last=protocol.drop_last,
-        last_step=protocol.steps, before_crop=before_crop,
-        augmentation=Augmentation(protocol.crop_padding, protocol.flip))
+        last_step=protocol.steps, before_crop=before_crop, augmentation=protocol.augmentation)
     epochs = protocol.epochs if protocol.steps is None else -(-protocol.steps // len(batches))
     total_steps = protocol.steps or epochs * len(batches)
 

@@ -14,6 +14,7 @@ in one order for the batch, drawn with it, as in the fork of kornia that CP uses
 the order for each image. Noise of one seed differs between kinds of device.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
@@ -39,6 +40,8 @@ TRIES = 10                              # of RandomResizedCrop, for a box that f
 GREY = (0.2989, 0.587, 0.114)           # of R, G, B in a grey level (torchvision, on tensors)
 SOLARIZED = 0.5                         # from here on; Pillow: from level 128 on
 PLAIN = 0.01                            # a sigma whose Gaussian is 1 at its middle, else 0
+TINY = 1e-12                            # in the place of a spread of 0: nothing is divided by 0
+CACHED = 64 * 3 * 32**2                 # values at once on a CPU: what its cache holds; speed alone
 COLUMNS = 2 * TRIES + 2 + 12            # uniform numbers an image; a key adds none: see `draw`
 Shares = Annotated[tuple[Share, ...], Range(at_least=2, at_most=2)]
 Pair = Annotated[tuple[Positive, ...], Range(at_least=2, at_most=2)]
@@ -214,6 +217,17 @@ def jitter_factors(drawn: torch.Tensor, strengths: tuple[float, ...], jittered: 
 def apply(images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
     """The views (B, 3, *drawn.size) of images (B, 3, H, W), channels-last. Differentiable in the
     images; in their precision, also where autocast is on."""
+    count = len(images)
+    if images.device.type == "cpu":
+        count = max(1, CACHED // max(images[0].numel(), 3 * math.prod(drawn.size)))
+    parts = [slice(start, start + count) for start in range(0, len(images), count)]
+    if len(parts) == 1:
+        return viewed(images, drawn)
+    return torch.cat([viewed(images[rows], drawn.part(rows)) for rows in parts])
+
+
+def viewed(images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
+    """`apply` to all images at once."""
     with torch.autocast(images.device.type, enabled=False):
         if drawn.boxes is not None:
             images = resized_crop(images, drawn.boxes, drawn.size, drawn.mirrored, drawn.beyond)
@@ -224,7 +238,7 @@ def apply(images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
         for which in drawn.order:
             images = JITTER[which](images, drawn.factors[:, which].to(images.dtype))
         if drawn.grey is not None:
-            images = torch.where(each(drawn.grey), luma(images), images)
+            images = saturation(images, 1 - drawn.grey.to(images.dtype))
         if drawn.sigma is not None:
             images = blur(images, drawn.sigma, drawn.kernel)
         if drawn.solarized is not None:
@@ -274,19 +288,19 @@ def resize_matrix(start: torch.Tensor, length: torch.Tensor, source: int, target
     shares = away.div_(-scale.clamp(min=1)).add_(1).clamp_(min=0)
     if not beyond:
         end = start + length[:, None, None]
-        shares *= (pixels >= start) & (pixels < end)
+        shares *= ((pixels >= start) & (pixels < end)).to(shares.dtype)
     return shares.div_(shares.sum(2, keepdim=True))
 
 
 def luma(images: torch.Tensor) -> torch.Tensor:
     """Grey levels (B, 1, H, W)."""
     red, green, blue = images.split(1, 1)
-    return GREY[0] * red + GREY[1] * green + GREY[2] * blue
+    return (GREY[0] * red).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
 
 
 def brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Away from black (factor (B,) above 1) or towards it."""
-    return (images * each(factor)).clamp(0, 1)
+    return (images * each(factor)).clamp_(0, 1)
 
 
 def contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -301,23 +315,28 @@ def saturation(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 def mixed(start: torch.Tensor, images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """start + factor (B,) * (images - start), clipped; the images themselves where factor is 1."""
-    return torch.lerp(start, images, each(factor)).clamp(0, 1)
+    factor = each(factor)
+    return (images * factor).add_((1 - factor) * start).clamp_(0, 1)
 
 
 def turn_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Hue turned by `turns` (B,), in HSV; grey pixels stay. Its gradient is finite everywhere.
+    """Hue turned by `turns` (B,), in HSV; grey pixels stay. The gradient is finite everywhere; of
+    the difference of green and blue, it is 0 where they are equal.
 
-    HSV's way back, V - V S clip(...), needs no saturation: V S is the largest channel less the
-    smallest."""
+    HSV's formulas without a choice between channels, which is slow on a CPU: with M and m the
+    largest and smallest channel, hue in sixths of a turn is 1 + (G + B - R - m) / (M - m), with the
+    sign of G - B; and back, a channel is M - (M - m) clip(2 - t, 0, 1), where t is how far its own
+    opposite (3, 5, 1) is from being opposite, ||hue - n| - 3| of a hue in [0, 6)."""
     red, green, blue = images.unbind(1)
     top = torch.maximum(torch.maximum(red, green), blue)
-    spread = top - torch.minimum(torch.minimum(red, green), blue)
-    unit = torch.where(spread > 0, spread, 1)               # before dividing: for the gradient
-    sixths = torch.where(top == red, (green - blue) / unit, torch.where(
-        top == green, 2 + (blue - red) / unit, 4 + (red - green) / unit))
-    sixths = sixths + 6 * turns[:, None, None]
-    return torch.stack([top - spread * (2 - ((sixths + offset) % 6 - 2).abs()).clamp(0, 1)
-                        for offset in (5, 3, 1)], 1)
+    bottom = torch.minimum(torch.minimum(red, green), blue)
+    spread = top - bottom
+    hue = (green + blue - red - bottom).div_(spread.clamp(min=TINY)).add_(1)
+    hue = hue * (green - blue).sign_().add_(0.5).sign_() + 6 * turns[:, None, None]
+    hue = hue.sub((hue / 6).floor_(), alpha=6)
+    start = top.sub(spread, alpha=2)
+    return torch.stack([torch.addcmul(start, spread, (hue - offset).abs_().sub_(3).abs_().clamp_(
+        1, 2)) for offset in (0, 2, 4)], 1)
 
 
 JITTER = (brightness, contrast, saturation, turn_hue)       # in torchvision's order
@@ -333,16 +352,21 @@ def blur(images: torch.Tensor, sigma: torch.Tensor, kernel: int) -> torch.Tensor
 
 
 def blur_matrix(sigma: torch.Tensor, kernel: int, side: int) -> torch.Tensor:
-    """(B, side, side): the share of each pixel (column) in each blurred one (row). A pixel counts
-    again for each of its mirror images beyond the border, which is not repeated."""
-    scale = (-1 / (2 * sigma.clamp(min=PLAIN).square()))[:, None, None]
-    pixel = torch.arange(side, device=sigma.device, dtype=sigma.dtype)
-    row, last = pixel[:, None], side - 1
+    """(B, side, side): the share of each pixel (column) in each blurred one (row)."""
+    away = torch.arange(kernel // 2 + 1, device=sigma.device, dtype=sigma.dtype)
+    weights = torch.exp(-away.square() / (2 * sigma.clamp(min=PLAIN).square()[:, None]))
+    weights = weights / (2 * weights.sum(1, keepdim=True) - 1)      # the middle counts once
+    reach = reached(kernel // 2, side, sigma.device).to(sigma.dtype)
+    return (weights @ reach).view(-1, side, side)
 
-    def weights(away: torch.Tensor) -> torch.Tensor:
-        return torch.exp(scale * away.square()) * (away.abs() <= kernel // 2)
 
-    shares = weights(pixel - row)
-    shares += weights(-pixel - row) * (pixel > 0)
-    shares += weights(2 * last - pixel - row) * (pixel < last)
-    return shares.div_(shares.sum(2, keepdim=True))
+@functools.lru_cache(maxsize=8)
+def reached(half: int, side: int, device: torch.device) -> torch.Tensor:
+    """(half + 1, side * side): how often each pixel (column of the matrix) lies so many pixels away
+    from each (row), itself or one of its mirror images beyond the border, which is not repeated."""
+    pixel = torch.arange(side, device=device)
+    last = side - 1
+    seen = [(pixel, pixel >= 0), (-pixel, pixel > 0), (2 * last - pixel, pixel < last)]
+    away = torch.arange(half + 1, device=device)[:, None, None]
+    return sum((((at - pixel[:, None]).abs() == away) & there).float() for at, there in seen
+               ).flatten(1)

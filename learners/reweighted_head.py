@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core.batches import Augmentation, Batches
+from core.batches import Batches
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.ranges import Positive
@@ -63,7 +63,7 @@ def refit_as_released(model: nn.Module, head: nn.Linear, config: Config, run: Ru
     """L-BFGS of the head on one batch after another; each pass also moves the running statistics of
     batch norm towards clean images."""
     batches = Batches(run.clean, min(BATCH, len(run.clean)), run, "refit", drop_last=False,
-                      augmentation=Augmentation(config.crop_padding, config.flip))
+                      augmentation=config.augmentation)
     optimizer = torch.optim.LBFGS(head.parameters(), lr=RATE)
     model.train().requires_grad_(False)
     head.requires_grad_(True)

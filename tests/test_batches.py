@@ -13,6 +13,7 @@ from core import batches as batches_of
 from core.batches import Augmentation, Batches, ahead, augment, order_of_blocks
 from core.errors import UserError
 from core.imageset import from_arrays
+from core.views import Views, apply, draw
 
 
 @pytest.fixture
@@ -293,3 +294,18 @@ def test_what_comes_before_the_crop_gets_stored_pixels_and_steps_that_count_on(r
     levels, stored = (torch.round(255 * floats) for floats in (images, stored))
     assert (levels == 0).any()
     assert torch.equal(levels, torch.where(levels == 0, 0, stored + 100))   # the rim stays black
+
+
+def test_views_take_the_place_of_crop_and_flip(run, images, labels):
+    """Of each step a draw of its own, also where an epoch starts in its middle."""
+    data = from_arrays(images, labels, name="x", classes=["c"] * 10, root={}, test=None)
+    views = Views(scale=(0.08, 1.0))
+    plain, viewed = (Batches(data, 25, run, "test", augmentation=augmentation)
+                     for augmentation in (Augmentation(), Augmentation(views=views)))
+    for start in (0, 2):
+        for step, ((before, label), (after, same)) in enumerate(
+                zip(plain.epoch(1, start), viewed.epoch(1, start), strict=True), start):
+            generator = run.stream("test/views", len(plain) + step)
+            drawn = draw(views, 25, images.shape[1:3], generator)
+            assert torch.equal(after, apply(before, drawn))
+            assert torch.equal(label, same)

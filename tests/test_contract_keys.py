@@ -47,6 +47,7 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "decay_every": ([1], {}),
     "warmup_epochs": ([3], {}),
     "shuffle_block": ([2], {}),
+    "views": ([{"grey": 1}], {"crop_padding": 0, "flip": False}),
     "adversarial.norm": (["l2"], {"epsilon": 0.5}),
     "ar.finder": (["released"], {"coefficients": "find"}),
     "ar.norm": (["linf"], {"radius": 0.2}),

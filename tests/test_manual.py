@@ -40,13 +40,14 @@ class Parent(Keys):
 class Child(Parent):
     rounds: Count = 4
     bare: Positive | None = added(0.5)      # of the child
+    section: Parent | None = None           # of keys
 
 
 def test_the_comment_of_a_field_is_what_stands_above_beside_and_below_it():
     assert manual.comments(Parent) == {
         "epsilon": "L-inf budget", "rounds": "a cap, in rounds", "mode": "above it in two lines"}
     assert manual.comments(Child) == {
-        **manual.comments(Parent), "bare": "of the child"}
+        **manual.comments(Parent), "bare": "of the child", "section": "of keys"}
 
 
 def test_keys_have_default_and_range_in_words():
@@ -54,7 +55,12 @@ def test_keys_have_default_and_range_in_words():
     assert found == {
         "child.epsilon": ("8/255", "above 0.5/255 and at most 1"),
         "child.rounds": ("4", "whole, at least 1"), "child.mode": ("on", "on, off"),
-        "child.bare": ("0.5", "above 0, or null")}
+        "child.bare": ("0.5", "above 0, or null"),
+        "child.section": ("null", "a section, or null"),
+        "child.section.epsilon": ("8/255", "above 0.5/255 and at most 1"),
+        "child.section.rounds": ("3", "whole, at least 1"),
+        "child.section.mode": ("on", "on, off"),
+        "child.section.bare": ("null", "above 0, or null")}
 
 
 @pytest.mark.parametrize(("room", "name"), METHODS)

@@ -18,6 +18,7 @@ from core.command import parse
 from core.errors import ConfigError, UserError
 from core.imageset import from_arrays
 from core.training import Normalised, Protocol, accuracy, learning_rate, train_classifier
+from core.views import Views
 from learners import smoothing, standard
 
 PER_EPOCH = 7
@@ -277,6 +278,8 @@ def test_a_protocol_with_mean_and_std_trains_on_normalised_images(tmp_path, few)
     {"std": (1, 1, 1)},
     {"warmup_epochs": -1}, {"warmup_epochs": 1, "schedule": "onecycle"},
     {"mean": (0.5,), "std": (0.5,)}, {"mean": (0.5,) * 3, "std": (0.5,) * 2},
+    {"views": Views()}, {"views": Views(), "flip": False},
+    {"views": Views(size=16), "crop_padding": 0, "flip": False},
 ])
 def test_impossible_protocols_are_refused(keys):
     with pytest.raises(ConfigError):
@@ -346,6 +349,7 @@ def hardest_of_three(run):
 
 
 KINDS = {"mixup": lambda run: {"transform": mixup(run)},
+         "views": lambda run: {"protocol": dataclasses.replace(PROTOCOL, views=Views())},
          "hardest of three": lambda run: {"loss": hardest_of_three(run)},
          "both": lambda run: {"transform": lambda images, labels, step: (images.flip(3), labels),
                               "loss": adversarial(run)}}
@@ -357,6 +361,7 @@ def trained_with(kind: str, out, few, stop: int | None = None):
     with new_run(out) as run:
         keys, last = KINDS[kind](run), -1
         loss = keys.pop("loss", training.cross_entropy)
+        protocol = keys.pop("protocol", PROTOCOL)
 
         def watched(model, images, labels, step):
             nonlocal last
@@ -368,7 +373,7 @@ def trained_with(kind: str, out, few, stop: int | None = None):
             return loss(model, images, labels, step)
 
         try:
-            train_classifier(model, few, few, PROTOCOL, run, loss=watched, **keys)
+            train_classifier(model, few, few, protocol, run, loss=watched, **keys)
         except Died:
             return None
         assert last == 7                    # counted over both epochs, of four batches each
@@ -380,7 +385,7 @@ class Died(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", ["mixup", "hardest of three", "both"])
+@pytest.mark.parametrize("kind", ["mixup", "views", "hardest of three", "both"])
 def test_a_killed_run_with_a_loss_or_a_transform_goes_on_with_the_same_bytes(
         tmp_path, monkeypatch, few, kind):
     monkeypatch.setattr(core.run, "SAVE_SECONDS", 0.0)
@@ -505,11 +510,24 @@ def test_adam_is_torchs(tmp_path, few):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_the_optimiser_is_a_key_that_changes_no_fingerprint():
-    assert "optimizer" not in config.plain(Protocol(), identity=True)
+def test_keys_that_came_later_change_no_fingerprint():
+    assert not {"optimizer", "views"} & config.plain(Protocol(), identity=True).keys()
     assert config.plain(Protocol(optimizer="adam"), identity=True)["optimizer"] == "adam"
     with pytest.raises(ConfigError, match="adam has no such form"):
         Protocol(optimizer="adam", nesterov=True)
+
+
+def test_views_are_keys_of_a_section(tmp_path):
+    """Typed one by one, or in a YAML; a wrong one is named in full."""
+    yaml, typed = str(CONFIGS / "learners/em60.yaml"), ["standard.crop_padding=0",
+                                                       "standard.flip=false"]
+    found = parse([yaml, *typed, "standard.views.scale=[0.5, 1]", "standard.views.grey=0"], "",
+                  "evaluate").config
+    assert found.views == Views(scale=(0.5, 1), grey=0)
+    with pytest.raises(UserError, match=r"standard\.views\.hue: 2 is out of range"):
+        parse([yaml, *typed, "standard.views.hue=2"], "", "evaluate")
+    with pytest.raises(UserError, match=r"standard\.views: takes the place of crop and flip"):
+        parse([yaml, "standard.views.hue=0"], "", "evaluate")
 
 
 def test_bridgepures_vit_is_a_preset():
@@ -521,6 +539,7 @@ def test_bridgepures_vit_is_a_preset():
 # --- the published protocols -------------------------------------------------------------------
 
 CLIP_5 = {"clip_norm": 5}
+AT_224 = {"crop_padding": 0, "flip": False}         # what views take the place of
 PROTOCOLS = {
     "em60": {"epochs": 60, "drop_last": True, "schedule": "cosine", **CLIP_5},
     "avatar120": {"epochs": 120, "drop_last": False, "schedule": "multistep",
@@ -538,6 +557,13 @@ PROTOCOLS = {
               "clip_norm": None, "test_every": 5},
     "aue200": {"epochs": 200, "drop_last": False, "learning_rate": 0.5, "warmup_epochs": 10,
                "schedule": "cosine", "weight_decay": 1e-4, "clip_norm": None, "test_every": 25},
+    "dvae224": {**AT_224, "epochs": 100, "schedule": "cosine", **CLIP_5,
+                "views": Views(scale=(0.08, 1), jitter=0, grey=0)},
+    "uc90": {**AT_224, "epochs": 90, "steps": 90 * 8, "batch_size": 512, "drop_last": False,
+             "schedule": "cosine", "clip_norm": None, "mean": (0.5, 0.5, 0.5),
+             "std": (0.5, 0.5, 0.5), "views": Views(scale=None, resize=256, jitter=0, grey=0)},
+    "apb224": {**AT_224, "epochs": 200, "batch_size": 256, "schedule": "cosine", "clip_norm": None,
+               "views": Views(scale=None, jitter=1, hue=0.2, grey=0)},
 }
 
 
