@@ -43,8 +43,6 @@ PLAIN = 0.01                            # a sigma whose Gaussian is 1 at its mid
 TINY = 1e-12                            # in the place of a spread of 0: nothing is divided by 0
 CACHED = 64 * 3 * 32**2                 # values at once on a CPU: what its cache holds; speed alone
 COLUMNS = 2 * TRIES + 2 + 12            # uniform numbers an image; a key adds none: see `draw`
-Shares = Annotated[tuple[Share, ...], Range(at_least=2, at_most=2)]
-Pair = Annotated[tuple[Positive, ...], Range(at_least=2, at_most=2)]
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,8 @@ class Views(Keys):
 
     size: Count | None = None           # pixels a side of a view; null: as the images are
     # least and largest share of the area in a random resized crop; null: no such crop; CP: 0.2, 1
-    scale: Shares | None = (0.2, 1.0)
-    ratio: Pair = (3 / 4, 4 / 3)        # least and largest width / height of that crop
+    scale: tuple[Share, ...] | None = (0.2, 1.0)
+    ratio: tuple[Positive, ...] = (3 / 4, 4 / 3)    # least and largest width / height of that crop
     # null, or the shorter side that images are resized to before a plain random crop of `size`; in
     # the place of `scale`, which is null then
     resize: Count | None = None
@@ -67,7 +65,8 @@ class Views(Keys):
     hue: Annotated[float, Range(at_least=0, at_most=0.5)] = 0.1     # turned by at most this, turns
     grey: Weight = 0.2                  # probability of taking colour away
     blur: Weight = 0.0                  # probability of a Gaussian blur; CP: none
-    blur_sigma: Pair = (0.1, 2.0)       # its least and largest width in pixels; MoCo v2, SimCLR
+    # its least and largest width in pixels; MoCo v2, SimCLR
+    blur_sigma: tuple[Positive, ...] = (0.1, 2.0)
     # pixels a side of the blur; null: a tenth of the view's side (3 at 32, 23 at 224); SimCLR
     blur_kernel: Annotated[int, Range(at_least=3, in_steps_of=2)] | None = None
     solarize: Weight = 0.0              # probability of inverting what is bright; CP: none
@@ -78,7 +77,11 @@ class Views(Keys):
         super().__post_init__()
         for key in ("scale", "ratio", "blur_sigma"):
             pair = getattr(self, key)
-            if pair is not None and pair[0] > pair[1]:
+            if pair is None:
+                continue
+            if len(pair) != 2:
+                raise ConfigError(key, "takes two numbers, the least and the largest")
+            if pair[0] > pair[1]:
                 raise ConfigError(key, f"the least comes first: write [{pair[1]:g}, {pair[0]:g}]")
         if self.resize is not None and self.scale is not None:
             raise ConfigError("resize", "goes with scale: null, as it takes the place of that crop")

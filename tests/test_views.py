@@ -275,7 +275,7 @@ def test_gradients_are_those_of_finite_differences():
 
 @pytest.mark.parametrize(("text", "message"), [
     ("scale: [1, 0.2]", "views:1: scale: the least comes first: write .0.2, 1"),
-    ("scale: [0.5]", "scale: a list of 1 is out of range"),
+    ("scale: [0.5]", "scale: takes two numbers, the least and the largest"),
     ("scale: [0, 1]", "scale.0: 0 is out of range"),
     ("hue: 0.6", "hue: 0.6 is out of range"),
     ("resize: 256", "resize: goes with scale: null"),
