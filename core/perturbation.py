@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.errors import UserError
-from core.imageset import ImageSet
+from core.imageset import ImageSet, rows_at_once
 
 PROBE_SIDE = 32
 PROBE_ROWS = 3000       # enough for a linear probe in 3,072 dimensions; seconds on a CPU
@@ -129,7 +129,10 @@ def halves(original: ImageSet, perturbed: ImageSet, rng: np.random.Generator):
     and (n,). The features are pixels, of large images the means of blocks. None if there are too
     few to tell."""
     chosen = np.sort(rng.permutation(len(original))[:PROBE_ROWS])
-    delta = blocks(difference(original, perturbed, chosen)).reshape(len(chosen), -1)
+    step = rows_at_once(original.image_shape)
+    delta = np.concatenate([
+        blocks(difference(original, perturbed, chosen[start : start + step]))
+        for start in range(0, len(chosen), step)]).reshape(len(chosen), -1)
     scale, labels = np.abs(delta).max(), original.labels[chosen]
     order = rng.permutation(len(chosen))
     train, held_out = np.array_split(order, 2)

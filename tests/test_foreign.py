@@ -753,7 +753,7 @@ def test_the_spectrum_of_a_wave():
     """A cosine of 4 periods in 16 pixels has all its power at a quarter cycle a pixel."""
     wave = np.cos(2 * np.pi * 4 * np.arange(16) / 16)
     images = np.broadcast_to(wave[None, None, :, None], (3, 16, 16, 3))
-    radius, power = inspect_poison.radial(images)
+    radius, power = inspect_poison.radial([images])
     assert radius[power.argmax()] == 0.25
     assert power.max() == pytest.approx(1)
 

@@ -6,9 +6,10 @@ import math
 import numpy as np
 import pytest
 
+from core import perturbation
 from core.errors import UserError
 from core.imageset import SLICE_ROWS, from_arrays
-from core.perturbation import check_bound, difference, linear_probe, measure
+from core.perturbation import check_bound, difference, linear_probe, measure, nearest_mean
 
 
 def as_set(images, labels=None):
@@ -161,3 +162,19 @@ def test_the_probe_of_large_images_is_of_their_blocks():
     flat = (clean + 8 * signs * np.ones_like(checks)).astype(np.uint8)
     assert linear_probe(as_set(clean, labels), as_set(fine, labels), rng) is None
     assert linear_probe(as_set(clean, labels), as_set(flat, labels), rng) == 1.0
+
+
+def test_the_probes_take_large_images_in_parts(few, monkeypatch):
+    """The same numbers, and never all of the probe's rows at once."""
+    rng = np.random.default_rng(0)
+    signs = rng.integers(-8, 9, (10, *few.images.shape[1:]))[few.labels]
+    poison = dataclasses.replace(few, images=(few.images.astype(int) + signs).clip(0, 255).astype(
+        np.uint8))
+    whole = [probe(few, poison, np.random.default_rng(1)) for probe in (linear_probe, nearest_mean)]
+    monkeypatch.setattr("core.imageset.SLICE_ROWS", 50)
+    asked, compare = [], perturbation.difference
+    monkeypatch.setattr(perturbation, "difference", lambda one, other, rows: (
+        asked.append(len(rows)), compare(one, other, rows))[1])
+    assert whole == [probe(few, poison, np.random.default_rng(1))
+                     for probe in (linear_probe, nearest_mean)]
+    assert max(asked) == 50

@@ -16,6 +16,7 @@ of the probes then have no clean scores beside them.
 
 import argparse
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,22 +126,25 @@ class Spectra:
     @classmethod
     def of(cls, clean: ImageSet, poison: ImageSet) -> "Spectra":
         rows = np.sort(streams.rng(0, "spectrum").permutation(len(clean))[:SPECTRUM_ROWS])
-        images = clean.images[rows].astype(np.float32)
-        images -= images.mean((1, 2), keepdims=True)
-        delta = difference(clean, poison, rows).astype(np.float32)
-        return cls(*radial(delta), radial(images)[1])
+        parts = [rows[start : start + 256] for start in range(0, len(rows), 256)]
+
+        def centred(part: np.ndarray) -> np.ndarray:
+            images = clean.images[part].astype(np.float32)
+            return images - images.mean((1, 2), keepdims=True)
+
+        delta = (difference(clean, poison, part).astype(np.float32) for part in parts)
+        return cls(*radial(delta), radial(map(centred, parts))[1])
 
     def share(self, low: float, high: float) -> float:
         return float(self.perturbation[(self.radius >= low) & (self.radius < high)].sum())
 
 
-def radial(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Radii and the share of power of (n, H, W, 3) in rings one frequency step wide."""
-    _, height, width, _ = images.shape
-    power = np.zeros((height, width))
-    for start in range(0, len(images), 256):
-        part = np.fft.fft2(images[start : start + 256], axes=(1, 2))
-        power += (np.abs(part) ** 2).sum((0, 3))
+def radial(parts: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Radii and the share of power of images, in parts (n, H, W, 3), in rings one frequency step
+    wide."""
+    power = sum(((np.abs(np.fft.fft2(part, axes=(1, 2))) ** 2).sum((0, 3)) for part in parts),
+                np.float64(0))
+    height, width = power.shape
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
     step = 1 / min(height, width)
     rings = np.round(frequency / step).astype(int)
@@ -260,7 +264,9 @@ def show_histogram(axis, clean: ImageSet, poison: ImageSet) -> None:
     """How often each value of the perturbation occurs in images that have one, a channel a line."""
     changed = np.flatnonzero([(clean.images[row] != poison.images[row]).any()
                               for row in range(len(clean))])
-    delta = difference(clean, poison, changed[:SPECTRUM_ROWS])
+    height, width = clean.image_shape           # of large images fewer have as many values
+    rows = min(SPECTRUM_ROWS, max(200, SPECTRUM_ROWS * 64 * 64 // (height * width)))
+    delta = difference(clean, poison, changed[:rows])
     reach = int(np.quantile(np.abs(delta[delta != 0]), 0.9995)) + 1
     step = -(-reach // 40)
     edges = np.arange(-(reach // step) * step, reach + step + 1, step) - step / 2
