@@ -16,7 +16,7 @@ from core.device import kind_of
 from core.distributed import note
 from core.errors import UserError
 from core.imageset import ImageSet
-from core.methods import fact, find_method
+from core.methods import fact, find_method, takes_any_size
 from core.perturbation import measure
 from core.run import Run
 
@@ -136,5 +136,6 @@ def fitting(request: Request, poisoned: ImageSet) -> Checkpoint | None:
     if not given:
         raise untrained(request)
     checkpoint = Checkpoint.load(given)
-    checkpoint.check_fits(poisoned, trainer, classes=request.needs_labels)
+    checkpoint.check_fits(poisoned, trainer, classes=request.needs_labels,
+                          any_size=takes_any_size(request.module, request.config))
     return checkpoint

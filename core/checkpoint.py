@@ -54,16 +54,18 @@ class Checkpoint:
             raise UserError(f"{path} does not fit this model: {reason}") from None
         return model
 
-    def check_fits(self, images: ImageSet, method: str, *, classes: bool = True) -> None:
+    def check_fits(self, images: ImageSet, method: str, *, classes: bool = True,
+                   any_size: bool = False) -> None:
         """Raise UserError unless this checkpoint is of `method` and of such images; without
-        `classes` their number does not matter."""
+        `classes` their number does not matter, with `any_size` their size does not."""
         if self.meta["method"] != method:
             raise UserError(f"{self.path} is a checkpoint of '{self.meta['method']}', not of "
                             f"'{method}'")
         trained = self.meta["trained_on"]
         height, width = images.image_shape
         found, expected = [height, width], trained["shape"][1:3]
-        if found != expected or (classes and images.num_classes != trained["num_classes"]):
+        other_classes = classes and images.num_classes != trained["num_classes"]
+        if (found != expected and not any_size) or other_classes:
             of = (f" of {trained['num_classes']} classes", f" of {images.num_classes}")
             raise UserError(
                 f"{self.path} was trained on {expected[0]}x{expected[1]} images"

@@ -2,8 +2,9 @@
 
 What commands need to know of a method, beside Config, its functions and SMOKE, it says in
 upper-case constants; FACTS are those that it may leave out. A trained purifier may also have
-`check(config, checkpoint, shape)`, which raises UserError for what it cannot apply. One that is
-made of others has `parts(request)`, their requests by the dotted key that names each.
+`check(config, checkpoint, shape)`, which raises UserError for what it cannot apply, and
+`any_size(config)`: whether its checkpoint may be of images of another size. One that is made of
+others has `parts(request)`, their requests by the dotted key that names each.
 """
 
 import importlib
@@ -30,6 +31,11 @@ FACTS = {
 def fact(module: ModuleType, name: str) -> Any:
     """One of FACTS, as the module says it or by default."""
     return getattr(module, name, FACTS[name])
+
+
+def takes_any_size(module: ModuleType, config: Any) -> bool:
+    """Whether a purifier applies a checkpoint of images of another size."""
+    return hasattr(module, "any_size") and module.any_size(config)
 
 
 def trained_as(module: ModuleType) -> str | None:

@@ -19,8 +19,9 @@ from core.imageset import ImageSet
 from core.run import Run
 from purifiers import walk
 from purifiers.prior import TrainConfig, train
+from purifiers.walk import any_size
 
-__all__ = ["Config", "TrainConfig", "check", "purify", "train"]
+__all__ = ["Config", "TrainConfig", "any_size", "check", "purify", "train"]
 
 VERSION = 1
 TRAINED_BY = "train_ddpm"
@@ -47,4 +48,4 @@ def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
 
 def check(config: Config, checkpoint: Checkpoint, shape: tuple[int, int]) -> None:
     """Raise UserError for what `purify` would refuse, before a table trains its prior."""
-    walk.check(config, checkpoint, "ddpm")
+    walk.check(config, checkpoint, "ddpm", shape)

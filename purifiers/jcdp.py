@@ -25,6 +25,9 @@ from core.ranges import Count, CountOrZero, PositiveOrZero
 from core.run import Run
 from purifiers import diffusion, walk
 from purifiers.diffusion import Distance, Jump, Schedule
+from purifiers.walk import any_size
+
+__all__ = ["Config", "any_size", "check", "purify"]
 
 VERSION = 1
 CHECKPOINT = "ddpm"             # whose checkpoints it applies
@@ -73,9 +76,10 @@ class Config(walk.Passes):
 
 def check(config: Config, checkpoint: Checkpoint, shape: tuple[int, int]) -> None:
     """Raise UserError for what `purify` would refuse, before a table trains its prior."""
-    walk.check(config, checkpoint, "jcdp")
+    walk.check(config, checkpoint, "jcdp", shape)
     if config.perceives:
-        check_lpips(config.lpips_net, config.lpips_weights, config.lpips_resize, shape)
+        check_lpips(config.lpips_net, config.lpips_weights, config.lpips_resize,
+                    walk.sees(config, checkpoint, shape))
 
 
 def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
@@ -84,17 +88,18 @@ def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
     prior = walk.load_prior(poisoned, config, run)
     guide = None
     if config.guides:
-        check_strength(config.jumps(prior.schedule), poisoned, config, run)
-        guide = make_guide(prior.schedule, config, perceptual_distance(poisoned, config, run))
+        shape = walk.sees(config, run.checkpoint, poisoned.image_shape)
+        check_strength(config.jumps(prior.schedule), shape, config, run)
+        guide = make_guide(prior.schedule, config, perceptual_distance(shape, config, run))
     return walk.walk(poisoned, prior, config, run, guide)
 
 
-def perceptual_distance(images: ImageSet, config: Config, run: Run) -> Distance | None:
-    """LPIPS for such images, if a step asks it."""
+def perceptual_distance(shape: tuple[int, int], config: Config, run: Run) -> Distance | None:
+    """LPIPS for images of this (height, width), if a step asks it."""
     if not config.perceives:
         return None
-    return build_lpips(config.lpips_net, config.lpips_weights, config.lpips_resize,
-                       images.image_shape, run.device.torch)
+    return build_lpips(config.lpips_net, config.lpips_weights, config.lpips_resize, shape,
+                       run.device.torch)
 
 
 def make_guide(schedule: Schedule, config: Config, perceptual: Distance | None) -> walk.Guide:
@@ -119,10 +124,10 @@ def make_guide(schedule: Schedule, config: Config, perceptual: Distance | None) 
     return guide
 
 
-def check_strength(jumps: list[Jump], images: ImageSet, config: Config, run: Run) -> None:
+def check_strength(jumps: list[Jump], shape: tuple[int, int], config: Config, run: Run) -> None:
     """Raise UserError where a step would overshoot its target in pixels: kappa >= 1. In perception
     there is no such limit to compute: say where steps are longer than any that was seen to work."""
-    elements = images.images[0].size
+    elements = 3 * shape[0] * shape[1]
     kappas = [diffusion.kappa(jump, config.strength, elements)
               for jump in jumps if config.terms(jump.t)[0]]
     if kappas and max(kappas) >= 1:

@@ -20,7 +20,7 @@ from torch import nn
 from core import files
 from core.batches import Augmentation, Batches
 from core.checkpoint import Checkpoint, save_weights
-from core.config import Place, rebuild
+from core.config import Place, added, rebuild
 from core.errors import UserError
 from core.graphs import Recorded, adam, set_rate
 from core.imageset import ImageSet
@@ -72,6 +72,9 @@ class TrainConfig(Keys):
     beta_start: Annotated[float, Range(above=0, below=1)] = 1e-4
     beta_end: Annotated[float, Range(above=0, below=1)] = 0.02  # at the last; Ho et al.
     sample_every: CountOrZero = 5000    # steps between PNGs of samples; 0: none; ours
+    # pixels a side of a random crop of every image, for a prior that purifies by tiles; null: the
+    # whole image, as every source
+    crop: Count | None = added(None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,11 +101,18 @@ def train(images: ImageSet, config: TrainConfig, run: Run) -> dict | None:
                         f"{config.batch_size} images equally")
     if config.ema_start == "source" and not config.init_from:
         raise UserError(f"{run.job.method}.train.ema_start: source needs init_from, a checkpoint")
-    model, ema, source = build_model(config, images.image_shape, run), None, None
+    if config.crop and config.crop > min(images.image_shape):
+        raise UserError(f"{run.job.method}.train.crop: {config.crop} pixels, but the images have "
+                        f"{images.image_shape[0]}x{images.image_shape[1]}")
+    shape = (config.crop, config.crop) if config.crop else images.image_shape
+    model, ema, source = build_model(config, shape, run), None, None
     if config.init_from:
         source = Checkpoint.load(config.init_from)
-        source.check_fits(images, run.job.method, classes=False)
+        source.check_fits(images, run.job.method, classes=False, any_size=config.crop is not None)
         check_alike(source, config)
+        if prior_side(source) != shape[0]:
+            raise UserError(f"{source.path} was trained on {prior_side(source)} pixels a side, but "
+                            f"this training has {shape[0]}")
         source.weights_into(model, "model")
         if config.ema_start == "source":
             ema = source.weights_into(copy.deepcopy(model), "ema")
@@ -117,6 +127,8 @@ def train(images: ImageSet, config: TrainConfig, run: Run) -> dict | None:
         model.train()
         for x, _ in loop.steps(batches):
             number = epoch * len(batches) + loop.step
+            if config.crop:
+                x = random_crops(x, config.crop, run.stream("ddpm/crop", number, x.device))
             loss = step(x, number)
             update_ema(ema, model, ema_weight(number, config))
             loop.add(len(x), loss=loss)
@@ -127,6 +139,19 @@ def train(images: ImageSet, config: TrainConfig, run: Run) -> dict | None:
     save_weights(model, run, "model")
     save_weights(ema, run, "ema")
     return source and source.meta["trained_on"]
+
+
+def prior_side(checkpoint: Checkpoint) -> int:
+    """The side of the images that a prior has seen: of its training set, or of crops of them."""
+    return checkpoint.meta["config"].get("crop") or checkpoint.meta["trained_on"]["shape"][1]
+
+
+def random_crops(images: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
+    """A crop of its own (3, side, side) of each of these images (B, 3, H, W)."""
+    top, left = (torch.randint(length - side + 1, (len(images),), generator=generator,
+                               device=images.device) for length in images.shape[2:])
+    places = images.unfold(2, side, 1).unfold(3, side, 1)       # a view: (B, 3, tops, lefts, ...)
+    return places[torch.arange(len(images), device=images.device), :, top, left]
 
 
 def check_alike(source: Checkpoint, config: TrainConfig) -> None:

@@ -8,6 +8,7 @@ Source: Ho et al. 2020, algorithm 2; with a guide Jiang et al. 2023, algorithm 1
 of the purifiers that walk (`ddpm`, `jcdp`).
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,15 +17,15 @@ from typing import Literal
 import torch
 
 from core.checkpoint import Checkpoint
-from core.config import rebuild
+from core.config import added, rebuild
 from core.errors import ConfigError, UserError
 from core.imageset import ImageSet
 from core.ranges import Count, CountOrZero, Keys
 from core.run import Run
 from core.streams import BLOCK, by_block
-from purifiers import diffusion
+from purifiers import diffusion, fit
 from purifiers.diffusion import Jump, Network, Schedule
-from purifiers.prior import Prior, TrainConfig, load
+from purifiers.prior import Prior, TrainConfig, load, prior_side
 
 PURIFY_BATCH = {"cpu": BLOCK, "cuda": 4 * BLOCK}    # rows a network pass, up to 32x32
 
@@ -53,6 +54,10 @@ class Passes(Keys):
     rounding: Literal["round", "floor", "wrap"] = "round"
     # images a pass of the network; null: by device; changes at most one grey level
     batch_size: Count | None = None
+    # images of another size than the prior's: refused (whole), resized to it and back, as LE's
+    # release does with 224x224, or seen in tiles of its size, ours
+    fit: Literal["whole", "resize", "tiles"] = added("whole")
+    overlap: CountOrZero = added(16)    # pixels that neighbouring tiles share at least; ours
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,10 +79,31 @@ class Passes(Keys):
         return self.t_star - 1 if self.start_index is None else self.start_index
 
 
-def check(config: Passes, checkpoint: Checkpoint, method: str) -> TrainConfig:
-    """How a checkpoint was trained. Raises UserError where these passes of `method` are not for
-    it."""
+def any_size(config: Passes) -> bool:
+    """Whether the checkpoint may be of images of another size (`core.methods`)."""
+    return config.fit != "whole"
+
+
+def sees(config: Passes, checkpoint: Checkpoint, shape: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) at which images of this shape are noised and denoised."""
+    return (prior_side(checkpoint),) * 2 if config.fit == "resize" else shape
+
+
+def check(config: Passes, checkpoint: Checkpoint, method: str, shape: tuple[int, int]
+          ) -> TrainConfig:
+    """How a checkpoint was trained. Raises UserError where these passes of `method` over images of
+    this (height, width) are not for it."""
     trained = rebuild(TrainConfig, checkpoint.meta["config"], str(checkpoint.path))
+    side = prior_side(checkpoint)
+    if config.fit == "whole" and trained.crop and shape != (side, side):
+        raise UserError(f"{method}.fit: {checkpoint.path} was trained on crops of {side}x{side}; "
+                        f"for {shape[0]}x{shape[1]} images write {method}.fit=tiles")
+    if config.fit == "tiles" and side > min(shape):
+        raise UserError(f"{method}.fit: tiles of {side}x{side}, the size of {checkpoint.path}, are "
+                        f"larger than the {shape[0]}x{shape[1]} images; write {method}.fit=resize")
+    if config.fit == "tiles" and config.overlap >= side:
+        raise UserError(f"{method}.overlap: {config.overlap} pixels, but the tiles of "
+                        f"{checkpoint.path} have {side}; write less")
     if max(config.t_star, config.start + 1) > trained.t_train_max:
         raise UserError(f"{method}.t_star: {max(config.t_star, config.start + 1)} steps, but "
                         f"{checkpoint.path} was trained on the first {trained.t_train_max} only")
@@ -90,8 +116,15 @@ def check(config: Passes, checkpoint: Checkpoint, method: str) -> TrainConfig:
 
 def load_prior(images: ImageSet, config: Passes, run: Run) -> Prior:
     """The prior of `run.checkpoint`, for these passes over these images."""
-    trained = check(config, run.checkpoint, run.job.method)
-    return load(trained, config.weights, images.image_shape, run)
+    shape = images.image_shape
+    trained, side = check(config, run.checkpoint, run.job.method, shape), prior_side(run.checkpoint)
+    if config.fit == "whole":
+        return load(trained, config.weights, shape, run)
+    prior = load(trained, config.weights, (side, side), run)
+    if config.fit == "tiles" and shape != (side, side):
+        network = fit.tiled(prior.network, shape, side, config.overlap)
+        return dataclasses.replace(prior, network=network)
+    return prior
 
 
 def walk(poisoned: ImageSet, prior: Prior, config: Passes, run: Run, guide: Guide | None = None
@@ -135,11 +168,13 @@ def walker(network: Network, schedule: Schedule, guide: Guide | None, config: Pa
     @torch.no_grad()
     def rows(floats: torch.Tensor, rows: slice) -> torch.Tensor:
         y = floats.permute(0, 3, 1, 2) * 2 - 1          # [0, 1] to [-1, 1], here and back below
+        y = fit.resized(y, sees(config, run.checkpoint, y.shape[2:]))
         x, finite = y, Finite(rows, run)
         for number in range(config.passes):
             x = there_and_back(x, y, partial(draw_noise, y, rows, run, number),
                                partial(finite.watch, number))
         finite.check()
+        x = fit.resized(x, floats.shape[1:3])
         purified = ((x + 1) / 2).permute(0, 2, 3, 1)
         return wrapped(purified) if config.rounding == "wrap" else purified
 
@@ -148,7 +183,7 @@ def walker(network: Network, schedule: Schedule, guide: Guide | None, config: Pa
 
 def batch_of(images: ImageSet, config: Passes, run: Run) -> int:
     """Rows a network pass: fewer of images larger than CIFAR's, and no more than there are."""
-    height, width = images.image_shape
+    height, width = sees(config, run.checkpoint, images.image_shape)
     larger = max(1, height * width // (32 * 32))
     return min(config.batch_size or max(1, PURIFY_BATCH[run.device.kind] // larger), len(images))
 

@@ -70,6 +70,7 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "ddpm.train.sample_every": ([2], {}),
     "ddpm.train.multipliers": ([[1, 2]], {}),
     "ddpm.train.attention": ([[8]], {}),
+    "ddpm.train.crop": ([8], {}),
     "evaluations": ([1], {"sampler": "subsampled"}),
     "reweighted_head.c": ([1e-3], {"refit": "frozen"}),
     "patience": ([1], {"epochs": 4, "learning_rate": 1.0}),     # soon worse than before
@@ -83,6 +84,8 @@ INHERITED = {"epochs", "learning_rate"}
 REFUSED = {"sep.surrogate.steps", "surrogate.test_every"}
 # Keys on which no byte has to depend, and why.
 INERT = {
+    **dict.fromkeys(("ddpm.fit", "ddpm.overlap", "jcdp.fit", "jcdp.overlap"),
+                    "for a prior of another size than the images (tests/test_fit.py)"),
     "ddpm.batch_size": "how many images pass the network at once: speed, and rounding at most",
     "jcdp.batch_size": "how many images pass the network at once: speed, and rounding at most",
 }

@@ -19,7 +19,7 @@ from core.distributed import note
 from core.errors import UserError
 from core.identity import Job
 from core.imageset import ImageSet
-from core.methods import fact
+from core.methods import fact, takes_any_size
 from scripts.tables.spec import DATA_KEYS, DEVICE_KEYS, Line, Step, Table, named
 
 
@@ -175,8 +175,8 @@ class Planner:
                 raise UserError(f"{step.origin}: {error}") from None
 
         try:
-            checkpoint.check_fits(reads, request.trained_as,
-                                  classes=fact(module, "NEEDS_LABELS"))
+            checkpoint.check_fits(reads, request.trained_as, classes=fact(module, "NEEDS_LABELS"),
+                                  any_size=takes_any_size(module, request.config))
         except UserError as error:
             raise UserError(f"{step.origin}: {error}") from None
         key = repr((request.method, request.config, made.job.config, reads.image_shape))
