@@ -70,7 +70,7 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "ddpm.train.sample_every": ([2], {}),
     "ddpm.train.multipliers": ([[1, 2]], {}),
     "ddpm.train.attention": ([[8]], {}),
-    "ddpm.train.crop": ([8], {}),
+    "ddpm.train.crop": ([4], {}),
     "evaluations": ([1], {"sampler": "subsampled"}),
     "reweighted_head.c": ([1e-3], {"refit": "frozen"}),
     "patience": ([1], {"epochs": 4, "learning_rate": 1.0}),     # soon worse than before
