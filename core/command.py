@@ -415,7 +415,7 @@ def smoke_settings(tree: config.Node) -> None:
         tree.value.setdefault(key, config.Node(text, "--smoke"))
     given = {key for key, node in tree.value.items() if node.origin == TYPED}
     if "smoke" in given and "data" not in given:
-        tree.value |= {key: config.Node(text, "--smoke") for key, text in SMOKE_DATA.items()
+        tree.value |= {key: config.parse(text, "--smoke") for key, text in SMOKE_DATA.items()
                        if key not in given}
 
 
