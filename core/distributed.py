@@ -75,6 +75,14 @@ class World:
             torch.distributed.all_gather(parts, part.contiguous(), group=group_of(part))
         return torch.cat(parts)
 
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of every process's values."""
+        values = values.detach().clone()
+        if self.size > 1:
+            with peers():
+                torch.distributed.all_reduce(values, group=group_of(values))
+        return values
+
     def share(self, model: nn.Module) -> None:
         """Give every process rank 0's weights: equal work may round differently on two devices."""
         if self.size > 1:

@@ -50,7 +50,8 @@ def write(run: Run, result: Result, train: ImageSet, test: ImageSet, *, code: di
         "versions": versions(), "device": run.device.as_record(), **code,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    files.write_json(run.work / "record.json", record)
+    if run.world.leads:
+        files.write_json(run.work / "record.json", record)
     if run.job.settings.get("keep_network"):
         save_weights(result.network, run, "network")
     run.finish({"kind": "record"})

@@ -42,6 +42,7 @@ RECORD = {
               "root_digest?": (str, None), "shape?": [int, int, int, int], "num_classes?": int},
     "test?": {"root": NAMED_ROOT, "root_digest?": (str, None)},
     "purifier_trained_on": [TRAINED_ON], "learner_saw?": [SEEN],
+    "probe?": ({"data": {"clean", "released"}, "knn": [[int, float]]}, None),
     "kept_epoch?": (int, None), "learner?": str, "protocol?": str, "config?": dict,
     "overrides?": (dict, None), "commit?": (str, None), "dirty?": (bool, None), "date?": str,
 }

@@ -135,6 +135,8 @@ class Result:
     images_per_second: float                # in those seconds
     kept_epoch: int | None = None           # whose weights `last` is of; None: the last one's
     saw: tuple[dict, ...] = ()              # beside the set: checkpoint.learned_from, or a name
+    # of an encoder: the linear classifier behind it, that the accuracies are of, and neighbours
+    probe: dict | None = None
     # as trained, without what normalises its input; no part of a record
     network: nn.Module | None = field(default=None, repr=False, compare=False)
 

@@ -1,0 +1,181 @@
+"""The loop of SimCLR, MoCo and BYOL: an encoder learns from two views of each image without labels,
+and a linear probe on its frozen features gives the accuracy.
+
+Defaults are Contrastive Poisoning's protocol for victims (He, Zha and Katabi, ICLR 2023; code
+kaiwenzha/contrastive-poisoning, main.py). Of several processes (torchrun) each takes its share of
+every batch; batch statistics, losses and the queue are of the whole batch, as with one.
+
+Deviations: each step draws one order of the colour operations for its batch, and grey levels are
+not rounded between operations (core.views). On a GPU networks compute in bf16, where CP has
+float32 (`precision: fp32`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from core import views
+from core.batches import Batches
+from core.batchnorm import synchronise
+from core.contrastive import cosine_rate
+from core.errors import ConfigError, UserError
+from core.graphs import set_rate, sgd
+from core.imageset import ImageSet
+from core.loop import Loop
+from core.ranges import BatchSize, BelowOne, Count, CountOrZero, Keys, Positive, PositiveOrZero
+from core.run import Run
+from core.training import Normalised, Result
+from core.views import Views
+from learners.probe import (
+    Probe,
+    check_neighbours,
+    images_of,
+    knn_accuracy,
+    linear_probe,
+)
+from models import contrastive as networks
+from models.classifiers import Architecture, Stem
+
+# loss(first view, second view) of a method, as core.contrastive's are made
+Make = Callable[[nn.Module, int], nn.Module]
+
+
+@dataclass(frozen=True)
+class Pretraining(Keys):
+    """What the three have in common."""
+
+    epochs: Count = 1000                # passes over the set; CP: 1,000
+    # minibatches after which pre-training ends, epochs or not; null: `epochs` count
+    steps: Count | None = None
+    batch_size: BatchSize = 512         # images a step, over all processes; CP: 512 (4 x 128)
+    # in the last epochs' schedule a cosine from here to a thousandth of it; CP, SimCLR: 0.5
+    learning_rate: Positive = 0.5
+    momentum: BelowOne = 0.9            # of SGD; CP: 0.9
+    # L2 penalty in the gradient, on all weights; CP: 1e-4
+    weight_decay: PositiveOrZero = 1e-4
+    # epochs in which the rate climbs step by step to the cosine; CP: 10, for victims alone
+    warmup_epochs: CountOrZero = 10
+    warmup_from: Positive = 0.01        # the rate that the climb starts with; CP: 0.01
+    # factor on the plain loss, under which CP's rates hold; core.contrastive says where it is from
+    loss_scale: Positive = 1.0
+    architecture: Architecture = "resnet18"     # the encoder; CP: resnet18
+    # channels of resnet18's first group, He et al. 2016: 64; others have width / 64 of their own
+    width: Count = 64
+    # of resnet18 and torchvision's: cifar keeps a small image's size; auto: by the size
+    stem: Stem = "auto"
+    # of R, G, B, taken off inside the model; null: images stay in [0, 1]; CP: see `for:`
+    mean: tuple[float, ...] | None = None
+    # of R, G, B, divided by inside the model; goes with `mean`
+    std: tuple[Positive, ...] | None = None
+    views: Views = Views()              # what is seen of an image
+    # epochs between tests by neighbours on the clean test set; 0: after the last one only; ours
+    test_every: CountOrZero = 50
+    neighbours: Count = 200             # whose labels count in that test; InstDisc: 200
+    knn_temperature: Positive = 0.1     # of their weights; MoCo's demo: 0.1
+    probe: Probe = Probe()              # the linear classifier behind the encoder
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError("mean", "mean and std go together: set both or neither")
+        if self.mean is not None and not len(self.mean) == len(self.std) == 3:
+            raise ConfigError("mean", "mean and std take three numbers, one a channel")
+
+
+def fit(make: Make, train: ImageSet, test: ImageSet, config: Pretraining, run: Run) -> Result:
+    """Pre-train an encoder with the method that make(network, channels) gives, and probe it.
+    `make` gets the encoder, behind its normalisation, and the channels of its features."""
+    known, saw = images_of(train, config.probe, run)
+    check_neighbours(config.neighbours, known, run.job.method)
+    if config.batch_size % run.world.size:
+        raise UserError(f"{run.job.method}.batch_size: {run.world.size} processes cannot share "
+                        f"{config.batch_size} images equally")
+    bare, channels = build(train, config, run)
+    network = bare if config.mean is None else Normalised(bare, config.mean, config.std)
+    with run.initialisation("heads"):
+        method = make(network, channels)
+    knn: list[list] = []
+    loop = pretrain(run.device.place(method), train, config, run, knn,
+                    lambda: knn_accuracy(network, known, test, config.neighbours,
+                                         config.knn_temperature, run))
+    found = linear_probe(network, channels, known, test, config.probe, config.views, run)
+    return Result(
+        last=found.last, best=found.best, best_epoch=found.best_epoch, curve=found.curve,
+        train_accuracy=found.train_accuracy, epochs=loop.epochs, images=loop.images,
+        seconds=loop.seconds, images_per_second=loop.images_per_second, saw=saw, network=bare,
+        probe={"data": config.probe.data, "images": known.meta["name"], "rows": len(known),
+               "fingerprint": known.fingerprint, "features": channels,
+               "loss_scale": config.loss_scale, "knn": [list(point) for point in knn]})
+
+
+def build(train: ImageSet, config: Pretraining, run: Run) -> tuple[nn.Module, int]:
+    """The freshly initialised encoder for such images, and the channels of its features."""
+    with run.initialisation("encoder"):
+        return networks.encoder(config.architecture, train.num_classes, view_shape(train, config),
+                                config.width, config.stem)
+
+
+def view_shape(train: ImageSet, config: Pretraining) -> tuple[int, int]:
+    size = config.views.size
+    return train.image_shape if size is None else (size, size)
+
+
+def pretrain(method: nn.Module, train: ImageSet, config: Pretraining, run: Run, knn: list[list],
+             neighbours: Callable[[], float]) -> Loop:
+    """Train `method`, resumable, with tests of `neighbours()`, which are put into `knn`."""
+    synchronise(method, run.world)
+    if run.device.compile:
+        for part in method.children():
+            part.compile(dynamic=False)
+    optimizer = sgd(method, run.device, lr=config.learning_rate, momentum=config.momentum,
+                    weight_decay=config.weight_decay)
+    batches = Batches(train, config.batch_size, run, "pretraining", last_step=config.steps)
+    epochs = config.epochs if config.steps is None else -(-config.steps // len(batches))
+    step = training_step(method, optimizer, train.image_shape, config, run)
+    loop = Loop(run, "pretraining", epochs, method=method, optimizer=optimizer, knn=knn)
+    for epoch in loop:
+        method.train()
+        for images, _ in loop.steps(batches):
+            number = epoch * len(batches) + loop.step
+            set_rate(optimizer, learning_rate(config, number, epochs, len(batches)), run.device)
+            loop.add(len(images), loss=step(images, number))
+        last, tested = epoch == loop.epochs - 1, {}
+        if last or (config.test_every and (epoch + 1) % config.test_every == 0):
+            tested = {"knn_accuracy": neighbours()}
+            knn.append([epoch + 1, tested["knn_accuracy"]])
+        loop.end_epoch(**tested)
+    return loop
+
+
+def training_step(method: nn.Module, optimizer: torch.optim.Optimizer, shape: tuple[int, int],
+                  config: Pretraining, run: Run) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """A function (images (B, 3, H, W) in [0, 1], step) that takes one step and returns the plain
+    loss of the batch. Every process draws for the whole batch and keeps its own part."""
+    world = run.world
+
+    def step(images: torch.Tensor, number: int) -> torch.Tensor:
+        generator, mine = run.stream("pretraining/views", number), world.part(len(images))
+        first, second = (
+            views.apply(images[mine], views.draw(config.views, len(images), shape, generator,
+                                                 images.device).part(mine)) for _ in range(2))
+        with run.device.autocast():
+            loss = method(first, second, world)
+        optimizer.zero_grad(set_to_none=True)
+        (config.loss_scale * loss).backward()
+        loss = world.average(method, loss)
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def learning_rate(config: Pretraining, step: int, epochs: int, steps_per_epoch: int) -> float:
+    """Of one step, counted over all epochs: a straight climb in the first `warmup_epochs`, to where
+    the cosine is at their end, and from there the cosine, which changes once an epoch."""
+    if step < config.warmup_epochs * steps_per_epoch:
+        top = cosine_rate(config.learning_rate, min(config.warmup_epochs, epochs), epochs)
+        share = step / (config.warmup_epochs * steps_per_epoch)
+        return config.warmup_from + (top - config.warmup_from) * share
+    return cosine_rate(config.learning_rate, step // steps_per_epoch + 1, epochs)

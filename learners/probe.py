@@ -1,0 +1,157 @@
+"""How good an encoder is: a linear classifier on its frozen features, and k nearest neighbours.
+
+Source: code kaiwenzha/contrastive-poisoning, evaluation.py (the probe: SGD on 512 features for 100
+epochs, from clean labelled images even where the encoder saw poisoned ones); of the neighbours, Wu
+et al. 2018 (InstDisc), with the numbers of code facebookresearch/moco, branch colab-notebook.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from core import views
+from core.batches import Batches
+from core.checkpoint import learned_from
+from core.datasets import clean_of
+from core.errors import UserError
+from core.graphs import set_rate, sgd
+from core.imageset import ImageSet
+from core.loop import Loop
+from core.ranges import BatchSize, BelowOne, Count, Keys, Positive, PositiveOrZero, Share
+from core.run import Run
+from core.training import TEST_BATCH, in_order, right
+from core.views import Views
+
+QUERIES = 1000          # rows whose cosines with all others are held at a time
+# Of Views, what the probe's training images go without: they are cropped and mirrored alone.
+PLAIN = {"jitter": 0.0, "grey": 0.0, "blur": 0.0, "solarize": 0.0, "cutout": 0, "noise": 0.0}
+
+
+@dataclass(frozen=True)
+class Probe(Keys):
+    """How the linear classifier is trained. Defaults: CP's."""
+
+    # whose images and labels it learns from: the clean ones that the set was made from, or the set
+    # itself, as it is released; CP: clean
+    data: Literal["clean", "released"] = "clean"
+    epochs: Count = 100                 # passes over them; CP: 100
+    batch_size: BatchSize = 512         # images a step; CP: 512
+    learning_rate: Positive = 1.0       # at the start; CP: 1
+    momentum: BelowOne = 0.9            # of SGD; CP: 0.9
+    weight_decay: PositiveOrZero = 0.0  # L2 penalty in the gradient; CP: none
+    milestones: tuple[Count, ...] = (60, 75, 90)    # epochs after which the rate falls; CP
+    gamma: Share = 0.2                  # factor on the rate at each of them; CP: a fifth
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Clean test accuracy of a linear classifier; as in core.training.Result."""
+
+    curve: list[tuple[int, float]]      # (epoch of the classifier, accuracy)
+    train_accuracy: float               # on cropped and mirrored images, last epoch
+
+    @property
+    def last(self) -> float:
+        return self.curve[-1][1]
+
+    @property
+    def best_epoch(self) -> int:
+        return max(self.curve, key=lambda point: point[1])[0]
+
+    @property
+    def best(self) -> float:
+        return dict(self.curve)[self.best_epoch]
+
+
+def images_of(train: ImageSet, probe: Probe, run: Run) -> tuple[ImageSet, tuple[dict, ...]]:
+    """The labelled images that judge an encoder trained on `train`, and what of them stands in a
+    record beside the set. Raises UserError if they are not there."""
+    if probe.data == "released" or not train.meta["lineage"]:
+        return train, ()
+    clean = clean_of(train, run.settings.get("root", "data"))
+    return clean, (learned_from(clean, rows="those of the set", originals=len(clean)),)
+
+
+def linear_probe(network: nn.Module, channels: int, data: ImageSet, test: ImageSet, probe: Probe,
+                 seen: Views, run: Run, name: str = "probe") -> Probed:
+    """Train a linear classifier on the features of `network`, frozen and in eval mode, of images
+    cropped and mirrored as `seen` says; resumable under `name`."""
+    network.eval()
+    with run.initialisation(f"{name}/linear"):
+        linear = nn.Linear(channels, data.num_classes).to(run.device.torch)
+    optimizer = sgd(linear, run.device, lr=probe.learning_rate, momentum=probe.momentum,
+                    weight_decay=probe.weight_decay)
+    batches = Batches(data, min(probe.batch_size, len(data)), run, name, drop_last=False)
+    cropped = dataclasses.replace(seen, **PLAIN)
+    of_test, answers = features(network, test, run)
+    curve: list[list] = []
+    loop = Loop(run, name, probe.epochs, linear=linear, optimizer=optimizer, curve=curve)
+    for epoch in loop:
+        rate = probe.learning_rate * probe.gamma ** sum(epoch >= at for at in probe.milestones)
+        for images, labels in loop.steps(batches):
+            number = epoch * len(batches) + loop.step
+            drawn = views.draw(cropped, len(images), data.image_shape,
+                               run.stream(f"{name}/views", number), images.device)
+            with torch.no_grad(), run.device.autocast():
+                found = network.features(views.apply(images, drawn)).float()
+            set_rate(optimizer, rate, run.device)
+            logits = linear(found)
+            loss = F.cross_entropy(logits, labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            loop.add(len(labels), loss=loss, train_accuracy=right(logits, labels))
+        with torch.no_grad():
+            accuracy = int((linear(of_test).argmax(1) == answers).sum()) / len(test)
+        curve.append([epoch + 1, accuracy])
+        loop.end_epoch(accuracy=accuracy)
+    return Probed([tuple(point) for point in curve], loop.means["train_accuracy"])
+
+
+@torch.no_grad()
+def features(network: nn.Module, data: ImageSet, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 (N, channels) of the images as they are, in eval mode, and their labels (N,)."""
+    network.eval()
+    parts = []
+    for images, labels in in_order(data, TEST_BATCH, run):
+        with run.device.autocast():
+            parts.append((network.features(images).float(), labels))
+    found, labels = zip(*parts, strict=True)
+    return torch.cat(found), torch.cat(labels)
+
+
+# --- neighbours ------------------------------------------------------------------------------
+
+
+def check_neighbours(neighbours: int, data: ImageSet, method: str) -> None:
+    """Raise UserError if there are fewer images than neighbours."""
+    if neighbours > len(data):
+        raise UserError(f"{method}.neighbours: the probe has {len(data)} images, fewer than "
+                        f"{neighbours} neighbours: lower it")
+
+
+def knn_accuracy(network: nn.Module, data: ImageSet, test: ImageSet, neighbours: int,
+                 temperature: float, run: Run) -> float:
+    """Share of test images that their nearest neighbours in `data`, by the cosine of features,
+    label right."""
+    bank, labels = features(network, data, run)
+    queries, answers = features(network, test, run)
+    bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
+    hits = 0
+    for part, wanted in zip(queries.split(QUERIES), answers.split(QUERIES), strict=True):
+        cosines, rows = (part @ bank.T).topk(neighbours, dim=1)
+        hits += (votes(cosines, labels[rows], data.num_classes, temperature).argmax(1)
+                 == wanted).sum()
+    return int(hits) / len(test)
+
+
+def votes(cosines: torch.Tensor, labels: torch.Tensor, num_classes: int, temperature: float
+          ) -> torch.Tensor:
+    """Score (B, num_classes) of each class: the sum of exp(cosine / temperature) over its
+    neighbours, of (B, k)."""
+    scores = cosines.new_zeros(len(cosines), num_classes)
+    return scores.scatter_add_(1, labels, (cosines / temperature).exp())
