@@ -9,9 +9,8 @@ record folder to stdout.
 
 import sys
 
-from core import commit, datasets, identity, records
+from core import commit, datasets, distributed, identity, records
 from core.command import command, parse
-from core.names import printable
 from core.workfolder import otherwise
 
 
@@ -46,11 +45,11 @@ def report(record: dict, out) -> None:
     last, best = record["accuracy_last"], record["accuracy_best"]
     kept = record.get("kept_epoch")
     whose = f"epoch {kept}, kept" if kept else "last epoch"
-    print(f"{printable(records.lineage_text(record))}: "
-          f"clean test accuracy {last:.2%} ({whose}), "
-          f"{best:.2%} (best, epoch {record['best_epoch']}: an oracle's choice); "
-          f"{record['train_accuracy']:.2%} on the training set; {record['seconds']:.0f} s at "
-          f"{record['images_per_second']:.0f} images/s", file=sys.stderr)
+    distributed.say(f"{records.lineage_text(record)}: "
+                    f"clean test accuracy {last:.2%} ({whose}), "
+                    f"{best:.2%} (best, epoch {record['best_epoch']}: an oracle's choice); "
+                    f"{record['train_accuracy']:.2%} on the training set; "
+                    f"{record['seconds']:.0f} s at {record['images_per_second']:.0f} images/s")
     print(f"{last:.4f} {out}")
 
 

@@ -255,6 +255,8 @@ def parse(argv: list[str] | None, doc: str, name: str, data_set: str | None = No
                         f"or write method= one of {', '.join(methods)}")
     method = config.build(str, tree.value["method"], "method")
     module = find_method(command.room, method, tree.value["method"].origin)
+    if distributed.started() and command.room == "learners" and not fact(module, "SHARED"):
+        raise UserError(f"{command.line} runs {method} in one process: start it without torchrun")
 
     section = tree.value.pop(method, config.Node({}, "defaults"))
     check_section(module, section, method, command)

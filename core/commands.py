@@ -31,6 +31,6 @@ COMMANDS = {command.name: command for command in (
     Command("purify", ("purify.py",), "purifiers", "purified", own_keys=("checkpoint",),
             shared=True),
     Command("evaluate", ("evaluate.py",), "learners", "records",
-            own_keys=("protocol", "clean", "clean_split", "keep_network")),
+            own_keys=("protocol", "clean", "clean_split", "keep_network"), shared=True),
 )}
 OWNER = {key: command for command in COMMANDS.values() for key in command.own_keys}

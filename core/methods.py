@@ -24,6 +24,7 @@ FACTS = {
     "SEES_SET": False,      # a purifier that fits something to the set while it purifies it
     "TRAINED_BY": None,     # the command that trains it (core.commands), with its TrainConfig
     "CHECKPOINT": None,     # another method, whose checkpoints it applies
+    "SHARED": False,        # a learner that several processes (torchrun) can train together
     "LABEL": (),            # a learner's keys of Config that stand beside every number of it
 }
 

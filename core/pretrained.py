@@ -60,10 +60,12 @@ def kept(path: Path, train: ImageSet, config: Network, section: str
     if own is None or own != of["root"]["data"] or of["num_classes"] != train.num_classes:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith(HEAD)}
     saw = {key: of[key] for key in ("name", "fingerprint", "shape", "num_classes", "root")}
-    saw |= {"lineage": [step["method"] for step in of["lineage"]], "labelled": True}
+    probed = record.get("probe") is not None        # an encoder, which saw no labels
+    saw |= {"lineage": [step["method"] for step in of["lineage"]], "labelled": not probed}
     if of.get("root_digest"):
         saw["root_digest"] = of["root_digest"]
-    return weights, (saw, *record["purifier_trained_on"], *record.get("learner_saw", []))
+    beside = [] if probed else record.get("learner_saw", [])    # of an encoder: its probe's
+    return weights, (saw, *record["purifier_trained_on"], *beside)
 
 
 def imagenet(path: Path, config: Network) -> tuple[Weights, tuple[dict, ...]]:

@@ -11,7 +11,7 @@ float32 (`precision: fp32`).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -69,12 +69,12 @@ class Pretraining(Keys):
     mean: tuple[float, ...] | None = None
     # of R, G, B, divided by inside the model; goes with `mean`
     std: tuple[Positive, ...] | None = None
-    views: Views = Views()              # what is seen of an image
+    views: Views = field(default_factory=Views)     # what is seen of an image
     # epochs between tests by neighbours on the clean test set; 0: after the last one only; ours
     test_every: CountOrZero = 50
     neighbours: Count = 200             # whose labels count in that test; InstDisc: 200
     knn_temperature: Positive = 0.1     # of their weights; MoCo's demo: 0.1
-    probe: Probe = Probe()              # the linear classifier behind the encoder
+    probe: Probe = field(default_factory=Probe)     # the linear classifier behind the encoder
 
     def __post_init__(self) -> None:
         super().__post_init__()

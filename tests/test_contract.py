@@ -35,6 +35,7 @@ from methods import (
     ROOMS,
     checkpoint_of,
     clean_keys,
+    config_of,
     line_of,
     module_of,
     needed_paths,
@@ -43,6 +44,7 @@ from methods import (
     purified_by,
     smoke_config,
     smoke_keys,
+    smoke_values,
 )
 
 import evaluate
@@ -421,15 +423,22 @@ def test_a_record_tells_the_way_of_its_set(clean, tmp_path):
 
 # What a learner forgets that copies the loop of core.training; every other key has a test in
 # test_contract_keys.py, but of those that learners share only in the first of them.
-FORGOTTEN = {"steps": 3, "mean": (0.5, 0.5, 0.5), "test_every": 0}
+FORGOTTEN = {"steps": 3, "mean": [0.5, 0.5, 0.5], "test_every": 0}
 
 
-def ignored(fit, config_class, data: ImageSet, out: Path) -> set[str]:
+def small_config(name: str, **changes):
+    """A learner's Config for sets of 60 rows, two batches."""
+    values = {key: value for key, value in smoke_values("learners", name).items()
+              if key not in ("width", "steps")}
+    usual = {"epochs": 2, "batch_size": 24, "architecture": "linear", "test_every": 1}
+    return config_of("learners", name, "", {**values, **usual, **changes})
+
+
+def ignored(fit, learner: str, data: ImageSet, out: Path) -> set[str]:
     """Those of the three keys that change neither what is trained nor what is told."""
 
     def outcome(name: str, **changes):
-        config = config_class(epochs=2, batch_size=24, architecture="linear",
-                              **{"mean": (0.1,) * 3, "std": (0.9,) * 3, **changes})
+        config = small_config(learner, **{"mean": [0.1] * 3, "std": [0.9] * 3, **changes})
         with new_run(out / name) as run:
             run.clean = data.first(10)
             result = fit(data, data, config, run)
@@ -445,7 +454,7 @@ def ignored(fit, config_class, data: ImageSet, out: Path) -> set[str]:
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_learner_heeds_steps_mean_and_test_every(name, few, tmp_path):
     module = module_of("learners", name)
-    assert ignored(module.fit, module.Config, few.first(60), tmp_path) == set()
+    assert ignored(module.fit, name, few.first(60), tmp_path) == set()
 
 
 @pytest.mark.parametrize("key", FORGOTTEN)
@@ -456,7 +465,7 @@ def test_a_learner_that_ignores_one_is_seen(key, few, tmp_path):
     def fit(train, test, config, run):
         return standard.fit(train, test, dataclasses.replace(config, **{key: default}), run)
 
-    assert ignored(fit, standard.Config, few.first(60), tmp_path) == {key}
+    assert ignored(fit, "standard", few.first(60), tmp_path) == {key}
 
 
 @pytest.mark.parametrize("name", LEARNERS)
@@ -466,9 +475,10 @@ def test_a_learner_that_ignores_one_is_seen(key, few, tmp_path):
 def test_a_learner_takes_so_many_steps_and_is_scored_so_often(name, few, tmp_path, changes, images,
                                                              scored):
     module = module_of("learners", name)
-    config = module.Config(batch_size=24, architecture="linear", test_every=2, **changes)
+    config = small_config(name, test_every=2, **changes)
     with new_run(tmp_path / "out") as run:
         run.clean = few.first(10)
         result = module.fit(few.first(60), few.first(60), config, run)
     assert result.images == images
-    assert [epoch for epoch, _ in result.curve] == scored
+    curve = result.curve if result.probe is None else result.probe["knn"]
+    assert [epoch for epoch, _ in curve] == scored

@@ -405,11 +405,15 @@ def test_processes_share_training(trained, few_path, tmp_path):
             torch.testing.assert_close(one[name], two[name], atol=2e-4, rtol=1e-3)
 
 
-def test_other_commands_refuse_torchrun(monkeypatch):
+def test_other_commands_and_learners_refuse_torchrun(monkeypatch):
     import evaluate
+    import train_vae
 
     for key, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "localhost")):
         monkeypatch.setenv(key, value)
     monkeypatch.setattr(distributed, "world", distributed.World)
+    outcome = run_command(train_vae.main, "method=vae", "data=digits")
+    assert outcome.error == "python train_vae.py runs in one process: start it without torchrun"
     outcome = run_command(evaluate.main, "method=standard", "data=digits")
-    assert outcome.error == "python evaluate.py runs in one process: start it without torchrun"
+    assert outcome.error == ("python evaluate.py runs standard in one process: start it without "
+                             "torchrun")
