@@ -17,14 +17,14 @@ from learners import pretraining
 from models.contrastive import BYOL_HIDDEN, BYOL_PROJECTED, Projected, byol_head
 
 VERSION = 1
-SMOKE = {"width": 8, "epochs": 2, "steps": None, "batch_size": 64, "neighbours": 10,
-         "probe.epochs": 2, "hidden": 32, "projected": 16}
+SMOKE = {"width": 8, "epochs": 2, "steps": None, "batch_size": 64, "test_every": 1,
+         "neighbours": 10, "probe.epochs": 2, "probe.batch_size": 16, "hidden": 32, "projected": 16}
 SHARED = True
 
 
 @dataclass(frozen=True)
 class Config(pretraining.Pretraining):
-    learning_rate: Positive = 1.0       # of the cosine; CP, BYOL: 1
+    learning_rate: Positive = 1.0       # that the cosine falls from; CP, BYOL: 1
     loss_scale: Positive = LOSS_SCALE["byol"]       # factor on the plain loss; CP: 1
     target_momentum: BelowOne = 0.999   # share of the target network that a move keeps; CP: 0.999
     moves: Count = 2                    # of the target in a step; CP: 2, Grill et al.: 1

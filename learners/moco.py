@@ -17,14 +17,14 @@ from learners import pretraining
 from models.contrastive import Projected, head
 
 VERSION = 1
-SMOKE = {"width": 8, "epochs": 2, "steps": None, "batch_size": 64, "neighbours": 10,
-         "probe.epochs": 2, "queue": 192}
+SMOKE = {"width": 8, "epochs": 2, "steps": None, "batch_size": 64, "test_every": 1,
+         "neighbours": 10, "probe.epochs": 2, "probe.batch_size": 16, "queue": 192}
 SHARED = True
 
 
 @dataclass(frozen=True)
 class Config(pretraining.Pretraining):
-    learning_rate: Positive = 0.3       # of the cosine; CP, MoCo: 0.3
+    learning_rate: Positive = 0.3       # that the cosine falls from; CP, MoCo: 0.3
     loss_scale: Positive = LOSS_SCALE["moco"]       # factor on the plain loss; CP: 0.2/0.07
     temperature: Positive = 0.2         # of the cosines; CP: 0.2
     queue: Count = QUEUE                # keys; a multiple of batch_size; CP: 4,096

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from core import views
@@ -50,7 +51,7 @@ class Pretraining(Keys):
     # minibatches after which pre-training ends, epochs or not; null: `epochs` count
     steps: Count | None = None
     batch_size: BatchSize = 512         # images a step, over all processes; CP: 512 (4 x 128)
-    # in the last epochs' schedule a cosine from here to a thousandth of it; CP, SimCLR: 0.5
+    # that the cosine falls from, to a thousandth of it; CP, SimCLR: 0.5
     learning_rate: Positive = 0.5
     momentum: BelowOne = 0.9            # of SGD; CP: 0.9
     # L2 penalty in the gradient, on all weights; CP: 1e-4
@@ -93,7 +94,9 @@ def fit(make: Make, train: ImageSet, test: ImageSet, config: Pretraining, run: R
         raise UserError(f"{run.job.method}.batch_size: {run.world.size} processes cannot share "
                         f"{config.batch_size} images equally")
     bare, channels = build(train, config, run)
-    network = bare if config.mean is None else Normalised(bare, config.mean, config.std)
+    network = AtSize(bare, view_shape(train, config))
+    if config.mean is not None:
+        network = Normalised(network, config.mean, config.std)
     with run.initialisation("heads"):
         method = make(network, channels)
     knn: list[list] = []
@@ -108,6 +111,19 @@ def fit(make: Make, train: ImageSet, test: ImageSet, config: Pretraining, run: R
         probe={"data": config.probe.data, "images": known.meta["name"], "rows": len(known),
                "fingerprint": known.fingerprint, "features": channels,
                "loss_scale": config.loss_scale, "knn": [list(point) for point in knn]})
+
+
+class AtSize(nn.Module):
+    """An encoder whose images may have another size than the views it is trained on."""
+
+    def __init__(self, network: nn.Module, shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.network, self.shape = network, shape
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        if images.shape[2:] != self.shape:
+            images = F.interpolate(images, self.shape, mode="bilinear", antialias=True)
+        return self.network.features(images)
 
 
 def build(train: ImageSet, config: Pretraining, run: Run) -> tuple[nn.Module, int]:

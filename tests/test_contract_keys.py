@@ -48,6 +48,16 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "warmup_epochs": ([3], {}),
     "shuffle_block": ([2], {}),
     "views": ([{"grey": 1}], {"crop_padding": 0, "flip": False}),
+    "neighbours": ([1, 40], {}),
+    "views.size": ([8], {}),
+    "views.scale": ([[0.1, 0.2]], {}),
+    "views.ratio": ([[1.0, 1.1]], {}),
+    "views.resize": ([20], {"scale": None}),
+    "views.blur": ([1.0], {"blur_kernel": 3}),      # a tenth of 16 pixels is one
+    "views.blur_sigma": ([[1.0, 1.5]], {"blur": 1.0, "blur_kernel": 3}),
+    "views.blur_kernel": ([5], {"blur": 1.0, "blur_kernel": 3}),
+    "probe.milestones": ([[1]], {}),
+    "probe.gamma": ([0.5], {"milestones": [1]}),
     "adversarial.norm": (["l2"], {"epsilon": 0.5}),
     "ar.finder": (["released"], {"coefficients": "find"}),
     "ar.norm": (["linf"], {"radius": 0.2}),
@@ -84,8 +94,12 @@ INHERITED = {"epochs", "learning_rate"}
 REFUSED = {"sep.surrogate.steps", "surrogate.test_every"}
 # Keys on which no byte has to depend, and why.
 INERT = {
+<<<<<<< HEAD
     **dict.fromkeys(("ddpm.fit", "ddpm.overlap", "jcdp.fit", "jcdp.overlap"),
                     "for a prior of another size than the images (tests/test_fit.py)"),
+=======
+    "probe.data": "a set that nobody changed is the clean one: test_pretraining.py has another",
+>>>>>>> e0ed207 (Keys of pre-training are tried; sources)
     "ddpm.batch_size": "how many images pass the network at once: speed, and rounding at most",
     "jcdp.batch_size": "how many images pass the network at once: speed, and rounding at most",
 }
@@ -189,11 +203,11 @@ def sets(digits, tmp_path_factory) -> dict[str | None, Path]:
     place, images, labels = (tmp_path_factory.mktemp("keys"), digits.images[:ROWS],
                              digits.labels[:ROWS])
     eighths = write_imageset(place / "8x8" / "clean", images[:, ::2, ::2], labels)
+    red = write_imageset(place / "red" / "clean", images // np.uint8([1, 2, 4]), labels)
     return {None: write_imageset(place / "16x16" / "clean", images, labels),
             "ar": write_imageset(place / "two" / "clean", images, labels % 2, 2),
             "ddpm": eighths, "jcdp": eighths,
-            "corrupted": write_imageset(place / "red" / "clean", images // np.uint8([1, 2, 4]),
-                                        labels)}
+            **dict.fromkeys(("advcl_reduced", "byol", "corrupted", "moco", "simclr"), red)}
 
 
 @pytest.fixture(autouse=True)

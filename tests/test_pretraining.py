@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, new_run, process, run_command, succeed, write_imageset
 from methods import poisoned_by, smoke_config
 from safetensors.torch import load_file
@@ -186,6 +187,16 @@ def test_a_probe_takes_clean_images_of_a_poisoned_set(data, tmp_path):
         assert records.saw(record) == {
             "clean": "40 clean labelled images (40 of them originals of the set)",
             "released": "nothing"}[which]
+
+
+def test_an_encoder_of_smaller_views_sees_whole_images():
+    """Of another size than its views: resized, not cut."""
+    network = pretraining.AtSize(torch.nn.Identity(), (4, 4))
+    network.network.features = torch.nn.Flatten()
+    images = torch.rand(2, 3, 8, 8)
+    whole = F.interpolate(images, (4, 4), mode="bilinear", antialias=True).flatten(1)
+    assert torch.equal(network.features(images), whole)
+    assert torch.equal(network.features(images[:, :, :4, :4]), images[:, :, :4, :4].flatten(1))
 
 
 # --- what an encoder is good for -------------------------------------------------------------
