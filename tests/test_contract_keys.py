@@ -94,12 +94,9 @@ INHERITED = {"epochs", "learning_rate"}
 REFUSED = {"sep.surrogate.steps", "surrogate.test_every"}
 # Keys on which no byte has to depend, and why.
 INERT = {
-<<<<<<< HEAD
     **dict.fromkeys(("ddpm.fit", "ddpm.overlap", "jcdp.fit", "jcdp.overlap"),
                     "for a prior of another size than the images (tests/test_fit.py)"),
-=======
     "probe.data": "a set that nobody changed is the clean one: test_pretraining.py has another",
->>>>>>> e0ed207 (Keys of pre-training are tried; sources)
     "ddpm.batch_size": "how many images pass the network at once: speed, and rounding at most",
     "jcdp.batch_size": "how many images pass the network at once: speed, and rounding at most",
 }
