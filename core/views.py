@@ -265,9 +265,7 @@ def resized_crop(images: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int
     `mirrored`: two matrix products. With `beyond`, as a cut from the whole image resized."""
     boxes = boxes.to(images.dtype)
     rows = resize_matrix(boxes[:, 0], boxes[:, 2], images.shape[2], size[0], beyond)
-    columns = resize_matrix(boxes[:, 1], boxes[:, 3], images.shape[3], size[1], beyond)
-    if mirrored is not None:
-        columns = torch.where(mirrored[:, None, None], columns.flip(1), columns)
+    columns = resize_matrix(boxes[:, 1], boxes[:, 3], images.shape[3], size[1], beyond, mirrored)
     return between(images, rows, columns)
 
 
@@ -280,14 +278,17 @@ def between(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> 
 
 
 def resize_matrix(start: torch.Tensor, length: torch.Tensor, source: int, target: int,
-                  beyond: bool = False) -> torch.Tensor:
+                  beyond: bool = False, reverse: torch.Tensor | None = None) -> torch.Tensor:
     """(B, target, source): the share of each of `source` pixels in each of `target`, when the span
     from `start` (B,) of `length` (B,) is resized; bilinear, antialiased where it shrinks. Rows sum
-    to 1. Outside of the span a pixel has a share `beyond` alone."""
+    to 1, and come in reverse order where `reverse` (B,). Outside of the span a pixel has a share
+    `beyond` alone."""
     start, scale = start[:, None, None], (length / target)[:, None, None]
     pixels = torch.arange(source, device=start.device, dtype=start.dtype)
-    centres = torch.arange(target, device=start.device, dtype=start.dtype)[:, None] + 0.5
-    away = (centres * scale + (start - 0.5) - pixels).abs_()
+    targets = torch.arange(target, device=start.device, dtype=start.dtype)[:, None]
+    if reverse is not None:
+        targets = torch.where(reverse[:, None, None], target - 1 - targets, targets)
+    away = ((targets + 0.5) * scale + (start - 0.5) - pixels).abs_()
     shares = away.div_(-scale.clamp(min=1)).add_(1).clamp_(min=0)
     if not beyond:
         end = start + length[:, None, None]

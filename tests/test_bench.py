@@ -14,7 +14,7 @@ import scripts.bench
 from scripts.bench import bench, clock
 
 NAMES = ["resnet", "adversarial", "evaluate", "pgd", "dvae", "unet", "rem", "free", "batches",
-         "levers"]
+         "views", "levers"]
 
 
 def test_every_bench_of_every_file_is_in_the_table():
@@ -37,6 +37,12 @@ def test_a_bench_prints_its_rows_and_writes_them():
     assert rate[1] == f"{row['rate']:,.0f}"
     assert set(row) == {"name", "rate", "ratio", "share", "memory_gb", "note"}
     assert written["peak_flops"] > 0
+
+
+def test_views_are_measured_at_both_sizes():
+    outcome = run_command(bench.main, "views", "--smoke", "threads=1")
+    assert outcome.status == 0, outcome.stderr
+    assert re.findall(r"^\| views of (\d+)x", outcome.stdout, re.MULTILINE) == ["32", "224"]
 
 
 def test_an_unknown_bench_names_the_nearest(capsys):

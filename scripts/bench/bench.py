@@ -17,7 +17,7 @@ import core.run
 from core import config, files
 from core.command import command
 from core.device import DeviceSettings, resolve
-from scripts.bench import attacks, classifiers, data, diffusion, vaes
+from scripts.bench import attacks, classifiers, data, diffusion, vaes, views
 from scripts.bench.clock import Bench
 from scripts.bench.scratch import scratch_run
 
@@ -26,7 +26,7 @@ BENCHES = {
     "resnet": classifiers.resnet, "adversarial": classifiers.adversarial_step,
     "evaluate": classifiers.evaluate, "pgd": attacks.pgd_step, "dvae": vaes.vae,
     "unet": diffusion.unet, "rem": attacks.rem_step, "free": attacks.free, "batches": data.loader,
-    "levers": diffusion.levers}
+    "views": views.views, "levers": diffusion.levers}
 
 
 @command
