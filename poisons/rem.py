@@ -49,6 +49,7 @@ VERSION = 1
 SMOKE = {"train_steps": 2, "steps": 2, "inner_steps": 2, "transforms": 2, "width": 8,
          "batch_size": 64}
 PARTS = 4               # that a CPU crafts a batch in, whatever the number of processes
+WHOLE_BLOCK = 64 * 64   # pixels of an image up to which the final pass crafts a block at once
 
 # (name, images or a count) -> uniform numbers in [0, 1): like the images, or so many for each
 Draw = Callable[[str, torch.Tensor | int], torch.Tensor]
@@ -127,7 +128,7 @@ def min_min_max(clean: ImageSet, config: Config, run: Run, inner: "Adversary") -
     frozen.update(model)
 
     def noise(images: torch.Tensor, labels: torch.Tensor, rows: slice) -> torch.Tensor:
-        return defend(images, labels, frozen, config, block_draws(run, rows), inner)
+        return defend_in_parts(images, labels, frozen, config, block_draws(run, rows), inner)
 
     return add_noise(clean, noise, run, slice_rows=BLOCK)
 
@@ -196,6 +197,19 @@ def defend(images: torch.Tensor, labels: torch.Tensor, frozen: FrozenSurrogate, 
         delta = delta - config.step_size * eot_gradient(delta, draws).sign_()
         delta.clamp_(-config.epsilon, config.epsilon)
     return (delta * 255).round_().div_(255)
+
+
+def defend_in_parts(images: torch.Tensor, labels: torch.Tensor, frozen: FrozenSurrogate,
+                    config: Config, draw: Draw, inner: Adversary) -> torch.Tensor:
+    """`defend` for a block of images; of large ones for as many at a time as fit one PGD pass, so
+    that a block of 224x224 needs no tens of gigabytes."""
+    shape, size = images.shape[2:], len(images)
+    if shape[0] * shape[1] > WHOLE_BLOCK:
+        size = craft_rows(shape, images.device.type)
+    parts = [slice(start, start + size) for start in range(0, len(images), size)]
+    return torch.cat([
+        defend(images[part], labels[part], frozen, config,
+               lambda name, like, part=part: draw(name, like)[part], inner) for part in parts])
 
 
 def attack(x: torch.Tensor, labels: torch.Tensor, frozen: FrozenSurrogate, config: Config,

@@ -238,6 +238,25 @@ def test_grouped_transforms_change_speed_alone(surrogate, monkeypatch):
     assert (together == one_by_one).float().mean() > 0.999
 
 
+def test_the_final_pass_crafts_large_images_few_at_a_time(surrogate, monkeypatch):
+    """A block of 256 images of 224x224 at once would need tens of gigabytes. Row i stays row i."""
+    _, frozen = surrogate
+    torch.manual_seed(1)
+    images, labels, sizes, defend = torch.rand(7, 3, 16, 16), torch.arange(7), [], rem.defend
+
+    def noting(images, *rest):
+        sizes.append(len(images))
+        return defend(images, *rest)
+
+    monkeypatch.setattr(rem, "defend", noting)
+    whole = rem.defend_in_parts(images, labels, frozen, CONFIG, Draws(7), rem.attack)
+    monkeypatch.setattr(rem, "WHOLE_BLOCK", 16 * 16 - 1)
+    monkeypatch.setattr(rem, "craft_rows", lambda shape, kind: 3)
+    parts = rem.defend_in_parts(images, labels, frozen, CONFIG, Draws(7), rem.attack)
+    assert sizes == [7, 3, 3, 1]
+    assert (whole == parts).float().mean() > 0.999
+
+
 def test_boxes_are_those_of_torchvision():
     """Whole pixels inside the image; areas, ratios and places spread as RandomResizedCrop's."""
     height, width, count = 64, 64, 4000

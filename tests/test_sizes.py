@@ -1,0 +1,45 @@
+"""Every attack, purifier, trainer and learner, small, on images of 64 and (slow) of 224 pixels."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import succeed, write_imageset
+from methods import HALVES, line_of, run_small
+
+from core.imageset import ImageSet
+
+ROWS = 16
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    """size -> the path of a set of smooth images, a few of each of six classes."""
+    made = {}
+
+    def of_size(size):
+        if size not in made:
+            coarse = np.random.default_rng(0).integers(0, 256, (ROWS, 8, 8, 3), np.uint8)
+            images = coarse.repeat(size // 8, 1).repeat(size // 8, 2)
+            made[size] = write_imageset(tmp_path_factory.mktemp(f"of{size}") / "clean", images,
+                                        np.arange(ROWS) % 6)
+            if size == 224:         # four steps of the smallest DDPM take minutes
+                main, line = line_of("purifiers", "ddpm", "train", made[size], tiny=True)
+                succeed(main, *line, "ddpm.train.steps=1", "ddpm.train.batch_size=2",
+                        f"out={made[size].parent / 'ddpm'}")
+        return made[size]
+
+    return of_size
+
+
+@pytest.mark.parametrize(("room", "name", "half"), HALVES)
+@pytest.mark.parametrize("size", [64, pytest.param(224, marks=pytest.mark.slow)])
+def test_every_module_runs_at_full_size(room, name, half, size, clean, tmp_path):
+    short = ["ddpm.train.steps=1"] if (name, half) == ("ddpm", "train") else []
+    outcome = run_small(room, name, half, clean(size), tmp_path / "out", *short)
+    assert outcome.status == 0, outcome.stderr
+    if room != "learners" and not half:
+        assert ImageSet.load(tmp_path / "out").images.shape == (ROWS, size, size, 3)
+    if room == "learners":
+        record = json.loads((tmp_path / "out" / "record.json").read_text())
+        assert 0 <= record["accuracy_last"] <= 1
