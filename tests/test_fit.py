@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import run_command, succeed, write_imageset
+from conftest import CONFIGS, run_command, succeed, write_imageset
 
 import purify
 import train_ddpm
+from core.command import parse
 from core.imageset import ImageSet
 from purifiers import fit, prior
 
@@ -156,3 +157,20 @@ def test_a_crop_larger_than_the_images_is_refused(small):
     outcome = run_command(train_ddpm.main, *TRAIN, f"data={small}", "ddpm.train.crop=32")
     assert outcome.status == 1
     assert "ddpm.train.crop: 32 pixels, but the images have 16x16" in outcome.error
+
+
+@pytest.mark.parametrize(("method", "words", "expected"), [
+    ("ddpm", ["like=pets"], {"fit": "tiles"}), ("jcdp", ["like=imagenet100"], {"fit": "tiles"}),
+    ("ddpm", ["like=cifar10"], {"fit": "whole"}),
+    ("ddpm", ["like=pets", "preset=lsun256"], {"fit": "resize"}),
+    ("jcdp", ["like=pets", "preset=purify_imagenet"],
+     {"fit": "resize", "mode": "mse", "target_noise": "none"})])
+def test_what_yamls_say_of_large_images(method, words, expected):
+    yaml = str(CONFIGS / "purifiers" / f"{method}.yaml")
+    config = parse([yaml, *words], "", "purify").config
+    assert {key: getattr(config, key) for key in expected} == expected
+    if method == "ddpm":
+        trained = parse([yaml, *words], "", "train_ddpm").train_config
+        tiles = config.fit == "tiles"
+        assert trained.crop == (64 if tiles else None)
+        assert len(trained.multipliers) == {"tiles": 5, "resize": 6, "whole": 4}[config.fit]

@@ -29,6 +29,17 @@ def test_the_default_is_the_cifar_network():
     assert shapes["mid.block_1.temb_proj.weight"] == (256, 512)
 
 
+@pytest.mark.parametrize(("multipliers", "side", "parameters"), [
+    ((1, 2, 2, 2, 4), 64, 78_700_803),          # ermongroup/ddim, CelebA
+    ((1, 1, 2, 2, 4, 4), 256, 113_673_219)])    # Ho et al., LSUN and CelebA-HQ
+def test_networks_for_larger_images(multipliers, side, parameters):
+    with torch.device("meta"):
+        network = UNet(multipliers=multipliers, image_size=side)
+        assert network(torch.empty(1, 3, side, side), torch.zeros(1)).shape == (1, 3, side, side)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert sum(len(part.attn) for part in network.down) == 2        # at 16x16 alone
+
+
 def theirs(width: int = 32, size: int = 32, levels: int = 4) -> torch.nn.Module:
     """diffusers' model with the settings of jcdp.md 9.1; without the package, a skipped test."""
     diffusers = pytest.importorskip("diffusers")
