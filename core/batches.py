@@ -55,8 +55,9 @@ class Batches:
     one of blocks (`order_of_blocks`). A last batch of one image is dropped even without
     `drop_last`: batch normalisation has no statistics for it.
     `before_crop(images, step)` gives what is cropped and mirrored in place of the stored pixels,
-    uint8 (B, H, W, 3), or floats in grey levels; `step` counts on over the epochs. Raises
-    UserError if no full batch fits.
+    uint8 (B, H, W, 3), or floats in grey levels; `step` counts on over the epochs. Without
+    `resident` the set is not put on the device though it fits. Raises UserError if no full batch
+    fits.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Batches:
         drop_last: bool = True,
         last_step: int | None = None,
         before_crop: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
+        resident: bool = True,
     ) -> None:
         self.device: Device = run.device
         self.before_crop = before_crop
@@ -85,7 +87,7 @@ class Batches:
                             "lower batch_size")
         self.images = data.images
         self.labels = torch.from_numpy(np.array(data.labels)).to(self.device.torch)
-        if self.device.kind == "cuda" and self.images.nbytes <= min(
+        if resident and self.device.kind == "cuda" and self.images.nbytes <= min(
             DEVICE_BYTES, torch.cuda.mem_get_info(self.device.torch)[0] // 2
         ):
             self.images = on_device(data, self.device)

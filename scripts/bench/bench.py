@@ -26,7 +26,11 @@ BENCHES = {
     "resnet": classifiers.resnet, "adversarial": classifiers.adversarial_step,
     "evaluate": classifiers.evaluate, "pgd": attacks.pgd_step, "dvae": vaes.vae,
     "unet": diffusion.unet, "rem": attacks.rem_step, "free": attacks.free, "batches": data.loader,
+<<<<<<< HEAD
     "views": views.views, "levers": diffusion.levers}
+=======
+    "streamed": data.streamed, "levers": diffusion.levers}
+>>>>>>> 732cde1 (bench streamed: steps on a large set that is read from the disk, beside steps on a batch that is there)
 
 
 @command
@@ -34,13 +38,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python scripts/bench.py",
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME | key=value",
-                        help=f"some of {', '.join(BENCHES)}; all but levers by default")
+                        help=f"some of {', '.join(BENCHES)}; by default all but streamed, levers")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds after the warm-up")
     parser.add_argument("--json", type=config.as_path, help="also write the numbers here")
     parser.add_argument("--smoke", action="store_true", help="tiny models, one round")
     arguments = parser.parse_intermixed_args(argv)
     names = [word for word in arguments.names if "=" not in word]
-    names = names or [name for name in BENCHES if name != "levers"]
+    names = names or [name for name in BENCHES if name not in ("streamed", "levers")]
     for name in names:
         if name not in BENCHES:
             parser.error(f"unknown bench '{name}'{config.suggest(name, list(BENCHES))}")
