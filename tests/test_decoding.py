@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import content, run_command, succeed
+from conftest import CONFIGS, content, run_command, succeed
 from PIL import Image
 
 from core import decoding, files, large, memory, outlines, pictures
+from core.command import parse
 from core.datasets import DataSettings, load, load_test
 from core.errors import UserError
 from core.imageset import ImageSet
@@ -382,3 +383,9 @@ def test_plans_decode_nothing(pets, imagenet, monkeypatch):
                 assert found.images.shape == (count, 64, 64, 3)
                 assert found.meta["root"] == {"data": name, "size": 64, "split": split}
     assert not large.DECODED.exists()
+
+
+@pytest.mark.parametrize("word", ["data=imagenet100", "like=imagenet100", "like=imagenet"])
+def test_methods_have_values_for_imagenet(word):
+    request = parse([str(CONFIGS / "poisons/lsp.yaml"), word, "--dry-run"], "", "poison")
+    assert (request.config.patch, request.fit) == (32, "")
