@@ -39,7 +39,8 @@ UNEXPLAINED = (None, errno.EBADF, errno.EFAULT, errno.ECHILD, errno.ESRCH)
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")      # torch's words on CUDA, on a CPU
 SMOKE_ROWS = 320
 # Embedded, and large enough for every method: what --smoke reads unless data= is typed.
-SMOKE_DATA = {"data": "digits", "size": "32", "split": "train", "test": "null"}
+SMOKE_DATA = {"data": "digits", "size": "32", "split": "train", "test": "null", "classes": "[]",
+              "class_fraction": "1.0"}
 SHOWN_IF_SET = (*OWNER, "limit", "smoke")
 CHOOSING = ("data", "like", "preset", "protocol")   # keys that pick what is read of YAMLs
 Seed = Annotated[int, Range(at_least=0, below=2**32)]
@@ -298,7 +299,7 @@ def read_variant(yamls: list[str], overrides: list[str], smoke: bool, data_set: 
     if smoke and "data" not in typed:
         data_set = SMOKE_DATA["data"]
     sets = variants.meant_for(tree)
-    like = {"imagenet": "imagenet100"}.get(named.get("like"), named.get("like"))    # its old name
+    like = named.get("like")
     if like is not None and sets and like not in sets:
         raise UserError(f"like: {yamls[-1]} has no values for '{like}'"
                         + config.suggest(like, sets, "it has some for"))
@@ -418,8 +419,6 @@ def smoke_settings(tree: config.Node) -> None:
     if "smoke" in given and "data" not in given:
         tree.value |= {key: config.parse(text, "--smoke") for key, text in SMOKE_DATA.items()
                        if key not in given}
-        for key in {"classes", "class_fraction"} - given:       # imagenet100's
-            tree.value.pop(key, None)
 
 
 def build_section(module: ModuleType, section: config.Node, method: str) -> tuple[Any, Any]:
