@@ -14,11 +14,7 @@ import scripts.bench
 from scripts.bench import bench, clock
 
 NAMES = ["resnet", "adversarial", "evaluate", "pgd", "dvae", "unet", "rem", "free", "batches",
-<<<<<<< HEAD
-         "views", "levers"]
-=======
-         "streamed", "levers"]
->>>>>>> 732cde1 (bench streamed: steps on a large set that is read from the disk, beside steps on a batch that is there)
+         "streamed", "views", "levers"]
 
 
 def test_every_bench_of_every_file_is_in_the_table():
@@ -43,18 +39,17 @@ def test_a_bench_prints_its_rows_and_writes_them():
     assert written["peak_flops"] > 0
 
 
-<<<<<<< HEAD
 def test_views_are_measured_at_both_sizes():
     outcome = run_command(bench.main, "views", "--smoke", "threads=1")
     assert outcome.status == 0, outcome.stderr
     assert re.findall(r"^\| views of (\d+)x", outcome.stdout, re.MULTILINE) == ["32", "224"]
-=======
+
+
 def test_a_large_set_is_streamed_beside_a_batch_that_is_there():
     outcome = run_command(bench.main, "streamed", "--smoke", "threads=1")
     assert outcome.status == 0, outcome.stderr
     assert re.search(r"^\| streamed batches of 16 at 224x224, trained on \| [\d,.]+ \| [\d.]+ \| ",
                      outcome.stdout, re.MULTILINE)
->>>>>>> 732cde1 (bench streamed: steps on a large set that is read from the disk, beside steps on a batch that is there)
 
 
 def test_an_unknown_bench_names_the_nearest(capsys):

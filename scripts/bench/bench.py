@@ -26,11 +26,7 @@ BENCHES = {
     "resnet": classifiers.resnet, "adversarial": classifiers.adversarial_step,
     "evaluate": classifiers.evaluate, "pgd": attacks.pgd_step, "dvae": vaes.vae,
     "unet": diffusion.unet, "rem": attacks.rem_step, "free": attacks.free, "batches": data.loader,
-<<<<<<< HEAD
-    "views": views.views, "levers": diffusion.levers}
-=======
-    "streamed": data.streamed, "levers": diffusion.levers}
->>>>>>> 732cde1 (bench streamed: steps on a large set that is read from the disk, beside steps on a batch that is there)
+    "streamed": data.streamed, "views": views.views, "levers": diffusion.levers}
 
 
 @command
