@@ -124,9 +124,10 @@ def path_keys(room: str, name: str, clean: Path, *, tiny: bool = False) -> list[
 
 
 def needed_paths(room: str, name: str) -> list[str]:
-    """The keys of a method's PATHS that may not be null."""
+    """The keys of a method's PATHS that may not be null (one of its training may)."""
     usual = module_of(room, name).Config()
-    return [key for key in fact(module_of(room, name), "PATHS") if getattr(usual, key) is not None]
+    return [key for key in fact(module_of(room, name), "PATHS")
+            if getattr(usual, key, None) is not None]
 
 
 def clean_keys(name: str, clean: Path) -> list[str]:
