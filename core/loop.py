@@ -46,7 +46,7 @@ class Loop:
                                             # first step of each compiles and does not count
         self.means: dict[str, float] = {}   # of the last whole epoch
         self._sums: dict[str, torch.Tensor] = {}
-        self._weight = 0
+        self._weights: dict[str, int] = {}      # images behind each sum
         self._warm = False
         self._shown = 0.0
         self._bar = None
@@ -112,9 +112,9 @@ class Loop:
 
     def add(self, weight: int, **values: torch.Tensor) -> None:
         """Add a step's means over `weight` images to the epoch's. No step waits for the device."""
-        self._weight += weight
         self.images += weight
         for key, value in values.items():
+            self._weights[key] = self._weights.get(key, 0) + weight
             value = value.detach().float()
             if key in self._sums:
                 self._sums[key].add_(value, alpha=weight)
@@ -126,7 +126,7 @@ class Loop:
 
         NaN spreads through the sums, so one check an epoch is enough.
         """
-        self.means = {key: total.item() / self._weight for key, total in self._sums.items()}
+        self.means = {key: total.item() / self._weights[key] for key, total in self._sums.items()}
         for key, mean in self.means.items():
             if not math.isfinite(mean):
                 raise UserError(f"{self.name}: {key} became {mean} in epoch {self.epoch}; lower "
@@ -138,8 +138,8 @@ class Loop:
                          if isinstance(value, (int, float)))
         self.run.say_sometimes(f"{self.name}: epoch {self.epoch + 1}/{self.epochs}  {text}")
         self.epoch += 1
-        self.step = self._weight = 0
-        self._sums = {}
+        self.step = 0
+        self._sums, self._weights = {}, {}
         if self.save_epochs or self.run.save_due() or self.epoch == self.epochs:
             self._save()
             if self.epoch < self.epochs:
@@ -154,9 +154,9 @@ class Loop:
     def _show(self) -> None:
         """Refresh the bar with the current means, at most once a second (it waits for the GPU)."""
         self._bar.update()
-        if not self._bar.disable and time.monotonic() - self._shown > 1 and self._weight:
+        if not self._bar.disable and time.monotonic() - self._shown > 1 and self._sums:
             self._shown = time.monotonic()
-            self._bar.set_postfix({k: f"{v.item() / self._weight:.4g}"
+            self._bar.set_postfix({k: f"{v.item() / self._weights[k]:.4g}"
                                    for k, v in self._sums.items()}, refresh=False)
 
     def _stop_if_interrupted(self) -> None:
@@ -170,7 +170,7 @@ class Loop:
         self.run.save_state(self.name, {
             "epoch": self.epoch, "epochs": self.epochs, "step": self.step, "images": self.images,
             "timed": self.timed, "seconds": self.seconds, "means": self.means,
-            "sums": self._sums, "weight": self._weight,
+            "sums": self._sums, "weights": self._weights,
             "log": self.run.folder.log.digest(self.name),
             "objects": {key: list(value) if isinstance(value, list) else value.state_dict()
                         for key, value in self.objects.items()},
@@ -181,7 +181,7 @@ class Loop:
         self.epochs = state["epochs"]           # fewer after `stop`
         self.images, self.timed = state["images"], state["timed"]
         self.seconds, self.means = state["seconds"], state["means"]
-        self._weight = state["weight"]
+        self._weights = state["weights"]
         self._sums = {key: total.to(self.run.device.torch) for key, total in state["sums"].items()}
         for key, value in self.objects.items():
             if isinstance(value, list):

@@ -1,0 +1,149 @@
+"""TUE against code renjie3/TUE: its noise's separability, and its loop typed again."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, new_run
+
+from core.command import parse
+from core.errors import ConfigError
+from core.imageset import ImageSet, from_arrays
+from core.views import apply, draw
+from poisons import contrast, tue
+
+
+def plain_csd(noise: torch.Tensor, labels: torch.Tensor, mistake: str = "") -> torch.Tensor:
+    """The release's get_linear_noise_csd_loss."""
+    flat, centres, widths = noise.flatten(1), [], []
+    for label in range(int(labels.max()) + 1):
+        own = flat[labels == label]
+        if len(own):
+            centre = own.mean(0)
+            width = sum((row - centre).square().sum().sqrt() for row in own) / len(own)
+            centres.append(centre)
+            widths.append(width if mistake == "gradient through the widths" else width.item())
+    pairs = [(widths[i] + widths[j] + 1e-5) / ((centres[i] - centres[j]).norm() + 1e-5)
+             for i in range(len(centres)) for j in range(len(centres)) if i != j]
+    return sum(pairs) / len(pairs)
+
+
+def test_separability_is_the_releases():
+    """Value and gradient, with a class of one row and one that the batch lacks."""
+    noise = torch.randn(12, 3, 4, 4, dtype=torch.float64,
+                        generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = torch.tensor([0, 1, 1, 0, 4, 2, 2, 0, 1, 2, 0, 1])
+    ours, plain = tue.csd(noise, labels), plain_csd(noise, labels)
+    torch.testing.assert_close(ours, plain)
+    found, expected, wrong = (torch.autograd.grad(value, noise)[0] for value in (
+        ours, plain, plain_csd(noise, labels, "gradient through the widths")))
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, wrong)
+    one = tue.csd(noise, torch.zeros(12, dtype=torch.long))
+    assert (one, torch.autograd.grad(one, noise)[0].abs().max()) == (0, 0)
+    same = tue.csd(torch.zeros_like(noise), labels)         # MoCo's start
+    assert same == 1
+
+
+@pytest.fixture(scope="module")
+def small() -> ImageSet:
+    random = np.random.default_rng(0)
+    images = np.clip(random.integers(-60, 316, (40, 8, 8, 3)), 0, 255).astype(np.uint8)
+    return from_arrays(images, random.permutation(np.arange(40) % 4), name="x",
+                       classes=list("abcd"), root={}, test=None)
+
+
+MISTAKES = ["ascent", "noise of the last batch too", "no separability", "no contrast",
+            "rate by the cosine", "start from nothing"]
+
+
+def plain_tue(clean: ImageSet, config: tue.Config, run, mistake: str = "") -> np.ndarray:
+    x = (torch.from_numpy(np.array(clean.images)).permute(0, 3, 1, 2).float() / 255).double()
+    y = torch.from_numpy(np.array(clean.labels))
+    delta = contrast.uniform(clean, config, run).double()
+    if mistake == "start from nothing":
+        delta.zero_()
+    method = contrast.build(clean, config, run).double()
+    optimizer = torch.optim.SGD(method.network.parameters(), 0.5, 0.9, weight_decay=1e-4)
+    trained = moved = 0
+
+    def order(name: str, number: int):
+        return torch.randperm(len(x), generator=run.stream(f"{name}/batches", number)).split(16)
+
+    def loss_of(noised, name: str, step: int):
+        return method(*(apply(noised.clamp(0, 1), draw(
+            config.views, len(noised), (8, 8), run.stream(f"{name}/view{which}", step)))
+            for which in (1, 2)))
+
+    for epoch in range(config.epochs):
+        if mistake == "rate by the cosine":
+            optimizer.param_groups[0]["lr"] = 0.5 / (1 + 9 * epoch)
+        method.train()
+        for _ in range(config.train_steps):
+            rows = order("surrogate", trained // 2)[trained % 2]
+            optimizer.zero_grad()
+            loss_of(x[rows] + delta[rows], "surrogate", trained).backward()
+            optimizer.step()
+            trained += 1
+        method.eval()
+        last = 3 if mistake == "noise of the last batch too" else 2
+        for rows in order("noise", epoch)[:last]:
+            for _ in range(config.steps):
+                own = delta[rows].requires_grad_()
+                loss = 0.0
+                if mistake != "no contrast":
+                    loss = config.contrast_weight * loss_of(x[rows] + own, "noise", moved)
+                if mistake != "no separability":
+                    loss = loss + config.csd_weight * plain_csd(own, y[rows])
+                [gradient] = torch.autograd.grad(loss, own)
+                sign = -1 if mistake == "ascent" else 1
+                delta[rows] = (own.detach() - sign * config.step_size * gradient.sign()).clamp(
+                    -config.epsilon, config.epsilon)
+                moved += 1
+    made = (x.float() + delta).permute(0, 2, 3, 1) + 2**-16
+    return (made.clamp(0, 1) * 255).floor().numpy().astype(np.uint8)
+
+
+def test_the_attack_is_the_releases_loop(tmp_path, small, monkeypatch):
+    """In double precision, the same bytes; each mistake that one could make gives others."""
+    config = tue.Config(width=2, batch_size=16, epochs=2, train_steps=3, steps=2,
+                        epsilon=32 / 255, step_size=7 / 255, contrast_weight=1.0, csd_weight=0.1)
+    with new_run(tmp_path / "plain", method="tue") as run:
+        plain = {mistake: plain_tue(small, config, run, mistake) for mistake in ["", *MISTAKES]}
+    build, load, uniform = contrast.build, contrast.on_device, tue.uniform
+
+    def double_load(*arguments):
+        images, labels = load(*arguments)
+        return images.double(), labels
+
+    monkeypatch.setattr(contrast, "build", lambda *arguments: build(*arguments).double())
+    monkeypatch.setattr(contrast, "on_device", double_load)
+    monkeypatch.setattr(tue, "uniform", lambda *arguments: uniform(*arguments).double())
+    with new_run(tmp_path / "ours", method="tue") as run:
+        ours = np.array(tue.poison(small, config, run).images)
+    np.testing.assert_array_equal(ours, plain[""])
+    for mistake in MISTAKES:
+        assert (plain[mistake] != ours).any(), mistake
+
+
+def test_no_surrogate_learns_for_a_weight_of_nothing(tmp_path, small):
+    """And the noise of a class comes together: its separability falls at every epoch."""
+    config = tue.Config(width=2, batch_size=16, epochs=3, steps=3)
+    with new_run(tmp_path / "out", method="tue") as run:
+        delta = tue.poison(small, config, run).images.astype(float) - small.images
+        log = run.folder.log.lines()
+    losses = [line["noise_loss"] for line in log]
+    assert losses == sorted(losses, reverse=True)
+    assert not any("loss" in line for line in log)
+    assert np.abs(delta).max() <= 9
+
+
+def test_values_are_the_releases():
+    def config(*words: str) -> tue.Config:
+        return parse([str(ROOT / "configs/poisons/tue.yaml"), *words], "", "poison").config
+
+    assert config() == tue.Config()
+    moco = config("preset=moco")
+    assert (moco.contrast_weight, moco.csd_weight, moco.steps, moco.epochs) == (1, 1, 5, 200)
+    assert (moco.random_start, moco.train_steps) == (False, None)
+    with pytest.raises(ConfigError, match="nothing moves the noise"):
+        tue.Config(csd_weight=0.0)
