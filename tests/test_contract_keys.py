@@ -62,6 +62,15 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "ar.finder": (["released"], {"coefficients": "find"}),
     "ar.norm": (["linf"], {"radius": 0.2}),
     "uc.width": ([3], {}),
+    "cp.learning_rate": ([0.01], {}),           # others are the default of null
+    "tue.learning_rate": ([0.01], {}),
+    "temperature": ([0.1], {}),
+    "last_epoch": ([1], {}),
+    "cp.start": (["nowhere"], {"kind": "samplewise"}),      # refused: there is none
+    "dual_branch": (["paper"], {"algorithm": "byol"}),
+    **{f"{name}.{key}": ([value], {"algorithm": "moco"}) for name in ("cp", "tue")
+       for key, value in (("queue", 16), ("target_momentum", 0.0),
+                          ("update_in_noise_steps", False))},
     "cuda.kernel": ([5], {}),
     "blur.shape": (["mean"], {}),
     "blur.kernel": ([5], {"shape": "mean"}),
