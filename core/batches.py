@@ -7,9 +7,7 @@ is drawn depends on the seed and on epoch or step alone, so an epoch can start i
 the set lies changes nothing.
 """
 
-import contextlib
 import functools
-import mmap
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from core import gathered
 from core.device import Device
 from core.errors import UserError
 from core.imageset import ImageSet, to_floats
@@ -193,7 +192,7 @@ class Stream:
 
     def read(self, rows: np.ndarray) -> Callable[[], torch.Tensor]:
         """Read these rows and begin to copy them; the function that is returned waits for that."""
-        announce(self.images, rows)
+        gathered.announce(self.images, rows)
         images = torch.from_numpy(self.images[rows])
         if self.copies is None:
             return lambda: images
@@ -207,20 +206,6 @@ class Stream:
         now.wait_event(done)
         copied.record_stream(now)       # its memory is another's only after the step that reads it
         return copied
-
-
-def announce(images: np.ndarray, rows: np.ndarray) -> None:
-    """Tell the kernel which rows of a memory map come next: it reads them from the disk together,
-    and not each when its first byte is asked for."""
-    mapped = getattr(images, "_mmap", None)
-    if mapped is None or not hasattr(mmap, "MADV_WILLNEED"):
-        return
-    first = images.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
-    size = images.strides[0]
-    for row in np.sort(rows).tolist():
-        start = (first + row * size) // mmap.PAGESIZE * mmap.PAGESIZE
-        with contextlib.suppress(OSError):
-            mapped.madvise(mmap.MADV_WILLNEED, start, first + (row + 1) * size - start)
 
 
 def augment(

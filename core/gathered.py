@@ -5,7 +5,9 @@ memory. Up to COPIED bytes they are; above, only the numbers of the rows are kep
 read where they are asked for.
 """
 
-from collections.abc import Sequence
+import contextlib
+import mmap
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -41,16 +43,42 @@ class Gathered:
         if len(self.arrays) == 1:
             return np.asarray(self.arrays[0][rows])
         found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        for array, mine, its_rows in self._located(rows):
+            found[mine] = array[its_rows]
+        return found
+
+    def _located(self, rows: np.ndarray) -> Iterator[tuple]:
+        """Each array, which of the rows are its, and their numbers in it."""
         whose = np.searchsorted(self._ends, rows, side="right")
         for number, array in enumerate(self.arrays):
             mine = np.flatnonzero(whose == number)
             if len(mine):
-                found[mine] = array[rows[mine] - (self._ends[number] - len(array))]
-        return found
+                yield array, mine, rows[mine] - (self._ends[number] - len(array))
+
+    def announce(self, rows: np.ndarray) -> None:
+        """`announce` for rows of this."""
+        for array, _, its_rows in self._located(self.rows[rows]):
+            announce(array, its_rows)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         whole = self._read(self.rows)
         return whole if dtype is None else whole.astype(dtype, copy=False)
+
+
+def announce(images: np.ndarray | Gathered, rows: np.ndarray) -> None:
+    """Tell the kernel which rows of a memory map come next: it reads them from the disk together,
+    and not each when its first byte is asked for."""
+    if isinstance(images, Gathered):
+        return images.announce(rows)
+    mapped = getattr(images, "_mmap", None)
+    if mapped is None or not hasattr(mmap, "MADV_WILLNEED"):
+        return
+    first = images.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+    size = images.strides[0]
+    for row in np.sort(rows).tolist():
+        start = (first + row * size) // mmap.PAGESIZE * mmap.PAGESIZE
+        with contextlib.suppress(OSError):
+            mapped.madvise(mmap.MADV_WILLNEED, start, first + (row + 1) * size - start)
 
 
 def rows_of(images: np.ndarray | Gathered, rows: np.ndarray) -> np.ndarray | Gathered:

@@ -1,5 +1,7 @@
 """Rows of arrays that are not copied, against NumPy's copies."""
 
+import mmap
+
 import numpy as np
 import pytest
 
@@ -62,3 +64,29 @@ def test_a_large_choice_of_rows_is_no_copy(nothing_copied, mapped, images, label
     assert isinstance(both.images, Gathered)
     np.testing.assert_array_equal(both.images[:], np.concatenate([images[ROWS], images]))
     np.testing.assert_array_equal(both.labels, np.concatenate([labels[ROWS], labels]))
+
+
+class Told(mmap.mmap):
+    """A memory map that notes what it is advised about."""
+
+    def madvise(self, advice, start, length):
+        assert advice == mmap.MADV_WILLNEED
+        super().madvise(advice, start, length)
+        self.pages.append(self[start : start + length])
+
+
+def test_what_comes_next_is_announced_by_its_pages(tmp_path, images):
+    """Of a map, of a view of it, of chosen rows: the pages that are named hold the row's bytes."""
+    np.save(tmp_path / "images.npy", images)
+    with open(tmp_path / "images.npy", "rb") as file:
+        told = Told(file.fileno(), 0, access=mmap.ACCESS_READ)
+    whole = np.frombuffer(told, np.uint8, offset=128).reshape(images.shape).view(np.memmap)
+    whole._mmap = told
+    for given, rows in ((whole, [3, 7]), (whole[10:], [0, 49]),
+                        (Gathered([whole, images], np.arange(120)), [0, 59, 100])):
+        told.pages = []
+        gathered.announce(given, np.array(rows))
+        wanted = [row for row in rows if row < 60]
+        assert len(told.pages) == len(wanted)
+        for pages, row in zip(told.pages, wanted, strict=True):
+            assert given[row].tobytes() in pages
