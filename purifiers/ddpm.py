@@ -8,7 +8,8 @@ default one unguided pass of 100 steps: AVATAR's setting. Source: Ho et al. 2020
 
 Deviations: AVATAR's larger network is replaced by Ho et al.'s; x_0 is clamped, the last step draws
 no noise and pixels are rounded (released: `sampler: euler_maruyama`, `rounding: wrap`). On a GPU
-the network computes in bf16 (released: `precision: fp32`). Of the training: see `prior.py`.
+the network computes in bf16 (released: `precision: fp32`). Of the training: see `prior.py`; of
+images of another size than the prior's: `fit.py`, whose tiles no source has.
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,9 @@ higher one. Source: Yu et al., ICML 2024, and code yuyi-sd/D-VAE, main_vae_disen
 
 Deviations: pixels are rounded to the nearest level (released code truncates: `rounding: floor`);
 the network holds only the layers that the method uses; no monitoring classifier; on a GPU it trains
-in bf16 (released: `precision: fp32`).
+in bf16 (released: `precision: fp32`). At 224x224 the release cannot run: its embedding of 128
+channels is added to 512, and its purification allocates 50,000 images of 32x32. Here the embedding
+is as wide as the trunk, and one vector a class (a map would be 40 million numbers).
 """
 
 from collections.abc import Callable

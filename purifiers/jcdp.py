@@ -8,7 +8,9 @@ LE_JCDP.
 Deviations: `strength` is that of one image, whatever the batch: the released code's mean over its
 500 is 1/500; x starts at step t_star - 1, where the first network call is (released: t_star);
 pixels are rounded (released: `rounding: floor`); on a GPU the network computes in bf16, which moves
-6 % of the pixels by a grey level (released: `precision: fp32`).
+6 % of the pixels by a grey level (released: `precision: fp32`). At 224x224 the release resizes to
+its prior's 256x256 and back and is held to the image without noise, by MSE or SSIM alone
+(`preset=purify_imagenet`, without SSIM); tiles (`fit.py`) are ours.
 """
 
 from dataclasses import dataclass
