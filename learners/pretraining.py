@@ -39,8 +39,10 @@ from learners.probe import (
 from models import contrastive as networks
 from models.classifiers import Architecture, Stem
 
-# loss(first view, second view) of a method, as core.contrastive's are made
+# (encoder, channels of its features) -> a method of core.contrastive's kind
 Make = Callable[[nn.Module, int], nn.Module]
+# (images of the whole batch, its generator, this process's rows) -> what the method compares
+See = Callable[[torch.Tensor, torch.Generator, slice], tuple[torch.Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,11 @@ class Pretraining(Keys):
             raise ConfigError("mean", "mean and std take three numbers, one a channel")
 
 
-def fit(make: Make, train: ImageSet, test: ImageSet, config: Pretraining, run: Run) -> Result:
+def fit(make: Make, train: ImageSet, test: ImageSet, config: Pretraining, run: Run,
+        see: See | None = None) -> Result:
     """Pre-train an encoder with the method that make(network, channels) gives, and probe it.
-    `make` gets the encoder, behind its normalisation, and the channels of its features."""
+    `make` gets the encoder, behind its normalisation, and the channels of its features; the method
+    gets what `see` gives, by default two views."""
     known, saw = images_of(train, config.probe, run)
     check_neighbours(config.neighbours, known, run.job.method)
     if config.batch_size % run.world.size:
@@ -100,7 +104,8 @@ def fit(make: Make, train: ImageSet, test: ImageSet, config: Pretraining, run: R
     with run.initialisation("heads"):
         method = make(network, channels)
     knn: list[list] = []
-    loop = pretrain(run.device.place(method), train, config, run, knn,
+    step = Step(run.device.place(method), see or two_views(config, train.image_shape), config, run)
+    loop = pretrain(step, train, config, run, knn,
                     lambda: knn_accuracy(network, known, test, config.neighbours,
                                          config.knn_temperature, run))
     found = linear_probe(network, channels, known, test, config.probe, config.views, run)
@@ -138,53 +143,60 @@ def view_shape(train: ImageSet, config: Pretraining) -> tuple[int, int]:
     return train.image_shape if size is None else (size, size)
 
 
-def pretrain(method: nn.Module, train: ImageSet, config: Pretraining, run: Run, knn: list[list],
+def two_views(config: Pretraining, shape: tuple[int, int]) -> See:
+    """Of images of this (height, width). Every process draws for the whole batch."""
+    def see(images, generator, mine):
+        return tuple(views.apply(images[mine], views.draw(config.views, len(images), shape,
+                                                          generator, images.device).part(mine))
+                     for _ in range(2))
+
+    return see
+
+
+class Step:
+    """Takes one step of SGD on `method`: (images (B, 3, H, W) in [0, 1], number of the step, rate)
+    -> the plain loss of the batch, of which every process has its part."""
+
+    def __init__(self, method: nn.Module, see: See, config: Pretraining, run: Run) -> None:
+        synchronise(method, run.world)
+        if run.device.compile:
+            for part in method.children():
+                part.compile(dynamic=False)
+        self.method, self.see, self.scale, self.run = method, see, config.loss_scale, run
+        self.optimizer = sgd(method, run.device, lr=config.learning_rate, momentum=config.momentum,
+                             weight_decay=config.weight_decay)
+
+    def __call__(self, images: torch.Tensor, number: int, rate: float) -> torch.Tensor:
+        run, world = self.run, self.run.world
+        set_rate(self.optimizer, rate, run.device)
+        seen = self.see(images, run.stream("pretraining/views", number), world.part(len(images)))
+        with run.device.autocast():
+            loss = self.method(*seen, world=world)
+        self.optimizer.zero_grad(set_to_none=True)
+        (self.scale * loss).backward()
+        loss = world.average(self.method, loss)
+        self.optimizer.step()
+        return loss
+
+
+def pretrain(step: Step, train: ImageSet, config: Pretraining, run: Run, knn: list[list],
              neighbours: Callable[[], float]) -> Loop:
-    """Train `method`, resumable, with tests of `neighbours()`, which are put into `knn`."""
-    synchronise(method, run.world)
-    if run.device.compile:
-        for part in method.children():
-            part.compile(dynamic=False)
-    optimizer = sgd(method, run.device, lr=config.learning_rate, momentum=config.momentum,
-                    weight_decay=config.weight_decay)
+    """Take the steps, resumable, with tests of `neighbours()`, which are put into `knn`."""
     batches = Batches(train, config.batch_size, run, "pretraining", last_step=config.steps)
     epochs = config.epochs if config.steps is None else -(-config.steps // len(batches))
-    step = training_step(method, optimizer, train.image_shape, config, run)
-    loop = Loop(run, "pretraining", epochs, method=method, optimizer=optimizer, knn=knn)
+    loop = Loop(run, "pretraining", epochs, method=step.method, optimizer=step.optimizer, knn=knn)
     for epoch in loop:
-        method.train()
+        step.method.train()
         for images, _ in loop.steps(batches):
             number = epoch * len(batches) + loop.step
-            set_rate(optimizer, learning_rate(config, number, epochs, len(batches)), run.device)
-            loop.add(len(images), loss=step(images, number))
+            rate = learning_rate(config, number, epochs, len(batches))
+            loop.add(len(images), loss=step(images, number, rate))
         last, tested = epoch == loop.epochs - 1, {}
         if last or (config.test_every and (epoch + 1) % config.test_every == 0):
             tested = {"knn_accuracy": neighbours()}
             knn.append([epoch + 1, tested["knn_accuracy"]])
         loop.end_epoch(**tested)
     return loop
-
-
-def training_step(method: nn.Module, optimizer: torch.optim.Optimizer, shape: tuple[int, int],
-                  config: Pretraining, run: Run) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """A function (images (B, 3, H, W) in [0, 1], step) that takes one step and returns the plain
-    loss of the batch. Every process draws for the whole batch and keeps its own part."""
-    world = run.world
-
-    def step(images: torch.Tensor, number: int) -> torch.Tensor:
-        generator, mine = run.stream("pretraining/views", number), world.part(len(images))
-        first, second = (
-            views.apply(images[mine], views.draw(config.views, len(images), shape, generator,
-                                                 images.device).part(mine)) for _ in range(2))
-        with run.device.autocast():
-            loss = method(first, second, world)
-        optimizer.zero_grad(set_to_none=True)
-        (config.loss_scale * loss).backward()
-        loss = world.average(method, loss)
-        optimizer.step()
-        return loss
-
-    return step
 
 
 def learning_rate(config: Pretraining, step: int, epochs: int, steps_per_epoch: int) -> float:

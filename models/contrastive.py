@@ -6,6 +6,9 @@ cl_algs.py: Kaiming's initialisation of the convolutions, a head of 512-512-128 
 and of 512-4096-256 and 256-4096-256 with batch norm for BYOL.
 """
 
+import copy
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,6 +18,7 @@ from models.classifiers import WIDTH, Architecture, Stem, classifier
 PROJECTED = 128         # channels behind the head of SimCLR and MoCo
 BYOL_PROJECTED = 256    # behind BYOL's
 BYOL_HIDDEN = 4096      # inside them
+Norms = Literal["clean", "attacked"]
 
 
 class Unit(nn.Module):
@@ -54,8 +58,54 @@ def head(channels: int, out: int = PROJECTED) -> nn.Sequential:
                          nn.Linear(channels, out), Unit())
 
 
+def norm_head(channels: int, out: int = PROJECTED) -> nn.Sequential:
+    """AdvCL's: as SimCLR's, with batch norm (code LijieFan/AdvCL)."""
+    return nn.Sequential(nn.Linear(channels, channels), nn.BatchNorm1d(channels),
+                         nn.ReLU(inplace=True), nn.Linear(channels, out), Unit())
+
+
 def byol_head(channels: int, hidden: int = BYOL_HIDDEN, out: int = BYOL_PROJECTED
               ) -> nn.Sequential:
     """BYOL's projector; its predictor is one of the projector's `out` channels."""
     return nn.Sequential(nn.Linear(channels, hidden), nn.BatchNorm1d(hidden),
                          nn.ReLU(inplace=True), nn.Linear(hidden, out))
+
+
+# --- batch norms of two kinds of images ------------------------------------------------------
+
+
+class TwoNorms(nn.Module):
+    """Two batch norms, for images as they are and for attacked ones; `which` is in use."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.clean, self.attacked = norm, copy.deepcopy(norm)
+        self.which: Norms = "attacked"      # what is probed, also by a run that resumes there
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.clean if self.which == "clean" else self.attacked)(x)
+
+
+def double_norms(network: nn.Module) -> None:
+    """Put TwoNorms in the place of every batch norm."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                setattr(parent, name, TwoNorms(child))
+
+
+def use_norms(network: nn.Module, which: Norms) -> None:
+    """Let `network` compute with these of its TwoNorms."""
+    for module in network.modules():
+        if isinstance(module, TwoNorms):
+            module.which = which
+
+
+def single_norms(network: nn.Module, which: Norms) -> nn.Module:
+    """A copy with these norms alone, under the names of a plain network."""
+    network = copy.deepcopy(network)
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, TwoNorms):
+                setattr(parent, name, getattr(child, which))
+    return network

@@ -18,7 +18,7 @@ from core.batches import Batches
 from core.contrastive import LOSS_SCALE, nt_xent
 from core.imageset import ImageSet
 from core.views import Views, apply, draw
-from learners import byol, moco, pretraining, simclr
+from learners import advcl_reduced, byol, moco, pretraining, simclr
 from learners.probe import Probe, images_of, knn_accuracy, linear_probe, votes
 from models import contrastive as networks
 
@@ -277,3 +277,62 @@ def test_processes_share_a_learner(data, tmp_path):
     one, two = (load_file(tmp_path / out / "network.safetensors") for out in ("alone", "both"))
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-3, rtol=1e-2)
+
+
+# --- the reduced form of AdvCL ---------------------------------------------------------------
+
+
+def reduced(**options):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 6),
+                                  torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 4), networks.Unit())
+    networks.double_norms(network)
+    return advcl_reduced.Reduced(network, advcl_reduced.Config(**options))
+
+
+def test_an_attacked_image_moves_away_within_its_radius():
+    method, seen = reduced(epsilon=16 / 255, iterations=3), []
+    first, second, images = torch.rand(3, 6, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    embed = method.embed
+    method.embed = lambda which, *parts: seen.append((which, *parts)) or embed(which, *parts)
+    start = torch.zeros_like(images).uniform_(-16 / 255, 16 / 255)
+    last = method(first, second, images, start)
+    assert [which for which, *_ in seen] == ["clean", *["attacked"] * 3, "clean", "attacked"]
+    attacked = seen[-1][1]
+    assert 8 / 255 < (attacked - images).abs().max() <= 16 / 255 + 1e-6
+    assert 0 <= attacked.min() <= attacked.max() <= 1
+
+    known = embed("clean", first, second)
+    before, after = (nt_xent(*known, *embed("attacked", x), temperature=0.5)
+                     for x in (images, attacked))
+    assert after > before
+    torch.testing.assert_close(last, after)
+    last.backward()
+    assert method.network[1].weight.grad.abs().sum() > 0
+
+
+def test_norms_of_clean_and_of_attacked_images_are_apart():
+    """Statistics go to those in use; a network with one set has the names of a plain one."""
+    method, images = reduced(), torch.rand(6, 3, 2, 2)
+    norms = method.network[2]
+    method.embed("attacked", images)
+    assert torch.equal(norms.clean.running_mean, torch.zeros(6))
+    assert norms.attacked.running_mean.abs().sum() > 0
+    plain = networks.single_norms(method.network, "attacked")
+    assert isinstance(method.network[2], networks.TwoNorms)
+    assert "2.running_mean" in plain.state_dict()
+    method.eval()
+    assert torch.equal(plain.eval()(images), method.embed("attacked", images)[0])
+    assert not torch.equal(plain(images), method.embed("clean", images)[0])
+
+
+def test_advcl_reduced_tells_both_probes(data, tmp_path):
+    out = succeed(evaluate.main, "method=advcl_reduced", "advcl_reduced.width=2",
+                  "advcl_reduced.steps=2", "advcl_reduced.batch_size=16",
+                  "advcl_reduced.neighbours=5", "advcl_reduced.probe.epochs=1", f"data={data}",
+                  f"test={data}", "keep_network=true")
+    probe = records.load(out)["probe"]
+    assert probe["norms"] == "attacked"
+    assert {"last", "best", "best_epoch"} == probe["clean_norms"].keys()
+    plain, _ = networks.encoder("resnet18", 10, (16, 16), 2)
+    assert load_file(out / "network.safetensors").keys() == plain.state_dict().keys()
