@@ -26,6 +26,7 @@ FACTS = {
     "CHECKPOINT": None,     # another method, whose checkpoints it applies
     "SHARED": False,        # a learner that several processes (torchrun) can train together
     "LABEL": (),            # a learner's keys of Config that stand beside every number of it
+    "EVAL": "",             # of a learner: what results/reported.csv calls its way of measuring
 }
 
 

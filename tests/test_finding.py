@@ -65,6 +65,7 @@ def test_a_part_alone():
     ("cifar100", ["data=cifar100: 50,000 images for training, 10,000 for testing, 32x32, 100 cl"]),
     ("small", ["a table's --small:", "the first 10,000 training images of CIFAR-10"]),
     ("photos", ["data=photos: 520 tiles of scikit-learn's two photographs"]),
+    ("pets", ["data=pets: 3,680 images for training, 3,669 for testing, 224x224, 37 classes"]),
     ("em60", ["EM's protocol, 60 epochs", "configs/learners/em60.yaml", "list.py standard"]),
     ("eps16", ["python -m poisons em preset=eps16: em.epsilon=16/255", " tap preset=eps16: "]),
     ("le_table3", ["rows: clean, em, lsp, rem\n", "columns: none, bdr, gray, jpeg, avatar, jcdp\n",

@@ -22,6 +22,7 @@ import purify
 from core import distance, files
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.methods import list_methods
 from poisons.__main__ import main as poison_main
 from scripts.tables import claims, estimates, noted, plan, render, schedule, spec
 from tests.conftest import ROOT, checkout, content, run_command, succeed
@@ -369,7 +370,7 @@ def test_small_is_the_same_grid_on_few_photographs(here):
     [purified] = jobs["lsp", "jcdp"].needs
     poison, prior = purified.needs
     assert poison.job.config["radius"] == 1.3041
-    assert prior.job.config["steps"] == 24000
+    assert prior.job.config["steps"] == 12000
 
 
 def test_quick_takes_any_learner(tiny):
@@ -932,6 +933,20 @@ def test_a_published_number_says_whose_it_is():
     assert {fact["arch"] for fact in [own, *others] if fact} == {"mobilenetv2"}
     _, others = render.facts_of(attacks, "rem", "none", published)
     assert "17.47 (simplified, leaderboard) APBench site-cifar10" in map(render.number, others)
+
+
+def test_a_probe_is_beside_the_same_learners_probe():
+    """And not beside supervised training on the same poison."""
+    published = render.published()
+    for name, learner, reported in (("le_table4", "simclr", 44.9), ("le_table4_moco", "moco", 55.1),
+                                    ("le_table4_byol", "byol", 59.6)):
+        table = spec.read_one(name, overrides=("data=cifar10",))
+        evaluated = render.evaluation(learner)
+        own, _ = render.facts_of(table, "cp_s", "none", published, evaluated=evaluated)
+        assert own["accuracy"] == reported
+        assert render.facts_of(table, "cp_s", "none", published) == (None, [])
+    assert {fact["eval"] for fact in published if "eval" in fact} <= {
+        render.evaluation(learner) for learner in list_methods("learners")}
 
 
 def test_published_numbers_are_kept_whole():

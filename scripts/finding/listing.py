@@ -101,8 +101,9 @@ def data_sets() -> Lines:
     """As core/datasets.py explains `data=`, with the sizes of those that are downloaded."""
     for line, text in columns_of(datasets.__doc__):
         for name in line.split(", "):
-            _, train, test, classes = SIZES.get(name, ("", 0, 0, 0))
-            size = f"{train:,} images for training, {test:,} for testing, 32x32, {classes} classes"
+            _, train, test, classes, side = SIZES.get(name, ("", 0, 0, 0, 0))
+            size = (f"{train:,} images for training, {test:,} for testing, {side}x{side}, "
+                    f"{classes} classes")
             yield name, f"{size}; {text}" if train else text
 
 

@@ -24,7 +24,7 @@ from core import records
 from core.checkpoint import history
 from core.command import command
 from core.distributed import say
-from core.methods import is_method
+from core.methods import fact, find_method, is_method
 from core.names import markdown_cell, printable
 from scripts.tables import plan, spec
 from scripts.tables.measure import mean, points, print_points
@@ -134,11 +134,11 @@ def collect(table: spec.Table, cells: list[plan.Cell],
     if place_of is None:
         place_of = functools.partial(plan.place_of, committed=records.committed())
     found: dict[tuple[str, str], dict[Path, dict]] = {}
-    networks, beside = {}, {}
+    measured, beside = {}, {}
     for cell in (cell for cell in cells if cell.table is table):
         key, job = (cell.row.name, cell.column.name), cell.record.job
         here = found.setdefault(key, {})
-        networks[key] = job.config.get("architecture", "resnet18")
+        measured[key] = (job.config.get("architecture", "resnet18"), evaluation(job.method))
         beside[key] = records.label(job.method, job.config)
         place = place_of(cell.record)
         if place is not None:
@@ -146,7 +146,7 @@ def collect(table: spec.Table, cells: list[plan.Cell],
     known = published()
     entries = []
     for row in table.rows:
-        of_row = [entry(table, row, column, found[key], known, networks[key])
+        of_row = [entry(table, row, column, found[key], known, *measured[key])
                   for column in table.columns if (key := (row.name, column.name)) in found]
         entries += of_row
         for derived in table.derived:
@@ -187,13 +187,14 @@ def marks_of(table: spec.Table, entries: list[Entry]) -> dict[str, str]:
 
 
 def entry(table: spec.Table, row: spec.Line, column: spec.Line, found: dict[Path, dict],
-          published: list[dict], network: str) -> Entry:
+          published: list[dict], network: str, evaluated: str) -> Entry:
     kept = found.values()
     return Entry(
         table.block, row.name, column.name, [100 * record["accuracy_last"] for record in kept],
         tuple(map(mean, zip(*map(seconds_of, kept), strict=True))) or (None, None, None),
         "; ".join(dict.fromkeys(records.saw(record) for record in kept)),
-        *facts_of(table, row.reported, column.reported, published, network), tuple(found))
+        *facts_of(table, row.reported, column.reported, published, network, evaluated),
+        tuple(found))
 
 
 def seconds_of(record: dict) -> tuple[float | None, float | None, float]:
@@ -210,15 +211,22 @@ def total(values: list[float | None]) -> float | None:
 
 
 def facts_of(table: spec.Table, attack: str, defence: str, published: list[dict],
-             network: str = "resnet18") -> tuple[dict | None, list[dict]]:
+             network: str = "resnet18", evaluated: str = ""
+             ) -> tuple[dict | None, list[dict]]:
     """The paper's number (from the table's source first, then the attack's own) and those of
-    others, for such a network."""
+    others, for such a network and way of measuring."""
     facts = [fact for fact in published
              if (fact["dataset"], fact["attack"], name_of(fact)) == (table.dataset, attack, defence)
-             and "eval" not in fact and plainly(fact["arch"]) == plainly(network)]
+             and fact.get("eval", "") == evaluated
+             and plainly(fact["arch"]) == plainly(network)]
     own = [fact for fact in facts if fact["kind"] == "paper"]
     own.sort(key=lambda fact: (fact["source"] != table.source, fact["source"].lower() != attack))
     return own[0] if own else None, own[1:] + [fact for fact in facts if fact["kind"] != "paper"]
+
+
+def evaluation(learner: str) -> str:
+    """What a published number of such a learner has as its `eval`; '' for supervised training."""
+    return fact(find_method("learners", learner), "EVAL") if is_method("learners", learner) else ""
 
 
 def plainly(network: str) -> str:
