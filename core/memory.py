@@ -60,6 +60,14 @@ def require_disk(file: Path, size: int, what: str) -> None:
                         f"{in_words(free)} left; make room or name another folder")
 
 
+def require_memory(size: int, what: str, remedy: str) -> None:
+    """Raise UserError unless so many bytes are left. `what` they are and `remedy` are for people.
+    """
+    if size > left():
+        raise UserError(f"{what} are {in_words(size)}, and {in_words(left())} of memory are left; "
+                        f"{remedy}")
+
+
 def in_words(size: int) -> str:
     """Bytes for people: '19.6 GB'."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

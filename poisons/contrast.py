@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from core import memory
 from core.contrastive import (
     BYOL,
     LOSS_SCALE,
@@ -128,8 +129,19 @@ class Noise(nn.Module):
         self.register_buffer("delta", start)
 
 
+def require_rows(clean: ImageSet, run: Run) -> None:
+    """Raise UserError where the noise of each row, which is held in memory, does not fit there,
+    once as it is and once as it is kept for resuming."""
+    height, width = clean.image_shape
+    memory.require_memory(
+        2 * 4 * clean.images.size,
+        f"{run.job.method}: two copies of the noise of {len(clean):,} images of {height}x{width}",
+        "take fewer images (split=first:N) or one noise a class (method=cp)")
+
+
 def uniform(clean: ImageSet, config: Shared, run: Run) -> torch.Tensor:
     """Noise of each row, uniform within the budget."""
+    require_rows(clean, run)
     drawn = by_block(slice(0, len(clean)), lambda block: torch.rand(
         BLOCK, 3, *clean.image_shape, generator=run.stream(f"{run.job.method}/start", block)))
     return drawn.mul_(2).sub_(1).mul_(config.epsilon)

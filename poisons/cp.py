@@ -24,7 +24,7 @@ from core.config import Place
 from core.errors import ConfigError, UserError
 from core.imageset import ImageSet
 from core.run import Run
-from poisons.contrast import Noise, Shared, bound, craft, publish, uniform
+from poisons.contrast import Noise, Shared, bound, craft, publish, require_rows, uniform
 
 __all__ = ["Config", "bound", "poison"]
 
@@ -66,6 +66,7 @@ def first_noise(clean: ImageSet, config: Config, run: Run) -> torch.Tensor:
         return drawn.mul_(2).sub_(1).mul_(config.epsilon)
     if config.start is None:
         return uniform(clean, config, run)
+    require_rows(clean, run)
     of_class = torch.from_numpy(class_noise(Path(config.start), clean))
     return of_class.clamp_(-config.epsilon, config.epsilon)[clean.labels_at()]
 

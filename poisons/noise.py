@@ -6,18 +6,23 @@ import torch
 
 from core.files import RowFile
 from core.imageset import ImageSet, rows_at_once
+from core.memory import require_disk
 from core.run import Run
 
 
 class TwoFiles:
     """The noise of every image as float16 (N, H, W, 3): one file to read, one to write, by turns,
-    so that a round killed in its middle still finds what it started from."""
+    so that a round killed in its middle still finds what it started from. Zeros, where nothing has
+    been written yet. Raises UserError if the disk has no room for them."""
 
     def __init__(self, clean: ImageSet, run: Run) -> None:
         self._rows, self._run = len(clean), run
         self._step = rows_at_once(clean.image_shape)
-        self._files = [RowFile(run.work / "state" / f"noise{i}.npy", clean.images.shape, "float16")
-                       for i in (0, 1)]            # zeros, where nothing has been written yet
+        paths = [run.work / "state" / f"noise{i}.npy" for i in (0, 1)]
+        if not paths[0].exists():
+            require_disk(paths[0], 2 * 2 * clean.images.size,
+                         f"two copies of the noise of {len(clean):,} images")
+        self._files = [RowFile(path, clean.images.shape, "float16") for path in paths]
 
     def files(self, round_: int) -> tuple[RowFile, RowFile]:
         """What round `round_` reads (its noise so far) and writes."""

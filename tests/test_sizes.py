@@ -1,12 +1,14 @@
 """Every attack, purifier, trainer and learner, small, on images of 64 and (slow) of 224 pixels."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from conftest import succeed, write_imageset
 from methods import HALVES, line_of, run_small
 
+from core import memory
 from core.imageset import ImageSet
 
 ROWS = 16
@@ -43,3 +45,23 @@ def test_every_module_runs_at_full_size(room, name, half, size, clean, tmp_path)
     if room == "learners":
         record = json.loads((tmp_path / "out" / "record.json").read_text())
         assert 0 <= record["accuracy_last"] <= 1
+
+
+@pytest.mark.parametrize("name", ["cp", "tue"])
+def test_noise_of_every_image_that_memory_cannot_hold_is_refused(name, clean, tmp_path,
+                                                                 monkeypatch):
+    monkeypatch.setattr(memory, "left", lambda: 1_000_000)
+    kind = ["cp.kind=samplewise"] if name == "cp" else []
+    outcome = run_small("poisons", name, "", clean(64), tmp_path / "out", *kind)
+    assert outcome.status == 1
+    assert outcome.error == (f"{name}: two copies of the noise of 16 images of 64x64 are 1.6 MB, "
+                             "and 1.0 MB of memory are left; take fewer images (split=first:N) or "
+                             "one noise a class (method=cp)")
+
+
+def test_noise_of_every_image_that_the_disk_cannot_hold_is_refused(clean, tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path)._replace(free=500_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: free)
+    outcome = run_small("poisons", "em", "", clean(64), tmp_path / "out")
+    assert outcome.status == 1
+    assert "noise0.npy: two copies of the noise of 16 images are 0.8 MB, and its" in outcome.error
