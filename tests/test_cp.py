@@ -7,11 +7,13 @@ compute the same float32 numbers and must give the same bytes.
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, new_run, run_command, succeed, write_imageset
+from methods import PURIFIERS, line_of
 
 from core.command import parse
 from core.errors import ConfigError, UserError
@@ -289,3 +291,19 @@ def test_what_cannot_be_is_one_sentence(classwise, tmp_path, small):
     found = run_command(poison_main, "method=cp", f"data={clean}", "cp.kind=samplewise",
                         "cp.start=nowhere")
     assert found.error == "cp.start: nowhere: no such folder"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PURIFIERS)
+def test_every_purifier_takes_such_a_set(classwise, tmp_path, name):
+    """Also the noise that lies beside the images is no matter to it."""
+    _, out = classwise
+    source = tmp_path / "set" / "poisoned"
+    source.parent.mkdir()
+    shutil.copytree(out, source)
+    main, line = line_of("purifiers", name, "", source, tiny=True)
+    made = succeed(main, *line, f"out={tmp_path / 'purified'}")
+    meta = json.loads((made / "meta.json").read_text())
+    assert meta["lineage"][0]["method"] == "cp"
+    assert np.load(made / "images.npy").shape == (80, 16, 16, 3)
+    np.testing.assert_array_equal(np.load(made / "labels.npy"), np.load(out / "labels.npy"))
