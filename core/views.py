@@ -235,7 +235,7 @@ def viewed(images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
         if drawn.boxes is not None:
             images = resized_crop(images, drawn.boxes, drawn.size, drawn.mirrored, drawn.beyond)
         else:
-            images = images.contiguous()        # colours are computed a channel at a time
+            images = images.clone(memory_format=torch.contiguous_format)  # overwritten below
             if drawn.mirrored is not None:
                 images = torch.where(each(drawn.mirrored), images.flip(3), images)
         for which in drawn.order:
@@ -303,8 +303,9 @@ def luma(images: torch.Tensor) -> torch.Tensor:
 
 
 def brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Away from black (factor (B,) above 1) or towards it."""
-    return (images * each(factor)).clamp_(0, 1)
+    """Away from black (factor (B,) above 1) or towards it. Overwrites the images, as do contrast
+    and saturation: memory that a CPU touches first takes it longer than the arithmetic."""
+    return images.mul_(each(factor)).clamp_(0, 1)
 
 
 def contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -320,7 +321,7 @@ def saturation(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 def mixed(start: torch.Tensor, images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """start + factor (B,) * (images - start), clipped; the images themselves where factor is 1."""
     factor = each(factor)
-    return (images * factor).add_((1 - factor) * start).clamp_(0, 1)
+    return images.mul_(factor).add_((1 - factor) * start).clamp_(0, 1)
 
 
 def turn_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
