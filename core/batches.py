@@ -217,11 +217,13 @@ def augment(
 ) -> torch.Tensor:
     """Crop (B, H, W, 3) of any dtype at `offsets` (B, 2) of its zero-padded frame, then mirror.
 
-    One gather: output (i, j) reads padded (i + dy, j + dx), columns counted from the right where
+    With padding one gather: output (i, j) reads padded (i + dy, j + dx), columns counted from the right where
     `mirrored`.
     """
     if offsets is None:
         return images
+    if padding == 0:        # a third of the gather's time, which shows at 224x224
+        return torch.where(mirrored[:, None, None, None], images.flip(2), images)
     batch, height, width, _ = images.shape
     rows = torch.arange(height, device=images.device) + offsets[:, :1]               # (B, H)
     columns = torch.arange(width, device=images.device).expand(batch, width)

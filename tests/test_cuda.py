@@ -11,12 +11,13 @@ import evaluate
 import purify
 import train_ddpm
 import train_vae
-from core import graphs
+from core import batches, graphs
 from core.device import DeviceSettings, resolve
 from core.methods import list_methods
 from models.resnet import resnet18
 from poisons.__main__ import main as poison_main
 from poisons.frozen import FrozenSurrogate
+from scripts.bench.scratch import scratch_run
 
 DEVICE = "cuda"
 pytestmark = [pytest.mark.cuda,
@@ -53,6 +54,19 @@ def test_deterministic_runs_repeat(few_path, tmp_path, name):
                         f"device={DEVICE}", "deterministic=true", f"out={tmp_path / out}")
                 for out in ("one", "two"))
     assert content(one) == content(two)
+
+
+def test_a_streamed_set_gives_the_batches_of_one_that_lies_on_the_device(tmp_path, few,
+                                                                         monkeypatch):
+    monkeypatch.setattr(batches, "STREAMED", 0)
+    with scratch_run(resolve(DeviceSettings(device=DEVICE))) as run:
+        resident, streamed = (
+            batches.Batches(few, 32, run, "test", augmentation=batches.Augmentation(2, True),
+                            resident=where).epoch(1, 2) for where in (True, False))
+        for (a, la), (b, lb) in zip(resident, streamed, strict=True):
+            torch.cuda._sleep(10**7)        # a step that is at work while the next ones are copied
+            assert torch.equal(a, b)
+            assert torch.equal(la, lb)
 
 
 def test_gradients_are_the_cpus():

@@ -15,7 +15,8 @@ from scripts.report.prints import Picture, Printed, blocks, found_by
 HERE = Path(__file__).parent
 START = "<!DOCTYPE html>\n<html"         # of every page of ours
 SOURCES = Path("docs/reported.md")       # of published numbers
-DATA_SETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN"}
+DATA_SETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "pets": "Pets",
+             "imagenet100": "ImageNet, first 100 classes"}
 HEAD = ("poison", "defence", "accuracy (%)", "published", "gap", "others' runs",
         "the defence saw", "training")
 
