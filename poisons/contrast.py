@@ -50,7 +50,7 @@ from models.contrastive import BYOL_PROJECTED, Projected, byol_head, encoder, he
 from poisons.crafting import on_device
 
 Algorithm = Literal["simclr", "moco", "byol"]
-RATES = {"simclr": 0.5, "moco": 0.3, "byol": 1.0}               # CP's, whatever the batch
+RATES = {"simclr": 0.5, "moco": 0.3, "byol": 1.0}               # CP's, for batches of 512
 TEMPERATURES = {"simclr": 0.5, "moco": 0.2}                     # CP's
 MOMENTA = {"moco": 0.99, "byol": 0.999}                         # of the target networks, CP's
 LIFT = 2**-16           # a hundredth of a grey level: in float32, x/255 + 8/255 can fall just below
@@ -78,7 +78,8 @@ class Shared(Keys):
     # of which the noise moves then; null: all of a pass, as CP sample-wise
     noise_batches: Count | None = 20
     batch_size: BatchSize = 512     # images of each of these; CP: 512
-    # of the surrogate's SGD; null: CP's, 0.5 for simclr, 0.3 for moco, 1 for byol
+    # of the surrogate's SGD; null: CP's, 0.5 for simclr, 0.3 for moco and 1 for byol with batches
+    # of 512, and by the batch with others
     learning_rate: Positive | None = None
     # of this rate: CP's, to a thousandth by half a cosine an epoch; TUE's: constant
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -211,7 +212,7 @@ def craft(clean: ImageSet, noise: Noise, config: Shared, run: Run, *, by_class: 
     `noise_loss`; where that asks for no contrastive loss, no surrogate has to learn."""
     method = build(clean, config, run)
     optimizer = torch.optim.SGD([p for part in method.trained() for p in part.parameters()],
-                                config.learning_rate or RATES[config.algorithm], config.momentum,
+                                first_rate(config), config.momentum,
                                 weight_decay=config.weight_decay)
     batches = Batches(len(clean), config, run, learns)
     dual = config.algorithm == "moco" or config.dual_branch == "paper"
@@ -278,9 +279,13 @@ def craft(clean: ImageSet, noise: Noise, config: Shared, run: Run, *, by_class: 
         loop.end_epoch(learning_rate=rate)
 
 
+def first_rate(config: Shared) -> float:
+    return config.learning_rate or RATES[config.algorithm] * config.batch_size / 512
+
+
 def rate_of(epoch: int, config: Shared) -> float:
     """Of the surrogate in an epoch, from 0; without a warm-up, which CP's victims alone have."""
-    rate = config.learning_rate or RATES[config.algorithm]
+    rate = first_rate(config)
     return rate if config.schedule == "constant" else cosine_rate(rate, epoch + 1, config.epochs)
 
 

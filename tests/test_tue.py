@@ -105,7 +105,7 @@ def plain_tue(clean: ImageSet, config: tue.Config, run, mistake: str = "") -> np
 
 def test_the_attack_is_the_releases_loop(tmp_path, small, monkeypatch):
     """In double precision, the same bytes; each mistake that one could make gives others."""
-    config = tue.Config(width=2, batch_size=16, epochs=2, train_steps=3, steps=2,
+    config = tue.Config(width=2, batch_size=16, epochs=2, train_steps=3, steps=2, learning_rate=0.5,
                         epsilon=32 / 255, step_size=7 / 255, contrast_weight=1.0, csd_weight=0.1)
     with new_run(tmp_path / "plain", method="tue") as run:
         plain = {mistake: plain_tue(small, config, run, mistake) for mistake in ["", *MISTAKES]}
