@@ -217,8 +217,8 @@ def augment(
 ) -> torch.Tensor:
     """Crop (B, H, W, 3) of any dtype at `offsets` (B, 2) of its zero-padded frame, then mirror.
 
-    With padding one gather: output (i, j) reads padded (i + dy, j + dx), columns counted from the right where
-    `mirrored`.
+    With padding one gather: output (i, j) reads padded (i + dy, j + dx), columns counted from the
+    right where `mirrored`.
     """
     if offsets is None:
         return images
