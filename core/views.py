@@ -337,7 +337,7 @@ def turn_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     bottom = torch.minimum(torch.minimum(red, green), blue)
     spread = top - bottom
     hue = (green + blue - red - bottom).div_(spread.clamp(min=TINY)).add_(1)
-    hue = hue * (green - blue).sign_().add_(0.5).sign_() + 6 * turns[:, None, None]
+    hue = torch.copysign(hue, green - blue) + 6 * turns[:, None, None]
     hue = hue.sub((hue / 6).floor_(), alpha=6)
     start = top.sub(spread, alpha=2)
     return torch.stack([torch.addcmul(start, spread, (hue - offset).abs_().sub_(3).abs_().clamp_(
