@@ -373,6 +373,17 @@ def test_small_is_the_same_grid_on_few_photographs(here):
     assert prior.job.config["steps"] == 12000
 
 
+def test_small_leaves_a_learner_of_its_own_kind_its_protocol(here):
+    """SimCLR's classifier is a probe: a protocol of supervised training is none for it."""
+    table = spec.read_one("le_table4", spec.Choice("small", columns=("none", "cutout")),
+                          ("data=digits", "size=32"))
+    jobs = {(cell.row.name, cell.column.name): cell.record.job
+            for cell in plan.Planner(table).cells()}
+    assert {(job.method, job.config["width"], job.config["epochs"]) for job in jobs.values()} == {
+        ("simclr", 16, 40)}
+    assert jobs["cp_s", "cutout"].config["views"]["cutout"] == 16
+
+
 def test_quick_takes_any_learner(tiny):
     """What it changes of an evaluation is a key of whichever method that is."""
     changed(tiny, "configs/learners/em60.yaml", "configs/learners/smoothing.yaml")

@@ -334,7 +334,7 @@ def quicken(step: Step, small: dict[str, Node]) -> Step:
     extra = section(section(small, "with"), step.command)
     settings = {fill(key, {"method": step.method}, node.origin): config.text(node)
                 for key, node in extra.items()}
-    settings = {key: value for key, value in settings.items() if has_key(step, key)}
+    settings = {key: value for key, value in settings.items() if takes(step, key, value)}
     settings |= step.settings
     sets = section(small, "sets")
     if settings.get("data") in sets:
@@ -342,11 +342,15 @@ def quicken(step: Step, small: dict[str, Node]) -> Step:
     return dataclasses.replace(step, settings=settings)
 
 
-def has_key(step: Step, key: str) -> bool:
-    """Whether the step's method has it, if it is a method's key."""
-    if "." not in key:
-        return True
-    return key in known_keys(find_method(COMMANDS[step.command].room, step.method), step.method)
+def takes(step: Step, key: str, value: str) -> bool:
+    """Whether the step's method has such a key, if it is a method's, or goes on from such a
+    protocol."""
+    room = COMMANDS[step.command].room
+    method = find_method(room, step.method)
+    if key == "protocol":
+        other = config.text(config.read([value]).value["method"])
+        return issubclass(method.Config, find_method(room, other).Config)
+    return "." not in key or key in known_keys(method, step.method)
 
 
 def section(tree: dict[str, Node], key: str) -> dict[str, Node]:
