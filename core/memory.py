@@ -8,6 +8,7 @@ from pathlib import Path
 from core.errors import UserError
 
 GROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")      # the groups that this process is in
 NO_LIMIT = 1 << 62
 
 
@@ -27,10 +28,11 @@ def left() -> int:
 
 
 def of_groups() -> list[int]:
-    """Of each control group that limits this process: its limit less what it cannot give back."""
+    """Of each control group that limits this process, and of those that these lie in: its limit
+    less what it cannot give back."""
     found = []
     with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in MEMBERSHIP.read_text().splitlines():
             _, kinds, path = line.split(":", 2)
             if kinds == "":                             # version 2
                 top, limit, usage = GROUPS, "memory.max", "memory.current"
@@ -39,14 +41,24 @@ def of_groups() -> list[int]:
                     "memory.usage_in_bytes"
             else:
                 continue
+            # A batch system limits a job, and puts processes into groups of it without a limit; a
+            # container sees its own group at the top, though its path names where the host has it.
             folder = top / path.lstrip("/")
-            with contextlib.suppress(OSError, ValueError):
-                cached = dict(line.split() for line in
-                              (folder / "memory.stat").read_text().splitlines())
-                pages = int(cached.get("inactive_file", 0)) + int(cached.get("active_file", 0))
-                used = int((folder / usage).read_text()) - pages
-                found.append(max(int((folder / limit).read_text()) - used, 0))
+            for group in (folder, *folder.parents[: len(folder.parts) - len(top.parts)]):
+                with contextlib.suppress(OSError, ValueError):
+                    found.append(left_in(group, limit, usage))
     return found
+
+
+def left_in(group: Path, limit: str, usage: str) -> int:
+    """Bytes that the processes of one control group can still take. Raises OSError or ValueError if
+    it has no limit."""
+    most = int((group / limit).read_text())             # "max" is no number
+    pages = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    # of files, which can be given back; version 1 has those of the groups below apart, as total_
+    files = sum(int(pages.get(f"total_{kind}", pages.get(kind, 0)))
+                for kind in ("inactive_file", "active_file"))
+    return max(most - int((group / usage).read_text()) + files, 0)
 
 
 def require_disk(file: Path, size: int, what: str) -> None:
