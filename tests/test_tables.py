@@ -866,6 +866,20 @@ def found(row: str, column: str, *accuracies: float) -> render.Entry:
     return render.Entry("", row, column, list(accuracies), (None, None, None), "", None, [])
 
 
+def test_the_gap_of_a_linear_probe_is_of_its_best_epoch_as_the_published_number():
+    last = dataclasses.replace(found("cp_s", "none", 40.0, 42.0), reported={
+        "accuracy": 44.9, "source": "CP", "table": "README"})
+    assert last.gap == pytest.approx(41 - 44.9)
+    probed = [{"accuracy_best": 0.45, "probe": {"data": "clean"}},
+              {"accuracy_best": 0.47, "probe": {"data": "clean"}}]
+    best = dataclasses.replace(last, best=render.probes_best(probed))
+    assert best.mean == 41
+    assert best.gap == pytest.approx(46 - 44.9)
+    assert best.oracle == "gap of best epoch: 46.0 ± 1.4 (2)"
+    assert render.probes_best([{"accuracy_best": 0.9}, {"accuracy_best": 0.9, "probe": None}]) == ()
+    assert last.oracle == dataclasses.replace(best, reported=None).oracle == ""
+
+
 def test_a_derived_column_waits_for_its_cells(tiny):
     """The best of what happens to be there would be another number once the rest is."""
     cells = planned(tiny)

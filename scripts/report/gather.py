@@ -321,4 +321,4 @@ def entry_of(places: dict[Path, dict], dataset: str, known: list[dict]) -> rende
         records.saw(found[0]), *render.facts_of(Group(dataset), attack or "clean",
                                                 defence or "none", known, network,
                                                 render.evaluation(found[0].get("learner", ""))),
-        tuple(places))
+        tuple(places), best=render.probes_best(found))

@@ -170,9 +170,9 @@ def cells_of(row: Row, made: Page) -> dict[str, object]:
     entry = row.entry
     gap, mark = "", ""
     if entry.reported:
-        gap = f"{entry.mean - entry.reported['accuracy']:+.1f}"
+        gap = f"{entry.gap:+.1f}"
         mark = f";--published:{entry.reported['accuracy']:.1f}%"
-    note = f"† best of these: {name_of(entry.chosen)}" if entry.chosen else row.note
+    note = f"† best of these: {name_of(entry.chosen)}" if entry.chosen else row.note or entry.oracle
     return dict(zip(HEAD, (
         name_of(entry.row),
         join([text(name_of(entry.column)), tag("small", note) if note else None]),

@@ -6,8 +6,9 @@ One line a cell: clean test accuracy of the last epoch (mean ± sd over n seeds)
 number and others' re-runs, the gap to the published one, seconds (of training the purifier, of
 purifying, of training the classifier), and what the defence saw beside the set that the classifier
 is trained on. `oracle` marks numbers chosen by test accuracy (†), and ‡ the rows of a poison that
-does not poison. --wide prints rows x columns. A smaller form says above the table what it is.
---distances prints PSNR and LPIPS to the clean images instead, of the sets that are here.
+does not poison. Published numbers of linear probes are of their best epoch: so is the gap to them.
+--wide prints rows x columns. A smaller form says above the table what it is. --distances prints
+PSNR and LPIPS to the clean images instead, of the sets that are here.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import dataclasses
 import functools
 import io
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,10 +57,26 @@ class Entry:
     places: tuple[Path, ...] = ()   # of its records
     chosen: str = ""                # the column that an oracle chose
     mark: str = ""                  # of a row whose poison does not poison
+    best: tuple[float, ...] = ()    # of linear probes, in their best epochs, as published ones are
 
     @property
     def mean(self) -> float | None:
         return statistics.mean(self.accuracies) if self.accuracies else None
+
+    @property
+    def gap(self) -> float | None:
+        """Points above the published number; None if one of both is not there."""
+        if self.reported is None or not self.accuracies:
+            return None
+        return statistics.mean(self.best or self.accuracies) - self.reported["accuracy"]
+
+    @property
+    def oracle(self) -> str:
+        """What was chosen by test accuracy, in words."""
+        if self.chosen:
+            return f"† best of these: {self.chosen}"
+        return f"gap of best epoch: {records.spread(self.best)}" if self.best and self.reported \
+            else ""
 
 
 @command
@@ -161,7 +178,7 @@ def collect(table: spec.Table, cells: list[plan.Cell],
             best = max(among, key=lambda e: e.mean)
             entries.append(Entry(
                 table.block, row.name, derived.name, best.accuracies, best.seconds,
-                best.saw, *facts, best.places, chosen=best.column))
+                best.saw, *facts, best.places, chosen=best.column, best=best.best))
     marks = marks_of(table, entries)
 
     def labelled(row: str, column: str) -> str:
@@ -194,7 +211,12 @@ def entry(table: spec.Table, row: spec.Line, column: spec.Line, found: dict[Path
         tuple(map(mean, zip(*map(seconds_of, kept), strict=True))) or (None, None, None),
         "; ".join(dict.fromkeys(records.saw(record) for record in kept)),
         *facts_of(table, row.reported, column.reported, published, network, evaluated),
-        tuple(found))
+        tuple(found), best=probes_best(kept))
+
+
+def probes_best(found: Iterable[dict]) -> tuple[float, ...]:
+    """Accuracies of linear probes in their best epochs; none of classifiers."""
+    return tuple(100 * record["accuracy_best"] for record in found if record.get("probe"))
 
 
 def seconds_of(record: dict) -> tuple[float | None, float | None, float]:
@@ -246,11 +268,10 @@ def long(entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
     """One line a cell."""
     lines = []
     for e in entries:
-        gap = f"{e.mean - e.reported['accuracy']:+.1f}" if e.reported and e.accuracies else ""
-        oracle = f"† best of these: {e.chosen}" if e.chosen else ""
+        gap = "" if e.gap is None else f"{e.gap:+.1f}"
         lines.append([
             e.block, e.row, e.column, records.spread(e.accuracies), number(e.reported),
-            "; ".join(number(fact) for fact in e.independent), gap, oracle,
+            "; ".join(number(fact) for fact in e.independent), gap, e.oracle,
             *("" if s is None else f"{s:.0f}" for s in e.seconds), e.saw, e.mark])
     used = [i for i, name in enumerate(HEAD) if name in ALWAYS or any(line[i] for line in lines)]
     return tuple(HEAD[i] for i in used), [[line[i] for i in used] for line in lines]
