@@ -101,10 +101,7 @@ class Protocol(Keys):
             raise ConfigError("nesterov", "needs a momentum above 0")
         if self.warmup_epochs and self.schedule in ("warm_multistep", "onecycle"):
             raise ConfigError("warmup_epochs", f"{self.schedule} climbs by itself; leave it out")
-        if (self.mean is None) != (self.std is None):
-            raise ConfigError("mean", "mean and std go together: set both or neither")
-        if self.mean is not None and not len(self.mean) == len(self.std) == 3:
-            raise ConfigError("mean", "mean and std take three numbers, one a channel")
+        check_normalisation(self.mean, self.std)
         if self.shuffle_block and not self.shuffle:
             raise ConfigError("shuffle_block", "goes with shuffle: leave one of them out")
         if self.views is not None and (self.crop_padding or self.flip):
@@ -139,6 +136,14 @@ class Result:
     probe: dict | None = None
     # as trained, without what normalises its input; no part of a record
     network: nn.Module | None = field(default=None, repr=False, compare=False)
+
+
+def check_normalisation(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
+    """Raise ConfigError unless both are for Normalised, or neither is there."""
+    if (mean is None) != (std is None):
+        raise ConfigError("mean", "mean and std go together: set both or neither")
+    if mean is not None and not len(mean) == len(std) == 3:
+        raise ConfigError("mean", "mean and std take three numbers, one a channel")
 
 
 class Normalised(nn.Module):

@@ -21,13 +21,13 @@ from core import views
 from core.batches import Batches
 from core.batchnorm import synchronise
 from core.contrastive import cosine_rate
-from core.errors import ConfigError, UserError
+from core.errors import UserError
 from core.graphs import set_rate, sgd
 from core.imageset import ImageSet
 from core.loop import Loop
 from core.ranges import BatchSize, BelowOne, Count, CountOrZero, Keys, Positive, PositiveOrZero
 from core.run import Run
-from core.training import Normalised, Result
+from core.training import Normalised, Result, check_normalisation
 from core.views import Views
 from learners.probe import (
     Probe,
@@ -81,10 +81,7 @@ class Pretraining(Keys):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.mean is None) != (self.std is None):
-            raise ConfigError("mean", "mean and std go together: set both or neither")
-        if self.mean is not None and not len(self.mean) == len(self.std) == 3:
-            raise ConfigError("mean", "mean and std take three numbers, one a channel")
+        check_normalisation(self.mean, self.std)
 
 
 def fit(make: Make, train: ImageSet, test: ImageSet, config: Pretraining, run: Run,

@@ -25,7 +25,7 @@ from core.contrastive import (
     check_queue,
     cosine_rate,
 )
-from core.errors import ConfigError, UserError
+from core.errors import UserError
 from core.graphs import set_rate
 from core.imageset import ImageSet, Rounding
 from core.loop import Loop
@@ -43,7 +43,7 @@ from core.ranges import (
 )
 from core.run import Run
 from core.streams import BLOCK, by_block
-from core.training import Normalised
+from core.training import Normalised, check_normalisation
 from core.views import Views, apply, draw
 from models.classifiers import Architecture
 from models.contrastive import BYOL_PROJECTED, Projected, byol_head, encoder, head
@@ -110,10 +110,7 @@ class Shared(Keys):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.mean is None) != (self.std is None):
-            raise ConfigError("mean", "mean and std go together: set both or neither")
-        if self.mean is not None and not len(self.mean) == len(self.std) == 3:
-            raise ConfigError("mean", "mean and std take three numbers, one a channel")
+        check_normalisation(self.mean, self.std)
         if self.algorithm == "moco":
             check_queue(self.queue, self.batch_size)
 

@@ -77,7 +77,7 @@ def class_noise(path: Path, clean: ImageSet) -> np.ndarray:
     meta = read_meta(path, "imageset")
     if "noise.npy" not in meta["digests"]:
         raise UserError(f"{path} holds no noise of classes; make it with method=cp and "
-                        "cp.kind=classwise")
+                        "cp.kind=classwise, and without fraction=")
     found, needed = read_array(path / "noise.npy", meta), (clean.num_classes, 3, *clean.image_shape)
     if found.shape != needed:
         raise UserError(f"{path / 'noise.npy'} is {found.shape}, but the clean images need "

@@ -289,7 +289,7 @@ def test_what_cannot_be_is_one_sentence(classwise, tmp_path, small):
     with new_run(tmp_path / "run") as run:
         with pytest.raises(UserError, match="the set has 40 rows, too few for a batch of 512"):
             cp.poison(small, cp.Config(width=2), run)
-        with pytest.raises(UserError, match="holds no noise of classes; make it with"):
+        with pytest.raises(UserError, match="and without fraction="):
             cp.class_noise(clean, small)
         with pytest.raises(UserError, match=r"noise.npy is \(10, 3, 16, 16\), but the clean"):
             cp.class_noise(out, small)
