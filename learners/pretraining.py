@@ -19,7 +19,6 @@ from torch import nn
 
 from core import views
 from core.batches import Batches
-from core.batchnorm import synchronise
 from core.contrastive import cosine_rate
 from core.errors import UserError
 from core.graphs import set_rate, sgd
@@ -29,6 +28,7 @@ from core.ranges import BatchSize, BelowOne, Count, CountOrZero, Keys, Positive,
 from core.run import Run
 from core.training import Normalised, Result, check_normalisation
 from core.views import Views
+from learners.batchnorm import synchronise
 from learners.probe import (
     Probe,
     check_neighbours,

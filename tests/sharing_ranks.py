@@ -7,9 +7,9 @@ import json
 import torch
 from torch import nn
 
-from core.batchnorm import synchronise
 from core.contrastive import BYOL, MoCo, SimCLR
 from core.distributed import World, world
+from learners.batchnorm import synchronise
 from models.contrastive import Projected, byol_head, encoder, head
 
 STEPS, BATCH = 3, 8
