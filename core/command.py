@@ -266,6 +266,10 @@ def parse(argv: list[str] | None, doc: str, name: str, data_set: str | None = No
     if arguments.smoke:
         tree.value["smoke"] = config.Node("true", TYPED)
     if "smoke" in tree.value and config.build(bool, tree.value["smoke"], "smoke"):
+        own = {f"{method}.{key}" for key in module.SMOKE}
+        if unused := sorted(own.intersection(typed(section, method))):
+            distributed.note(f"--smoke has its own {', '.join(unused)}: what is typed does not "
+                             "count; --limit N takes few rows without it")
         section = config.merge(section, smoke_node(module))
         smoke_settings(tree)
     method_config, train_config = build_section(module, section, method)
@@ -343,9 +347,12 @@ def under_protocol(tree: config.Node, path: str, data_set: str | None, command: 
         modules.append(find_method(command.room, names[-1], found["method"].origin))
     own, its = modules
     if not issubclass(own.Config, its.Config):
+        standard = find_method(command.room, "standard", "protocol")
         raise UserError(f"protocol: {path} is of {names[1]}, which {names[0]} does not go on from; "
-                        "name one that has what every learner has, such as "
-                        "configs/learners/cpu12.yaml")
+                        + ("name one of standard's, such as configs/learners/cpu12.yaml"
+                           if issubclass(own.Config, standard.Config) else
+                           f"{names[0]} has a schedule of its own: leave protocol= out, and type "
+                           f"what is to be changed ({names[0]}.epochs=...)"))
     section = other.pop(names[1], config.Node({}, path))
     values = config.plain(config.build(its.Config, section, names[1]))
     for key in ("method", "data", "preset"):

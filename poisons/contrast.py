@@ -71,7 +71,8 @@ class Shared(Keys):
     # signed, of a batch's noise; CP class-wise: 1, sample-wise: 5, on BYOL 1
     steps: Count = 1
     epochs: Count = 1000            # CP class-wise: 1,000, sample-wise: 200
-    # after which epoch the noise is taken; null: the last; CP: sample-wise on SimCLR the 160th
+    # after which epoch the noise is taken; null, or more than `epochs`: the last; CP: sample-wise
+    # on SimCLR the 160th
     last_epoch: Count | None = None
     # of the surrogate an epoch; null: a pass over the set, as CP sample-wise
     train_steps: Count | None = 20

@@ -102,6 +102,8 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     if min(clean.image_shape) < SMALLEST:
         raise UserError(f"uc: images of {clean.image_shape[0]}x{clean.image_shape[1]} pixels are "
                         f"too small for its generator, which needs {SMALLEST}")
+    if config.clusters > len(clean):
+        raise UserError(f"uc.clusters: {len(clean)} images do not fill {config.clusters} clusters")
     frozen = FrozenSurrogate(surrogate(clean, config, run), run.device)
     centres, clusters = cluster(clean, frozen, config, run)
     targets = centres.roll(-config.target_offset, 0)
@@ -139,8 +141,6 @@ def cluster(clean: ImageSet, frozen: FrozenSurrogate, config: Config, run: Run
             ) -> tuple[torch.Tensor, torch.Tensor]:
     """k-means of the clean images' features: centres (clusters, channels) on the device, and each
     image's cluster (N,) on the CPU. Made once: a resumed run reads them."""
-    if config.clusters > len(clean):
-        raise UserError(f"uc.clusters: {len(clean)} images do not fill {config.clusters} clusters")
     found = run.load_state("clusters")
     if found is None:
         features = features_of(clean, frozen, run)

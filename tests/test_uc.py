@@ -328,3 +328,9 @@ def test_what_cannot_be_is_one_sentence(tmp_path, small):
             architecture="linear", epochs=1, batch_size=8))
         with new_run(tmp_path / message[:20]) as run, pytest.raises(UserError, match=message):
             uc.poison(clean, config, run)
+
+
+def test_too_many_clusters_are_refused_before_a_surrogate_is_trained(tmp_path, small, monkeypatch):
+    monkeypatch.setattr(uc, "surrogate", None)
+    with new_run(tmp_path / "run") as run, pytest.raises(UserError, match="20 images do not fill"):
+        uc.poison(small, uc.Config(**{**SMALL, "clusters": 21}), run)

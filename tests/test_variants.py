@@ -156,6 +156,13 @@ def test_what_was_changed_of_a_protocol(tmp_path, words, overrides):
     assert overrides != {} or found == {}
 
 
+def test_what_smoke_has_of_its_own_is_told(capsys):
+    parse(["simclr", "--smoke", "simclr.batch_size=8", "simclr.temperature=1"], "", "evaluate")
+    assert "note: --smoke has its own simclr.batch_size: what is typed" in capsys.readouterr().err
+    parse(["simclr", "--smoke", "simclr.temperature=1"], "", "evaluate")
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (["mine.yaml", "protocol=shrt.yaml"], r"^protocol: shrt\.yaml: no such file; .*'short\.yaml'"),
     (["mine.yaml", "protocol=em6"], r"^protocol: there is no configs/learners/em6\.yaml; .*'em60'"),
@@ -163,7 +170,8 @@ def test_what_was_changed_of_a_protocol(tmp_path, words, overrides):
     (["mine.yaml", "protocol=other.yaml"], r"other\.yaml:1: method: there is no learners/jpeg\.py"),
     (["mine.yaml", "protocol=none.yaml"], r"^protocol: none\.yaml: a learner's YAML"),
     (["method=smoothing", "protocol=short.yaml"], r"^protocol: a learner's YAML with a `method:`"),
-    (["mine.yaml", "protocol=mixed.yaml"], r"^protocol: mixed\.yaml is of mixup, which smooth"),
+    (["mine.yaml", "protocol=mixed.yaml"], r"mixed\.yaml is of mixup, which smooth.*/cpu12\.yaml$"),
+    (["simclr", "protocol=short.yaml"], r"simclr does not go on from; .* leave protocol= out"),
     (["mine.yaml", "protocol=wrong.yaml"], r"wrong\.yaml:2: unknown key 'standard\.epoch'"),
 ])
 def test_a_mistake_about_a_protocol_is_named(tmp_path, words, message):
