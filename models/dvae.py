@@ -76,11 +76,11 @@ class _InstanceNormReLU(torch.autograd.Function):
 def make_encoder(stem: str, width: int, channels: int, trunk: Trunk = "layer2") -> nn.Sequential:
     """ResNet-18 up to the first block of the group `trunk`: 3 -> channels (>= 0). Each group halves
     the size, and the stem "imagenet" takes a quarter."""
-    blocks, wide = [BasicBlock(width, width, 1), BasicBlock(width, width, 1)], width
+    blocks, wide = [make_stem(stem, width), *(BasicBlock(width, width, 1) for _ in range(2))], width
     for _ in range(GROUPS[trunk] - 1):
         blocks += [BasicBlock(wide, 2 * wide, 2), BasicBlock(2 * wide, 2 * wide, 1)]
         wide *= 2
-    return nn.Sequential(make_stem(stem, width), *blocks, BasicBlock(wide, channels, 2))
+    return nn.Sequential(*blocks, BasicBlock(wide, channels, 2))
 
 
 def make_decoder(channels: int, width: int, half: int, upscale: int) -> nn.Sequential:

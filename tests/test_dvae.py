@@ -20,6 +20,7 @@ from core.command import parse
 from core.errors import UserError
 from core.imageset import ImageSet, from_arrays
 from models.dvae import DVAE
+from models.resnet import BasicBlock, make_stem
 from purifiers import autoencoding, dvae
 
 YAML = CONFIGS / "purifiers" / "dvae.yaml"
@@ -103,6 +104,16 @@ def test_the_hinge_on_p_hat(epoch, power, gradient):
     dvae.total_loss(values, 1.0, dvae.hinged(epoch, DEFAULT), DEFAULT).backward()
     grad = values["p_hat_power"].grad
     assert grad == gradient if gradient is None else grad.item() == gradient
+
+
+def test_layers_are_initialised_from_the_first_to_the_last():
+    """Another order would give other networks, and other bytes, from the same seed."""
+    torch.manual_seed(0)
+    network = DVAE(10, width=2, latent_channels=4, image_size=16)
+    torch.manual_seed(0)
+    stem, block = make_stem("cifar", 2), BasicBlock(2, 2)
+    torch.testing.assert_close(network.encoder[0][0].weight, stem[0].weight, rtol=0, atol=0)
+    torch.testing.assert_close(network.encoder[1].conv1.weight, block.conv1.weight, rtol=0, atol=0)
 
 
 def test_the_terms_are_their_formulas():
