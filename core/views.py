@@ -53,9 +53,9 @@ class Views(Keys):
     # least and largest share of the area in a random resized crop; null: no such crop; CP: 0.2, 1
     scale: tuple[Share, ...] | None = (0.2, 1.0)
     ratio: tuple[Positive, ...] = (3 / 4, 4 / 3)    # least and largest width / height of that crop
-    # null, or the shorter side that images are resized to before a plain random crop of `size`; in
-    # the place of `scale`, which is null then
-    resize: Count | None = None
+    # null, or a plain random crop in the place of `scale`, which is null then: of images resized to
+    # so many times the view's size; UC, 256/224
+    resize: Annotated[float, Range(at_least=1)] | None = None
     flip: Weight = 0.5                  # probability of mirroring
     jitter: Weight = 0.8                # probability of the four that follow
     # brightness is multiplied by 1 - this to 1 + this
@@ -189,15 +189,12 @@ def random_boxes(drawn: torch.Tensor, height: int, width: int,
     return torch.cat([corner, size], 1)
 
 
-def resized_boxes(drawn: torch.Tensor, shape: tuple[int, int], size: tuple[int, int], resize: int
-                  ) -> torch.Tensor:
-    """Resize(resize) and RandomCrop(size) by `drawn` (B, 2) in [0, 1): the boxes (B, 4), in pixels
-    of the image before it is resized. Raises UserError if the resized image is smaller."""
-    resized = [int(resize * side / min(shape)) for side in shape]
-    if resized[0] < size[0] or resized[1] < size[1]:
-        raise UserError(f"views.resize: images of {shape[0]}x{shape[1]} become "
-                        f"{resized[0]}x{resized[1]}, smaller than views of {size[0]}x{size[1]}: "
-                        "raise it, or lower views.size")
+def resized_boxes(drawn: torch.Tensor, shape: tuple[int, int], size: tuple[int, int],
+                  resize: float) -> torch.Tensor:
+    """Resize to `resize` sizes of the view, its shorter sides, and RandomCrop(size) by `drawn`
+    (B, 2) in [0, 1): the boxes (B, 4), in pixels of the image before it is resized."""
+    shorter = round(resize * min(size))
+    resized = [int(shorter * side / min(shape)) for side in shape]
     free = drawn.new_tensor([whole - side for whole, side in zip(resized, size, strict=True)])
     unit = drawn.new_tensor([side / whole for side, whole in zip(shape, resized, strict=True)])
     return torch.cat([(drawn * (free + 1)).floor_() * unit,

@@ -237,6 +237,6 @@ def viewed(images: torch.Tensor, config: Config, generator: torch.Generator) -> 
     """Each image enlarged, cropped at a place of its own to the size that it had, and mirrored or
     not."""
     shape = tuple(images.shape[2:])
-    views = Views(scale=None, resize=round(min(shape) * config.enlarged), jitter=0.0, grey=0.0,
+    views = Views(scale=None, resize=config.enlarged, jitter=0.0, grey=0.0,
                   flip=0.5 if config.flip else 0.0)
     return apply(images, draw(views, len(images), shape, generator, images.device))

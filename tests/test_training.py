@@ -561,7 +561,8 @@ PROTOCOLS = {
                 "views": Views(scale=(0.08, 1), jitter=0, grey=0)},
     "uc90": {**AT_224, "epochs": 90, "steps": 90 * 8, "batch_size": 512, "drop_last": False,
              "schedule": "cosine", "clip_norm": None, "mean": (0.5, 0.5, 0.5),
-             "std": (0.5, 0.5, 0.5), "views": Views(scale=None, resize=256, jitter=0, grey=0)},
+             "std": (0.5, 0.5, 0.5),
+             "views": Views(scale=None, resize=256 / 224, jitter=0, grey=0)},
     "apb224": {**AT_224, "epochs": 200, "batch_size": 256, "schedule": "cosine", "clip_norm": None,
                "views": Views(scale=None, jitter=1, hue=0.2, grey=0)},
 }

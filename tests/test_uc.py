@@ -163,8 +163,8 @@ def plain_generator(number, x, assigned, centres, generator, config, network, ru
 def crops(images, config, generator, mistake) -> torch.Tensor:
     """Each image enlarged as a whole, then cut and mirrored."""
     larger = round(8 * config.enlarged)
-    drawn = draw(Views(scale=None, resize=larger, jitter=0.0, grey=0.0), len(images), (8, 8),
-                 generator)
+    views = Views(scale=None, resize=config.enlarged, jitter=0.0, grey=0.0)
+    drawn = draw(views, len(images), (8, 8), generator)
     made = []
     for image, box, mirrored in zip(images, drawn.boxes, drawn.mirrored, strict=True):
         big = F.interpolate(image[None], (larger, larger), mode="bilinear", antialias=True)[0]
