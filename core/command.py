@@ -26,8 +26,8 @@ from core.config import TYPED, Place
 from core.datasets import DataSettings, load, load_clean, note_missing_classes, root_of
 from core.device import DeviceSettings
 from core.errors import UserError
-from core.identity import Job
 from core.imageset import ImageSet
+from core.job import Job
 from core.methods import fact, find_method, is_method, list_methods, trained_as
 from core.names import printable
 from core.ranges import Count, Keys, Range, Share

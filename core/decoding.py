@@ -19,8 +19,8 @@ from core import files, memory
 from core.device import DeviceSettings
 from core.distributed import World, note
 from core.errors import UserError
-from core.identity import Job
 from core.imageset import SLICE_ROWS, ImageSet, content_digest, rows_at_once
+from core.job import Job
 from core.pictures import Fit, read_square
 from core.run import Run
 

@@ -1,82 +1,21 @@
-"""What identifies a piece of work, and each command's from its request and the sets it reads.
+"""Each command's job, from its request and the sets it reads.
 
 The commands build their runs from these, and tables address artefacts with them before they exist.
 """
 
-import dataclasses
-import functools
-import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from core import config, files
-from core.artefact import read_any_meta
+from core import config
+from core.command import Request
 from core.errors import UserError
+from core.imageset import ImageSet
+from core.job import Job, digests_at, fingerprint_at
 from core.methods import fact
-from core.names import component
-
-if TYPE_CHECKING:       # requests and sets know of runs, and each run of the job that it does
-    from core.command import Request
-    from core.imageset import ImageSet
 
 Resolve = Callable[[str], str]      # path of an artefact -> its fingerprint
 
 
-@dataclass(frozen=True)
-class Job:
-    """What identifies a piece of work: everything that its output depends on, and nothing else."""
-
-    kind: str                       # poisons, checkpoints, purified or records
-    name: str                       # for the default folder: runs/<kind>/<name>-<fingerprint8>
-    method: str
-    version: int
-    config: dict
-    seed: int
-    inputs: dict[str, str]          # role -> fingerprint of the artefact
-    preset: str = ""                # the YAML's name, for people
-    settings: dict = field(default_factory=dict)    # further keys that change the output
-    digests: dict[str, dict[str, str]] = field(default_factory=dict)    # role -> file -> SHA-256;
-                                    # no part of the identity, but the same at every resume
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 over the job without its names and the inputs' bytes."""
-        content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)
-                   if field.name not in ("name", "preset", "digests")}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def default_out(self) -> Path:
-        return self.out_as(self.fingerprint[:8])
-
-    def out_as(self, mark: str) -> Path:
-        """Its folder, known from others by this mark."""
-        return Path("runs", self.kind, f"{component(self.name)}-{mark}")
-
-
-def fingerprint_at(path: str) -> str:
-    """Of a finished artefact of any kind, or the SHA-256 of a file. Raises UserError if there is
-    none."""
-    if Path(path).is_file():
-        return files.sha256(Path(path))
-    if Path(path).suffix and not Path(path).is_dir():
-        raise UserError(f"{path}: no such file")
-    return read_any_meta(Path(path))["fingerprint"]
-
-
-def digests_at(path: str) -> dict[str, str]:
-    """SHA-256 of each file of a finished artefact; none, if it is a file (whose digest is its
-    fingerprint) or still to be made."""
-    try:
-        return read_any_meta(Path(path))["digests"]
-    except UserError:
-        return {}
-
-
-def poison(request: "Request", clean: "ImageSet", resolve: Resolve = fingerprint_at) -> Job:
+def poison(request: Request, clean: ImageSet, resolve: Resolve = fingerprint_at) -> Job:
     """The attack on all of `clean`, or on `fraction` of it."""
     settings, extra = request.settings, {}
     if settings.fraction < 1:
@@ -85,13 +24,13 @@ def poison(request: "Request", clean: "ImageSet", resolve: Resolve = fingerprint
                 extra=extra)
 
 
-def train(request: "Request", images: "ImageSet", resolve: Resolve = fingerprint_at) -> Job:
+def train(request: Request, images: ImageSet, resolve: Resolve = fingerprint_at) -> Job:
     """Training a purifier on a set."""
     return make(request, images, {"data": images.fingerprint}, request.train_config,
                 resolve=resolve)
 
 
-def purify(request: "Request", poisoned: "ImageSet", checkpoint: tuple[str, int] | None,
+def purify(request: Request, poisoned: ImageSet, checkpoint: tuple[str, int] | None,
            resolve: Resolve = fingerprint_at) -> Job:
     """`checkpoint`: fingerprint and seed of what a trained purifier applies."""
     inputs, seed = {"data": poisoned.fingerprint}, request.settings.seed
@@ -104,8 +43,8 @@ def purify(request: "Request", poisoned: "ImageSet", checkpoint: tuple[str, int]
     return make(request, poisoned, inputs, request.config, seed, resolve, digests=digests)
 
 
-def record(request: "Request", train: "ImageSet", test: "ImageSet",
-           resolve: Resolve = fingerprint_at, clean: "ImageSet | None" = None) -> Job:
+def record(request: Request, train: ImageSet, test: ImageSet,
+           resolve: Resolve = fingerprint_at, clean: ImageSet | None = None) -> Job:
     """Training on a set, perhaps with the help of clean images, and scoring on another."""
     sets = {"train": train, "test": test, **({"clean": clean} if clean is not None else {})}
     extra = {"keep_network": True} if request.settings.keep_network else {}
@@ -114,7 +53,7 @@ def record(request: "Request", train: "ImageSet", test: "ImageSet",
                 digests={role: images.digests for role, images in sets.items()})
 
 
-def make(request: "Request", images: "ImageSet", inputs: dict[str, str], method_config,
+def make(request: Request, images: ImageSet, inputs: dict[str, str], method_config,
          seed: int | None = None, resolve: Resolve = fingerprint_at, extra: dict | None = None,
          digests: dict | None = None) -> Job:
     """A method's PATHS are keys that name artefacts: they count by content, not by place. Where
@@ -141,7 +80,7 @@ def make(request: "Request", images: "ImageSet", inputs: dict[str, str], method_
                inputs, request.preset, {**settings, **(extra or {})}, digests)
 
 
-def what_counts(request: "Request", method_config) -> tuple[dict, dict[str, str | None]]:
+def what_counts(request: Request, method_config) -> tuple[dict, dict[str, str | None]]:
     """What of a config counts as it stands, and the paths in it by key. Of a method that is made of
     others, each of these counts by its own config and version, and not by the name of its YAML."""
     counted = config.plain(method_config, identity=True)

@@ -19,7 +19,7 @@ import torch
 from core import config, distributed, files, streams
 from core.device import DeviceSettings, resolve
 from core.errors import UserError
-from core.identity import Job
+from core.job import Job
 from core.workfolder import WorkFolder
 
 SAVE_SECONDS = 60.0     # at most this much work is lost to a kill -9

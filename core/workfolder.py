@@ -26,7 +26,7 @@ from core.artefact import FORMAT
 from core.device import Device, DeviceSettings, resolve, unlike
 from core.distributed import say
 from core.errors import UserError
-from core.identity import Job
+from core.job import Job
 
 POLL_SECONDS = 0.2      # between two looks at a lock that another process holds
 SEAL_BYTES = 32         # of SHA-256, behind every state

@@ -18,8 +18,8 @@ import torch
 
 from core.datasets import DataSettings, load
 from core.device import DeviceSettings
-from core.identity import Job
 from core.imageset import ImageSet
+from core.job import Job
 from core.run import Run
 from learners import mixing
 

@@ -22,7 +22,7 @@ import purify
 import train_vae
 from core import files, identity, memory
 from core.command import command, parse
-from core.identity import Job
+from core.job import Job
 from core.run import Run
 from poisons.__main__ import main as poison
 

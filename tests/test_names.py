@@ -7,7 +7,7 @@ from conftest import CONFIGS, run_command, succeed, write_imageset
 
 import evaluate
 import purify
-from core.identity import Job
+from core.job import Job
 from core.names import component, markdown_cell, printable
 from scripts.exchange import import_poison
 from scripts.pictures import inspect_poison

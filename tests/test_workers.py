@@ -17,7 +17,7 @@ import pytest
 from core import files, lock, processes
 from core.device import DeviceSettings
 from core.errors import UserError
-from core.identity import Job
+from core.job import Job
 from scripts.tables import claims, estimates, plan, schedule, status, workers
 
 # Stands for a command of a table: says that it begins, works in seconds, and leaves `out` whole.

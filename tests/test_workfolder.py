@@ -20,7 +20,7 @@ import core.workfolder
 from core import lock
 from core.device import DeviceSettings
 from core.errors import UserError
-from core.identity import Job
+from core.job import Job
 from core.run import Run
 from core.workfolder import WorkFolder
 
@@ -181,7 +181,7 @@ def test_resuming_names_the_device_settings_that_it_ignores(tmp_path, capsys):
 
 
 def test_second_process_is_refused_while_the_first_lives(tmp_path, capsys):
-    code = ("import sys, time; from core.run import *; from core.identity import Job;"
+    code = ("import sys, time; from core.run import *; from core.job import Job;"
             "job = Job('poisons', 'x', 'lsp', 1, {'a': 1}, 0, {'data': 'd'});"
             f"run = Run(job, out=Path({str(tmp_path / 'set')!r}));"
             "run.__enter__(); print('locked', flush=True); time.sleep(60)")

@@ -10,8 +10,8 @@ import torch
 
 from core import imageset
 from core.device import Device
-from core.identity import Job
 from core.imageset import ImageSet
+from core.job import Job
 from core.run import Run
 
 

@@ -21,7 +21,7 @@ from core.command import command
 from core.config import as_path, plain, read_number
 from core.datasets import place
 from core.errors import ConfigError, UserError
-from core.identity import Job
+from core.job import Job
 from core.names import printable
 from core.run import Run
 from models.unet import UNet

@@ -24,8 +24,8 @@ from core.config import as_path
 from core.datasets import note_missing_classes
 from core.decoding import How, Listing
 from core.errors import UserError
-from core.identity import Job
 from core.imageset import ImageSet
+from core.job import Job
 from core.names import component
 from core.remembered import place
 

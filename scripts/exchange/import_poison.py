@@ -33,8 +33,8 @@ from core.datasets import (
     split_of,
 )
 from core.errors import UserError
-from core.identity import Job
 from core.imageset import ImageSet
+from core.job import Job
 from core.names import component
 from core.perturbation import Bound, Perturbation, limit_of, measure, nearest_mean
 from core.remembered import place

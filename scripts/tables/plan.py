@@ -17,8 +17,8 @@ from core.datasets import load, load_test, split_of
 from core.device import DeviceSettings
 from core.distributed import note
 from core.errors import UserError
-from core.identity import Job
 from core.imageset import ImageSet
+from core.job import Job, fingerprint_at
 from core.methods import fact, takes_any_size
 from scripts.tables.spec import DATA_KEYS, DEVICE_KEYS, Line, Step, Table, named
 
@@ -117,7 +117,7 @@ class Planner:
             """The fingerprint of an artefact that a method names: perhaps still to be made."""
             made = self.artefacts.get(Path(path))
             if made is None:
-                return identity.fingerprint_at(path)
+                return fingerprint_at(path)
             needs.append(made)
             return made.job.fingerprint
 

@@ -1,10 +1,10 @@
-"""core.identity.py: what a key that names a file or an artefact counts by."""
+"""core.job.py: what a key that names a file or an artefact counts by."""
 
 import pytest
 from conftest import digest, write_imageset
 
 from core.errors import UserError
-from core.identity import fingerprint_at
+from core.job import fingerprint_at
 
 
 def test_an_artefact_may_have_a_dot_in_its_name(tmp_path, images, labels):
