@@ -20,6 +20,7 @@ from methods import make_missing
 import evaluate
 import purify
 from core import distance, files
+from core.datasets import EMBEDDED
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.methods import list_methods
@@ -371,6 +372,60 @@ def test_small_is_the_same_grid_on_few_photographs(here):
     poison, prior = purified.needs
     assert poison.job.config["radius"] == 1.3041
     assert prior.job.config["steps"] == 12000
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in spec.TABLES.glob("*.yaml")
+                                        if path.stem not in spec.SIZES))
+def test_small_needs_no_second_data_set(here, name, capsys):
+    """Every table: beside CIFAR-10's rows a prior sees its test images or what is embedded."""
+    table = spec.read_one(name, spec.Choice("small"))
+    read = {step.settings["data"] for line in (*table.rows, *table.columns) for step in line.steps
+            if "data" in step.settings}
+    assert (table.settings["data"], read - set(EMBEDDED)) == ("cifar10", set())
+    assert not capsys.readouterr().err              # nothing had to be left out
+
+
+def test_small_makes_jcdp_with_a_prior_of_the_test_images(here):
+    """In the place of one of CIFAR-100 that is fine-tuned on them; all other columns stay."""
+    small, full = (spec.read("le_table1", spec.Choice(size))[0] for size in ("small", ""))
+    assert [line.name for line in small.columns] == [line.name for line in full.columns]
+    (train, purify_), (first, *_) = (next(line.steps for line in table.columns
+                                         if line.name == "jcdp") for table in (small, full))
+    assert first.settings["data"] == "{prior}"
+    assert train.settings == {"split": "test", "seed": "0"}
+    assert purify_.method == "jcdp"
+
+
+OTHER = """
+  svhn prior:
+    - {{train_ddpm: configs/purifiers/ddpm.yaml, data: {data}}}
+    - purify: configs/purifiers/jcdp.yaml
+derived:
+  best: {{max: [none, svhn prior]}}
+"""
+
+
+@pytest.mark.parametrize("data", ["svhn", '"{other}"\nlet: {other: svhn}'])
+def test_small_says_which_lines_it_leaves_out(tiny, data, capsys):
+    """Those that read another data set and for which it has nothing instead."""
+    name, _, words = data.partition("\n")
+    text = changed(tiny, "dataset: cifar10", f"dataset: cifar10\n{words}").read_text()
+    tiny.write_text(text.split("derived:")[0].rstrip() + OTHER.format(data=name))
+    table = spec.read_one(str(tiny), spec.Choice("small"))
+    assert [line.family for line in table.columns] == ["none", "jpeg", "jpeg"]
+    assert not table.derived
+    assert capsys.readouterr().err == (
+        f"note: {tiny} --small: without svhn prior, which read other data sets\n")
+    assert len(spec.read_one(str(tiny)).columns) == 4
+
+
+def test_small_may_make_a_part_unless_others_are_chosen(here):
+    def columns(*chosen: str) -> list[str]:
+        return [line.name for line in
+                spec.read_one("le_table3", spec.Choice("small", columns=chosen)).columns]
+
+    assert columns() == ["none", "bdr", "gray", "jpeg", "jcdp"]
+    assert columns("avatar") == ["avatar"]
 
 
 def test_small_leaves_a_learner_of_its_own_kind_its_protocol(here):

@@ -36,16 +36,17 @@ import argparse
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from core import config, manual, variants
+from core import config, manual, outlines, variants
 from core.command import known_keys
 from core.commands import COMMANDS
 from core.config import Node
 from core.datasets import DataSettings
 from core.device import DeviceSettings
+from core.distributed import note
 from core.errors import UserError
 from core.methods import find_method
 from scripts.tables import keys
@@ -223,22 +224,28 @@ def joined(parts: tuple[str, ...], known: set[str]) -> tuple[str, ...]:
 LINE_KEYS = ("steps", "over", "reported", "only")
 KEYS = ("title", "data", "for", "let", "dataset", "source", "seeds", "settings", "rows", "columns",
         "derived", "evaluate")
-SIZE_KEYS = ("sets", "with", "over")        # of a smaller form only
+SIZE_KEYS = ("sets", "with", "over", "instead")     # of a smaller form only
 
 
 def read(path: str, choice: Choice = WHOLE, overrides: tuple[str, ...] = ()) -> tuple[Table, ...]:
     """Read a table YAML: one Table for each of its data sets, or for the one that `data=` names.
 
     In a smaller form (`choice.size`), configs/tables/SIZE.yaml and the table's own section of that
-    name replace its keys and (`over: {x: [1]}`) the values of its `over`, and every step takes
-    small data sets in the place of its own. `overrides` are key=value for every command, or of
-    its methods (scripts/tables/keys.py). Raises UserError that names file and line.
+    name replace its keys and (`over: {x: [1]}`) the values of its `over`; `columns: [a, b]` are
+    those that are made unless others are chosen. Every step takes small data sets in the place of
+    its own (`sets`), or the lines that need other data sets are made otherwise (`instead`).
+    `overrides` are key=value for every command, or of its methods (scripts/tables/keys.py). Raises
+    UserError that names file and line.
     """
     size, path = choice.size, manual.yaml_of("tables", path)
     tree = config.read([path])
     own = {name: section(tree.value, name) for name in SIZES}
     small = config.read([TABLES / f"{size}.yaml"]).value | own[size] if size else {}
     tree.value = {key: node for key, node in tree.value.items() if key not in SIZES}
+    for key in ("rows", "columns"):
+        if key in small and isinstance(small[key].value, list):
+            usual = tuple(map(config.text, small.pop(key).value))
+            choice = dataclasses.replace(choice, **{key: getattr(choice, key) or usual})
     tree.value |= {key: node for key, node in small.items() if key not in SIZE_KEYS}
     for override in overrides:
         if "=" not in override:
@@ -248,7 +255,7 @@ def read(path: str, choice: Choice = WHOLE, overrides: tuple[str, ...] = ()) -> 
     typed = {key: value for key, value in given.items() if key not in methods}
 
     def chosen_of(table: Table) -> Table:
-        return keys.over(choice.of_table(table), methods)
+        return keys.over(choice.of_table(alone(table, small, size)), methods)
 
     if typed.get("data") == "":
         raise UserError("data=: it names no data set")
@@ -340,6 +347,33 @@ def quicken(step: Step, small: dict[str, Node]) -> Step:
     if settings.get("data") in sets:
         settings["data"] = config.text(sets[settings["data"]])
     return dataclasses.replace(step, settings=settings)
+
+
+def alone(table: Table, small: dict[str, Node], size: str) -> Table:
+    """A table of a smaller form that reads no data set but its own and embedded ones. A line that
+    names another is made as the form's `instead` says, or left out; what is left out is said."""
+    if "instead" not in small:
+        return table
+    instead, left_out = section(small, "instead"), []
+
+    def lines(of: tuple[Line, ...]) -> Iterator[Line]:
+        for line in of:
+            if not any(line.words.get(data.strip("{}"), data) in outlines.SIZES
+                       for data in (step.settings.get("data", "") for step in line.steps)):
+                yield line
+            elif line.name in instead:
+                yield dataclasses.replace(line, steps=tuple(
+                    quicken(read_step(step), small) for step in as_list(instead[line.name])))
+            else:
+                left_out.append(line.name)
+
+    rows, columns = tuple(lines(table.rows)), tuple(lines(table.columns))
+    if left_out:
+        note(f"{table.path} --{size}: without {', '.join(left_out)}, which read other data "
+             "sets")
+    return dataclasses.replace(
+        table, rows=rows, columns=columns,
+        derived=tuple(line for line in table.derived if not set(line.max_of) & set(left_out)))
 
 
 def takes(step: Step, key: str, value: str) -> bool:
