@@ -11,7 +11,6 @@ from core import identity
 from core.checkpoint import Checkpoint, describe, history
 from core.command import Request
 from core.commands import COMMANDS, Command
-from core.datasets import share_images
 from core.device import kind_of
 from core.distributed import note
 from core.errors import UserError
@@ -19,6 +18,7 @@ from core.imageset import ImageSet
 from core.methods import fact, find_method, takes_any_size
 from core.perturbation import measure
 from core.run import Run
+from core.splits import share_images
 
 
 def open_run(request: Request, poisoned: ImageSet, checkpoint: Checkpoint | None) -> Run:

@@ -12,10 +12,10 @@ from torch import nn
 
 from core import files, reading
 from core.artefact import read_meta, verify
-from core.datasets import short
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.run import Run
+from core.splits import short
 
 
 @dataclass(frozen=True)

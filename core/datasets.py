@@ -13,35 +13,33 @@
     FILE.npz                    arrays `images` uint8 (N, H, W, 3) and `labels`
     PATH                        an ImageSet folder
 
-Splits: `train`, `test`; `protected` and `reference` (seeded 80/20 parts of train); `first:N` and
-`after:N` (BridgePure protects first:40000 and keeps the rest); `last:N`; `spread:N`, N rows evenly
-over the set, for one ordered by class; `rows:CODE`, any (`rows_split`).
-Folders, .npz files and ImageSets have no test set of their own: `test=` names one.
+Of each, `split` takes rows (`core.splits`). Folders, .npz files and ImageSets have no test set of
+their own: `test=` names one.
 
 What a set remembers as its origin and its test set is found again from where the set lies, and
 is checked by digest (`recall`).
 """
 
-import base64
 import contextlib
 import dataclasses
 import functools
 import sys
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from core import config, large, memory, outlines, pictures, reading, streams
+from core import config, large, memory, outlines, pictures, reading
 from core.artefact import read_meta
 from core.config import Place
 from core.distributed import note, world
+from core.embedded import digits, photos
 from core.errors import UserError
 from core.imageset import ImageSet, check_arrays, content_digest, from_arrays
-from core.photographs import of_package, photographs, read
+from core.photographs import photographs
 from core.ranges import Count, Keys, Share
 from core.remembered import NAMED, place
+from core.splits import WHICH, same_data, share_images, short, split_of, split_rows
 
 TORCHVISION = {
     "cifar10": ("CIFAR10", "the folder cifar-10-batches-py or cifar-10-python.tar.gz"),
@@ -49,16 +47,8 @@ TORCHVISION = {
     "svhn": ("SVHN", "train_32x32.mat and test_32x32.mat"),
     "pets": ("OxfordIIITPet", "the folder oxford-iiit-pet with images/ and annotations/"),
 }
-EMBEDDED = {"digits": 16, "photos": 16, "photographs": 64}      # and the size that they have
-# 360 of 1,797, the rest is for training: the rows that scikit-learn's train_test_split takes with
-# test_size=360, stratified by label, random_state=0
-DIGITS_TEST = (
-    "eJwVyrFKw0AYB_D_fV7CZyrhCLS0Tle5oUIHQcQODl9DKBEcfATdxKe4SyNkkoIOjjeU0sdIofgMPoqj-Jt_gO5u"
-    "nBGkS3yUCc7BCg6zdF7A4DPDZlJo-xspmAjOOlsN3X0pMQMg-gcI3qJOjjDC0SCRGlcGlB9PQa7Feq_u7O7rfw9Y"
-    "WMdxTSTLA7yWVXv7GmiEykPKuB1nj2gHb8_fbDzjwfdWp-9Q3CBgwSc9TwCTK7QmTnE9u9R91fuXXNEaDbqLncyd"
-    "nvL-yW9CPKOGykIttkP8AWogMBw=")
-REFERENCE_SHARE = 0.2
-WHICH = ("data", "size", "classes", "class_fraction")   # settings that say which set, not its split
+EMBEDDED = {"digits": digits, "photos": photos, "photographs": photographs}
+SIZES = {"digits": 16, "photos": 16, "photographs": 64, **dict.fromkeys(large.SETS, large.SIZE)}
 MOST_CLASSES = 100_000          # in an .npz, whose labels say how many there are
 
 
@@ -312,11 +302,8 @@ def describe(images: ImageSet) -> str:
 def load_named(source: str, split: str, settings: DataSettings) -> ImageSet:
     """The train or test split of one of NAMED."""
     if source in EMBEDDED:
-        size = EMBEDDED[source] if settings.size is None else settings.size
-        if source != "photographs" and size not in (16, 32):
-            raise UserError(f"size: {source} come in 16 or 32 pixels, not {size}")
-        cut = {"digits": digits, "photos": photos, "photographs": photographs}[source]
-        images, labels, classes = cut(split, size)
+        size = SIZES[source] if settings.size is None else settings.size
+        images, labels, classes = EMBEDDED[source](split, size)
         spec = {"data": source, "size": size}
     elif source in large.SETS:
         return load_large(source, split, settings)
@@ -333,7 +320,7 @@ def load_named(source: str, split: str, settings: DataSettings) -> ImageSet:
 
 def load_large(source: str, split: str, settings: DataSettings) -> ImageSet:
     """One of `core.large`'s, from where it was decoded to."""
-    size, root, again = settings.size or large.SIZE, Path(settings.root), None
+    size, root, again = settings.size or SIZES[source], Path(settings.root), None
     spec = {"data": source, "size": size}
     if source == "pets":
         which = "test" if split == "test" else "trainval"
@@ -373,42 +360,6 @@ def by_torchvision(source: str, root: Path, **which):
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{source} is not in '{root}' and could not be downloaded ({reason}): put "
                         f"{files} there, or set root=") from None
-
-
-def digits(split: str, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """scikit-learn's 8x8 digits, bilinear to `size`, grey copied to 3 channels."""
-    import torch
-
-    grey, labels = grey_digits()
-    large = torch.nn.functional.interpolate(
-        torch.from_numpy(grey).float().view(-1, 1, 8, 8) / 16, size=(size, size), mode="bilinear")
-    levels = large.mul(255).round().to(torch.uint8).numpy()[:, 0, :, :, None]
-    images, labels = np.repeat(levels, 3, axis=3), labels.astype(np.int64)
-    test = read_rows(DIGITS_TEST, len(labels))
-    rows = test if split == "test" else np.setdiff1d(np.arange(len(labels)), test)
-    return images[rows], labels[rows], [str(i) for i in range(10)]
-
-
-@functools.cache
-def grey_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Float (1797, 64) in 0..16, and labels; a text file that takes a while to read."""
-    table = np.loadtxt(of_package("sklearn", "datasets/data/digits.csv.gz"), delimiter=",")
-    return table[:, :-1], table[:, -1].astype(np.int64)
-
-
-def photos(split: str, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Tiles of 32x32 from scikit-learn's photographs of 427x640, labelled by photograph; for size
-    16 their means of 2x2. Every fifth tile is for testing."""
-    classes = ["china", "flower"]
-    whole = [read(of_package("sklearn", f"datasets/images/{name}.jpg")) for name in classes]
-    tiles = [photo[:416].reshape(13, 32, 20, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
-             for photo in whole]
-    images, labels = np.concatenate(tiles), np.repeat(np.arange(2, dtype=np.int64), 260)
-    if size == 16:
-        means = images.reshape(-1, 16, 2, 16, 2, 3).mean((2, 4))
-        images = np.round(means).astype(np.uint8)
-    rows = np.flatnonzero((np.arange(len(images)) % 5 == 4) == (split == "test"))
-    return images[rows], labels[rows], classes
 
 
 def load_folder(path: Path, settings: DataSettings) -> ImageSet:
@@ -453,8 +404,7 @@ def load_npz(path: Path, settings: DataSettings) -> ImageSet:
 def test_spec(test: str, size: int | None) -> dict:
     """How to load a test set again later."""
     if test in NAMED:
-        usual = EMBEDDED.get(test) or (large.SIZE if test in large.SETS else None)
-        sized = {"size": size or usual} if usual else {}
+        sized = {"size": size or SIZES[test]} if test in SIZES else {}
         return {"data": test, "split": "test", **sized}
     if test.startswith("folder:"):
         return {"data": f"folder:{place(Path(test.removeprefix('folder:')))}", "size": size}
@@ -465,90 +415,3 @@ def reject_size(settings: DataSettings) -> None:
     if settings.size is not None:
         raise UserError(f"size: {settings.data} has a size of its own; size= is for digits, "
                         "photos, photographs, pets, imagenet100 and folder:PATH")
-
-
-# --- splits ----------------------------------------------------------------------------------
-
-
-def split_of(whole: ImageSet, split: str) -> ImageSet:
-    """The rows of a split, in order."""
-    if split in ("train", "test"):
-        return whole
-    rows = split_rows(split, len(whole))
-    if len(rows) == len(whole):
-        return whole
-    earlier = whole.meta["root"].get("split", "train")
-    if earlier != "train":      # root and one split must lead back to the clean rows
-        raise UserError(f"split: {short(split)} of a set that is already '{short(earlier)}' of "
-                        f"{whole.meta['root']['data']}; choose the split where that set is made")
-    if any("limit" in step.get("settings", {}) for step in whole.meta["lineage"]):
-        raise UserError(f"split: {short(split)} of a set made with --limit; choose the split where "
-                        "that set is made")
-    return whole.subset(rows, split, root={**whole.meta["root"], "split": split})
-
-
-def same_data(one: dict, other: dict) -> bool:
-    """Whether two roots are of the same data, by name or by `digest` where both have one."""
-    return one.get("digest") == other.get("digest") is not None or all(
-        one.get(key) == other.get(key) for key in WHICH)
-
-
-def share_images(one: dict, other: dict) -> bool:
-    """Whether two roots may hold an image in common: the same data, or another choice of its
-    classes, and splits that overlap."""
-    if not same_data(one, other) and any(one.get(key) != other.get(key)
-                                         for key in ("data", "size")):
-        return False
-    a, b = sorted(root.get("split", "train") for root in (one, other))
-    if a == b:
-        return True
-    if a.startswith("after:") and b.startswith("first:"):
-        return int(a[6:]) < int(b[6:])
-    return "test" not in (a, b) and (a, b) != ("protected", "reference")
-
-
-def split_rows(split: str, total: int) -> np.ndarray:
-    """Ascending row numbers of a split of `total` rows. Raises UserError if there are none."""
-    if split in ("protected", "reference"):
-        order = streams.rng(0, "split").permutation(total)      # one split for every seed
-        reference = round(total * REFERENCE_SHARE)
-        return np.sort(order[:reference] if split == "reference" else order[reference:])
-    word, _, number = split.partition(":")
-    counts = number.isdecimal() and len(number) < 19        # Python reads no number of 5,000 digits
-    if word == "rows":
-        rows = read_rows(number, total)
-    elif word == "spread" and counts:
-        wanted = min(int(number), total)
-        rows = np.arange(wanted) * total // max(wanted, 1)
-    elif word in ("first", "after", "last") and counts:
-        rows, count = np.arange(total), int(number)
-        rows = {"first": rows[:count], "after": rows[count:],
-                "last": rows[max(total - count, 0):]}[word]
-    else:
-        raise UserError(f"split: '{short(split)}' is not train, test, protected, reference, "
-                        "first:N, after:N, last:N, spread:N or rows:CODE")
-    if not len(rows):
-        raise UserError(f"split: '{short(split)}' leaves none of the {total} rows")
-    return rows
-
-
-def rows_split(rows: np.ndarray, total: int) -> str:
-    """The split that is these rows (ascending) of `total`: `rows:` and a bit a row, compressed."""
-    chosen = np.zeros(total, bool)
-    chosen[rows] = True
-    return "rows:" + base64.urlsafe_b64encode(zlib.compress(np.packbits(chosen))).decode()
-
-
-def read_rows(code: str, total: int) -> np.ndarray:
-    try:
-        bits = zlib.decompressobj().decompress(base64.urlsafe_b64decode(code), -(-total // 8) + 1)
-    except (ValueError, zlib.error):
-        bits = b""
-    if len(bits) != -(-total // 8):
-        raise UserError(f"split: '{short('rows:' + code)}' is no choice of rows from {total}")
-    return np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8), count=total))
-
-
-def short(split: str) -> str:
-    """For people: the code of chosen rows may be long."""
-    return split if len(split) <= 24 else split[:21] + "..."

@@ -11,12 +11,12 @@ from typing import Any
 from core import files, shapes
 from core.artefact import again, check_shape, read_meta, verify
 from core.checkpoint import describe_one, history, learned_from, save_weights
-from core.datasets import same_data, share_images
 from core.errors import UserError
 from core.imageset import ImageSet, title
 from core.manual import typed
 from core.methods import fact, find_method, is_method
 from core.run import Run
+from core.splits import same_data, share_images
 from core.training import Result
 from core.workfolder import versions
 

@@ -18,11 +18,12 @@ import torch
 
 from core import files, identity
 from core.command import Request, command, parse
-from core.datasets import remember_test, rows_split
+from core.datasets import remember_test
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.perturbation import check_bound, linear_probe, measure
 from core.run import Run
+from core.splits import rows_split
 
 
 @command

@@ -12,9 +12,10 @@ from sklearn.linear_model import LogisticRegression
 
 import evaluate
 from core import datasets, records
-from core.datasets import DataSettings, load, load_clean, split_rows
+from core.datasets import DataSettings, load, load_clean
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.splits import split_rows
 from core.training import accuracy
 from learners import dilution, early_stopping, reweighted_head, standard
 from poisons.__main__ import main as poison

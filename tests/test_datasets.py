@@ -20,8 +20,9 @@ import evaluate
 import purify
 import train_vae
 from core import datasets
-from core.datasets import DataSettings, load, load_test, share_images
+from core.datasets import DataSettings, load, load_test
 from core.errors import UserError
+from core.splits import share_images
 from poisons.__main__ import main as poison
 from scripts.tables import plan, spec
 

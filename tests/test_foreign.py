@@ -13,9 +13,10 @@ from conftest import digest, run_command, write_imageset
 from PIL import Image
 
 from core import lock, pickles
-from core.datasets import DataSettings, load, rows_split, split_rows
+from core.datasets import DataSettings, load
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.splits import rows_split, split_rows
 from scripts.exchange import aligning, export, import_poison, units
 from scripts.pictures import inspect_poison
 

@@ -10,10 +10,11 @@ from PIL import Image
 
 import evaluate
 import purify
-from core import datasets
-from core.datasets import DataSettings, clean_of, load, load_test, share_images
+from core import datasets, embedded
+from core.datasets import DataSettings, clean_of, load, load_test
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.splits import share_images
 from poisons.__main__ import main as poison
 from scripts.exchange import export, import_poison
 from scripts.pictures import figures, inspect_poison
@@ -142,8 +143,8 @@ def test_digits_of_another_version_are_refused(few, monkeypatch):
     succeed(poison, LSP, "lsp.patch=4", "data=digits", "split=first:64", "out=lsp")
     found = ImageSet.load("lsp")
     np.testing.assert_array_equal(clean_of(found, "data").images, few.images[:64])
-    grey, labels = datasets.grey_digits()
-    monkeypatch.setattr(datasets, "grey_digits", lambda: (grey.clip(0, 15), labels))
+    grey, labels = embedded.grey_digits()
+    monkeypatch.setattr(embedded, "grey_digits", lambda: (grey.clip(0, 15), labels))
     with pytest.raises(UserError, match="digits holds other images"):
         clean_of(found, "data")
     with pytest.raises(UserError, match="digits holds other images"):

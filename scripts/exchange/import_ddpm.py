@@ -19,10 +19,10 @@ import torch
 from core import checkpoint, files, reading, torchfile
 from core.command import command
 from core.config import as_path, plain, read_number
-from core.datasets import place
 from core.errors import ConfigError, UserError
 from core.job import Job
 from core.names import printable
+from core.remembered import place
 from core.run import Run
 from models.unet import UNet
 from purifiers import ddpm

@@ -24,14 +24,7 @@ import torch
 from core import config, files
 from core.command import command
 from core.config import as_path, expand
-from core.datasets import (
-    DataSettings,
-    load,
-    note_missing_classes,
-    remember_test,
-    rows_split,
-    split_of,
-)
+from core.datasets import DataSettings, load, note_missing_classes, remember_test
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.job import Job
@@ -39,6 +32,7 @@ from core.names import component
 from core.perturbation import Bound, Perturbation, limit_of, measure, nearest_mean
 from core.remembered import place
 from core.run import Run
+from core.splits import rows_split, split_of
 from scripts.exchange import aligning, foreign
 from scripts.exchange.units import UNITS
 
