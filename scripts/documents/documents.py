@@ -9,8 +9,7 @@ In README.md and docs/results.md, what stands between two such lines is written 
 
 `accuracies` is poisons x defences of tables that scripts/table.py printed, `records` a line for
 each record of a folder, `table` the first table of a file as it stands, `methods` a line for each
-method of a room, `names` the learners' YAMLs in one line. docs/methods.md is written whole, and so
-is docs/report/index.html, the page of scripts/report.py.
+method of a room, `names` the learners' YAMLs in one line. docs/methods.md is written whole.
 tests/test_documents.py fails where a page is not what this gives.
 """
 
@@ -25,7 +24,6 @@ from core.errors import UserError
 from core.imageset import title
 from scripts.documents import methods
 from scripts.documents.names import name_of
-from scripts.report import report
 from scripts.tables.render import markdown
 
 PAGES = ("README.md", "docs/results.md")
@@ -46,9 +44,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def pages() -> dict[str, str]:
     """Every page that this writes, as it ought to be."""
-    return {page: filled(page) for page in PAGES} | {
-        "docs/methods.md": methods.page(),
-        "docs/report/index.html": report.written([records.COMMITTED], Path("docs/report"))}
+    return {page: filled(page) for page in PAGES} | {"docs/methods.md": methods.page()}
 
 
 def filled(page: str) -> str:

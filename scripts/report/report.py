@@ -5,12 +5,10 @@
 RESULTS are folders that hold records (results/): what is below them, and what their index.yaml says
 of it. The page, FOLDER/index.html, needs no network and no server. A click on a number opens its
 record: the lines that made it, its lineage, its curve. Pictures stay where they are and are shown
-from there; --embed puts them into the page, so that it can be sent alone. `python
-scripts/documents.py` writes docs/report of results/.
+from there; --embed puts them into the page, so that it can be sent alone.
 """
 
 import argparse
-from pathlib import Path
 
 from core import files
 from core.command import command
@@ -34,12 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out} is a file; name a folder")
     path = files.replaceable(arguments.out / "index.html", page.START.encode())
-    text = written(arguments.results, arguments.out, embed=arguments.embed)
+    text = page.page(gather(arguments.results), arguments.results, arguments.out,
+                     embed=arguments.embed)
     files.mkdir(arguments.out)
     files.write_bytes(path, text.encode())
     print(arguments.out / "index.html")
-
-
-def written(roots: list[Path], out: Path, *, embed: bool = False) -> str:
-    """The page of these folders, as it is to lie in `out`."""
-    return page.page(gather(roots), roots, out, embed=embed)
