@@ -9,6 +9,7 @@ import numpy as np
 
 from core import files, reading, shapes
 from core.errors import UserError
+from core.unfinished import partial_of
 
 FORMAT = 1
 KINDS = {"imageset": "an ImageSet", "checkpoint": "a checkpoint", "record": "a record"}
@@ -51,7 +52,7 @@ def read_meta(path: Path, kind: str) -> dict:
 
 def unfinished(path: Path) -> str:
     """The end of a sentence about an artefact that is not there: whether it was begun."""
-    begun = path.with_name(path.name + ".partial").exists()
+    begun = partial_of(path).exists()
     return "; it is unfinished: repeat the command that makes it" if begun else ""
 
 

@@ -40,6 +40,7 @@ from core.photographs import photographs
 from core.ranges import Count, Keys, Share
 from core.remembered import NAMED, place
 from core.splits import WHICH, same_data, share_images, short, split_of, split_rows
+from core.unfinished import partial_of
 
 TORCHVISION = {
     "cifar10": ("CIFAR10", "the folder cifar-10-batches-py or cifar-10-python.tar.gz"),
@@ -104,7 +105,7 @@ def load(settings: DataSettings, key: str = "data", digest: str | None = None) -
         whole = load_folder(Path(source.removeprefix("folder:")), settings)
     elif source.lower().endswith(".npz"):
         whole = load_npz(Path(source), settings)
-    elif Path(source).exists() or "/" in source or Path(source + ".partial").exists():
+    elif Path(source).exists() or "/" in source or partial_of(Path(source)).exists():
         reject_size(settings)
         whole = with_test(ImageSet.load(source), settings)
     else:

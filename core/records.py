@@ -18,6 +18,7 @@ from core.methods import fact, find_method, is_method
 from core.run import Run
 from core.splits import same_data, share_images
 from core.training import Result
+from core.unfinished import is_partial
 from core.workfolder import versions
 
 COMMITTED = Path("results")     # records kept in git; they count as done
@@ -78,7 +79,7 @@ def load(path: str | Path) -> dict:
 def folders(below: str | Path) -> list[Path]:
     """Those of finished records, whole or damaged, in path order."""
     return [path.parent for path in sorted(Path(below).rglob("record.json"))
-            if not any(part.endswith(".partial") for part in path.relative_to(below).parts)]
+            if not is_partial(path.relative_to(below))]
 
 
 def find(below: str | Path) -> Iterator[tuple[Path, dict]]:

@@ -27,6 +27,7 @@ from core.device import Device, DeviceSettings, resolve, unlike
 from core.distributed import say
 from core.errors import UserError
 from core.job import Job
+from core.unfinished import PARTIAL, partial_of
 
 POLL_SECONDS = 0.2      # between two looks at a lock that another process holds
 SEAL_BYTES = 32         # of SHA-256, behind every state
@@ -46,7 +47,7 @@ class WorkFolder:
                  leads: bool = True) -> None:
         self.job = job
         self.out = place_of(out)
-        self.path = self.out.with_name(self.out.name + ".partial")
+        self.path = partial_of(self.out)
         self.log = Log(self.path / "log.jsonl", writes=leads)
         self._force, self._wait = force, wait
         self._lock: int | None = None
@@ -410,7 +411,7 @@ def place_of(out: Path) -> Path:
     UserError for what cannot be a new folder."""
     if out.name in ("", ".."):
         raise UserError(f"out: '{out}' is not a new folder; name one")
-    if out.name.endswith(".partial"):
+    if out.name.endswith(PARTIAL):
         raise UserError(f"out: '{out}' is the name of an unfinished run; choose another")
     if not out.is_symlink():
         return out

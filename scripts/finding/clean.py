@@ -11,8 +11,9 @@ from core import files, lock, records
 from core.errors import UserError
 from core.imageset import title
 from core.names import printable
+from core.unfinished import partial_of
 from core.workfolder import UNHASHED
-from scripts.finding.disk import PARTIAL, Disk, Work, look, scan
+from scripts.finding.disk import Disk, Work, look, scan
 from scripts.tables import noted
 from scripts.tables.estimates import about
 
@@ -75,7 +76,7 @@ def others(work: Work) -> str:
     """What is in a folder beside the work itself, or whose it is, if it is not ours to remove."""
     if os.getuid() not in (0, work.path.stat().st_uid):
         return "another user's"
-    beside = work.path.with_name(work.path.name + PARTIAL)
+    beside = partial_of(work.path)
     if work.finished and os.path.lexists(beside):
         return f"{beside.name} is beside it"
     known = {*UNHASHED, *work.meta.get("digests", {})}
@@ -187,7 +188,7 @@ def remove_one(work: Work) -> bool:
     """Remove a work under its lock; False if another process has that, or made something else of it
     meanwhile. A finished one is first moved into its OUT.partial, so that OUT is there whole or not
     at all, and what a death leaves is nobody's work."""
-    partial = work.path.with_name(work.path.name + PARTIAL) if work.finished else work.path
+    partial = partial_of(work.path) if work.finished else work.path
     try:
         held = lock.take(partial)
     except (lock.Held, UserError):

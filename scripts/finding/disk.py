@@ -19,10 +19,10 @@ from typing import Any
 from core import config, files, lock, reading, records
 from core.artefact import read_any_meta
 from core.errors import UserError
+from core.unfinished import is_partial, partial_of
 from scripts.tables import noted
 
 BESIDE = ("logs", "claims", "workers", "plans", "timings.jsonl")    # of tables, in runs/
-PARTIAL = ".partial"
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -86,9 +86,8 @@ class Disk:
 
     def left_over(self, work: Work) -> bool:
         """Whether it is OUT.partial of an OUT that is there."""
-        out = str(work.path).removesuffix(PARTIAL)
         return not work.finished and work.fingerprint is not None and any(
-            str(other.path) == out and other.fingerprint == work.fingerprint
+            partial_of(other.path) == work.path and other.fingerprint == work.fingerprint
             for other in self.works)
 
     @functools.cached_property
@@ -157,7 +156,7 @@ def scan(folder: Path) -> Disk:
 def look(path: Path, start: Path) -> Work | None:
     """What a folder is; None if it is no work of ours. `start`: where paths may begin."""
     size = functools.partial(size_of, path)
-    if path.name.endswith(PARTIAL):
+    if is_partial(Path(path.name)):
         try:
             lock.check_ours(path)
         except (UserError, OSError):

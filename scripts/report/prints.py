@@ -8,6 +8,7 @@ from pathlib import Path
 
 from core import reading
 from core.methods import list_methods
+from core.unfinished import is_partial
 from scripts.documents.names import NAMES, name_of
 
 ORACLE = "best of several"      # the defence of a derived column, for the filter
@@ -97,7 +98,7 @@ def pictures(root: Path) -> list[Path]:
     """PNGs that lie in no artefact's folder."""
     return [path for path in sorted(root.rglob("*.png"))
             if not (path.parent / "meta.json").exists()
-            and not any(part.endswith(".partial") for part in path.parts)]
+            and not is_partial(path)]
 
 
 def picture(path: Path) -> Picture:

@@ -29,6 +29,7 @@ from core.command import command
 from core.device import free_cores
 from core.distributed import say
 from core.errors import UserError
+from core.unfinished import partial_of
 from core.workfolder import otherwise
 from scripts.tables import claims, estimates, noted, plan, spec, status, workers
 from scripts.tables.claims import log_of
@@ -258,7 +259,7 @@ class Scheduler:
 
     def _launch(self, artefact: plan.Artefact, claim: claims.Claim) -> None:
         files.mkdir(claims.LOGS)
-        fresh = not artefact.out.with_name(artefact.out.name + ".partial").exists()
+        fresh = not partial_of(artefact.out).exists()
         gpu, locks = self._gpu()
         environment = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         # torch.compile starts 32 processes for each command, or one a core if there are fewer.
