@@ -3,4 +3,4 @@
 from start import start
 
 if __name__ == "__main__":           # and not again in a process that it spawns
-    start("scripts.tables.schedule")
+    start("scripts.tables.run_table")

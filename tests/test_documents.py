@@ -22,7 +22,7 @@ from core.methods import list_methods
 from poisons.__main__ import main as poison
 from scripts.documents import documents
 from scripts.documents.names import NAMES
-from scripts.tables import schedule, spec
+from scripts.tables import run_table, spec
 
 ROOMS = ("poisons", "purifiers", "learners", "models", "core", "configs", "scripts", "tests",
          "docs")
@@ -158,7 +158,7 @@ def test_every_shell_line_of_the_readme_runs(tmp_path, monkeypatch, recorded):
             if command in COMMANDS:
                 parse(arguments, "", NAME_OF[command])
             elif command == "scripts/run_table.py" and "--quick" in arguments:
-                outcome = run_command(schedule.main, *arguments, "--dry-run")
+                outcome = run_command(run_table.main, *arguments, "--dry-run")
                 assert outcome.status == 0, outcome.stderr
             elif command == "scripts/run_table.py":
                 choice, settings = spec.Choice.split(arguments[1:])

@@ -25,10 +25,10 @@ sys.path.insert(0, ".")
 import evaluate, purify
 from poisons.__main__ import main as poison
 from scripts.pictures import figures
-from scripts.tables import schedule
+from scripts.tables import run_table
 
 MAINS = {"-m poisons": poison, "purify.py": purify.main, "evaluate.py": evaluate.main,
-         "scripts/figures.py": figures.main, "scripts/run_table.py": schedule.main}
+         "scripts/figures.py": figures.main, "scripts/run_table.py": run_table.main}
 CUT = {"-m poisons": ["--limit", "200", "threads=1"], "purify.py": ["threads=1"],
        "evaluate.py": ["threads=1", "{method}.epochs=1", "{method}.width=2"]}
 for line in sys.stdin.read().splitlines():

@@ -14,7 +14,7 @@ from core import datasets, outlines
 from core.datasets import DataSettings
 from core.errors import UserError
 from poisons.__main__ import main as poison
-from scripts.tables import plan, render, schedule, spec
+from scripts.tables import plan, render, run_table, spec
 
 TABLE = """
 title: two sets
@@ -67,7 +67,7 @@ def records_of(cells: list[plan.Cell]) -> dict[str, plan.Artefact]:
 def test_a_dry_run_prints_the_whole_plan_without_data(asked):
     """Each step after what it reads, numbered where it has no fingerprint; one line says so, and
     one which weights are to be downloaded."""
-    outcome = run_command(schedule.main, "table.yaml", "--dry-run")
+    outcome = run_command(run_table.main, "table.yaml", "--dry-run")
     assert outcome.status == 0
     lines = outcome.stdout.splitlines()
     assert len(lines) == 2 * (1 + 1 + 2 + 8)            # poison, prior, purified, records

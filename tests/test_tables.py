@@ -25,7 +25,7 @@ from core.errors import UserError
 from core.imageset import ImageSet
 from core.methods import list_methods
 from poisons.__main__ import main as poison_main
-from scripts.tables import claims, estimates, noted, plan, render, schedule, spec
+from scripts.tables import claims, estimates, noted, plan, render, run_table, schedule, spec
 from tests.conftest import ROOT, checkout, content, run_command, succeed
 
 TABLE = """
@@ -212,7 +212,7 @@ def test_what_a_later_step_needs_is_found_before_its_prior_is_trained(
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    monkeypatch.setattr(schedule, "Scheduler", None)           # nothing is started
+    monkeypatch.setattr(run_table, "Scheduler", None)           # nothing is started
     distance.note_download.cache_clear()                       # it is said once a process
     monkeypatch.chdir(tmp_path)
     Path("configs").symlink_to(here / "configs")
@@ -220,7 +220,7 @@ def test_what_a_later_step_needs_is_found_before_its_prior_is_trained(
     key = keys.partition(":")[0]
     Path("tiny.yaml").write_text(re.sub(rf"\n +{key}: .*", "", text).rstrip() + f"\n      {keys}\n")
     for words in ([], ["--dry-run"]):
-        outcome = run_command(schedule.main, "tiny.yaml", *words)
+        outcome = run_command(run_table.main, "tiny.yaml", *words)
         if words and keys == "jcdp.lpips_net: alex":            # what running will download
             assert (outcome.status, outcome.stdout.count("\n")) == (0, 4)
             assert re.search(r"note: lpips_net: alex needs https://.*alexnet", outcome.stderr)
@@ -691,20 +691,20 @@ def test_a_table_is_made_once(tiny):
     sets |= {poison for made in sets for poison in made.needs}
     assert written.artefacts == written.until | {made.job.fingerprint for made in sets}
 
-    again = run_command(schedule.main, tiny, "--jobs", "2")
+    again = run_command(run_table.main, tiny, "--jobs", "2")
     assert again.status == 0, again.stderr
     assert "0 artefacts to make" in again.stderr
     assert finished_at(Path("runs")) == before
 
     changed(tiny, "  none: []", "  none: []\n  gray:\n    purify: configs/purifiers/gray.yaml")
-    more = run_command(schedule.main, tiny, "--rows", "clean")
+    more = run_command(run_table.main, tiny, "--rows", "clean")
     assert more.status == 0, more.stderr
     new = set(finished_at(Path("runs"))) - set(before)
     assert len(new) == 2                                # a set and a record
     assert all("gray" in name for name in new)
 
     changed(tiny, "[0]", "[5]")                         # whose like has been timed
-    outcome = run_command(schedule.main, tiny, "--rows", "clean", "--dry-run")
+    outcome = run_command(run_table.main, tiny, "--rows", "clean", "--dry-run")
     assert re.search(r"estimate [\d.]+ \w+ for 2 of them", outcome.stderr), outcome.stderr
 
 
@@ -736,7 +736,7 @@ def test_a_failed_cell_does_not_stop_the_others(tiny):
         planned(tiny)                                      # found before anything is made
     # Of 300 pixels a side there are 3 features: too few for ten classes.
     changed(tiny, "data: /nowhere/at-all", "lsp.patch: 300")
-    outcome = run_command(schedule.main, tiny, "--rows=broken,clean", "--columns=none",
+    outcome = run_command(run_table.main, tiny, "--rows=broken,clean", "--columns=none",
                           "--seeds=3")
     assert outcome.status == 1
     said = outcome.stderr
@@ -753,7 +753,7 @@ def test_an_edited_record_is_named(tiny):
     text = record.read_text()
     record.write_text(text.replace('"accuracy_last": 0.', '"accuracy_last": 0.9'))
     try:
-        outcome = run_command(schedule.main, tiny, *choice.words)
+        outcome = run_command(run_table.main, tiny, *choice.words)
         assert outcome.status == 1
         assert re.search(r"clean x none, seed 0: .*record\.json does not match", outcome.stderr)
     finally:
@@ -801,12 +801,12 @@ def test_finished_records_of_another_precision_are_said(tiny, monkeypatch):
     made = Path("made")
     made.mkdir(exist_ok=True)
     (made / "meta.json").write_text('{"device": {"precision": "bf16"}}')
-    monkeypatch.setattr(schedule.records, "committed",
+    monkeypatch.setattr(run_table.records, "committed",
                         lambda: {cell.record.job.fingerprint: made for cell in cells})
-    assert "made with" not in run_command(schedule.main, tiny, "--dry-run").stderr
+    assert "made with" not in run_command(run_table.main, tiny, "--dry-run").stderr
     assert (f"made is already done, made with precision=bf16, not fp32: another out= makes it anew "
             f"({len(cells)} such records)\n") in run_command(
-                schedule.main, tiny, "--dry-run", "precision=fp32").stderr
+                run_table.main, tiny, "--dry-run", "precision=fp32").stderr
 
 
 # --- estimates -------------------------------------------------------------------------------
