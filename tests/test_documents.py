@@ -23,6 +23,7 @@ from poisons.__main__ import main as poison
 from scripts.documents import documents
 from scripts.documents.names import NAMES
 from scripts.tables import run_table, spec
+from scripts.tables.table import Choice
 
 ROOMS = ("poisons", "purifiers", "learners", "models", "core", "configs", "scripts", "tests",
          "docs")
@@ -161,7 +162,7 @@ def test_every_shell_line_of_the_readme_runs(tmp_path, monkeypatch, recorded):
                 outcome = run_command(run_table.main, *arguments, "--dry-run")
                 assert outcome.status == 0, outcome.stderr
             elif command == "scripts/run_table.py":
-                choice, settings = spec.Choice.split(arguments[1:])
+                choice, settings = Choice.split(arguments[1:])
                 spec.read(arguments[0], choice, tuple(w for w in settings if "=" in w))
             else:
                 assert command in ("-m pytest", "scripts/table.py", "scripts/figures.py"), line

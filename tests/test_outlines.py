@@ -15,6 +15,7 @@ from core.datasets import DataSettings
 from core.errors import UserError
 from poisons.__main__ import main as poison
 from scripts.tables import plan, render, run_table, spec
+from scripts.tables.table import Choice
 
 TABLE = """
 title: two sets
@@ -119,7 +120,7 @@ def test_a_committed_record_tells_the_digest():
         record[part]["root"] = {"data": "cifar10", "split": split}
     Path("results/one").mkdir(parents=True)
     Path("results/one/record.json").write_text(json.dumps(record))
-    cells = records_of(plan.cells_of(spec.read("table.yaml", spec.Choice(columns=("none",)))))
+    cells = records_of(plan.cells_of(spec.read("table.yaml", Choice(columns=("none",)))))
     known = cells["cifar10: lsp x none, seed 0"]
     assert known.known
     assert known.out.name.endswith(known.job.fingerprint[:8])
@@ -140,7 +141,7 @@ def test_what_an_unknown_set_trained_makes_no_known_set():
 
 def test_what_is_here_is_read(cifar10):
     """The plan of a set that is on this disk is the true one."""
-    cells = plan.cells_of(spec.read("table.yaml", spec.Choice(columns=("none",)),
+    cells = plan.cells_of(spec.read("table.yaml", Choice(columns=("none",)),
                                     ("data=cifar10",)))
     assert all(cell.record.known for cell in cells)
     assert cells[0].record.rows == 60

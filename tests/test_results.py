@@ -9,6 +9,7 @@ from conftest import CONFIGS, ROOT, run_command
 
 from scripts.documents import documents
 from scripts.tables import plan, render, spec
+from scripts.tables.table import Choice
 
 RESULTS = ROOT / "results"
 INDEX = yaml.safe_load((RESULTS / "index.yaml").read_text())
@@ -29,7 +30,7 @@ def test_every_committed_record_is_reached_by_its_table(folder):
     entry, reached = INDEX["tables"][folder], set()
     for name in entry["tables"]:
         tables = spec.read(str(CONFIGS / f"tables/{name}.yaml"),
-                           *spec.Choice.split(entry["settings"]))
+                           *Choice.split(entry["settings"]))
         reached |= {cell.record.job.fingerprint for cell in plan.cells_of(tables)}
     lost = [place for place, record in RECORDS.items() if place.startswith(f"{folder}/")
             and place not in INDEX["retired"] and record["fingerprint"] not in reached]

@@ -26,6 +26,7 @@ from core.imageset import ImageSet
 from core.methods import list_methods
 from poisons.__main__ import main as poison_main
 from scripts.tables import claims, estimates, noted, plan, render, run_table, schedule, spec
+from scripts.tables.table import FORMS, WHOLE, Choice
 from tests.conftest import ROOT, checkout, content, run_command, succeed
 
 TABLE = """
@@ -84,10 +85,10 @@ def changed(path: Path, old: str, new: str) -> Path:
     return path
 
 
-QUICK = spec.Choice("quick")
+QUICK = Choice("quick")
 
 
-def planned(path: Path, choice: spec.Choice = spec.WHOLE) -> list[plan.Cell]:
+def planned(path: Path, choice: Choice = WHOLE) -> list[plan.Cell]:
     return list(plan.Planner(spec.read_one(str(path), choice)).cells())
 
 
@@ -261,38 +262,38 @@ def test_quick_is_the_same_grid_on_digits(here):
 
 def test_a_part_of_a_table(several):
     """Rows, columns and seeds by name; `none` of all of an `over`; seeds in the order typed."""
-    choice, settings = spec.Choice.split(["--rows=lsp", "--seeds", "2,1", "threads=1"])
+    choice, settings = Choice.split(["--rows=lsp", "--seeds", "2,1", "threads=1"])
     assert settings == ("threads=1",)
     assert choice.words == ["--rows=lsp", "--seeds=2,1"]
     digits, photos = spec.read(str(several), choice)
     assert (digits.seeds, [row.name for row in photos.rows]) == ((2, 1), ["lsp"])
     path = "configs/tables/le_table3.yaml"
-    whole, part = spec.read_one(path), spec.read_one(path, spec.Choice(columns=("jpeg", "none")))
+    whole, part = spec.read_one(path), spec.read_one(path, Choice(columns=("jpeg", "none")))
     assert [line.name for line in part.columns] == ["none", "jpeg"]     # in the table's order
     assert part.rows == whole.rows
     assert not part.derived                                             # bdr and gray are not there
-    part = spec.read_one(path, spec.Choice(columns=("bdr", "gray", "jpeg")))
+    part = spec.read_one(path, Choice(columns=("bdr", "gray", "jpeg")))
     assert [line.name for line in part.derived] == ["iss_best"]
     table = spec.read("configs/tables/le_table2.yaml",
-                      spec.Choice.split(["--columns", "blur, sigma 1,jcdp"])[0])[0]
+                      Choice.split(["--columns", "blur, sigma 1,jcdp"])[0])[0]
     assert {line.name for line in table.columns} == {"blur, sigma 1", "jcdp"}   # a comma in a name
-    swept = spec.read_one("configs/tables/fig2b.yaml", spec.Choice(columns=("jpeg",)))
+    swept = spec.read_one("configs/tables/fig2b.yaml", Choice(columns=("jpeg",)))
     assert len(swept.columns) == 7
     with pytest.raises(UserError, match=r"--rows: .*le_table3.yaml has no 'lps'; did you mean"):
-        spec.read_one(path, spec.Choice(rows=("lps",)))
+        spec.read_one(path, Choice(rows=("lps",)))
     assert spec.read_one("le_table3").title == whole.title
     with pytest.raises(UserError, match=r"^there is no configs/tables/le_table33.yaml; did you"):
         spec.read("le_table33")
     with pytest.raises(UserError, match="--seeds 1,x: expected whole numbers"):
-        spec.Choice.split(["--seeds", "1,x"])
-    assert spec.Choice.split(["--seeds", "1,0,1"])[0].seeds == (1, 0)
+        Choice.split(["--seeds", "1,x"])
+    assert Choice.split(["--seeds", "1,0,1"])[0].seeds == (1, 0)
     with pytest.raises(UserError, match="--rows ',': it names none"):
-        spec.Choice.split(["--rows", ","])
+        Choice.split(["--rows", ","])
 
 
 def test_a_choice_without_a_cell_is_refused(tiny):
     with pytest.raises(UserError, match=r"tiny.yaml: by its `only:`, none of these rows has one"):
-        plan.cells_of([spec.read_one(str(tiny), spec.Choice(rows=("clean",), columns=("jpeg",)))])
+        plan.cells_of([spec.read_one(str(tiny), Choice(rows=("clean",), columns=("jpeg",)))])
 
 
 @pytest.mark.parametrize(("name", "seeds"), [
@@ -312,7 +313,7 @@ def test_a_seed_is_named_once(tiny):
 
 def settings_of(path: str, *words: str) -> dict[str, dict[str, str]]:
     """Step -> what is set of it, for those that have such a key."""
-    choice, typed = spec.Choice.split(words)
+    choice, typed = Choice.split(words)
     table = spec.read_one(path, choice, typed)
     found = {f"{line.name}/{step.command}": step for line in (*table.rows, *table.columns)
              for step in line.steps} | {"evaluate": table.evaluate}
@@ -334,7 +335,7 @@ def test_a_methods_key_goes_to_the_steps_that_take_it(here, words, changed_steps
 
 
 def test_a_typed_key_is_planned(tiny):
-    [cell] = plan.cells_of(spec.read(str(tiny), spec.Choice(rows=("clean",), seeds=(0,)),
+    [cell] = plan.cells_of(spec.read(str(tiny), Choice(rows=("clean",), seeds=(0,)),
                                      ("standard.epochs=7",)))
     assert cell.record.job.config["epochs"] == 7
     assert [word for word in cell.record.arguments if "epochs" in word] == ["standard.epochs=7"]
@@ -361,7 +362,7 @@ def test_a_methods_key_must_be_clear(here, words, message):
 
 def test_small_is_the_same_grid_on_few_photographs(here):
     """What the YAMLs hold `for: small:`, whatever set stands in the place of CIFAR-10."""
-    table = spec.read_one("configs/tables/le_table3.yaml", spec.Choice("small", rows=("em", "lsp")),
+    table = spec.read_one("configs/tables/le_table3.yaml", Choice("small", rows=("em", "lsp")),
                           ("data=digits", "size=32", "split=first:100"))
     assert table.settings == {"data": "digits", "size": "32", "split": "first:100", "like": "small"}
     jobs = {(cell.row.name, cell.column.name): cell.record for cell in plan.Planner(table).cells()}
@@ -375,10 +376,10 @@ def test_small_is_the_same_grid_on_few_photographs(here):
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in spec.TABLES.glob("*.yaml")
-                                        if path.stem not in spec.SIZES))
+                                        if path.stem not in FORMS))
 def test_small_needs_no_second_data_set(here, name, capsys):
     """Every table: beside CIFAR-10's rows a prior sees its test images or what is embedded."""
-    table = spec.read_one(name, spec.Choice("small"))
+    table = spec.read_one(name, Choice("small"))
     read = {step.settings["data"] for line in (*table.rows, *table.columns) for step in line.steps
             if "data" in step.settings}
     assert (table.settings["data"], read - set(EMBEDDED)) == ("cifar10", set())
@@ -387,7 +388,7 @@ def test_small_needs_no_second_data_set(here, name, capsys):
 
 def test_small_makes_jcdp_with_a_prior_of_the_test_images(here):
     """In the place of one of CIFAR-100 that is fine-tuned on them; all other columns stay."""
-    small, full = (spec.read("le_table1", spec.Choice(size))[0] for size in ("small", ""))
+    small, full = (spec.read("le_table1", Choice(size))[0] for size in ("small", ""))
     assert [line.name for line in small.columns] == [line.name for line in full.columns]
     (train, purify_), (first, *_) = (next(line.steps for line in table.columns
                                          if line.name == "jcdp") for table in (small, full))
@@ -411,7 +412,7 @@ def test_small_says_which_lines_it_leaves_out(tiny, data, capsys):
     name, _, words = data.partition("\n")
     text = changed(tiny, "dataset: cifar10", f"dataset: cifar10\n{words}").read_text()
     tiny.write_text(text.split("derived:")[0].rstrip() + OTHER.format(data=name))
-    table = spec.read_one(str(tiny), spec.Choice("small"))
+    table = spec.read_one(str(tiny), Choice("small"))
     assert [line.family for line in table.columns] == ["none", "jpeg", "jpeg"]
     assert not table.derived
     assert capsys.readouterr().err == (
@@ -422,7 +423,7 @@ def test_small_says_which_lines_it_leaves_out(tiny, data, capsys):
 def test_small_may_make_a_part_unless_others_are_chosen(here):
     def columns(*chosen: str) -> list[str]:
         return [line.name for line in
-                spec.read_one("le_table3", spec.Choice("small", columns=chosen)).columns]
+                spec.read_one("le_table3", Choice("small", columns=chosen)).columns]
 
     assert columns() == ["none", "bdr", "gray", "jpeg", "jcdp"]
     assert columns("avatar") == ["avatar"]
@@ -430,7 +431,7 @@ def test_small_may_make_a_part_unless_others_are_chosen(here):
 
 def test_small_leaves_a_learner_of_its_own_kind_its_protocol(here):
     """SimCLR's classifier is a probe: a protocol of supervised training is none for it."""
-    table = spec.read_one("le_table4", spec.Choice("small", columns=("none", "cutout")),
+    table = spec.read_one("le_table4", Choice("small", columns=("none", "cutout")),
                           ("data=digits", "size=32"))
     jobs = {(cell.row.name, cell.column.name): cell.record.job
             for cell in plan.Planner(table).cells()}
@@ -450,7 +451,7 @@ def test_quick_takes_any_learner(tiny):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/tables").glob("*.yaml")),
                          ids=lambda path: path.stem)
 def test_every_table_can_be_planned_on_digits(here, path):
-    if path.stem in (*spec.SIZES, "reported"):
+    if path.stem in (*FORMS, "reported"):
         pytest.skip("not a table")
     read = spec.read_one(f"configs/tables/{path.name}", QUICK)
     cells = list(plan.Planner(read).cells())
@@ -635,7 +636,7 @@ def test_le_table_1_is_as_printed(here):
                          ids=lambda path: path.stem)
 def test_what_a_column_is_reported_as_is_published(path):
     """A mistyped `reported:` would leave the numbers out without a word."""
-    if path.stem in spec.SIZES:
+    if path.stem in FORMS:
         pytest.skip("not a table")
     known = {name for fact in render.published() for name in (fact["attack"], render.name_of(fact))}
     for table in spec.read(str(path)):
@@ -644,7 +645,7 @@ def test_what_a_column_is_reported_as_is_published(path):
 
 
 def test_every_table_has_its_line_and_every_line_its_table():
-    tables = {path.stem for path in (ROOT / "configs/tables").glob("*.yaml")} - set(spec.SIZES)
+    tables = {path.stem for path in (ROOT / "configs/tables").glob("*.yaml")} - set(FORMS)
     for name in tables:
         head = "".join((ROOT / f"configs/tables/{name}.yaml").read_text().splitlines(True)[:4])
         lines = re.findall(r"(?:bash|python) (scripts/\w+\.(?:sh|py))", head)
@@ -746,7 +747,7 @@ def test_a_failed_cell_does_not_stop_the_others(tiny):
 
 
 def test_an_edited_record_is_named(tiny):
-    choice = spec.Choice(rows=("clean",), columns=("none",), seeds=(0,))
+    choice = Choice(rows=("clean",), columns=("none",), seeds=(0,))
     [cell] = planned(tiny, choice)
     make_missing([cell])
     record = cell.record.out / "record.json"

@@ -31,6 +31,7 @@ from scripts.documents.methods import first_comment
 from scripts.finding import cite, clean, numbers
 from scripts.pictures.figures import PAPER
 from scripts.tables import spec
+from scripts.tables.table import FORMS, Table
 
 ROOT = manual.CONFIGS.parent
 APPLIED_BY = {"poisons": "poison", "purifiers": "purify", "learners": "evaluate"}
@@ -118,12 +119,12 @@ def columns_of(text: str) -> Lines:
 def tables() -> Lines:
     """Every table that is no figure's, with its size and the line that makes it."""
     for name in manual.yamls("tables"):
-        if name not in (*PAPER, *spec.SIZES):
+        if name not in (*PAPER, *FORMS):
             path = manual.CONFIGS / f"tables/{name}.yaml"
             yield name, f"{first_comment(path)} {size_of(spec.read(str(path)))}: {line_of(name)}"
 
 
-def size_of(found: tuple[spec.Table, ...]) -> str:
+def size_of(found: tuple[Table, ...]) -> str:
     """'[4 rows x 6 columns, 3 seeds]', of one of its data sets."""
     rows, columns, seeds = (len(getattr(found[0], key)) for key in ("rows", "columns", "seeds"))
     of = f", on {', '.join(table.block for table in found)}" if len(found) > 1 else ""
@@ -180,7 +181,7 @@ def told(word: str) -> list[str]:
                   "here, and not among the published numbers of results/reported.csv"]
     for room, name in APPLIED_BY.items():
         found += pages(room, word, COMMANDS[name])
-    if word in (*manual.yamls("tables"), *PAPER) and word not in spec.SIZES:
+    if word in (*manual.yamls("tables"), *PAPER) and word not in FORMS:
         found.append(table_page(word))
     if not any(found):
         known = sorted({*GROUPS, *names(), *(key for key, _ in keys())})
@@ -222,7 +223,7 @@ def named(word: str) -> Iterator[str]:
     for name, text in data_sets():
         if word == name:
             yield f"data={word}: {text}"
-    if word in spec.SIZES:
+    if word in FORMS:
         yield f"a table's --{word}: {first_comment(manual.CONFIGS / f'tables/{word}.yaml')}"
     for room, yaml, preset, text in all_presets():
         if preset in (word, f"preset={word}"):

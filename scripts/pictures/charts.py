@@ -13,8 +13,8 @@ import numpy as np
 from core.errors import UserError
 from scripts.pictures import style
 from scripts.pictures.style import MUTED, SERIES, look_of, name_of
-from scripts.tables import spec
 from scripts.tables.measure import Point
+from scripts.tables.table import Table
 
 STRENGTHS = {"kld": "KLD target, nats", "d": "channels", "t_star": "t*, steps of 1,000",
              "quality": "quality", "passes": "passes",                  # of `over`: no words
@@ -22,7 +22,7 @@ STRENGTHS = {"kld": "KLD target, nats", "d": "channels", "t_star": "t*, steps of
 DASHES = ((0, (6, 3)), (0, (1, 2)), (0, (4, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
 
 
-def seeds_text(table: spec.Table) -> str:
+def seeds_text(table: Table) -> str:
     count = len(table.seeds)
     return "1 seed" if count == 1 else f"{count} seeds: mean and standard deviation"
 
@@ -45,7 +45,7 @@ def untouched(measured: list[Point], row: str | None) -> list[Point]:
         else point.row == row and point.psnr_clean is not None)]
 
 
-def refuse_nothing(table: spec.Table, found) -> None:
+def refuse_nothing(table: Table, found) -> None:
     if not found:
         raise UserError(f"{table.path}: there is nothing to plot: no poison has a purifier that "
                         "this figure shows")
@@ -74,7 +74,7 @@ def show_level(axis, value: float, label: str, colour: str = MUTED, dash: int = 
 # --- D-VAE -----------------------------------------------------------------------------------
 
 
-def draw_rate(table: spec.Table, measured: list[Point], data: str, arguments) -> object:
+def draw_rate(table: Table, measured: list[Point], data: str, arguments) -> object:
     """PSNR and accuracy against the KL divergence that VAEs reached."""
     lines = {row.name: swept(measured, row.name, "vae", "kld") for row in table.rows}
     lines = {row: line for row, line in lines.items() if line}
@@ -110,7 +110,7 @@ def draw_rate(table: spec.Table, measured: list[Point], data: str, arguments) ->
     return figure
 
 
-def draw_trade_off(table: spec.Table, measured: list[Point], data: str, arguments) -> object:
+def draw_trade_off(table: Table, measured: list[Point], data: str, arguments) -> object:
     """Accuracy against PSNR: a series for each purifier with a strength."""
     by = f"psnr_{arguments.to}"
     rows = [row.name for row in table.rows
@@ -148,7 +148,7 @@ def draw_trade_off(table: spec.Table, measured: list[Point], data: str, argument
     return figure
 
 
-def draw_epochs(table: spec.Table, found: dict[tuple[str, str], np.ndarray], data: str, arguments
+def draw_epochs(table: Table, found: dict[tuple[str, str], np.ndarray], data: str, arguments
                 ) -> object:
     """Accuracy after every epoch of training, poisoned and purified."""
     rows = [row.name for row in table.rows if sum(key[0] == row.name for key in found) > 1]
@@ -186,7 +186,7 @@ def draw_epochs(table: spec.Table, found: dict[tuple[str, str], np.ndarray], dat
 # --- LE --------------------------------------------------------------------------------------
 
 
-def draw_sweep(table: spec.Table, measured: list[Point], data: str, arguments) -> object:
+def draw_sweep(table: Table, measured: list[Point], data: str, arguments) -> object:
     """PSNR and LPIPS to the clean image, and accuracy, against what the columns vary."""
     lines = {(row.name, family): swept(measured, row.name, family, "strength")
              for row in table.rows

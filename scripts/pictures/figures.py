@@ -41,6 +41,7 @@ from core.errors import UserError
 from scripts.pictures import bars, charts, grid, numbers, strips
 from scripts.pictures.style import picture_path, save
 from scripts.tables import measure, plan, spec
+from scripts.tables.table import Choice, Table
 
 MOST_IMAGES = 100       # side by side
 
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     quick.add_argument("folder", type=expand, help="what scripts/quickstart.sh wrote")
     for name, figure in PAPER.items():
         paper = figures.add_parser(name, help=figure.draw.__doc__.splitlines()[0])
-        spec.Choice.add_to(paper)
+        Choice.add_to(paper)
         table = name.removesuffix("_images")
         paper.add_argument("--table", default=f"configs/tables/{table}.yaml", metavar="TABLE.yaml")
         paper.add_argument("--out", type=expand,
@@ -125,7 +126,7 @@ def chosen_rows(arguments: argparse.Namespace) -> slice:
 def make_paper(arguments: argparse.Namespace, settings: list[str]) -> None:
     """Read the table, see that its cells are there, measure, print, draw."""
     figure = PAPER[arguments.figure]
-    table = spec.read_one(arguments.table, spec.Choice.of(arguments), tuple(settings))
+    table = spec.read_one(arguments.table, Choice.of(arguments), tuple(settings))
     data = Path(table.settings.get("data", table.dataset)).stem
     path = picture_path(arguments.out or f"results/figures/{arguments.figure}-{data}.png")
     if figure.read and arguments.numbers:
@@ -170,26 +171,26 @@ def run_table(words: list[str]) -> None:
 
 def words_of(arguments: argparse.Namespace, settings: list[str], sets: bool) -> list[str]:
     """Of run_table.py."""
-    return [arguments.table, *spec.Choice.of(arguments).words, *["--sets"] * sets, *settings]
+    return [arguments.table, *Choice.of(arguments).words, *["--sets"] * sets, *settings]
 
 
 # --- what each is ----------------------------------------------------------------------------
 
 
-def points(table: spec.Table, cells: list[plan.Cell], arguments) -> list[measure.Point]:
+def points(table: Table, cells: list[plan.Cell], arguments) -> list[measure.Point]:
     return measure.points(table, cells)
 
 
-def perceptual_points(table: spec.Table, cells: list[plan.Cell], arguments
+def perceptual_points(table: Table, cells: list[plan.Cell], arguments
                       ) -> list[measure.Point]:
     return measure.points(table, cells, perceptual=True)
 
 
-def curves(table: spec.Table, cells: list[plan.Cell], arguments):
+def curves(table: Table, cells: list[plan.Cell], arguments):
     return measure.curves(cells)
 
 
-def stages(table: spec.Table, cells: list[plan.Cell], arguments) -> dict[str, list[strips.Strip]]:
+def stages(table: Table, cells: list[plan.Cell], arguments) -> dict[str, list[strips.Strip]]:
     return strips.stages(table, cells, chosen_rows(arguments))
 
 

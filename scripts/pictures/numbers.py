@@ -11,8 +11,8 @@ from core import records
 from core.config import read_number, suggest
 from core.errors import UserError
 from core.names import markdown_cell, printable
-from scripts.tables import spec
 from scripts.tables.measure import COLUMNS, Point
+from scripts.tables.table import Table
 
 SPREAD = re.compile(r"(?P<mean>\S+)(?: ± (?P<deviation>\S+) \((?P<count>\d+)\))?")
 
@@ -37,7 +37,7 @@ def print_row(cells: list[str]) -> None:
 # --- reading ---------------------------------------------------------------------------------
 
 
-def read_points(path: Path, table: spec.Table) -> list[Point]:
+def read_points(path: Path, table: Table) -> list[Point]:
     """What print_points printed of this table. Raises UserError that names the line at fault."""
     columns = {f"{column.family} {' '.join(column.variables.values())}".strip(): column
                for column in table.columns}
@@ -57,7 +57,7 @@ def read_points(path: Path, table: spec.Table) -> list[Point]:
     return found
 
 
-def read_curves(path: Path, table: spec.Table) -> dict[tuple[str, str], np.ndarray]:
+def read_curves(path: Path, table: Table) -> dict[tuple[str, str], np.ndarray]:
     """What print_curves printed of this table. Raises UserError that names the line at fault."""
     keys = {f"{row.name} x {column.name}": (row.name, column.name)
             for row in table.rows for column in table.columns}

@@ -12,8 +12,9 @@ from core.imageset import ImageSet
 from core.names import markdown_cell
 from scripts.documents import names
 from scripts.pictures import style
-from scripts.tables import plan, spec
+from scripts.tables import plan
 from scripts.tables.measure import records_of, sets_of
+from scripts.tables.table import Table
 
 GAINS = (20, 10, 8, 5, 4, 3, 2, 1.5, 1)     # magnifications of residuals to choose from
 LABEL, TILE = 1.2, 0.4      # inches: of a label left of the tiles; of a tile at least
@@ -127,7 +128,7 @@ def draw_strips(groups: list[tuple[str, list[Strip]]], text: str):
 # --- figures of the papers -------------------------------------------------------------------
 
 
-def stages(table: spec.Table, cells: list[plan.Cell], rows: slice) -> dict[str, list[Strip]]:
+def stages(table: Table, cells: list[plan.Cell], rows: slice) -> dict[str, list[Strip]]:
     """The strips of each of the table's poisons, of its first seed. Raises UserError where the sets
     lack the rows."""
     found = {}
@@ -171,7 +172,7 @@ def print_stages(found: dict[str, list[Strip]]) -> None:
                   f"{255 * np.abs(each.residual).mean():.1f} | {gain:g} |")
 
 
-def draw_stages(table: spec.Table, found: dict[str, list[Strip]], data: str, arguments) -> object:
+def draw_stages(table: Table, found: dict[str, list[Strip]], data: str, arguments) -> object:
     """Images and residuals stage by stage."""
     seed = f"seed {table.seeds[0]}" + (f" of {len(table.seeds)}" if table.seeds[1:] else "")
     return draw_strips([(f"{style.name_of(row)} on {data}", strips)

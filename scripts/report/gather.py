@@ -31,6 +31,8 @@ from scripts.documents.names import NAMES
 from scripts.report import prints
 from scripts.tables import plan, render, spec
 from scripts.tables.measure import mean
+from scripts.tables.table import Choice
+from scripts.tables.table import Table as Wanted
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def add_tables(root: Root, results: Results) -> dict[str, str]:
     shown = {}
     for where, entry in section_of(root.index, "tables", IndexedTables).items():
         for name in entry.tables:
-            choice, settings = spec.Choice.split(entry.settings)
+            choice, settings = Choice.split(entry.settings)
             tables = spec.read(f"{spec.TABLES / name}.yaml", choice, settings)
             with contextlib.redirect_stderr(io.StringIO()):     # remarks to who makes the table
                 cells = plan.cells_of(tables)
@@ -248,7 +250,7 @@ def table_line(path: str, words: Iterable[str]) -> str:
     return line_of(["scripts/run_table.py", path, *words])
 
 
-def table_of(table: spec.Table, cells: list[plan.Cell], places: dict[str, Path],
+def table_of(table: Wanted, cells: list[plan.Cell], places: dict[str, Path],
              entry: IndexedTables, results: Results) -> Table:
     """A table's cells that have a record."""
     entries = render.collect(table, cells, lambda record: places.get(record.job.fingerprint))

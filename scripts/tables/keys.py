@@ -7,21 +7,18 @@ presets), these are the table's point, and the key is refused.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from core import config, manual
 from core.command import Request, known_keys, parse
 from core.commands import COMMANDS
 from core.errors import UserError
 from core.methods import find_method
-
-if TYPE_CHECKING:       # a table is read with these keys
-    from scripts.tables.spec import Line, Step, Table
+from scripts.tables.table import Line, Step, Table
 
 PLACES = {"seed": "0", "set": "set", "checkpoint": "checkpoint"}    # in braces, until it is planned
 
 
-def over(table: "Table", typed: dict[str, str]) -> "Table":
+def over(table: Table, typed: dict[str, str]) -> Table:
     """The table with these values in its steps. Raises UserError for a key that none of them takes,
     and for one of which they have several values."""
     for key, value in typed.items():
@@ -29,12 +26,12 @@ def over(table: "Table", typed: dict[str, str]) -> "Table":
     if not typed:
         return table
 
-    def changed(step: "Step") -> "Step":
+    def changed(step: Step) -> Step:
         new = {key: value for key, value in typed.items() if takes(step, key)}
         kept = {key: value for key, value in step.settings.items() if key not in new}
         return dataclasses.replace(step, settings=kept | new)       # behind what it goes over
 
-    def line(of: "Line") -> "Line":
+    def line(of: Line) -> Line:
         return dataclasses.replace(of, steps=tuple(map(changed, of.steps)),
                                    learner=of.learner and changed(of.learner))
 
@@ -44,7 +41,7 @@ def over(table: "Table", typed: dict[str, str]) -> "Table":
         typed=tuple(f"{key}={value}" for key, value in typed.items()))
 
 
-def check(table: "Table", key: str, value: str) -> None:
+def check(table: Table, key: str, value: str) -> None:
     """Raise UserError unless some steps take the key and the value, all of which have one now."""
     found: list[tuple[str, str]] = []       # row or column, its value now
     for name, step, filled in steps_of(table):
@@ -63,7 +60,7 @@ def check(table: "Table", key: str, value: str) -> None:
                         "one by --rows or --columns, or change the table")
 
 
-def instead(table: "Table", key: str) -> str:
+def instead(table: Table, key: str) -> str:
     """The nearest key of that method, or which methods the steps have."""
     methods = {step.method: step for _, step, _ in steps_of(table)}
     name = key.partition(".")[0]
@@ -73,7 +70,7 @@ def instead(table: "Table", key: str) -> str:
     return config.suggest(key, known_keys(module, name))
 
 
-def steps_of(table: "Table") -> Iterator[tuple[str, "Step", "Step"]]:
+def steps_of(table: Table) -> Iterator[tuple[str, Step, Step]]:
     """Every step with the name of its row or column, as written and with its braces filled as far
     as the table can."""
     for line in (*table.rows, *table.columns):
@@ -82,14 +79,14 @@ def steps_of(table: "Table") -> Iterator[tuple[str, "Step", "Step"]]:
     yield "evaluate", table.evaluate, table.evaluate.fill({**PLACES, **table.rows[0].words})
 
 
-def takes(step: "Step", key: str) -> bool:
+def takes(step: Step, key: str) -> bool:
     """Whether it is a key of the step's method, and of this half where that is trained."""
     name, _, rest = key.partition(".")
     return name == step.method and (
         (rest.partition(".")[0] == "train") == COMMANDS[step.command].trains)
 
 
-def request(step: "Step", table: "Table") -> Request:
+def request(step: Step, table: Table) -> Request:
     """As the step's line will be parsed, for the table's data set."""
     data_set = table.settings.get("like") or step.settings.get("data", table.settings.get("data"))
     words = (f"{key}={value}" for key, value in step.settings.items())

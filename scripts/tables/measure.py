@@ -21,7 +21,8 @@ from core.errors import UserError
 from core.imageset import ImageSet
 from core.names import markdown_cell
 from core.perturbation import measure
-from scripts.tables import plan, spec
+from scripts.tables import plan
+from scripts.tables.table import Table
 
 LPIPS_ROWS = 2048               # images of a set that its mean LPIPS is over
 COLUMNS = {"KLD reached (nats)": "kld", "PSNR to poisoned (dB)": "psnr_poisoned",
@@ -75,7 +76,7 @@ class Point:
         return float(number)
 
 
-def points(table: spec.Table, cells: list[plan.Cell], *, perceptual: bool = False
+def points(table: Table, cells: list[plan.Cell], *, perceptual: bool = False
            ) -> list[Point]:
     """Every cell's numbers, in the table's order; LPIPS where `perceptual`."""
     clean: dict[str, ImageSet] = {}         # by root and rows

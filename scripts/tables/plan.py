@@ -21,7 +21,8 @@ from core.imageset import ImageSet
 from core.job import Job, fingerprint_at
 from core.methods import fact, takes_any_size
 from core.splits import split_of
-from scripts.tables.spec import DATA_KEYS, DEVICE_KEYS, Line, Step, Table, named
+from scripts.tables.spec import DATA_KEYS, DEVICE_KEYS
+from scripts.tables.table import Line, Step, Table, named
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,6 +29,7 @@ from core.methods import fact, find_method, is_method
 from core.names import markdown_cell, printable
 from scripts.tables import plan, spec
 from scripts.tables.measure import mean, points, print_points
+from scripts.tables.table import Choice, Line, Table
 
 # docs/reported.md says what its columns are
 REPORTED = Path(__file__).resolve().parents[2] / "results/reported.csv"
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", metavar="TABLE.yaml")
     parser.add_argument("settings", nargs="*", metavar="key=value")
-    spec.Choice.add_to(parser)
+    Choice.add_to(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--wide", action="store_true", help="rows x columns, accuracies only")
     form.add_argument("--distances", action="store_true",
@@ -95,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     for word in ("--sets", "--worker"):
         parser.add_argument(word, action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args(argv)
-    tables = spec.read(arguments.table, spec.Choice.of(arguments), tuple(arguments.settings))
+    tables = spec.read(arguments.table, Choice.of(arguments), tuple(arguments.settings))
     cells = plan.cells_of(tables)
     if arguments.distances:
         kept = records.committed()
@@ -120,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
               "clean accuracy")
 
 
-def header(table: spec.Table, cells: list[plan.Cell], entries: list[Entry]) -> str:
+def header(table: Table, cells: list[plan.Cell], entries: list[Entry]) -> str:
     """What a smaller form of a table is of, and what was typed for its methods; '' for none."""
     last = [cell.record for cell in cells if cell.table is table]
     if not last or not (table.size or table.typed):
@@ -144,7 +145,7 @@ def published() -> list[dict]:
     return [{**fact, "accuracy": float(fact["accuracy"])} for fact in facts]
 
 
-def collect(table: spec.Table, cells: list[plan.Cell],
+def collect(table: Table, cells: list[plan.Cell],
             place_of: Callable[[plan.Artefact], Path | None] | None = None) -> list[Entry]:
     """The table's cells in its order, derived columns last in each row. `place_of` finds the folder
     of a record: if none is given, among those that are committed or made here."""
@@ -189,7 +190,7 @@ def collect(table: spec.Table, cells: list[plan.Cell],
             for e in entries]
 
 
-def marks_of(table: spec.Table, entries: list[Entry]) -> dict[str, str]:
+def marks_of(table: Table, entries: list[Entry]) -> dict[str, str]:
     """Row -> a mark, where its poison costs less than LEAST_COST, undefended."""
     means = {(e.row, e.column): e.mean for e in entries if e.mean is not None}
     clean, undefended = (next((line.name for line in lines if not line.steps and not line.learner),
@@ -203,7 +204,7 @@ def marks_of(table: spec.Table, entries: list[Entry]) -> dict[str, str]:
             if cost < LEAST_COST}
 
 
-def entry(table: spec.Table, row: spec.Line, column: spec.Line, found: dict[Path, dict],
+def entry(table: Table, row: Line, column: Line, found: dict[Path, dict],
           published: list[dict], network: str, evaluated: str) -> Entry:
     kept = found.values()
     return Entry(
@@ -232,7 +233,7 @@ def total(values: list[float | None]) -> float | None:
     return sum(values) if values and None not in values else None
 
 
-def facts_of(table: spec.Table, attack: str, defence: str, published: list[dict],
+def facts_of(table: Table, attack: str, defence: str, published: list[dict],
              network: str = "resnet18", evaluated: str = ""
              ) -> tuple[dict | None, list[dict]]:
     """The paper's number (from the table's source first, then the attack's own) and those of

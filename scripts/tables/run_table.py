@@ -26,6 +26,7 @@ from core.workfolder import otherwise
 from scripts.tables import estimates, noted, plan, spec, status, workers
 from scripts.tables.estimates import Estimates, about
 from scripts.tables.schedule import Scheduler
+from scripts.tables.table import Choice
 
 
 @command
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python scripts/run_table.py",
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="TABLE.yaml | key=value")
-    spec.Choice.add_to(parser)
+    Choice.add_to(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and an estimate")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="commands at once")
     parser.add_argument("--worker", action="store_true",
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.jobs > 1 and not any(word.startswith("threads=") for word in settings):
         settings += (f"threads={max(1, free_cores() // arguments.jobs)}",)
 
-    choice = spec.Choice.of(arguments)
+    choice = Choice.of(arguments)
     tables = [table for path in paths for table in spec.read(path, choice, settings)]
     torch.set_num_threads(1)                # a process that used several cannot be forked
     cells = plan.cells_of(tables, fetch=not (arguments.dry_run or arguments.status))
