@@ -29,13 +29,12 @@ def digits(split: str, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
     check_size("digits", size)
     grey, labels = grey_digits()
-    large = torch.nn.functional.interpolate(
-        torch.from_numpy(grey).float().view(-1, 1, 8, 8) / 16, size=(size, size), mode="bilinear")
-    levels = large.mul(255).round().to(torch.uint8).numpy()[:, 0, :, :, None]
-    images, labels = np.repeat(levels, 3, axis=3), labels.astype(np.int64)
     test = read_rows(DIGITS_TEST, len(labels))
     rows = test if split == "test" else np.setdiff1d(np.arange(len(labels)), test)
-    return images[rows], labels[rows], [str(i) for i in range(10)]
+    small = torch.from_numpy(grey[rows]).float().view(-1, 1, 8, 8) / 16
+    large = torch.nn.functional.interpolate(small, size=(size, size), mode="bilinear")
+    levels = large.mul(255).round().to(torch.uint8).numpy()[:, 0, :, :, None]
+    return np.repeat(levels, 3, axis=3), labels[rows], [str(i) for i in range(10)]
 
 
 @functools.cache

@@ -9,6 +9,7 @@ later process can finish.
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -421,8 +422,9 @@ def place_of(out: Path) -> Path:
     return target
 
 
+@functools.cache                        # a package's metadata are read whole, as a letter
 def versions() -> dict[str, str]:
-    """Of Python and the packages that decide an output's last bits."""
+    """Of Python and the packages that decide an output's last bits. Not to be changed."""
     from importlib.metadata import version
 
     packages = ("torch", "numpy")
