@@ -1,6 +1,7 @@
 """What the tests share: a command run in process, ImageSet folders written by NumPy alone, runs."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -16,12 +17,13 @@ import numpy as np
 import pytest
 import torch
 
+from core import commit
 from core.datasets import DataSettings, load
 from core.device import DeviceSettings
 from core.imageset import ImageSet
 from core.job import Job
 from core.run import Run
-from learners import mixing
+from learners import mixing, reweighted_head
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -95,6 +97,12 @@ def content(folder: Path) -> dict[str, str]:
             if path.suffix in (".npy", ".safetensors")}
 
 
+def log_of(folder: Path) -> list[dict]:
+    """What a run told, without how long it took."""
+    lines = (json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
 def process(*words: object, ranks: int = 0, **environment: str) -> subprocess.Popen:
     """A command of its own, perhaps under torchrun. One thread: the same sums."""
     start = [sys.executable]
@@ -152,6 +160,17 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting():
+    """What a power cut leaves is asked of core.files' operations, none of which waits for the disk;
+    and git says which commit runs once, instead of for every record."""
+    with pytest.MonkeyPatch.context() as patch:
+        of_code, once = commit.of_code, functools.cache(commit.of_code)
+        patch.setattr(commit, "of_code", lambda *folder: of_code(*folder) if folder else once())
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def same_switches():
     """What a test's runs set for the whole process is not the next test's."""
@@ -160,6 +179,12 @@ def same_switches():
     torch.set_float32_matmul_precision("highest")
     if torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def short_refit(monkeypatch):
+    """reweighted_head takes one epoch of its refit, some twenty passes of L-BFGS, not fifteen."""
+    monkeypatch.setattr(reweighted_head, "EPOCHS", 1)
 
 
 @pytest.fixture(scope="session")

@@ -210,9 +210,8 @@ def test_the_frozen_refit_is_scikit_learns_logistic_regression(few, tmp_path, c)
 
 
 @pytest.mark.parametrize("refit", ["released", "frozen"])
-def test_a_refit_changes_the_head_alone(few, tmp_path, monkeypatch, refit):
+def test_a_refit_changes_the_head_alone(few, tmp_path, short_refit, refit):
     """But for batch norm's running statistics in the release's way."""
-    monkeypatch.setattr(reweighted_head, "EPOCHS", 1)
     plain, result = refitted(few, tmp_path, refit)
     before, after = plain.state_dict(), result.network.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}

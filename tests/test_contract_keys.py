@@ -7,7 +7,6 @@ a learner that extends another's Config is tried with its own keys and with INHE
 
 import dataclasses
 import json
-import os
 import sys
 import types
 import typing
@@ -17,7 +16,7 @@ from typing import Any, Literal, Union
 
 import numpy as np
 import pytest
-from conftest import ROOT, digest, write_imageset
+from conftest import ROOT, digest, log_of, write_imageset
 from methods import HALVES, config_of, module_of, run_small, smoke_values, words
 
 from core import config
@@ -216,12 +215,6 @@ def sets(digits, tmp_path_factory) -> dict[str | None, Path]:
             **dict.fromkeys(("advcl_reduced", "byol", "corrupted", "moco", "simclr"), red)}
 
 
-@pytest.fixture(autouse=True)
-def no_disk(monkeypatch):
-    """Nothing here asks what a power cut leaves."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 MADE: dict[str, tuple[Path | None, Any]] = {}
 
 
@@ -234,9 +227,7 @@ def make(room: str, name: str, half: str, values: dict, clean: Path, out: Path
         assert outcome.error, outcome.stderr
         return None, outcome.error
     if room == "learners":
-        log = (json.loads(line) for line in (out / "log.jsonl").read_text().splitlines())
-        return out, [{key: value for key, value in line.items() if key != "seconds"}
-                     for line in log]
+        return out, log_of(out)
     return out, {path.name: digest(path) for path in out.iterdir()
                  if path.suffix in (".npy", ".safetensors", ".png")}
 

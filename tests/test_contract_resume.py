@@ -1,6 +1,5 @@
 """Every method dies in its middle, and the same line ends with the bytes of a run that did not."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import core.files
 import core.run
 
 ROWS = 40
+pytestmark = pytest.mark.usefixtures("short_refit")
 
 
 class Death(BaseException):
@@ -26,9 +26,8 @@ def clean(digits, tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def save_always(monkeypatch):
-    """A state after every step, as many places to die; what a power cut leaves is not asked."""
+    """A state after every step, as many places to die."""
     monkeypatch.setattr(core.run, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def run(case, clean: Path, out: Path, monkeypatch, die_at: int | None = None) -> tuple[int, str]:
