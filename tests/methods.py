@@ -73,8 +73,8 @@ def config_of(room: str, name: str, half: str, values: dict):
     return config.build(module.TrainConfig if half else module.Config, tree, "")
 
 
-def smoke_config(room: str, name: str):
-    return config_of(room, name, "", smoke_values(room, name))
+def smoke_config(room: str, name: str, *, tiny: bool = False):
+    return config_of(room, name, "", smoke_values(room, name, tiny=tiny))
 
 
 # --- running one -----------------------------------------------------------------------------
@@ -102,12 +102,12 @@ def run_small(room: str, name: str, half: str, clean: Path, out: Path, *argument
 
 
 def poisoned_by(name: str, clean: Path, out: Path, *arguments) -> Path:
-    main, line = line_of("poisons", name, "", clean)
+    main, line = line_of("poisons", name, "", clean, tiny=True)
     return succeed(main, *line, *arguments, f"out={out}")
 
 
 def purified_by(name: str, clean: Path, out: Path, *arguments) -> Path:
-    main, line = line_of("purifiers", name, "", clean)
+    main, line = line_of("purifiers", name, "", clean, tiny=True)
     return succeed(main, *line, *arguments, f"out={out}")
 
 

@@ -541,17 +541,16 @@ def test_a_read_only_folder_is_named(readonly):
 # --- a full disk -----------------------------------------------------------------------------
 
 COMMANDS = {
-    "poison": (poison, [LSP, "data=digits", PATCH, "--limit", 300]),
-    "purify": (purify.main, [GRAY, "data=digits", "--limit", 300]),
+    "poison": (poison, [LSP, "data=digits", PATCH, "--limit", 64]),
+    "purify": (purify.main, [GRAY, "data=digits", "--limit", 64]),
     "train": (train_vae.main, [DVAE, "data=digits", "--limit", 64, *TINY_VAE]),
     "evaluate": (evaluate.main, [EM60, "data=digits", "--limit", 64, *TINY_NET]),
 }
 
 
 @pytest.mark.parametrize(("name", "every"), [
-    ("poison", 1), ("purify", 1), ("train", 4), ("evaluate", 3),
-    pytest.param("train", 1, marks=pytest.mark.slow),
-    pytest.param("evaluate", 1, marks=pytest.mark.slow)])
+    ("poison", 1), ("purify", 4), ("train", 7), ("evaluate", 4),
+    *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("purify", "train", "evaluate"))])
 def test_a_disk_that_fills_up_at_any_write_costs_a_sentence(name, every, monkeypatch):
     """ENOSPC at the k-th operation, k = 1, 1 + every, ...; then there is room and the same line
     is repeated."""

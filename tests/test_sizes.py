@@ -12,6 +12,9 @@ from core import memory
 from core.imageset import ImageSet
 
 ROWS = 16
+# Of 224 pixels, four steps of the smallest DDPM take minutes.
+SHORT_DDPM = ["ddpm.train.steps=1", "ddpm.train.batch_size=2"]
+pytestmark = pytest.mark.usefixtures("short_refit")
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +28,8 @@ def clean(tmp_path_factory):
             images = coarse.repeat(size // 8, 1).repeat(size // 8, 2)
             made[size] = write_imageset(tmp_path_factory.mktemp(f"of{size}") / "clean", images,
                                         np.arange(ROWS) % 6)
-            if size == 224:         # four steps of the smallest DDPM take minutes
-                main, line = line_of("purifiers", "ddpm", "train", made[size], tiny=True)
-                succeed(main, *line, "ddpm.train.steps=1", "ddpm.train.batch_size=2",
-                        f"out={made[size].parent / 'ddpm'}")
+            main, line = line_of("purifiers", "ddpm", "train", made[size], tiny=True)
+            succeed(main, *line, *SHORT_DDPM, f"out={made[size].parent / 'ddpm'}")
         return made[size]
 
     return of_size
@@ -37,7 +38,7 @@ def clean(tmp_path_factory):
 @pytest.mark.parametrize(("room", "name", "half"), HALVES)
 @pytest.mark.parametrize("size", [64, pytest.param(224, marks=pytest.mark.slow)])
 def test_every_module_runs_at_full_size(room, name, half, size, clean, tmp_path):
-    short = ["ddpm.train.steps=1"] if (name, half) == ("ddpm", "train") else []
+    short = SHORT_DDPM if (name, half) == ("ddpm", "train") else []
     outcome = run_small(room, name, half, clean(size), tmp_path / "out", *short)
     assert outcome.status == 0, outcome.stderr
     if room != "learners" and not half:
