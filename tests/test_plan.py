@@ -1,0 +1,240 @@
+"""Planning: cells as artefacts, each known by its fingerprint and after what it needs."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import tables
+from tables import QUICK, changed, planned
+
+import evaluate
+import purify
+from core import distance
+from core.errors import UserError
+from core.imageset import ImageSet
+from poisons.__main__ import main as poison_main
+from scripts.tables import plan, run_table, spec
+from scripts.tables.table import FORMS, Choice
+from tests.conftest import ROOT, run_command, succeed
+
+# fixtures
+project, here, tiny, several = tables.project, tables.here, tables.tiny, tables.several
+
+
+def test_the_grid_and_its_artefacts(tiny):
+    cells = planned(tiny)
+    names = {(cell.row.name, cell.column.name) for cell in cells}
+    assert names == {("clean", "none"), ("lsp", "none"), ("lsp", "jpeg quality=10"),
+                     ("lsp", "jpeg quality=50")}
+    assert len(cells) == 8                              # two seeds
+    missing = plan.wanted(cells, {})
+    kinds = [artefact.job.kind for artefact in missing]
+    assert kinds.count("poisons") == 1                  # shared by six cells
+    assert kinds.count("purified") == 2                 # by two seeds each
+    assert kinds.count("records") == 8
+    for artefact in missing:                            # each after what it needs
+        position = missing.index(artefact)
+        assert all(missing.index(need) < position for need in artefact.needs)
+
+
+def test_the_plan_knows_the_fingerprints_of_the_commands(tiny, few_path):
+    """Also where a learner takes a part of the set, as bridge120 does."""
+    changed(tiny, "  standard.test_every: 0\n", "  standard.test_every: 0\n  split: first:100\n")
+    cells = {(cell.row.name, cell.column.name, cell.seed): cell.record for cell in planned(tiny)}
+    clean, lsp = (cells[row, "none", 0] for row in ("clean", "lsp"))
+    [poison] = lsp.needs
+    for artefact, main in ((poison, poison_main), (clean, evaluate.main), (lsp, evaluate.main)):
+        path = succeed(main, *artefact.arguments)
+        meta = json.loads((path / "meta.json").read_text())
+        assert meta["fingerprint"] == artefact.job.fingerprint
+    assert json.loads((lsp.out / "record.json").read_text())["train"]["rows"] == 100
+
+
+def test_a_step_may_take_fewer_rows(tiny):
+    """`limit:` in a step: planned as the commands make it, and the set before it is made whole."""
+    changed(tiny, "      purify:", "      limit: 100\n      purify:")
+    cell = next(cell for cell in planned(tiny) if cell.column.family == "jpeg")
+    [purified] = cell.record.needs
+    [poison] = purified.needs
+    assert "limit=100" in purified.arguments
+    assert "limit=100" not in poison.arguments
+    for artefact, main, rows in ((poison, poison_main, 320), (purified, purify.main, 100)):
+        path = succeed(main, *artefact.arguments)
+        meta = json.loads((path / "meta.json").read_text())
+        assert meta["fingerprint"] == artefact.job.fingerprint
+        assert len(ImageSet.load(path)) == rows
+    path = succeed(evaluate.main, *cell.record.arguments)
+    assert json.loads((path / "meta.json").read_text())["fingerprint"] == \
+        cell.record.job.fingerprint
+
+
+def test_a_trained_purifier_needs_its_training_step(tiny):
+    changed(tiny, "  none: []", "  none: []\n  dvae:\n    purify: configs/purifiers/dvae.yaml")
+    with pytest.raises(UserError, match="dvae is trained: a train step must come before"):
+        planned(tiny)
+
+
+DIFFUSION = """
+title: diffusion
+dataset: cifar10
+seeds: [0]
+settings: {{data: {few}, threads: 1}}
+evaluate: {{evaluate: configs/learners/em60.yaml}}
+rows:
+  lsp: {{poison: configs/poisons/lsp.yaml}}
+columns:
+  jcdp:
+    - train_ddpm: configs/purifiers/ddpm.yaml
+      ddpm.train.steps: 5
+    - purify: configs/purifiers/jcdp.yaml
+      jcdp.lpips_resize: 64
+"""
+
+
+@pytest.mark.parametrize(("keys", "message"), [
+    ("jcdp.lpips_net: alex", r"tiny\.yaml:\d+: lpips_net: alex needs https://.*alexnet.* put that "
+     "file into .*lpips_net=squeeze"),
+    ("jcdp.lpips_net: alex\n      jcdp.lpips_weights: tiny.yaml", "lpips_weights: tiny.yaml"),
+    ("jcdp.lpips_resize: 12", "lpips_net: squeeze takes images of at least 17 pixels, not 12"),
+    ("jcdp.t_star: 1001", "jcdp.t_star: 1001 steps, but .* was trained on the first 250 only"),
+])
+def test_what_a_later_step_needs_is_found_before_its_prior_is_trained(
+        here, tmp_path, monkeypatch, few_path, keys, message):
+    import torch
+
+    def offline(*arguments, **keywords):
+        raise OSError("no route")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    monkeypatch.setattr(run_table, "Scheduler", None)           # nothing is started
+    distance.note_download.cache_clear()                       # it is said once a process
+    monkeypatch.chdir(tmp_path)
+    Path("configs").symlink_to(here / "configs")
+    text = DIFFUSION.format(few=few_path)
+    key = keys.partition(":")[0]
+    Path("tiny.yaml").write_text(re.sub(rf"\n +{key}: .*", "", text).rstrip() + f"\n      {keys}\n")
+    for words in ([], ["--dry-run"]):
+        outcome = run_command(run_table.main, "tiny.yaml", *words)
+        if words and keys == "jcdp.lpips_net: alex":            # what running will download
+            assert (outcome.status, outcome.stdout.count("\n")) == (0, 4)
+            assert re.search(r"note: lpips_net: alex needs https://.*alexnet", outcome.stderr)
+            continue
+        assert outcome.status == 1
+        assert re.search(message, outcome.error), outcome.error
+    assert planned(Path("tiny.yaml"))                              # what is there can be printed
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("ddpm.train.steps: 5", "data: digits\n      size: 32", "was trained on 32x32 images, but the "
+     "set has 16x16"),
+    ("purify: configs/purifiers/jcdp.yaml\n      jcdp.lpips_resize: 64",
+     "purify: configs/purifiers/dvae.yaml", "is a checkpoint of 'ddpm', not of 'dvae'"),
+])
+def test_a_checkpoint_that_cannot_fit_is_a_mistake_in_the_table(here, few_path, old, new, message):
+    path = here / "diffusion.yaml"
+    path.write_text(DIFFUSION.format(few=few_path))
+    changed(path, old, new)
+    with pytest.raises(UserError, match=rf"diffusion\.yaml:\d+: .*{message}"):
+        planned(path)
+
+
+def test_a_choice_without_a_cell_is_refused(tiny):
+    with pytest.raises(UserError, match=r"tiny.yaml: by its `only:`, none of these rows has one"):
+        plan.cells_of([spec.read_one(str(tiny), Choice(rows=("clean",), columns=("jpeg",)))])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/tables").glob("*.yaml")),
+                         ids=lambda path: path.stem)
+def test_every_table_can_be_planned_on_digits(here, path):
+    if path.stem in (*FORMS, "reported"):
+        pytest.skip("not a table")
+    read = spec.read_one(f"configs/tables/{path.name}", QUICK)
+    cells = list(plan.Planner(read).cells())
+    assert {cell.row.name for cell in cells} == {row.name for row in read.rows}
+    assert {cell.column.name for cell in cells} == {column.name for column in read.columns}
+
+
+def test_a_row_or_column_may_end_with_a_learner_of_its_own(tiny):
+    """It trains in the table's place; no other cell changes."""
+    before = {str(cell): cell.record.job.fingerprint for cell in planned(tiny)}
+    changed(tiny, "columns:\n", "  ops:\n    - poison: configs/poisons/ops.yaml\n"
+            "    - {evaluate: configs/learners/em100.yaml, standard.width: 2}\n"
+            "columns:\n  smoothed:\n    over: {amount: [0.1, 0.3]}\n    only: [lsp]\n    steps:\n"
+            "      - purify: configs/purifiers/gray.yaml\n"
+            "      - evaluate: configs/learners/smoothing.yaml\n"
+            "        protocol: configs/learners/cpu12.yaml\n"
+            '        smoothing.label_smoothing: "{amount}"\n')
+    cells = {str(cell): cell.record for cell in planned(tiny)}
+    assert before.items() <= {key: made.job.fingerprint for key, made in cells.items()}.items()
+    smoothed = cells["lsp x smoothed amount=0.3, seed 1"]
+    assert [need.job.method for need in smoothed.needs] == ["gray"]
+    job = smoothed.job
+    assert (job.method, job.preset, job.seed) == ("smoothing", "smoothing_cpu12", 1)
+    assert {"label_smoothing": 0.3, "width": 8, "schedule": "onecycle"}.items() <= \
+        job.config.items()                              # cpu12's form for digits
+    job = cells["ops x none, seed 0"].job
+    assert (job.method, job.preset, job.config["width"]) == ("standard", "em100", 2)
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("  none: []", "  none: [{evaluate: configs/learners/em60.yaml}, {purify: configs/purifiers/"
+     "gray.yaml}]", r"tiny\.yaml:\d+: none: evaluate is the last step of a row or column"),
+    ("  none: []", "  none: {evaluate: configs/learners/em60.yaml}\n  again: {evaluate: configs/"
+     "learners/em100.yaml}", ""),
+    ("  clean: []", "  clean: {evaluate: configs/learners/em60.yaml}\n  other: []", "")])
+def test_a_cell_has_one_learner(tiny, old, new, message):
+    """Named twice it is refused: neither could be meant to lose."""
+    changed(tiny, old, new)
+    if not message:
+        assert planned(tiny)                            # either may name one
+        changed(tiny, *(("  clean: []", "  clean: {evaluate: configs/learners/em60.yaml}")
+                        if "again" in new else
+                        ("  none: []", "  none: {evaluate: configs/learners/em60.yaml}")))
+        message = r"tiny\.yaml:\d+: none: the row clean names a learner too; .*`only:`"
+    with pytest.raises(UserError, match=message):
+        planned(tiny)
+
+
+def test_a_table_stands_for_each_of_its_data_sets(several):
+    digits, photos = spec.read(str(several))
+    assert [table.title for table in (digits, photos)] == ["Two sets (digits)", "Two sets (photos)"]
+    assert (digits.dataset, photos.dataset) == ("digits", "photos")
+    assert [line.name for line in digits.columns] == ["none", "photos prior"]
+    assert [line.name for line in photos.columns] == ["none", "digits prior"]
+    assert photos.columns[1].reported == "jcdp, digits"
+    assert digits.evaluate.yamls == ("configs/learners/em60.yaml",)
+    assert photos.evaluate.yamls == ("configs/learners/em100.yaml",)
+    assert photos.evaluate.settings == digits.evaluate.settings
+    cells = plan.cells_of([digits, photos])
+    assert [str(cell) for cell in cells][1:3] == ["digits: lsp x photos prior, seed 0",
+                                                  "photos: lsp x none, seed 0"]
+    # The same work is one artefact: each table's clean images are the other's prior's.
+    assert len({cell.record.job.fingerprint for cell in cells}) == 4
+    for cell in cells:
+        [poison] = [need for need in artefacts_of(cell.record) if need.job.kind == "poisons"]
+        assert f"data={cell.table.block}" in poison.arguments
+
+
+def artefacts_of(artefact: plan.Artefact) -> set[plan.Artefact]:
+    return {artefact, *(found for need in artefact.needs for found in artefacts_of(need))}
+
+
+def test_a_plan_says_once_where_a_method_has_no_values_for_the_data_set(several, capsys):
+    plan.cells_of(spec.read(str(several), overrides=("data=photos",)))
+    said = capsys.readouterr().err
+    assert said.count("lsp.yaml has no values of its own for photos; those for cifar10") == 1
+
+
+def test_a_row_that_reads_a_set_still_to_be_made(here):
+    """dvae_reuse: the poison `reuse` names the purified set that the step before will make."""
+    cells = planned(Path("configs/tables/dvae_reuse.yaml"), QUICK)
+    [record] = [c.record for c in cells if c.row.name == "lsp reused" and c.seed == 0]
+    [reuse] = record.needs
+    assert reuse.job.method == "reuse"
+    [source] = reuse.needs
+    assert source.job.method == "dvae"
+    assert reuse.job.inputs["source"] == source.job.fingerprint
+    assert "source" not in reuse.job.config
+    assert [need.job.kind for need in source.needs] == ["poisons", "checkpoints"]

@@ -1,0 +1,147 @@
+"""run_table.py by real commands: each artefact once, failures, kills, Ctrl-C."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tables
+from methods import make_missing
+from tables import changed, planned
+
+from core.errors import UserError
+from scripts.tables import noted, plan, run_table
+from scripts.tables.table import Choice
+from tests.conftest import run_command
+
+# fixtures
+project, here, tiny = tables.project, tables.here, tables.tiny
+
+
+def start(path: Path, *words: str, **options) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "scripts/run_table.py", str(path), *words],
+                            stderr=subprocess.PIPE, text=True, **options)
+
+
+def finished_at(folder: Path) -> dict[str, int]:
+    return {str(path.parent): path.stat().st_mtime_ns for path in folder.rglob("meta.json")}
+
+
+def test_a_table_is_made_once(tiny):
+    """From nothing, then again, then with one more column by YAML alone."""
+    changed(tiny, "seeds: [0, 1]", "seeds: [0]")
+    first = start(tiny, "--jobs", "2")
+    _, stderr = first.communicate(timeout=300)
+    assert first.returncode == 0, stderr
+    before = finished_at(Path("runs"))
+    assert len(before) >= 7
+    cells = planned(tiny)
+    assert all(cell.record.done for cell in cells)
+    assert plan.wanted(cells, {}) == []
+    assert json.loads((cells[0].record.out / "record.json").read_text())["device"]["threads"] == 1
+    written, = noted.read(noted.PLANS)                  # for those who clean
+    assert written.line == f"{tiny} threads=1"
+    assert written.until == {cell.record.job.fingerprint for cell in cells}
+    sets = {made for cell in cells for made in cell.record.needs}
+    sets |= {poison for made in sets for poison in made.needs}
+    assert written.artefacts == written.until | {made.job.fingerprint for made in sets}
+
+    again = run_command(run_table.main, tiny, "--jobs", "2")
+    assert again.status == 0, again.stderr
+    assert "0 artefacts to make" in again.stderr
+    assert finished_at(Path("runs")) == before
+
+    changed(tiny, "  none: []", "  none: []\n  gray:\n    purify: configs/purifiers/gray.yaml")
+    more = run_command(run_table.main, tiny, "--rows", "clean")
+    assert more.status == 0, more.stderr
+    new = set(finished_at(Path("runs"))) - set(before)
+    assert len(new) == 2                                # a set and a record
+    assert all("gray" in name for name in new)
+
+    changed(tiny, "[0]", "[5]")                         # whose like has been timed
+    outcome = run_command(run_table.main, tiny, "--rows", "clean", "--dry-run")
+    assert re.search(r"estimate [\d.]+ \w+ for 2 of them", outcome.stderr), outcome.stderr
+
+
+def test_a_failed_cell_does_not_stop_the_others(tiny):
+    changed(tiny, "  lsp:\n", "  broken:\n    poison: configs/poisons/lsp.yaml\n"
+                              "    data: /nowhere/at-all\n  lsp:\n")
+    with pytest.raises(UserError, match="/nowhere/at-all"):
+        planned(tiny)                                      # found before anything is made
+    # Of 300 pixels a side there are 3 features: too few for ten classes.
+    changed(tiny, "data: /nowhere/at-all", "lsp.patch: 300")
+    outcome = run_command(run_table.main, tiny, "--rows=broken,clean", "--columns=none",
+                          "--seeds=3")
+    assert outcome.status == 1
+    said = outcome.stderr
+    assert said.index("FAILED: poison") < said.index("] clean x none, seed 3: ")
+    assert "\nbroken x none, seed 3: lsp.patch" in said
+    assert "1 of 2 cells failed" in said
+
+
+def test_an_edited_record_is_named(tiny):
+    choice = Choice(rows=("clean",), columns=("none",), seeds=(0,))
+    [cell] = planned(tiny, choice)
+    make_missing([cell])
+    record = cell.record.out / "record.json"
+    text = record.read_text()
+    record.write_text(text.replace('"accuracy_last": 0.', '"accuracy_last": 0.9'))
+    try:
+        outcome = run_command(run_table.main, tiny, *choice.words)
+        assert outcome.status == 1
+        assert re.search(r"clean x none, seed 0: .*record\.json does not match", outcome.stderr)
+    finally:
+        record.write_text(text)
+
+
+@pytest.mark.slow
+def test_two_at_once_and_a_kill_make_the_same(tiny):
+    """kill -9 of everything in the middle; then two processes on the same table."""
+    changed(tiny, "lsp.patch: 8", "lsp.patch: 4")       # a set of artefacts of its own
+    victim = start(tiny, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not any("lsp" in name for name in finished_at(Path("runs"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(3)
+    subprocess.run(["pkill", "-9", "-s", str(victim.pid)], check=False)
+    subprocess.run(["pkill", "-9", "-f", str(tiny)], check=False)
+    victim.wait()
+    both = [start(tiny), start(tiny)]
+    assert [process.wait(timeout=600) for process in both] == [0, 0]
+    assert not list(Path("runs").rglob("*.partial"))
+    assert all(cell.record.done for cell in planned(tiny))
+
+
+def test_ctrl_c_saves_and_says_so(tiny):
+    changed(tiny, "standard.epochs: 1", "standard.epochs: 2000")
+    record = planned(tiny)[0].record.out
+    process = start(tiny)
+    log = Path(f"runs/logs/records-{record.name}.log")
+    deadline = time.monotonic() + 120
+    while not (log.exists() and "epoch" in log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same line resumes" in stderr
+    assert list(record.with_name(f"{record.name}.partial").glob("state/*.pt"))
+
+
+def test_finished_records_of_another_precision_are_said(tiny, monkeypatch):
+    """As a committed record says of itself; an `auto` asks for nothing."""
+    cells = planned(tiny)
+    made = Path("made")
+    made.mkdir(exist_ok=True)
+    (made / "meta.json").write_text('{"device": {"precision": "bf16"}}')
+    monkeypatch.setattr(run_table.records, "committed",
+                        lambda: {cell.record.job.fingerprint: made for cell in cells})
+    assert "made with" not in run_command(run_table.main, tiny, "--dry-run").stderr
+    assert (f"made is already done, made with precision=bf16, not fp32: another out= makes it anew "
+            f"({len(cells)} such records)\n") in run_command(
+                run_table.main, tiny, "--dry-run", "precision=fp32").stderr
