@@ -327,9 +327,9 @@ def load_large(source: str, split: str, settings: DataSettings) -> ImageSet:
         which = "test" if split == "test" else "trainval"
         listing = large.pets(by_torchvision("pets", root, split=which))
     else:
-        again = functools.partial(large.imagenet100, split, root, settings.classes,
-                                  settings.class_fraction)
-        listing = again()
+        find = functools.partial(large.imagenet100, split, root, settings.classes,
+                                 settings.class_fraction)
+        listing, again = find(), functools.partial(find, notes=False)
         if settings.classes:
             spec["classes"] = sorted(settings.classes)
         if settings.class_fraction < 1:
@@ -369,11 +369,11 @@ def load_folder(path: Path, settings: DataSettings) -> ImageSet:
     if settings.size is None or settings.size < 1:
         raise UserError(f"size: folder:{path} needs a size in pixels, such as size=224")
     classes, files, labels = pictures.list_classes(path)
-    if (needed := len(files) * settings.size**2 * 3) > (left := memory.left()):
-        raise UserError(f"folder:{path}: {len(files):,} images of {settings.size}x{settings.size} "
-                        f"are {memory.in_words(needed)}, and {memory.in_words(left)} of memory are "
-                        f"left; decode them once: python scripts/import_folder.py {path} "
-                        f"--size {settings.size} --fit crop")
+    memory.require_memory(
+        len(files) * settings.size**2 * 3,
+        f"folder:{path}: {len(files):,} images of {settings.size}x{settings.size}",
+        f"decode them once: python scripts/import_folder.py {path} --size {settings.size} "
+        "--fit crop")
     spec = {"data": f"folder:{place(path)}", "size": settings.size}
     test = test_spec(settings.test, settings.size) if settings.test else None
     return from_arrays(pictures.read_squares(files, settings.size, str(path)), labels,

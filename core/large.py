@@ -39,16 +39,18 @@ def pets(found: Any) -> Listing:
     return Listing(Path(found.root), list(found.classes), files, np.array(found._labels, np.int64))
 
 
-def imagenet100(split: str, root: Path, classes: tuple[str, ...], fraction: float) -> Listing:
-    """The pictures of ILSVRC-2012's train/ or val/. Raises UserError if they are not there, or if
-    the first hundred classes are not ILSVRC's."""
+def imagenet100(split: str, root: Path, classes: tuple[str, ...], fraction: float,
+                notes: bool = True) -> Listing:
+    """The pictures of ILSVRC-2012's train/ or val/; with `notes`, what is left out is said. Raises
+    UserError if they are not there, or if the first hundred classes are not ILSVRC's."""
     top = root / ("val" if split == "test" else "train")
     if not top.is_dir():
         raise UserError(f"imagenet100: {top}: no such folder; root= names the folder that holds "
                         "ILSVRC-2012's train/ and val/")
     if len(set(classes)) < len(classes):
         raise UserError("classes: a class is named twice")
-    names, files, labels = pictures.list_classes(top, sorted(classes) or first_hundred(top))
+    names, files, labels = pictures.list_classes(top, sorted(classes) or first_hundred(top),
+                                                 notes=notes)
     if split == "train" and fraction < 1:
         kept = np.concatenate([rows[: max(1, int(len(rows) * fraction))] for rows in (
             np.flatnonzero(labels == label) for label in range(len(names)))])

@@ -1,6 +1,8 @@
 """Text from outside, such as the name of a set or of a class: what of it is shown, and what of it
 may be part of a path."""
 
+from core.errors import UserError
+
 LONGEST_TEXT = 4000     # characters in a message
 LONGEST_PART = 200      # bytes of a file's name: 255 are taken, and a hash and `.partial` follow
 
@@ -23,6 +25,14 @@ def component(text: str) -> str:
     dots = len(safe) - len(safe.lstrip("."))
     safe = "_" * dots + safe[dots:]
     return safe.encode()[:LONGEST_PART].decode(errors="ignore") or "_"
+
+
+def chosen_name(typed: str | None, source: str) -> str:
+    """What a set is called: as typed after --name, or as what it is from. Raises UserError for a
+    typed one that names no folder."""
+    if typed and typed != component(typed):
+        raise UserError(f"--name: '{typed}' cannot name a folder; write '{component(typed)}'")
+    return typed or component(source)
 
 
 def markdown_cell(text: object) -> str:

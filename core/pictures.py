@@ -54,14 +54,14 @@ def is_picture(entry: Path) -> bool:
 # --- folders ---------------------------------------------------------------------------------
 
 
-def list_classes(path: Path, chosen: Sequence[str] | None = None
+def list_classes(path: Path, chosen: Sequence[str] | None = None, *, notes: bool = True
                  ) -> tuple[list[str], list[Path], np.ndarray]:
     """Class names, image files and their labels (int64) of a folder with one folder per class, or
     of the `chosen` ones of them, in order of their names too.
 
     Classes are numbered in the order of their names (of their numbers, where names are numbers);
     rows are ordered by class name, folder and file name, as torchvision's ImageFolder has them.
-    Raises UserError that names what cannot be used.
+    `notes`: say what is left out. Raises UserError that names what cannot be used.
     """
     folders = class_folders(path)
     if chosen is not None:
@@ -81,17 +81,19 @@ def list_classes(path: Path, chosen: Sequence[str] | None = None
                             f"in {name}/; remove it or fill it")
         files += pictures
         labels += [classes.index(name)] * len(pictures)
-    if left_out:
+    if left_out and notes:
         names = sorted({entry.suffix.lower() or entry.name for entry in left_out})
-        note(f"{path}: {len(left_out)} files that are no images by their name, or lie beside the "
-             f"class folders, are left out ({', '.join(names[:5])})")
+        count = "1 file" if len(left_out) == 1 else f"{len(left_out)} files"
+        note(f"{path}: left out, as no image by its name or beside the class folders: {count} "
+             f"({', '.join(names[:5])})")
     return classes, files, np.array(labels, np.int64)
 
 
 def class_folders(path: Path) -> dict[str, Path]:
     """The folders of the classes, by name. Raises UserError if there are none."""
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder")
+        raise UserError(f"{path}: a file, and no folder with a folder of images per class"
+                        if path.exists() else f"{path}: no such folder")
     entries = [entry for entry in sorted(path.iterdir()) if visible(entry)]
     folders = by_class_name([entry for entry in entries if is_folder(entry)])
     refuse_splits(path, folders)
@@ -130,11 +132,11 @@ def refuse_splits(path: Path, folders: dict[str, Path]) -> None:
         alone = any(map(Path.is_dir, inside)) and not any(map(is_picture, inside))
     if len(train + test) < 2 and not alone:
         return
-    words = [f"folder:{path / (train or test)[0]}"]
+    verb = "is a split, not a class" if alone else "are splits, not classes"
+    named = f"name {path / (train or test)[0]}"
     if train and test:
-        words.append(f"test=folder:{path / test[0]}")
-    raise UserError(f"{path}: {', '.join(train + test)} are splits, not classes; write "
-                    + " ".join(words))
+        named += f", and {path / test[0]} as its test set (test= or --test)"
+    raise UserError(f"{path}: {', '.join(train + test)} {verb}; {named}")
 
 
 def pictures_below(top: Path, root: Path, seen: dict[Path, Path], left_out: list[Path]

@@ -44,11 +44,12 @@ class Run:
         device: DeviceSettings | None = None,
         force: bool = False,
         wait: bool = False,
+        option: str = "out=",
     ) -> None:
         self.job = job
         self.world = distributed.world()
         self.folder = WorkFolder(job, out or job.default_out, force=force, wait=wait,
-                                 leads=self.world.leads)
+                                 leads=self.world.leads, option=option)
         self.out, self.work = self.folder.out, self.folder.path
         self.seed = job.seed
         self.done = False

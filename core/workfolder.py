@@ -40,13 +40,14 @@ class WorkFolder:
     """OUT.partial/ (`path`) of a job, while this process holds its lock.
 
     Raises UserError if OUT holds other work (unless `force`, which moves it aside) or if another
-    process is making it (unless `wait`). Of several processes rank 0 alone opens, commits and
-    closes it, and `leads`; the others write row files and states of their own into it.
+    process is making it (unless `wait`); `option` is how a user chooses OUT. Of several processes
+    rank 0 alone opens, commits and closes it, and `leads`; the others write row files and states of
+    their own into it.
     """
 
     def __init__(self, job: Job, out: Path, *, force: bool = False, wait: bool = False,
-                 leads: bool = True) -> None:
-        self.job = job
+                 leads: bool = True, option: str = "out=") -> None:
+        self.job, self._option = job, option
         self.out = place_of(out)
         self.path = partial_of(self.out)
         self.log = Log(self.path / "log.jsonl", writes=leads)
@@ -122,7 +123,10 @@ class WorkFolder:
                 f"{self.out}/meta.json is damaged; remove {self.out} to make it again"
                 if occupant == "damaged" else
                 f"{self.out} holds other work (another config, seed, input, --limit or --smoke); "
-                "choose another out=, or --force to move it aside")
+                f"choose another {self._option}, or --force to move it aside"
+                if (self.out / "meta.json").exists() else
+                f"{self.out} is there already and not of this code's making; choose another "
+                f"{self._option}, or --force to move it aside")
         self._move_aside()
         return False
 
@@ -136,7 +140,8 @@ class WorkFolder:
     def _acquire(self) -> None:
         """Take OUT.partial's lock. It is released by the kernel when this process dies."""
         if self.path.is_symlink():
-            raise UserError(f"{self.path} is a link; remove it, or choose another out=")
+            raise UserError(f"{self.path} is a link; remove it, or choose another "
+                            f"{self._option}")
         told = None
         while self._lock is None:
             try:
@@ -144,7 +149,7 @@ class WorkFolder:
             except lock.Held as holder:
                 if not self._wait:
                     raise UserError(f"{self.out} is being made by {holder} right now; --wait for "
-                                    "it, or choose another out=") from None
+                                    f"it, or choose another {self._option}") from None
                 if told != str(holder):
                     told = str(holder)
                     say(f"waiting for {holder} to make {self.out}")
@@ -164,7 +169,7 @@ class WorkFolder:
         if holder not in (None, self.job.fingerprint) and not self._force:
             raise UserError(
                 f"{self.path} holds other unfinished work (another config, seed, input, --limit or "
-                "--smoke); choose another out=, or --force to drop it")
+                f"--smoke); choose another {self._option}, or --force to drop it")
         if holder != self.job.fingerprint:
             device = resolve(asked)
             self._clear()

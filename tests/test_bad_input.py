@@ -495,7 +495,8 @@ def test_an_out_that_is_a_file_or_a_strangers_folder_is_refused():
     OUT.write_text("mine")
     outcome = lsp("--limit", 100)
     assert outcome.status == 1
-    assert "out holds other work" in outcome.error
+    assert outcome.error == ("out is there already and not of this code's making; choose another "
+                             "out=, or --force to move it aside")
     assert OUT.read_text() == "mine"
     OUT.unlink()
     OUT.mkdir()

@@ -178,6 +178,44 @@ def test_killed_anywhere_the_same_bytes(tmp_path, folder, small_slices, monkeypa
         assert content(decoded(folder, "--skip-damaged", "--out", out)) == expected
 
 
+# --- mistakes of the line --------------------------------------------------------------------
+
+
+def test_what_is_named_in_the_place_of_a_folder_of_classes(tmp_path, folder):
+    def error(*words):
+        return run_command(import_folder, *words, "--size", SIZE).error
+
+    assert error("nowhere") == "nowhere: no such folder"
+    assert error(folder / "a/0.jpg") == (
+        f"{folder}/a/0.jpg: a file, and no folder with a folder of images per class")
+    assert error(folder, "--test", folder / "a/0.jpg").startswith(f"{folder}/a/0.jpg: a file")
+    assert error(folder, "--test", folder) == (
+        f"--test: {folder} is the folder that is trained on; name another")
+    assert error(folder / "a").endswith("expected one folder of images per class, found none")
+    assert error(folder, "--name", "a/b") == "--name: 'a/b' cannot name a folder; write 'a_b'"
+    for out in (folder, folder / "set"):
+        assert error(folder, "--out", out) == (
+            f"--out: {out} lies in {folder}, which is read as FOLDER; name a folder elsewhere")
+
+
+def test_a_folder_of_any_name_gives_a_set_its_name(folder):
+    folder = folder.rename(folder.with_name(".photos"))
+    assert decoded(folder).name.startswith("_photos-8")
+
+
+def test_other_work_in_the_way_is_said_in_the_words_of_this_line(tmp_path, folder):
+    decoded(folder, "--out", "mine")
+    outcome = run_command(import_folder, folder, "--size", 9, "--out", "mine")
+    assert outcome.error.endswith("; choose another --out, or --force to move it aside")
+
+
+def test_what_is_left_out_is_said_once(folder):
+    (folder / "a/list.csv").write_text("1.jpg")
+    outcome = run_command(import_folder, folder, "--size", SIZE)
+    assert outcome.stderr.count("left out") == 1
+    assert "1 file (.csv)" in outcome.stderr
+
+
 # --- what is too small, and what changes -----------------------------------------------------
 
 

@@ -46,9 +46,17 @@ def test_a_norm_that_it_does_not_keep(tmp_path, base, noise):
 def test_mistakes_of_the_import_line(tmp_path, base, poisoned):
     np.save(tmp_path / "x.npy", poisoned)
     for words, message in ((["--norm", "linf", "--radius", "8"], "write 8/255"),
-                           (["--name", "../x"], "no plain name")):
+                           (["--name", "../x"], "cannot name a folder; write '___x'")):
         assert message in run_import(tmp_path / "x.npy", base, *words).error
     assert "is an image set of this project already" in run_import(base, base).error
+
+
+def test_other_work_in_the_way_of_an_import(tmp_path, base, poisoned):
+    np.save(tmp_path / "x.npy", poisoned)
+    assert run_import(tmp_path / "x.npy", base, "--out", "mine").status == 0
+    again = [tmp_path / "x.npy", base, "--out", "mine", "--rounding", "floor"]
+    assert run_import(*again).error.endswith("; choose another --out, or --force to move it aside")
+    assert run_import(*again, "--force").status == 0
 
 
 def test_labels_beside_a_pool_belong_to_the_file(tmp_path, base):

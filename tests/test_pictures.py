@@ -94,8 +94,8 @@ def test_other_files_are_left_out_with_a_note(tmp_path, capsys):
     (tmp_path / "README").write_text("beside classes, nobody takes it for an image")
     assert classes(tmp_path) == {"a": ["a/1.png"]}
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"note: {tmp_path}: 2 files ")
-    assert "(.csv, .png)" in line
+    assert line == (f"note: {tmp_path}: left out, as no image by its name or beside the class "
+                    "folders: 2 files (.csv, .png)")
 
 
 @pytest.mark.parametrize("extension", ["PNG", "Jpg", "JPEG", "bmp", "TIFF", "webp", "PPM", "gif"])
@@ -137,18 +137,20 @@ def test_a_class_without_an_image_is_refused(tmp_path, inside):
 
 
 @pytest.mark.parametrize(("tops", "advice"), [
-    (("train", "val", "test"), "folder:{}/train test=folder:{}/val"),
-    (("train", "test"), "folder:{}/train test=folder:{}/test"),
-    (("Training", "Validation"), "folder:{}/Training test=folder:{}/Validation"),
-    (("train", "valid", "labels"), "folder:{}/train test=folder:{}/valid"),
-    (("train",), "folder:{}/train"), (("val",), "folder:{}/val")])
+    (("train", "val", "test"), "{}/train, and {}/val as its test set (test= or --test)"),
+    (("train", "test"), "{}/train, and {}/test as its test set (test= or --test)"),
+    (("Training", "Validation"),
+     "{}/Training, and {}/Validation as its test set (test= or --test)"),
+    (("train", "valid", "labels"), "{}/train, and {}/valid as its test set (test= or --test)"),
+    (("train",), "{}/train"), (("val",), "{}/val")])
 def test_splits_in_the_place_of_classes_are_recognised(tmp_path, tops, advice):
     for top in tops:
         save(tmp_path / top / "cat/1.png")
         save(tmp_path / top / "dog/1.png")
     with pytest.raises(UserError) as caught:
         list_classes(tmp_path)
-    assert str(caught.value).endswith("are splits, not classes; write "
+    kind = "is a split, not a class" if len(tops) == 1 else "are splits, not classes"
+    assert str(caught.value).endswith(f"{kind}; name "
                                       + advice.format(*[tmp_path] * advice.count("{}")))
 
 

@@ -75,6 +75,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, help="how many; known for cifar10, cifar100, svhn")
     parser.add_argument("--size", type=int, help="side of its images (32)")
     parser.add_argument("--out", type=as_path)
+    parser.add_argument("--force", action="store_true",
+                        help="move other work in the way aside (finished) or drop it (unfinished)")
     arguments = parser.parse_args(argv)
 
     for key in ("images", "size"):
@@ -101,7 +103,8 @@ def main(argv: list[str] | None = None) -> None:
     root = {"data": arguments.data, "split": arguments.split}
     job = Job("checkpoints", f"{arguments.data}-{arguments.split}-import", "ddpm", ddpm.VERSION,
               shown, 0, {"source": digest}, "import", root)
-    with Run(job, out=arguments.out, settings={"method": "ddpm", **origin, **root}) as run:
+    with Run(job, out=arguments.out, settings={"method": "ddpm", **origin, **root},
+             force=arguments.force, wait=True, option="--out") as run:
         if not run.done:
             for part in ("model", "ema"):
                 checkpoint.save_weights(model, run, part)

@@ -26,7 +26,7 @@ from core.decoding import How, Listing
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.job import Job
-from core.names import component
+from core.names import chosen_name
 from core.remembered import place
 
 
@@ -48,13 +48,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--force", action="store_true",
                         help="move other work in the way aside (finished) or drop it (unfinished)")
     arguments = parser.parse_args(argv)
-    name = arguments.name or arguments.folder.resolve().name
-    if name != component(name):
-        raise UserError(f"--name: '{name}' is no plain name")
+    name = chosen_name(arguments.name, arguments.folder.resolve().name)
 
     train, test = listing_of(arguments, arguments.folder), None
     job = decoding.job_of(train, how_of(arguments, arguments.fit), name)
     out = arguments.out or job.default_out
+    check_apart(arguments, out)
     if arguments.test is not None:
         there = out.with_name(f"{out.name}-test")
         listing = listing_of(arguments, arguments.test)
@@ -69,13 +68,23 @@ def main(argv: list[str] | None = None) -> None:
     print(out)
 
 
+def check_apart(arguments: argparse.Namespace, out: Path) -> None:
+    """Raise UserError where a folder that is read is the other one, or would hold OUT."""
+    for option, folder in (("FOLDER", arguments.folder), ("--test", arguments.test)):
+        if folder is not None and out.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"--out: {out} lies in {folder}, which is read as {option}; name a "
+                            "folder elsewhere")
+    if arguments.test is not None and arguments.test.resolve() == arguments.folder.resolve():
+        raise UserError(f"--test: {arguments.test} is the folder that is trained on; name another")
+
+
 def how_of(arguments: argparse.Namespace, fit: pictures.Fit) -> How:
     return How(arguments.size, fit, arguments.skip_damaged)
 
 
-def listing_of(arguments: argparse.Namespace, folder: Path) -> Listing:
+def listing_of(arguments: argparse.Namespace, folder: Path, notes: bool = True) -> Listing:
     """The folder's pictures, in the order that they will have."""
-    classes, files, labels = pictures.list_classes(folder)
+    classes, files, labels = pictures.list_classes(folder, notes=notes)
     if arguments.shuffled:
         order = streams.rng(0, "decode").permutation(len(files))
         files, labels = [files[row] for row in order], labels[order]
@@ -86,5 +95,6 @@ def make(listing: Listing, how: How, job: Job, out: Path, test: dict | None,
          arguments: argparse.Namespace, name: str) -> ImageSet:
     """The set at OUT."""
     decoding.decode(listing, how, job, out, name=name, root={"data": place(out)}, test=test,
-                    again=lambda: listing_of(arguments, listing.folder), force=arguments.force)
+                    again=lambda: listing_of(arguments, listing.folder, notes=False),
+                    force=arguments.force, option="--out")
     return ImageSet.load(out)

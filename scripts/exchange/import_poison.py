@@ -28,7 +28,7 @@ from core.datasets import DataSettings, load, note_missing_classes, remember_tes
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.job import Job
-from core.names import component
+from core.names import chosen_name
 from core.perturbation import Bound, Perturbation, limit_of, measure, nearest_mean
 from core.remembered import place
 from core.run import Run
@@ -63,6 +63,8 @@ def main(argv: list[str] | None = None) -> None:
                         help="which of several noises an image")
     parser.add_argument("--norm", choices=("linf", "l2", "l0"), help="check the noise's norm")
     parser.add_argument("--radius", help="that it may have, such as 8/255")
+    parser.add_argument("--force", action="store_true",
+                        help="move other work in the way aside (finished) or drop it (unfinished)")
     arguments = parser.parse_args(argv)
     bound = bound_of(arguments)
 
@@ -70,9 +72,8 @@ def main(argv: list[str] | None = None) -> None:
                             arguments.root)
     base = remember_test(load(settings, "--base"), settings)
     note_missing_classes(base, arguments.base)
-    source, name = arguments.source, arguments.name or arguments.source.stem
-    if name != component(name):
-        raise UserError(f"--name: '{name}' is no plain name")
+    source = arguments.source
+    name = chosen_name(arguments.name, source.stem)
     options = aligning.Options(arguments.units, arguments.rounding, arguments.positive_only,
                                arguments.candidate)
     aligned = aligning.align(foreign.read(source), base, options, str(source),
@@ -88,7 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     shown = {**config.plain(options), "name": name}
     job = Job("poisons", f"{base.meta['name']}-{name}", "import", VERSION,
               {**shown, "how": aligned.how}, 0, inputs, name)
-    with Run(job, out=arguments.out, settings={"method": "import", **origin, **shown}) as run:
+    with Run(job, out=arguments.out, settings={"method": "import", **origin, **shown},
+             force=arguments.force, wait=True, option="--out") as run:
         if not run.done:
             save(aligned, clean, found, origin, run)
     ImageSet.load(run.out)
