@@ -7,9 +7,12 @@ source scripts/setup.sh
 failed=0
 settings=()                                 # the key=value among what was typed: figures take no --jobs
 for word in "$@"; do case $word in -*) ;; *=*) settings+=("$word") ;; esac; done
+# what is wrong with the line is said here, and not by every table
+python scripts/run_table.py configs/tables/dvae_cifar10.yaml --small "$@" --dry-run >/dev/null || exit
 
 make() {    # a table's name and a part of it
     python scripts/run_table.py "configs/tables/$1.yaml" --small "${@:2}" || failed=$?
+    [ $failed -lt 2 ] || exit $failed
 }
 # one seed: D-VAE's main table without the diffusion columns, and noise that is no poison
 make dvae_cifar10 --seeds 0 --columns none,bdr,gray,jpeg,dvae --rows clean,em,lsp,tap,ar "$@"

@@ -1,13 +1,22 @@
 #!/usr/bin/env bash
-# Make what a table lacks, then print it: bash scripts/table.sh NAME [--quick] [--jobs N] [--worker] [--dry-run | --status] [key=value ...]
+# Make what tables lack, then print them: bash scripts/table.sh NAME... [--quick] [--jobs N] [--worker] [--dry-run | --status] [key=value ...]
 set -uo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
 
-table=configs/tables/$1.yaml
-shift
-python scripts/run_table.py "$table" "$@"
+tables=()
+while [ $# -gt 0 ] && [[ $1 != -* && $1 != *=* ]]; do
+  tables+=("configs/tables/$1.yaml")
+  shift
+done
+python scripts/run_table.py ${tables[@]+"${tables[@]}"} "$@"
 status=$?
 case " $* " in *" --dry-run "* | *" --status "*) exit $status ;; esac
-[ $status -ge 2 ] || python scripts/table.py "$table" "$@"
+[ $status -lt 2 ] || exit $status
+exec 3>&2
+[ $status = 0 ] || exec 3>/dev/null         # what is wrong with the line was said; the cells that are there are printed
+for table in ${tables[@]+"${tables[@]}"}; do
+  [ ${#tables[@]} = 1 ] || printf '\n%s\n\n' "$(basename "$table" .yaml)"
+  python scripts/table.py "$table" "$@" 2>&3
+done
 exit $status

@@ -192,12 +192,14 @@ def test_a_probe_is_beside_the_same_learners_probe():
     for name, learner, reported in (("le_table4", "simclr", 44.9), ("le_table4_moco", "moco", 55.1),
                                     ("le_table4_byol", "byol", 59.6)):
         table = spec.read_one(name, overrides=("data=cifar10",))
-        evaluated = render.evaluation(learner)
+        evaluated = render.evaluation(learner, {"probe": {"data": "clean"}})
         own, _ = render.facts_of(table, "cp_s", "none", published, evaluated=evaluated)
         assert own["accuracy"] == reported
+        released = render.evaluation(learner, {"probe": {"data": "released"}})
+        assert render.facts_of(table, "cp_s", "none", published, evaluated=released) == (None, [])
         assert render.facts_of(table, "cp_s", "none", published) == (None, [])
     assert {fact["eval"] for fact in published if "eval" in fact} <= {
-        render.evaluation(learner) for learner in list_methods("learners")}
+        render.evaluation(learner, {}) for learner in list_methods("learners")}
 
 
 def test_published_numbers_are_kept_whole():

@@ -1,6 +1,7 @@
 """run_table.py by real commands: each artefact once, failures, kills, Ctrl-C."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from tables import changed, planned
 from core.errors import UserError
 from scripts.tables import noted, plan, run_table
 from scripts.tables.table import Choice
-from tests.conftest import run_command
+from tests.conftest import ROOT, run_command
 
 # fixtures
 project, here, tiny = tables.project, tables.here, tables.tiny
@@ -145,3 +146,23 @@ def test_finished_records_of_another_precision_are_said(tiny, monkeypatch):
     assert (f"made is already done, made with precision=bf16, not fp32: another out= makes it anew "
             f"({len(cells)} such records)\n") in run_command(
                 run_table.main, tiny, "--dry-run", "precision=fp32").stderr
+
+
+@pytest.mark.parametrize(("script", "heard"), [
+    ("le_table3", ["run_table.py le_table3", "table.py le_table3"]),
+    ("le_table4", ["run_table.py le_table4 le_table4_moco le_table4_byol", "table.py le_table4",
+                   "table.py le_table4_moco", "table.py le_table4_byol"]),
+    ("small", ["run_table.py dvae_cifar10 --small"])])
+def test_a_mistake_in_the_line_of_a_script_is_said_once(tmp_path, script, heard):
+    """Heard by a `python` that refuses everything."""
+    (tmp_path / "python").write_text(
+        '#!/bin/sh\necho "$@" >> "$HEARD"\necho "error: no row of that name" >&2\nexit 1\n')
+    (tmp_path / "python").chmod(0o755)
+    done = subprocess.run(
+        ["bash", ROOT / f"scripts/{script}.sh", "--rows", "nobody"], capture_output=True, text=True,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "HEARD": str(tmp_path / "heard"),
+             "INSTALL": "no", "VIRTUAL_ENV": "any"}, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: no row of that name\n")
+    called = (tmp_path / "heard").read_text().replace("configs/tables/", "").replace(".yaml", "")
+    assert [line.removeprefix("scripts/").partition(" --rows nobody")[0]
+            for line in called.splitlines()] == heard

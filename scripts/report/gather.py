@@ -316,11 +316,13 @@ def entry_of(places: dict[Path, dict], dataset: str, known: list[dict]) -> rende
     """Records of one cell, seed by seed, as an entry of a table."""
     found = list(places.values())
     attack, defence = ("+".join(part) for part in methods_of(found[0]))
-    network = found[0].get("config", {}).get("architecture", "resnet18")
+    values = found[0].get("config", {})
+    network = values.get("architecture", "resnet18")
     return render.Entry(
         "", attack or "clean", defence or "none", [100 * one["accuracy_last"] for one in found],
         tuple(map(mean, zip(*map(render.seconds_of, found), strict=True))),
         records.saw(found[0]), *render.facts_of(Group(dataset), attack or "clean",
                                                 defence or "none", known, network,
-                                                render.evaluation(found[0].get("learner", ""))),
+                                                render.evaluation(found[0].get("learner", ""),
+                                                                  values)),
         tuple(places), best=render.probes_best(found))

@@ -156,7 +156,8 @@ def collect(table: Table, cells: list[plan.Cell],
     for cell in (cell for cell in cells if cell.table is table):
         key, job = (cell.row.name, cell.column.name), cell.record.job
         here = found.setdefault(key, {})
-        measured[key] = (job.config.get("architecture", "resnet18"), evaluation(job.method))
+        measured[key] = (job.config.get("architecture", "resnet18"),
+                         evaluation(job.method, job.config))
         beside[key] = records.label(job.method, job.config)
         place = place_of(cell.record)
         if place is not None:
@@ -247,9 +248,12 @@ def facts_of(table: Table, attack: str, defence: str, published: list[dict],
     return own[0] if own else None, own[1:] + [fact for fact in facts if fact["kind"] != "paper"]
 
 
-def evaluation(learner: str) -> str:
-    """What a published number of such a learner has as its `eval`; '' for supervised training."""
-    return fact(find_method("learners", learner), "EVAL") if is_method("learners", learner) else ""
+def evaluation(learner: str, values: dict) -> str:
+    """What a published number of such a learner, with this config, has as its `eval`; '' for
+    supervised training. Published probes saw clean images: one of released ones is beside none."""
+    found = fact(find_method("learners", learner), "EVAL") if is_method("learners", learner) else ""
+    released = values.get("probe", {}).get("data") == "released"
+    return f"{found}, probe on released images" if released else found
 
 
 def plainly(network: str) -> str:
