@@ -12,6 +12,7 @@ from torch import nn
 
 from core.batches import Batches
 from core.checkpoint import save_weights
+from core.errors import UserError
 from core.graphs import Recorded, set_rate
 from core.imageset import ImageSet
 from core.loop import Loop
@@ -20,6 +21,7 @@ from core.streams import BLOCK
 from core.training import cosine
 
 PURIFY_BATCH = BLOCK            # rows a network pass, up to SMALL
+SETTLED = 50            # steps after which 0.9^n, batch norm's share of its start, is below 1 %
 SMALL = 96 * 96                 # pixels; of larger images as many rows fewer, so that memory holds
 
 
@@ -96,7 +98,8 @@ def draw_noise(shape: tuple[int, int, int], count: int, generator: torch.Generat
 def in_batches(purify_batch: Callable[[torch.Tensor, slice], torch.Tensor]) -> Callable:
     """A function for map_rows from purify_batch(x, rows): (B, 3, H, W) in [0, 1] -> the same.
 
-    Always float32: in bf16 a reconstruction would be off by a grey level.
+    Always float32: in bf16 a reconstruction would be off by a grey level. Raises UserError with the
+    row if a result is not finite.
     """
 
     @torch.no_grad()
@@ -105,10 +108,28 @@ def in_batches(purify_batch: Callable[[torch.Tensor, slice], torch.Tensor]) -> C
         for offset in range(0, len(floats), batch):
             x = floats[offset : offset + batch].permute(0, 3, 1, 2)
             start = rows.start + offset
-            done.append(purify_batch(x, slice(start, start + len(x))).permute(0, 2, 3, 1))
+            part = slice(start, start + len(x))
+            done.append(finite(purify_batch(x, part), part).permute(0, 2, 3, 1))
         return torch.cat(done)
 
     return rows
+
+
+def finite(values: torch.Tensor, rows: slice) -> torch.Tensor:
+    """What the network made of these rows, (B, 3, H, W), as it is, before clipping hides infinities
+    and grey levels hide NaN. Raises UserError with the row if it is not finite.
+
+    After a few steps the running averages of batch norm are still those of the start (after n steps
+    0.9^n of them), and what an encoder then gives in eval mode grows from layer to layer: exp of a
+    log-variance in the thousands overflows, though the loss, by the batches' own statistics, is
+    small.
+    """
+    if not torch.isfinite(values.sum()):
+        bad = torch.isfinite(values).flatten(1).all(1).logical_not().nonzero()[0].item()
+        raise UserError(f"row {rows.start + bad}: the network gives pixels that are not finite; it "
+                        f"was trained for too few steps (averages of its batch norm settle in "
+                        f"{SETTLED}), or at too high a rate: train longer, or lower it")
+    return values
 
 
 def rows_a_pass(pixels: int) -> int:

@@ -188,7 +188,8 @@ def purify_rows(images: ImageSet, stages: list[tuple[DVAE, int, Output]], latent
 
     def one_stage(model, number, output, x, y, rows):
         if output != "reconstruct":
-            p_hat = model.perturbation(latent_of(model, f"stage{number}/subtract", x, rows), y)
+            p_hat = autoencoding.finite(model.perturbation(
+                latent_of(model, f"stage{number}/subtract", x, rows), y), rows)
             if saved:
                 saved[number].write(rows.start, p_hat.permute(0, 2, 3, 1).half().cpu().numpy())
             x = (x - p_hat).clamp_(0, 1)

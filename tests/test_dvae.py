@@ -67,6 +67,38 @@ def load_stage(checkpoint, number: int) -> DVAE:
     return model.eval()
 
 
+def never_settled(model: torch.nn.Module) -> torch.nn.Module:
+    """As after a few steps: batch norms with an average variance far below that of the images."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.fill_(1e-4)
+    return model.eval()
+
+
+@pytest.mark.parametrize("outputs", [["subtract"], ["reconstruct"], ["subtract", "both"]])
+def test_pixels_that_are_not_finite_are_never_written(few, tmp_path, outputs):
+    """Not where a later stage would read them as black, either."""
+    torch.manual_seed(0)
+    broken, whole = never_settled(DVAE(10, 8, 16, 16)), DVAE(10, 8, 16, 16).eval()
+    stages = [(broken if number == 1 else whole, number, output)
+              for number, output in enumerate(outputs, 1)]
+    with new_run(tmp_path / "out") as run, pytest.raises(UserError) as caught:
+        few.map_rows(dvae.purify_rows(few, stages, "sample", "round", run), run)
+    assert str(caught.value) == (
+        "row 0: the network gives pixels that are not finite; it was trained for too few steps "
+        "(averages of its batch norm settle in 50), or at too high a rate: train longer, or lower "
+        "it")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_value_that_is_not_finite_is_found_in_its_row(bad):
+    values = torch.zeros(4, 3, 2, 2)
+    assert autoencoding.finite(values, slice(8, 12)) is values
+    values[2, 1, 0, 1] = bad
+    with pytest.raises(UserError, match=r"^row 10: "):
+        autoencoding.finite(values, slice(8, 12))
+
+
 # --- the loss --------------------------------------------------------------------------------
 
 
