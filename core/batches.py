@@ -82,8 +82,7 @@ class Batches:
         self.rows, self.last_step = len(data), last_step
         self.length = steps_an_epoch(self.rows, batch_size, drop_last)
         if self.length == 0:
-            raise UserError(f"the set has {self.rows} rows, too few for a batch of {batch_size}: "
-                            "lower batch_size")
+            raise too_few(self.rows, batch_size, run)
         self.images = data.images
         self.labels = torch.from_numpy(np.array(data.labels)).to(self.device.torch)
         if resident and self.device.kind == "cuda" and self.images.nbytes <= min(
@@ -147,6 +146,17 @@ class Batches:
         offsets = torch.randint(0, 2 * padding + 1, (self.rows, 2), generator=generator)
         mirrored = torch.rand(self.rows, generator=generator) < 0.5
         return offsets, mirrored & self.augmentation.flip
+
+
+def too_few(rows: int, batch_size: int, run: Run) -> UserError:
+    """What to raise for a set without a full batch. The batches of --smoke are its own: no key
+    helps."""
+    if run.job.settings.get("smoke"):
+        return UserError(f"the set has {rows} rows, and --smoke takes batches of {batch_size}: "
+                         "leave data= out, for embedded digits, or leave --smoke out and lower "
+                         "batch_size")
+    return UserError(f"the set has {rows} rows, too few for a batch of {batch_size}: lower "
+                     "batch_size")
 
 
 def order_of_blocks(rows: int, block: int, generator: torch.Generator) -> torch.Tensor:

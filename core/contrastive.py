@@ -23,10 +23,16 @@ from torch import nn
 from core.distributed import World
 from core.errors import ConfigError
 
+# CP's constants, of poisons and of learners alike.
+RATES = {"simclr": 0.5, "moco": 0.3, "byol": 1.0}       # of SGD, for batches of 512
+TEMPERATURES = {"simclr": 0.5, "moco": 0.2}
+MOMENTA = {"moco": 0.99, "byol": 0.999}                 # of the target networks
+MOVES = 2               # of BYOL's target in a step, one in each of CP's half-passes
+QUEUE = 4096            # MoCo's keys
 # What CP's reference multiplies each loss by: its losses hold T / 0.07, and the gradient of
 # SimCLR's is divided by its 4 processes, since each goes back through its own share alone.
-LOSS_SCALE = {"simclr": 0.5 / 0.07 / 4, "moco": 0.2 / 0.07, "byol": 1.0}
-QUEUE = 4096            # MoCo's keys
+LOSS_SCALE = {"simclr": TEMPERATURES["simclr"] / 0.07 / 4, "moco": TEMPERATURES["moco"] / 0.07,
+              "byol": 1.0}
 LAST_RATE = 1e-3        # share of the rate that the cosine ends with
 ALONE = World()
 
@@ -81,7 +87,8 @@ def in_float32(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
 class SimCLR(nn.Module):
     """`network`: images (B, 3, H, W) -> unit vectors (B, D)."""
 
-    def __init__(self, network: nn.Module, *, temperature: float = 0.5) -> None:
+    def __init__(self, network: nn.Module, *,
+                 temperature: float = TEMPERATURES["simclr"]) -> None:
         super().__init__()
         self.network, self.temperature = network, temperature
 
@@ -101,7 +108,8 @@ class MoCo(nn.Module):
     """The same network, queries of which meet keys of a target network that follows it."""
 
     def __init__(self, network: nn.Module, generator: torch.Generator, *, channels: int = 128,
-                 queue: int = QUEUE, temperature: float = 0.2, momentum: float = 0.99) -> None:
+                 queue: int = QUEUE, temperature: float = TEMPERATURES["moco"],
+                 momentum: float = MOMENTA["moco"]) -> None:
         super().__init__()
         self.network, self.temperature, self.momentum = network, temperature, momentum
         self.target = copy.deepcopy(network).requires_grad_(False)
@@ -140,8 +148,8 @@ class BYOL(nn.Module):
     """`network`: images -> projections (B, D); `predictor`: (B, D) -> (B, D). The target network
     follows `network`, `moves` times a step."""
 
-    def __init__(self, network: nn.Module, predictor: nn.Module, *, momentum: float = 0.999,
-                 moves: int = 2) -> None:
+    def __init__(self, network: nn.Module, predictor: nn.Module, *,
+                 momentum: float = MOMENTA["byol"], moves: int = MOVES) -> None:
         super().__init__()
         self.network, self.predictor = network, predictor
         self.target = copy.deepcopy(network).requires_grad_(False)

@@ -25,7 +25,6 @@ from core.boxes import inside
 from core.device import to_device
 from core.errors import ConfigError, UserError
 from core.ranges import (
-    Count,
     CountOrZero,
     Keys,
     Levels,
@@ -49,7 +48,8 @@ COLUMNS = 2 * TRIES + 2 + 12            # uniform numbers an image; a key adds n
 class Views(Keys):
     """How a view is drawn. Defaults: CP's."""
 
-    size: Count | None = None           # pixels a side of a view; null: as the images are
+    # pixels a side of a view, two or more; null: as the images are
+    size: Annotated[int, Range(at_least=2)] | None = None
     # least and largest share of the area in a random resized crop; null: no such crop; CP: 0.2, 1
     scale: tuple[Share, ...] | None = (0.2, 1.0)
     ratio: tuple[Positive, ...] = (3 / 4, 4 / 3)    # least and largest width / height of that crop
@@ -111,6 +111,22 @@ class Drawn(NamedTuple):
                        for value in self))
 
 
+def check(views: Views, shape: tuple[int, int], section: str) -> None:
+    """Raise UserError unless images of height and width `shape` give such views. `section` is where
+    the keys stand, such as 'simclr'."""
+    height, width = (views.size, views.size) if views.size else shape
+    side, at = min(height, width), f"views of {height}x{width}"
+    if side < 2:
+        raise UserError(f"{section}.views.size: images of {height}x{width} give no views; enlarge "
+                        "them by it")
+    if views.blur and views.blur_kernel and views.blur_kernel // 2 >= side:
+        raise UserError(f"{section}.views.blur_kernel: {views.blur_kernel} is too large to be "
+                        f"mirrored at the border of {at}; at most {2 * side - 1}")
+    if views.cutout > side:
+        raise UserError(f"{section}.views.cutout: a square of {views.cutout} is larger than {at}; "
+                        f"at most {side}")
+
+
 # --- drawing ---------------------------------------------------------------------------------
 
 
@@ -118,7 +134,7 @@ def draw(views: Views, count: int, shape: tuple[int, int], generator: torch.Gene
          device: torch.device | str = "cpu") -> Drawn:
     """The parameters of views of `count` images of height and width `shape`, from a generator of
     the CPU, so that they are the same for every device. What one operation draws does not depend on
-    which others are asked for. Raises UserError if views of this size cannot be had."""
+    which others are asked for. `check` says whether images of this shape give such views."""
     device = torch.device(device)
     uniform = torch.rand(count, COLUMNS, generator=generator)
     order = torch.randperm(len(JITTER), generator=generator).tolist()
@@ -151,9 +167,6 @@ def draw(views: Views, count: int, shape: tuple[int, int], generator: torch.Gene
         low, high = views.blur_sigma
         drawn["sigma"] = torch.where(blurred < views.blur, low + (high - low) * sigma, 0)
         drawn["kernel"] = views.blur_kernel or 2 * (min(size) // 20) + 1
-        if drawn["kernel"] // 2 >= min(size):
-            raise UserError(f"views.blur_kernel: {drawn['kernel']} is too large to be mirrored at "
-                            f"the border of views of {size[0]}x{size[1]}")
     if views.solarize:
         drawn["solarized"] = solarized < views.solarize
     if views.cutout:

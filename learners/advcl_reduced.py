@@ -82,12 +82,12 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
         made.extend((network, channels))
         return Reduced(projected, config)
 
+    judges = images_of(train, config.probe, run)
     result = pretraining.fit(make, train, test, config, run,
-                             see=views_and_image(config, train.image_shape))
+                             see=views_and_image(config, train.image_shape), judges=judges)
     network, channels = made
     use_norms(network, "clean")
-    known, _ = images_of(train, config.probe, run)
-    other = linear_probe(network, channels, known, test, config.probe, config.views, run,
+    other = linear_probe(network, channels, judges[0], test, config.probe, config.views, run,
                          "probe_clean_norms")
     told = {"last": other.last, "best": other.best, "best_epoch": other.best_epoch}
     return dataclasses.replace(result, network=single_norms(result.network, "attacked"),

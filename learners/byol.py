@@ -8,7 +8,7 @@ Deviations: see learners.pretraining and core.contrastive.
 
 from dataclasses import dataclass
 
-from core.contrastive import BYOL, LOSS_SCALE
+from core.contrastive import BYOL, LOSS_SCALE, MOMENTA, MOVES, RATES
 from core.imageset import ImageSet
 from core.ranges import BelowOne, Count, Positive
 from core.run import Run
@@ -25,10 +25,11 @@ EVAL = "byol-linear"
 
 @dataclass(frozen=True)
 class Config(pretraining.Pretraining):
-    learning_rate: Positive = 1.0       # that the cosine falls from; CP, BYOL: 1
+    learning_rate: Positive = RATES["byol"]         # that the cosine falls from; CP, BYOL: 1
     loss_scale: Positive = LOSS_SCALE["byol"]       # factor on the plain loss; CP: 1
-    target_momentum: BelowOne = 0.999   # share of the target network that a move keeps; CP: 0.999
-    moves: Count = 2                    # of the target in a step; CP: 2, Grill et al.: 1
+    # share of the target network that a move keeps; CP: 0.999
+    target_momentum: BelowOne = MOMENTA["byol"]
+    moves: Count = MOVES                # of the target in a step; CP: 2, Grill et al.: 1
     hidden: Count = BYOL_HIDDEN         # channels inside projector and predictor; CP: 4,096
     projected: Count = BYOL_PROJECTED   # channels behind them; CP: 256
 

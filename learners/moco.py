@@ -8,7 +8,7 @@ Deviations: see learners.pretraining; keys are not shuffled (core.contrastive sa
 
 from dataclasses import dataclass
 
-from core.contrastive import LOSS_SCALE, QUEUE, MoCo, check_queue
+from core.contrastive import LOSS_SCALE, MOMENTA, QUEUE, RATES, TEMPERATURES, MoCo, check_queue
 from core.imageset import ImageSet
 from core.ranges import BelowOne, Count, Positive
 from core.run import Run
@@ -25,11 +25,12 @@ EVAL = "mocov2-linear"
 
 @dataclass(frozen=True)
 class Config(pretraining.Pretraining):
-    learning_rate: Positive = 0.3       # that the cosine falls from; CP, MoCo: 0.3
+    learning_rate: Positive = RATES["moco"]         # that the cosine falls from; CP, MoCo: 0.3
     loss_scale: Positive = LOSS_SCALE["moco"]       # factor on the plain loss; CP: 0.2/0.07
-    temperature: Positive = 0.2         # of the cosines; CP: 0.2
+    temperature: Positive = TEMPERATURES["moco"]    # of the cosines; CP: 0.2
     queue: Count = QUEUE                # keys; a multiple of batch_size; CP: 4,096
-    key_momentum: BelowOne = 0.99       # share of the key encoder that a step keeps; CP: 0.99
+    # share of the key encoder that a step keeps; CP: 0.99
+    key_momentum: BelowOne = MOMENTA["moco"]
 
     def __post_init__(self) -> None:
         super().__post_init__()

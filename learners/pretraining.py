@@ -10,6 +10,7 @@ not rounded between operations (core.views). On a GPU networks compute in bf16, 
 float32 (`precision: fp32`).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from torch import nn
 
 from core import views
 from core.batches import Batches
-from core.contrastive import cosine_rate
+from core.contrastive import RATES, cosine_rate
 from core.errors import UserError
 from core.graphs import set_rate, sgd
 from core.imageset import ImageSet
@@ -30,6 +31,7 @@ from core.training import Normalised, Result, check_normalisation
 from core.views import Views
 from learners.batchnorm import synchronise
 from learners.probe import (
+    Judges,
     Probe,
     check_neighbours,
     images_of,
@@ -54,7 +56,7 @@ class Pretraining(Keys):
     steps: Count | None = None
     batch_size: BatchSize = 512         # images a step, over all processes; CP: 512 (4 x 128)
     # that the cosine falls from, to a thousandth of it; CP, SimCLR: 0.5
-    learning_rate: Positive = 0.5
+    learning_rate: Positive = RATES["simclr"]
     momentum: BelowOne = 0.9            # of SGD; CP: 0.9
     # L2 penalty in the gradient, on all weights; CP: 1e-4
     weight_decay: PositiveOrZero = 1e-4
@@ -85,11 +87,12 @@ class Pretraining(Keys):
 
 
 def fit(make: Make, train: ImageSet, test: ImageSet, config: Pretraining, run: Run,
-        see: See | None = None) -> Result:
+        see: See | None = None, judges: Judges | None = None) -> Result:
     """Pre-train an encoder with the method that make(network, channels) gives, and probe it.
     `make` gets the encoder, behind its normalisation, and the channels of its features; the method
-    gets what `see` gives, by default two views."""
-    known, saw = images_of(train, config.probe, run)
+    gets what `see` gives, by default two views; `judges` are `images_of`, where that was asked."""
+    known, saw = judges or images_of(train, config.probe, run)
+    views.check(config.views, train.image_shape, run.job.method)
     check_neighbours(config.neighbours, known, run.job.method)
     if config.batch_size % run.world.size:
         raise UserError(f"{run.job.method}.batch_size: {run.world.size} processes cannot share "
@@ -191,6 +194,9 @@ def pretrain(step: Step, train: ImageSet, config: Pretraining, run: Run, knn: li
         last, tested = epoch == loop.epochs - 1, {}
         if last or (config.test_every and (epoch + 1) % config.test_every == 0):
             tested = {"knn_accuracy": neighbours()}
+            if math.isnan(tested["knn_accuracy"]):
+                raise UserError(f"{loop.name}: the encoder's features became nan or infinite in "
+                                f"epoch {epoch}; lower the learning rate, or look at the data")
             knn.append([epoch + 1, tested["knn_accuracy"]])
         loop.end_epoch(**tested)
     return loop

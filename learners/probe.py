@@ -6,6 +6,7 @@ et al. 2018 (InstDisc), with the numbers of code facebookresearch/moco, branch c
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +27,8 @@ from core.run import Run
 from core.training import TEST_BATCH, in_order, right
 from core.views import Views
 
+# the labelled images that judge an encoder, and what of them stands in a record beside the set
+Judges = tuple[ImageSet, tuple[dict, ...]]
 QUERIES = 1000          # rows whose cosines with all others are held at a time
 # Of Views, what the probe's training images go without: they are cropped and mirrored alone.
 PLAIN = {"jitter": 0.0, "grey": 0.0, "blur": 0.0, "solarize": 0.0, "cutout": 0, "noise": 0.0}
@@ -67,9 +70,8 @@ class Probed:
         return dict(self.curve)[self.best_epoch]
 
 
-def images_of(train: ImageSet, probe: Probe, run: Run) -> tuple[ImageSet, tuple[dict, ...]]:
-    """The labelled images that judge an encoder trained on `train`, and what of them stands in a
-    record beside the set. Raises UserError if they are not there."""
+def images_of(train: ImageSet, probe: Probe, run: Run) -> Judges:
+    """What judges an encoder trained on `train`. Raises UserError if it is not there."""
     if probe.data == "released" or not train.meta["lineage"]:
         return train, ()
     clean = clean_of(train, run.settings.get("root", "data"))
@@ -137,9 +139,11 @@ def check_neighbours(neighbours: int, data: ImageSet, method: str) -> None:
 def knn_accuracy(network: nn.Module, data: ImageSet, test: ImageSet, neighbours: int,
                  temperature: float, run: Run) -> float:
     """Share of test images that their nearest neighbours in `data`, by the cosine of features,
-    label right."""
+    label right; NaN where features are not finite, as of an encoder whose training diverged."""
     bank, labels = features(network, data, run)
     queries, answers = features(network, test, run)
+    if not (bank.isfinite().all() and queries.isfinite().all()):
+        return math.nan
     bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
     hits = 0
     for part, wanted in zip(queries.split(QUERIES), answers.split(QUERIES), strict=True):

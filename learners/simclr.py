@@ -10,7 +10,7 @@ Deviations: see learners.pretraining.
 
 from dataclasses import dataclass
 
-from core.contrastive import LOSS_SCALE, SimCLR
+from core.contrastive import LOSS_SCALE, TEMPERATURES, SimCLR
 from core.imageset import ImageSet
 from core.ranges import Positive
 from core.run import Run
@@ -28,7 +28,7 @@ EVAL = "simclr-linear"
 @dataclass(frozen=True)
 class Config(pretraining.Pretraining):
     loss_scale: Positive = LOSS_SCALE["simclr"]     # factor on the plain loss; CP: 0.5/0.07/4
-    temperature: Positive = 0.5         # of the cosines; CP: 0.5
+    temperature: Positive = TEMPERATURES["simclr"]      # of the cosines; CP: 0.5
 
 
 def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:

@@ -16,16 +16,19 @@ import torch
 from torch import nn
 
 from core import memory
+from core.batches import too_few
 from core.contrastive import (
     BYOL,
     LOSS_SCALE,
+    MOMENTA,
     QUEUE,
+    RATES,
+    TEMPERATURES,
     MoCo,
     SimCLR,
     check_queue,
     cosine_rate,
 )
-from core.errors import UserError
 from core.graphs import set_rate
 from core.imageset import ImageSet, Rounding
 from core.loop import Loop
@@ -45,14 +48,12 @@ from core.run import Run
 from core.streams import BLOCK, by_block
 from core.training import Normalised, check_normalisation
 from core.views import Views, apply, draw
+from core.views import check as check_views
 from models.classifiers import Architecture
 from models.contrastive import BYOL_PROJECTED, Projected, byol_head, encoder, head
 from poisons.crafting import on_device
 
 Algorithm = Literal["simclr", "moco", "byol"]
-RATES = {"simclr": 0.5, "moco": 0.3, "byol": 1.0}               # CP's, for batches of 512
-TEMPERATURES = {"simclr": 0.5, "moco": 0.2}                     # CP's
-MOMENTA = {"moco": 0.99, "byol": 0.999}                         # of the target networks, CP's
 LIFT = 2**-16           # a hundredth of a grey level: in float32, x/255 + 8/255 can fall just below
 
 # (contrastive loss of this noise, a function of nothing; noise of each row; labels) -> the loss
@@ -148,6 +149,7 @@ def uniform(clean: ImageSet, config: Shared, run: Run) -> torch.Tensor:
 
 def build(clean: ImageSet, config: Shared, run: Run) -> nn.Module:
     """The learner that is the surrogate: called on two views of a batch, it gives the loss."""
+    check_views(config.views, clean.image_shape, run.job.method)
     name, size = config.algorithm, config.views.size
     shape = (size, size) if size else clean.image_shape
     with run.initialisation("surrogate"):
@@ -177,8 +179,7 @@ class Batches:
         self.rows, self.size, self.run = rows, config.batch_size, run
         self.whole = rows // self.size
         if self.whole == 0:
-            raise UserError(f"the set has {rows} rows, too few for a batch of {self.size}: lower "
-                            "batch_size")
+            raise too_few(rows, self.size, run)
         self.train_steps = (config.train_steps or self.whole) if learns else 0
         self.noise_batches = min(config.noise_batches or self.whole, self.whole)
         self._orders: dict[str, tuple[int, np.ndarray]] = {}

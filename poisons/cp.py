@@ -49,7 +49,8 @@ class Config(Shared):
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus the noise of its class, which is in noise.npy
-    (float32 (K, 3, H, W), [0, 1] units) too, or plus its own."""
+    (float32 (K, 3, H, W), [0, 1] units) too, or plus its own. With `fraction=`, noise.npy stays in
+    the folder of the poison that the part is taken from."""
     by_class = config.kind == "classwise"
     noise = Noise(first_noise(clean, config, run).to(run.device.torch))
     craft(clean, noise, config, run, by_class=by_class)

@@ -98,7 +98,8 @@ def bound(config: Config) -> tuple[str, float]:
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus the noise of its cluster, whose numbers are in
-    clusters.npy (int64 (N,)), and the centres in centres.npy (float32 (clusters, channels))."""
+    clusters.npy (int64 (N,)), and the centres in centres.npy (float32 (clusters, channels)). With
+    `fraction=`, these two stay in the folder of the poison that the part is taken from."""
     if min(clean.image_shape) < SMALLEST:
         raise UserError(f"uc: images of {clean.image_shape[0]}x{clean.image_shape[1]} pixels are "
                         f"too small for its generator, which needs {SMALLEST}")

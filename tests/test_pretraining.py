@@ -16,6 +16,7 @@ import evaluate
 from core import config, records
 from core.batches import Batches
 from core.contrastive import LOSS_SCALE, nt_xent
+from core.errors import UserError
 from core.imageset import ImageSet
 from core.views import Views, apply, draw
 from learners import advcl_reduced, byol, moco, pretraining, simclr
@@ -234,6 +235,9 @@ def test_a_kept_encoder_is_fine_tuned_and_saw_no_labels(data, tmp_path):
     (["method=simclr"], "the probe has 40 images, fewer than 200 neighbours: lower it"),
     (["method=simclr", "simclr.neighbours=5"],
      "the set has 40 rows, too few for a batch of 512: lower batch_size"),
+    (["method=simclr", "--smoke"],
+     "the set has 40 rows, and --smoke takes batches of 64: leave data= out, for embedded digits, "
+     "or leave --smoke out and lower batch_size"),
     (["method=simclr", "simclr.mean=[0.5,0.5,0.5]"], "mean and std go together"),
 ])
 def test_what_cannot_be_is_said(data, keys, error):
@@ -241,6 +245,19 @@ def test_what_cannot_be_is_said(data, keys, error):
     assert outcome.status == 1
     assert error in outcome.error
     assert not list((data.parent / "runs").rglob("record.json"))
+
+
+def test_an_encoder_that_diverges_in_its_last_step_is_not_probed(few, tmp_path):
+    """Its last loss was of the weights before that step; the classifier behind it is not to blame.
+    """
+    protocol = simclr.Config(width=2, epochs=1, batch_size=20, warmup_epochs=0, neighbours=5,
+                             learning_rate=1e38)
+    data = few.first(20)
+    with new_run(tmp_path / "out") as run, pytest.raises(UserError) as caught:
+        simclr.fit(data, data, protocol, run)
+    assert str(caught.value) == (
+        "pretraining: the encoder's features became nan or infinite in epoch 0; lower the learning "
+        "rate, or look at the data")
 
 
 def test_shares_that_are_not_equal_are_refused(few, tmp_path):
@@ -326,11 +343,17 @@ def test_norms_of_clean_and_of_attacked_images_are_apart():
     assert not torch.equal(plain(images), method.embed("clean", images)[0])
 
 
-def test_advcl_reduced_tells_both_probes(data, tmp_path):
+def test_advcl_reduced_tells_both_probes(data, tmp_path, monkeypatch):
+    """Of images that are read once."""
+    read = []
+    for module in (pretraining, advcl_reduced):
+        monkeypatch.setattr(module, "images_of",
+                            lambda *known: read.append(known) or images_of(*known))
     out = succeed(evaluate.main, "method=advcl_reduced", "advcl_reduced.width=2",
                   "advcl_reduced.steps=2", "advcl_reduced.batch_size=16",
                   "advcl_reduced.neighbours=5", "advcl_reduced.probe.epochs=1", f"data={data}",
                   f"test={data}", "keep_network=true")
+    assert len(read) == 1
     probe = records.load(out)["probe"]
     assert probe["norms"] == "attacked"
     assert {"last", "best", "best_epoch"} == probe["clean_norms"].keys()

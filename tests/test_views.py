@@ -6,13 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import new_run
 from torchvision.transforms import ColorJitter, RandomResizedCrop, Resize
 from torchvision.transforms import functional as tv
 
 from core import views
 from core.config import build, parse
 from core.errors import UserError
+from core.training import Protocol, train_classifier
 from core.views import Drawn, Views, apply, draw
+from learners import simclr
+from poisons import contrast
 
 ALL = Views(blur=0.5, solarize=0.5, cutout=8, noise=4 / 255)
 TENSORS = ("boxes", "mirrored", "factors", "grey", "sigma", "solarized", "corners", "noise")
@@ -173,8 +177,6 @@ def test_a_blur_is_torchvisions(shape, kernel):
 def test_kernels_are_a_tenth_of_the_side():
     sides = [drawn_for(Views(blur=1), 1, (side, side)).kernel for side in (32, 96, 224)]
     assert sides == [3, 9, 23]
-    with pytest.raises(UserError, match="blur_kernel: 17 is too large"):
-        drawn_for(Views(blur=1, blur_kernel=17), 1, (8, 8))
 
 
 def test_solarizing_is_torchvisions():
@@ -286,7 +288,38 @@ def test_gradients_are_those_of_finite_differences():
     ("{resize: 0.9, scale: null}", "resize: 0.9 is out of range"),
     ("blur_kernel: 4", "blur_kernel: 4 is out of range"),
     ("noise: 8", "write 8/255"),
+    ("size: 1", "size: 1 is out of range: it must be at least 2"),
 ])
 def test_wrong_keys_are_named(text, message):
     with pytest.raises(UserError, match=message):
         build(Views, parse(text, "views"), "")
+
+
+@pytest.mark.parametrize(("values", "shape", "message"), [
+    ({"blur": 1, "blur_kernel": 17}, (8, 8),
+     "it.views.blur_kernel: 17 is too large to be mirrored at the border of views of 8x8; at most "
+     "15"),
+    ({"cutout": 9}, (8, 12), "it.views.cutout: a square of 9 is larger than views of 8x12; at most "
+                             "8"),
+    ({"cutout": 9, "size": 5}, (32, 32), "it.views.cutout: a square of 9 is larger than views of "
+                                         "5x5; at most 5"),
+    ({}, (1, 1), "it.views.size: images of 1x1 give no views; enlarge them by it")])
+def test_views_that_images_do_not_give(values, shape, message):
+    with pytest.raises(UserError, match=f"^{message}$"):
+        views.check(Views(**values), shape, "it")
+    views.check(Views(blur_kernel=17, cutout=8), (8, 8), "it")      # no blur is asked for
+
+
+def test_errors_of_views_name_the_section_they_stand_in(few, tmp_path):
+    """Of a learner, of a classifier, of a poison and of a poison's surrogate."""
+    data, asked = few.first(40), Views(cutout=17)
+    protocol = Protocol(crop_padding=0, flip=False, views=asked)
+    with new_run(tmp_path / "out", method="cp") as run:
+        for section, work in (
+                ("cp", lambda: simclr.fit(data, data, simclr.Config(views=asked), run)),
+                ("cp", lambda: contrast.build(data, contrast.Shared(views=asked), run)),
+                ("cp", lambda: train_classifier(None, data, None, protocol, run)),
+                ("cp.surrogate",
+                 lambda: train_classifier(None, data, None, protocol, run, "surrogate"))):
+            with pytest.raises(UserError, match=rf"^{section}\.views\.cutout: a square of 17"):
+                work()
