@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from core.batches import too_few
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.loop import Loop
@@ -280,8 +281,7 @@ class Shuffled:
         self.rows, self.run, self.last_step = len(clean), run, last_step
         self.batch_size = batch_size
         if len(self) == 0:
-            raise UserError(f"the set has {len(clean)} rows, too few for a batch of {batch_size}: "
-                            "lower batch_size")
+            raise too_few(len(clean), batch_size, run)
         if batch_size % run.world.size:
             raise UserError(f"{run.job.method}.batch_size: {run.world.size} processes cannot share "
                             f"{batch_size} images equally")

@@ -127,7 +127,7 @@ def finite(values: torch.Tensor, rows: slice) -> torch.Tensor:
     if not torch.isfinite(values.sum()):
         bad = torch.isfinite(values).flatten(1).all(1).logical_not().nonzero()[0].item()
         raise UserError(f"row {rows.start + bad}: the network gives pixels that are not finite; it "
-                        f"was trained for too few steps (averages of its batch norm settle in "
+                        "was trained for too few steps (averages of its batch norm settle in "
                         f"{SETTLED}), or at too high a rate: train longer, or lower it")
     return values
 
