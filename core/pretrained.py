@@ -1,7 +1,9 @@
 """Weights that were trained before: a record's network that was kept, or torchvision's ImageNet
-weights, under the names of models.classifiers. Learners begin with them; UC takes their features.
+weights, under the names of models.classifiers. Learners begin with them; UC takes their features,
+or those of CLIP's visual tower.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import Protocol
@@ -13,12 +15,14 @@ from core.artefact import read_meta, verify
 from core.config import plain
 from core.errors import UserError
 from core.imageset import ImageSet
+from models.clip import ClipResNet
 
 Weights = dict[str, torch.Tensor]
 MOST = 1 << 30                  # bytes of a file of weights; torchvision's vgg19_bn has 575 MB
 HEAD = "linear."                # of every network in models.classifiers
 HEADS = ("fc.", "classifier.", "heads.")    # of torchvision's
 CLASSES = 1000                  # ImageNet's
+TOWER = "visual."               # of CLIP's two, its images'
 
 
 class Network(Protocol):
@@ -71,19 +75,7 @@ def kept(path: Path, train: ImageSet, config: Network, section: str
 def imagenet(path: Path, config: Network) -> tuple[Weights, tuple[dict, ...]]:
     """torchvision's weights of a file, under the names of models.classifiers and without their
     head, and what they saw."""
-    with reading.regular(path) as file:
-        if file.size > MOST:
-            raise UserError(f"{path}: {file.size:,} bytes are too many for weights of a network "
-                            f"here (at most {MOST:,})")
-    if path.suffix.lower() == ".safetensors":
-        found = reading.safetensors(path)
-    else:
-        found = torchfile.load(path)
-        if not isinstance(found, dict) or not all(
-                isinstance(name, str) and isinstance(tensor, torch.Tensor)
-                for name, tensor in found.items()):
-            raise UserError(f"{path} holds more, or other things, than a network's tensors by name")
-        reading.finite(found, path)
+    found = by_name(path)
     heads = [tensor for name, tensor in found.items()
              if name.startswith(HEADS) and name.endswith(".weight")]
     if not heads or heads[-1].shape[:1] != (CLASSES,):
@@ -92,6 +84,43 @@ def imagenet(path: Path, config: Network) -> tuple[Weights, tuple[dict, ...]]:
     body = {renamed(name, config.architecture): tensor for name, tensor in found.items()
             if not name.startswith(HEADS)}
     return body, ({"name": "ImageNet labels"},)
+
+
+def clip(path: Path) -> ClipResNet:
+    """The visual tower of one of CLIP's ResNets, in eval mode and float32, from a file of its
+    tensors by name (open_clip's `.safetensors`, or a state dict). Raises UserError for others."""
+    found = {name.removeprefix(TOWER): tensor.float() if tensor.is_floating_point() else tensor
+             for name, tensor in by_name(path).items() if name.startswith(TOWER)}
+    sizes = [found.get(name, torch.empty(0)).shape for name in (
+        "conv3.weight", "attnpool.positional_embedding", "attnpool.c_proj.weight")]
+    if [len(shape) for shape in sizes] != [4, 2, 2] or sizes[0][0] % 2 or not all(
+            shape[0] > 1 for shape in sizes):
+        raise UserError(f"{path} holds no visual tower of a ResNet of CLIP's: no "
+                        f"{TOWER}conv3.weight or {TOWER}attnpool of its kind")
+    depths = [sum(re.fullmatch(rf"layer{group}\.\d+\.conv1\.weight", name) is not None
+                  for name in found) for group in (1, 2, 3, 4)]
+    with torch.device("meta"):          # as large as a file says, until it holds all of that
+        tower = ClipResNet(tuple(depths), sizes[0][0], math.isqrt(sizes[1][0] - 1), sizes[2][0])
+    check_alike(found, tower.state_dict(), path, "a ResNet of CLIP's with its widths")
+    tower.load_state_dict(found, assign=True)
+    return tower.eval()
+
+
+def by_name(path: Path) -> Weights:
+    """The tensors of a file, checked: finite, and not too large."""
+    with reading.regular(path) as file:
+        if file.size > MOST:
+            raise UserError(f"{path}: {file.size:,} bytes are too many for weights of a network "
+                            f"here (at most {MOST:,})")
+    if path.suffix.lower() == ".safetensors":
+        return reading.safetensors(path)
+    found = torchfile.load(path)
+    if not isinstance(found, dict) or not all(
+            isinstance(name, str) and isinstance(tensor, torch.Tensor)
+            for name, tensor in found.items()):
+        raise UserError(f"{path} holds more, or other things, than a network's tensors by name")
+    reading.finite(found, path)
+    return found
 
 
 def renamed(name: str, architecture: str) -> str:
@@ -111,18 +140,22 @@ def renamed(name: str, architecture: str) -> str:
 
 def completed(found: Weights, fresh: Weights, path: Path, config: Network) -> Weights:
     """The weights found, with a fresh head if they have none, and counts that files older than
-    torch 0.4.1 lack. Raises UserError that names the first that is missing, too many or of
-    another shape."""
+    torch 0.4.1 lack. Raises UserError if they are of another network."""
     added = {name: tensor for name, tensor in fresh.items() if name not in found
              and (name.startswith(HEAD) or name.endswith("num_batches_tracked"))}
     found = found | added
+    check_alike(found, fresh, path, f"{config.architecture} of width {config.width}, stem "
+                f"{config.stem},")
+    return found
+
+
+def check_alike(found: Weights, fresh: Weights, path: Path, which: str) -> None:
+    """Raise UserError that names the first tensor that is missing, too many or of another shape."""
     for name in fresh | found:
         theirs, ours = (described(weights.get(name)) for weights in (found, fresh))
         if theirs != ours:
-            raise UserError(
-                f"{path} holds the weights of another network: {name} is {theirs}, but in "
-                f"{config.architecture} of width {config.width}, stem {config.stem}, it is {ours}")
-    return found
+            raise UserError(f"{path} holds the weights of another network: {name} is {theirs}, "
+                            f"but in {which} it is {ours}")
 
 
 def described(tensor: torch.Tensor | None) -> str:

@@ -6,8 +6,7 @@ al., CVPR 2023; code jiamingzhang94/Unlearnable-Clusters.
 
 Deviations: random crops are taken from the stored images, enlarged by 8/7 (the release resizes the
 originals to 256 pixels and crops to 224); k-means has a seed. As in the release, each generator is
-trained on the whole set, in index order (`scope: cluster`, `shuffle`). CLIP's visual tower, which
-the release also offers as a surrogate, is not here.
+trained on the whole set, in index order (`scope: cluster`, `shuffle`).
 """
 
 from dataclasses import dataclass, field
@@ -52,7 +51,9 @@ PATHS = ("weights",)
 
 @dataclass(frozen=True)
 class Surrogate(Training):
-    architecture: Architecture = "resnet50"     # the network; release: resnet50, LE: resnet18
+    # the network; release: resnet50 or CLIP's RN50 (clip, which its file of `weights` describes);
+    # LE: resnet18
+    architecture: Literal[Architecture, "clip"] = "resnet50"
     # of R, G, B, taken off inside the model; release: ImageNet's
     mean: tuple[float, ...] | None = (0.485, 0.456, 0.406)
     # of R, G, B, divided by inside the model; release: ImageNet's
@@ -79,8 +80,8 @@ class Config(Keys):
     enlarged: Annotated[float, Range(at_least=1)] = 256 / 224
     flip: bool = True               # mirror half of the images, drawn anew; release: yes
     rounding: Rounding = "round"    # to whole grey levels: nearest, as the release, or down
-    # the surrogate: a file of torchvision's ImageNet weights, as the release, or the folder of a
-    # record with its network; null: it is trained on the clean set first, with its labels
+    # the surrogate: a file of torchvision's ImageNet weights or of CLIP's, as the release, or the
+    # folder of a record with its network; null: it is trained on the clean set first, with labels
     weights: Place | None = None
     # what gives the features; how it is trained matters without `weights` alone
     surrogate: Surrogate = field(default_factory=Surrogate)
@@ -90,6 +91,8 @@ class Config(Keys):
         if self.target_offset % self.clusters == 0:
             raise ConfigError("target_offset", f"{self.target_offset} of {self.clusters} clusters "
                                                "further is the own one")
+        if self.surrogate.architecture == "clip" and self.weights is None:
+            raise ConfigError("weights", "CLIP is not trained here: name a file of its weights")
 
 
 def bound(config: Config) -> tuple[str, float]:
@@ -128,10 +131,17 @@ def surrogate(clean: ImageSet, config: Config, run: Run) -> nn.Module:
     its = config.surrogate
     if config.weights is None:
         return train_surrogate(clean, its, run)
-    with run.initialisation("surrogate"):
-        network = classifier(its.architecture, clean.num_classes, clean.image_shape, its.width,
-                             its.stem)
-    pretrained.load(network, Path(config.weights), clean, its, "uc.surrogate")
+    if its.architecture == "clip":
+        network = pretrained.clip(Path(config.weights))
+        if clean.image_shape != (network.size, network.size):
+            raise UserError(f"uc.surrogate.architecture: {config.weights} takes images of "
+                            f"{network.size}x{network.size} pixels, and these have "
+                            f"{clean.image_shape[0]}x{clean.image_shape[1]}")
+    else:
+        with run.initialisation("surrogate"):
+            network = classifier(its.architecture, clean.num_classes, clean.image_shape, its.width,
+                                 its.stem)
+        pretrained.load(network, Path(config.weights), clean, its, "uc.surrogate")
     return (network if its.mean is None else Normalised(network, its.mean, its.std)).eval()
 
 
