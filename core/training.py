@@ -188,11 +188,12 @@ def train_classifier(
     name: str = "classifier", *, loss: Loss = cross_entropy, transform: Transform | None = None,
     before_crop: BeforeCrop | None = None,
     after_epoch: Callable[[int, nn.Module], bool | None] | None = None,
+    noted: list[float] | None = None,
 ) -> tuple[nn.Module, Result]:
     """Train `model` (logits from images in [0, 1]) on `train`; resumable under `name`. Batches pass
     through `before_crop`, crop and flip (or views), `transform`, and then into `loss`.
     `after_epoch` gets the number of each (from 0) and the network, before that epoch is scored and
-    saved; if it returns True, that epoch is the last.
+    saved; if it returns True, that epoch is the last. What it appends to `noted` is resumed too.
 
     Returns the trained model, on the run's device, and the clean test accuracies (NaN without a
     test set). Raises UserError if the loss stops being finite.
@@ -219,7 +220,8 @@ def train_classifier(
     descend = training_step(model, optimizer, functools.partial(loss, network), protocol)
     recorded = Recorded(functools.partial(descend, step=0), run.device)
     curve: list[list] = []
-    loop = Loop(run, name, epochs, model=model, optimizer=optimizer, curve=curve)
+    lists = {"curve": curve} if noted is None else {"curve": curve, "noted": noted}
+    loop = Loop(run, name, epochs, model=model, optimizer=optimizer, **lists)
     for epoch in loop:
         model.train()
         for images, labels in loop.steps(batches):

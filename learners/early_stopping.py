@@ -31,19 +31,17 @@ class Config(standard.Config):
 def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
     """Train a fresh classifier on `train`; `last` is the score on the clean `test` of the weights
     of the epoch (the first, of equal ones) that is right on most of `run.clean`."""
-    judged = (run.load_state("judged") or {"accuracies": []})["accuracies"]
+    judged: list[float] = []                # by epoch
 
     def judge(epoch: int, model) -> bool:
-        del judged[epoch:]                  # of epochs that an earlier death has undone
         judged.append(accuracy(model, run.clean, run))
         best = best_of(judged)
         if best == epoch:
             run.keep("best", {"weights": model.state_dict()})
-        run.keep("judged", {"accuracies": judged})
         return config.patience is not None and epoch - best >= config.patience
 
     model, result = train_classifier(standard.build(train, config, run), train, test, config, run,
-                                     after_epoch=judge)
+                                     after_epoch=judge, noted=judged)
     model.load_state_dict(run.load_state("best", required=True)["weights"])
     kept, last = best_of(judged) + 1, accuracy(model, test, run)
     run.note("early_stopping", kept_epoch=kept, validation_accuracies=judged)
