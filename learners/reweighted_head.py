@@ -60,23 +60,39 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
 
 
 def refit_as_released(model: nn.Module, head: nn.Linear, config: Config, run: Run) -> None:
-    """L-BFGS of the head on one batch after another; each pass also moves the running statistics of
-    batch norm towards clean images."""
+    """L-BFGS of the head on one batch after another, in some twenty passes each, which also move
+    the running statistics of batch norm towards clean images. Below the head nothing else changes,
+    so the network is asked for the features of a batch once."""
     batches = Batches(run.clean, min(BATCH, len(run.clean)), run, "refit", drop_last=False,
                       augmentation=config.augmentation)
     optimizer = torch.optim.LBFGS(head.parameters(), lr=RATE)
     model.train().requires_grad_(False)
     head.requires_grad_(True)
+    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+
+    def refit(images: torch.Tensor, labels: torch.Tensor) -> None:
+        before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
+        features, passes = model.features(images), 0
+
+        def closure() -> torch.Tensor:
+            nonlocal passes
+            passes += 1
+            optimizer.zero_grad()
+            loss = F.cross_entropy(head(features), labels)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        for norm, (mean, variance) in zip(norms, before, strict=True):
+            # A pass moves them by a share m of the way to the batch's, n passes by 1 - (1 - m)^n.
+            times = (1 - (1 - norm.momentum) ** passes) / norm.momentum
+            norm.running_mean.copy_(mean.lerp(norm.running_mean, times))
+            norm.running_var.copy_(variance.lerp(norm.running_var, times))
+            norm.num_batches_tracked += passes - 1
+
     for epoch in range(EPOCHS):
         for images, labels in batches.epoch(epoch):
-
-            def closure(images=images, labels=labels) -> torch.Tensor:
-                optimizer.zero_grad()
-                loss = F.cross_entropy(model(images), labels)
-                loss.backward()
-                return loss
-
-            optimizer.step(closure)
+            refit(images, labels)
 
 
 def refit_frozen(model: nn.Module, head: nn.Linear, c: float, run: Run) -> None:

@@ -1,6 +1,7 @@
 """Learners that have clean labelled images beside the set: which ones, what they do with them, and
 what a record says of it."""
 
+import copy
 import dataclasses
 import json
 
@@ -12,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 import evaluate
 from core import datasets, records
+from core.batches import Batches
 from core.datasets import DataSettings, load, load_clean
 from core.errors import UserError
 from core.imageset import ImageSet
@@ -219,6 +221,36 @@ def test_a_refit_changes_the_head_alone(few, tmp_path, short_refit, refit):
     others = {name.rpartition(".")[2] for name in changed if not name.startswith("linear.")}
     assert others == ({"running_mean", "running_var", "num_batches_tracked"}
                       if refit == "released" else set())
+
+
+def test_the_released_refit_asks_for_features_once_a_batch(few, tmp_path, short_refit, monkeypatch):
+    """And leaves what whole passes through the network would have left, running statistics too."""
+    plain, _ = refitted(few, tmp_path, "frozen")
+    config = reweighted_head.Config(**SMALL)
+    found, expected = copy.deepcopy(plain), copy.deepcopy(plain)
+    monkeypatch.setattr(reweighted_head, "BATCH", 20)
+    asked = []
+    features = found.features
+    monkeypatch.setattr(found, "features", lambda images: asked.append(1) or features(images))
+    with new_run(tmp_path / "again") as run:
+        run.clean = few.first(60)
+        reweighted_head.refit_as_released(found, found.linear, config, run)
+        optimizer = torch.optim.LBFGS(expected.linear.parameters(), lr=0.5)
+        batches = Batches(run.clean, 20, run, "refit", drop_last=False,
+                          augmentation=config.augmentation)
+        expected.train()
+        for images, labels in batches.epoch(0):
+
+            def closure(images=images, labels=labels) -> torch.Tensor:
+                optimizer.zero_grad()
+                loss = torch.nn.functional.cross_entropy(expected(images), labels)
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+    assert len(asked) == 3
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_the_released_refit_is_a_plain_loop(few, tmp_path):
