@@ -3,13 +3,11 @@
 purify.py does it once, and a purifier that is made of others once for each of its parts.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 
 from core import identity
 from core.checkpoint import Checkpoint, describe, history
-from core.command import Request
+from core.command import Request, blamed
 from core.commands import COMMANDS, Command
 from core.device import kind_of
 from core.distributed import note
@@ -62,15 +60,6 @@ def apply_part(key: str, poisoned: ImageSet, run: Run) -> ImageSet:
         done = ImageSet.load(folder)
     meta = {name: done.meta[name] for name in ("fingerprint", "lineage", "digests")}
     return dataclasses.replace(poisoned, images=done.images, meta={**poisoned.meta, **meta})
-
-
-@contextlib.contextmanager
-def blamed(key: str, part: Request) -> Iterator[None]:
-    """Name the part in a UserError."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{key} ({part.preset}): {error}") from None
 
 
 # --- checkpoints -----------------------------------------------------------------------------

@@ -154,7 +154,23 @@ class Request:
         if self.fit:
             distributed.note(self.fit)
         self.note_missing_classes(images)
+        self.check_images(images.image_shape)
         return images
+
+    def check_images(self, shape: tuple[int, int]) -> None:
+        """Raise UserError if the method cannot take images of this (height, width): what the
+        sections of its configs that have a `check_images` say of it."""
+        for section in config.sections(self.train_config if self.command.trains else self.config):
+            try:
+                if hasattr(section, "check_images"):
+                    section.check_images(shape)
+            except UserError:
+                raise
+            except ValueError as error:         # of a network (models/), which knows no method
+                raise UserError(f"{self.method}: {error}") from None
+        for key, part in self.parts.items():
+            with blamed(f"{self.method}.{key}", part):
+                part.check_images(shape)
 
     def load_clean(self, train: ImageSet, test: ImageSet) -> ImageSet | None:
         """The clean labelled images of a learner that needs some; None for the others."""
@@ -206,6 +222,15 @@ class Request:
         print(f"# fingerprint {run.job.fingerprint[:16]}")
         print(f"# {printable(run.out)}: {state}")
         return True
+
+
+@contextlib.contextmanager
+def blamed(key: str, part: Request) -> Iterator[None]:
+    """Name the part in a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key} ({part.preset}): {error}") from None
 
 
 def parse(argv: list[str] | None, doc: str, name: str, data_set: str | None = None) -> Request:

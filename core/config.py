@@ -410,6 +410,16 @@ def plain(value: Any, *, identity: bool = False) -> Any:
     return value
 
 
+def sections(value: Any) -> Iterator[Any]:
+    """A config and every one inside it, also in lists."""
+    if dataclasses.is_dataclass(value):
+        yield value
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from sections(item)
+
+
 def dump(value: Any) -> str:
     """Resolved YAML that `read` takes back to the same config."""
     return yaml.safe_dump(plain(value), sort_keys=False, default_flow_style=None, width=96)

@@ -1,7 +1,9 @@
 """Methods are the modules of a room that have a VERSION: poisons/lsp.py is the attack `lsp`.
 
 What commands need to know of a method, beside Config, its functions and SMOKE, it says in
-upper-case constants; FACTS are those that it may leave out. A trained purifier may also have
+upper-case constants; FACTS are those that it may leave out. A Config, or a section of it, may have
+`check_images(shape)`, which raises UserError for images of a (height, width) that it cannot take:
+asked before anything begins, and by --dry-run. A trained purifier may also have
 `check(config, checkpoint, shape)`, which raises UserError for what it cannot apply, and
 `any_size(config)`: whether its checkpoint may be of images of another size. One that is made of
 others has `parts(request)`, their requests by the dotted key that names each.

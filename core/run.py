@@ -145,15 +145,9 @@ class Run:
 
     @contextlib.contextmanager
     def initialisation(self, name: str) -> Iterator[None]:
-        """`with run.initialisation("surrogate"):` seeds torch's default weight init. A network that
-        cannot be made for such images (ValueError) is a UserError."""
+        """`with run.initialisation("surrogate"):` seeds torch's default weight init."""
         with streams.initialisation(self.seed, name):
-            try:
-                yield
-            except UserError:
-                raise
-            except ValueError as error:
-                raise UserError(f"{self.job.method}: {error}") from None
+            yield
 
     # --- states and sweeps -------------------------------------------------------------------
 

@@ -86,6 +86,10 @@ class Views(Keys):
         if self.resize is not None and self.scale is not None:
             raise ConfigError("resize", "goes with scale: null, as it takes the place of that crop")
 
+    def shape_of(self, images: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the views of such images."""
+        return (self.size, self.size) if self.size else images
+
 
 class Drawn(NamedTuple):
     """What was drawn for a batch; None where an operation is not asked for. Tensors are on the
@@ -114,7 +118,7 @@ class Drawn(NamedTuple):
 def check(views: Views, shape: tuple[int, int], section: str) -> None:
     """Raise UserError unless images of height and width `shape` give such views. `section` is where
     the keys stand, such as 'simclr'."""
-    height, width = (views.size, views.size) if views.size else shape
+    height, width = views.shape_of(shape)
     side, at = min(height, width), f"views of {height}x{width}"
     if side < 2:
         raise UserError(f"{section}.views.size: images of {height}x{width} give no views; enlarge "
@@ -139,7 +143,7 @@ def draw(views: Views, count: int, shape: tuple[int, int], generator: torch.Gene
     uniform = torch.rand(count, COLUMNS, generator=generator)
     order = torch.randperm(len(JITTER), generator=generator).tolist()
     noise_seed = int(torch.randint(2**62, (), generator=generator))
-    size = (views.size, views.size) if views.size else shape
+    size = views.shape_of(shape)
     (mirrored, jittered, *factors, grey, blurred, sigma, solarized, down, right
      ) = uniform[:, 2 * TRIES + 2 :].unbind(1)
 

@@ -39,7 +39,7 @@ from learners.probe import (
     linear_probe,
 )
 from models import contrastive as networks
-from models.classifiers import Architecture, Stem
+from models.classifiers import Architecture, Stem, check_images
 
 # (encoder, channels of its features) -> a method of core.contrastive's kind
 Make = Callable[[nn.Module, int], nn.Module]
@@ -85,6 +85,9 @@ class Pretraining(Keys):
         super().__post_init__()
         check_normalisation(self.mean, self.std)
 
+    def check_images(self, shape: tuple[int, int]) -> None:
+        check_images(self.architecture, self.views.shape_of(shape), self.stem)
+
 
 def fit(make: Make, train: ImageSet, test: ImageSet, config: Pretraining, run: Run,
         see: See | None = None, judges: Judges | None = None) -> Result:
@@ -98,7 +101,7 @@ def fit(make: Make, train: ImageSet, test: ImageSet, config: Pretraining, run: R
         raise UserError(f"{run.job.method}.batch_size: {run.world.size} processes cannot share "
                         f"{config.batch_size} images equally")
     bare, channels = build(train, config, run)
-    network = AtSize(bare, view_shape(train, config))
+    network = AtSize(bare, config.views.shape_of(train.image_shape))
     if config.mean is not None:
         network = Normalised(network, config.mean, config.std)
     with run.initialisation("heads"):
@@ -134,13 +137,8 @@ class AtSize(nn.Module):
 def build(train: ImageSet, config: Pretraining, run: Run) -> tuple[nn.Module, int]:
     """The freshly initialised encoder for such images, and the channels of its features."""
     with run.initialisation("encoder"):
-        return networks.encoder(config.architecture, train.num_classes, view_shape(train, config),
-                                config.width, config.stem)
-
-
-def view_shape(train: ImageSet, config: Pretraining) -> tuple[int, int]:
-    size = config.views.size
-    return train.image_shape if size is None else (size, size)
+        return networks.encoder(config.architecture, train.num_classes,
+                                config.views.shape_of(train.image_shape), config.width, config.stem)
 
 
 def two_views(config: Pretraining, shape: tuple[int, int]) -> See:

@@ -13,7 +13,7 @@ from core.imageset import ImageSet
 from core.ranges import Count
 from core.run import Run
 from core.training import Protocol, Result, train_classifier
-from models.classifiers import Architecture, Stem, classifier
+from models.classifiers import Architecture, Stem, check_images, classifier
 
 VERSION = 1
 SMOKE = {"width": 8, "epochs": 2, "steps": None, "batch_size": 64}
@@ -26,6 +26,9 @@ class Config(Protocol):
     width: Count = 64
     # of resnet18 and torchvision's: cifar keeps a small image's size; auto: by the size
     stem: Stem = "auto"
+
+    def check_images(self, shape: tuple[int, int]) -> None:
+        check_images(self.architecture, shape, self.stem)
 
 
 def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:

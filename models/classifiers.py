@@ -44,8 +44,8 @@ def classifier(name: Architecture, num_classes: int, shape: tuple[int, int], wid
     """A fresh network for images of this (height, width). `width` is the channels of resnet18's
     first group; others have width / 64 of their own channels, the linear ones all. Raises
     ValueError for an unknown name and for images that the network cannot take."""
-    if stem == "auto":
-        stem = "imagenet" if min(shape) >= IMAGENET_STEM else "cifar"
+    check_images(name, shape, stem)
+    stem = stem_for(shape, stem)
     if name == "resnet18":
         return resnet18(num_classes, width, stem)
     pixels = 3 * shape[0] * shape[1]
@@ -58,6 +58,26 @@ def classifier(name: Architecture, num_classes: int, shape: tuple[int, int], wid
         return Headed(*wrn28(10 * width / WIDTH, stem), num_classes)
     body, channels = torchvision_body(name, shape, width, small=stem == "cifar")
     return Headed(body, channels, num_classes)
+
+
+def stem_for(shape: tuple[int, int], stem: Stem) -> Stem:
+    if stem == "auto":
+        return "imagenet" if min(shape) >= IMAGENET_STEM else "cifar"
+    return stem
+
+
+def check_images(name: Architecture, shape: tuple[int, int], stem: Stem = "auto") -> None:
+    """Raise ValueError unless a network can be made for images of this (height, width)."""
+    small = stem_for(shape, stem) == "cifar"
+    if name == "densenet121" and min(shape) < (8 if small else 32):
+        raise ValueError(f"densenet121 halves images three times"
+                         f"{'' if small else ', after its first layers took a quarter'}, and "
+                         f"of {shape[0]}x{shape[1]} pixels nothing is left")
+    patch = PATCH["cifar" if small else "imagenet"]
+    if name == "vit_small" and (shape[0] != shape[1] or shape[0] % patch):
+        raise ValueError(f"vit_small cuts square images into patches of {patch}x{patch} pixels: "
+                         f"their side must be a multiple of {patch}, and these have "
+                         f"{shape[0]}x{shape[1]}")
 
 
 def torchvision_body(name: str, shape: tuple[int, int], width: int, *, small: bool
@@ -80,10 +100,6 @@ def torchvision_body(name: str, shape: tuple[int, int], width: int, *, small: bo
             body.conv1, body.maxpool = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.Identity()
         return body, 32 * width
     if name == "densenet121":
-        if min(shape) < (8 if small else 32):
-            raise ValueError(f"densenet121 halves images three times"
-                             f"{'' if small else ', after its first layers took a quarter'}, and "
-                             f"of {shape[0]}x{shape[1]} pixels nothing is left")
         body = models.DenseNet(max(1, width // 2), (6, 12, 24, 16), width)
         channels, body.classifier = body.classifier.in_features, nn.Identity()
         if small:
@@ -98,10 +114,6 @@ def torchvision_body(name: str, shape: tuple[int, int], width: int, *, small: bo
         return body, channels
     if name == "vit_small":
         patch = PATCH["cifar" if small else "imagenet"]
-        if shape[0] != shape[1] or shape[0] % patch:
-            raise ValueError(f"vit_small cuts square images into patches of {patch}x{patch} "
-                             f"pixels: their side must be a multiple of {patch}, and these have "
-                             f"{shape[0]}x{shape[1]}")
         body = models.VisionTransformer(shape[0], patch, num_layers=6, num_heads=6,
                                         hidden_dim=6 * width, mlp_dim=24 * width)
         body.heads = nn.Identity()

@@ -49,7 +49,7 @@ from core.streams import BLOCK, by_block
 from core.training import Normalised, check_normalisation
 from core.views import Views, apply, draw
 from core.views import check as check_views
-from models.classifiers import Architecture
+from models.classifiers import Architecture, check_images
 from models.contrastive import BYOL_PROJECTED, Projected, byol_head, encoder, head
 from poisons.crafting import on_device
 
@@ -116,6 +116,9 @@ class Shared(Keys):
         if self.algorithm == "moco":
             check_queue(self.queue, self.batch_size)
 
+    def check_images(self, shape: tuple[int, int]) -> None:
+        check_images(self.architecture, self.views.shape_of(shape))
+
 
 def bound(config: Shared) -> tuple[str, float]:
     return "linf", config.epsilon
@@ -150,8 +153,7 @@ def uniform(clean: ImageSet, config: Shared, run: Run) -> torch.Tensor:
 def build(clean: ImageSet, config: Shared, run: Run) -> nn.Module:
     """The learner that is the surrogate: called on two views of a batch, it gives the loss."""
     check_views(config.views, clean.image_shape, run.job.method)
-    name, size = config.algorithm, config.views.size
-    shape = (size, size) if size else clean.image_shape
+    name, shape = config.algorithm, config.views.shape_of(clean.image_shape)
     with run.initialisation("surrogate"):
         body, channels = encoder(config.architecture, clean.num_classes, shape, config.width)
         network = Projected(body, byol_head(channels) if name == "byol" else head(channels))

@@ -32,6 +32,11 @@ class Config(Keys):
     blur: Weight = 0.3
     rounding: Rounding = "round"    # to whole grey levels: nearest, or down, as the release
 
+    def check_images(self, shape: tuple[int, int]) -> None:
+        if self.kernel > min(shape):
+            raise UserError(f"cuda.kernel: {self.kernel} is larger than the images, "
+                            f"{shape[0]}x{shape[1]}")
+
 
 def bound(config: Config) -> None:
     return None
@@ -41,8 +46,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` through the filter of its class, divided by its
     maximum."""
     height, width = clean.image_shape
-    if config.kernel > min(height, width):
-        raise UserError(f"cuda.kernel: {config.kernel} is larger than the images, {height}x{width}")
+    config.check_images(clean.image_shape)
     filters = torch.from_numpy(draw_filters(clean.num_classes, config, run.seed)).float()
 
     def rows(images: torch.Tensor, rows: slice) -> torch.Tensor:

@@ -24,7 +24,7 @@ from core.ranges import (
     StepSize,
 )
 from core.run import Run
-from models.classifiers import Architecture, classifier
+from models.classifiers import Architecture, check_images, classifier
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ class Shared(Keys):
     width: Count = 64
     positive_only: bool = False     # drop negative noise, as the release does
     rounding: Rounding = "round"    # of images to grey levels: nearest, or down, as the release
+
+    def check_images(self, shape: tuple[int, int]) -> None:
+        check_images(self.architecture, shape)
 
 
 def bound(config: Shared) -> tuple[str, float]:

@@ -41,7 +41,7 @@ from core.run import Run
 from core.streams import BLOCK
 from core.training import Normalised, right
 from core.views import TRIES, random_boxes
-from models.classifiers import Architecture, classifier
+from models.classifiers import Architecture, check_images, classifier
 from poisons.crafting import add_noise, craft_rows, on_device
 from poisons.frozen import FrozenSurrogate
 from poisons.transforms import crop_and_flip, resized_crop_and_flip
@@ -86,6 +86,9 @@ class Config(Keys):
     def numbers(self) -> int:
         """Random numbers that a transform of one image takes; the last decides on the flip."""
         return 3 if self.crop_padding is not None else 2 * TRIES + 3
+
+    def check_images(self, shape: tuple[int, int]) -> None:
+        check_images(self.architecture, shape)
 
 
 def bound(config: Config) -> tuple[str, float]:

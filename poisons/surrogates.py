@@ -10,7 +10,7 @@ from core.imageset import ImageSet
 from core.ranges import Count
 from core.run import Run
 from core.training import Protocol, Transform, train_classifier
-from models.classifiers import Architecture, Stem, classifier
+from models.classifiers import Architecture, Stem, check_images, classifier
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,9 @@ class Training(Protocol):
         super().__post_init__()
         if self.test_every != type(self).test_every:
             raise ConfigError("test_every", "a surrogate meets no test set; leave it out")
+
+    def check_images(self, shape: tuple[int, int]) -> None:
+        check_images(self.architecture, shape, self.stem)
 
 
 def train_surrogate(clean: ImageSet, config: Training, run: Run, *,

@@ -94,6 +94,11 @@ class Config(Keys):
         if self.surrogate.architecture == "clip" and self.weights is None:
             raise ConfigError("weights", "CLIP is not trained here: name a file of its weights")
 
+    def check_images(self, shape: tuple[int, int]) -> None:
+        if min(shape) < SMALLEST:
+            raise UserError(f"uc: images of {shape[0]}x{shape[1]} pixels are too small for its "
+                            f"generator, which needs {SMALLEST}")
+
 
 def bound(config: Config) -> tuple[str, float]:
     return "linf", config.epsilon
@@ -103,9 +108,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus the noise of its cluster, whose numbers are in
     clusters.npy (int64 (N,)), and the centres in centres.npy (float32 (clusters, channels)). With
     `fraction=`, these two stay in the folder of the poison that the part is taken from."""
-    if min(clean.image_shape) < SMALLEST:
-        raise UserError(f"uc: images of {clean.image_shape[0]}x{clean.image_shape[1]} pixels are "
-                        f"too small for its generator, which needs {SMALLEST}")
+    config.check_images(clean.image_shape)
     if config.clusters > len(clean):
         raise UserError(f"uc.clusters: {len(clean)} images do not fill {config.clusters} clusters")
     frozen = FrozenSurrogate(surrogate(clean, config, run), run.device)

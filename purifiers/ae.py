@@ -47,6 +47,10 @@ class TrainConfig(Keys):
         """One stage, in train_vae.py's words."""
         return (f"{self.channels} channels, output reconstruct",)
 
+    def check_images(self, shape: tuple[int, int]) -> None:
+        if shape[0] % 2 or shape[1] % 2:
+            raise UserError(f"AE takes images with even sides, not {shape[0]}x{shape[1]}")
+
 
 @dataclass(frozen=True)
 class Config(Keys):
@@ -71,9 +75,7 @@ def train_stage(images: ImageSet, number: int, stage: str, config: TrainConfig, 
 
 
 def build_model(images: ImageSet, config: TrainConfig, run: Run, name: str) -> AE:
-    height, width = images.image_shape
-    if height % 2 or width % 2:
-        raise UserError(f"AE takes images with even sides, not {height}x{width}")
+    config.check_images(images.image_shape)
     return initialised(lambda: AE(config.channels), run, name)
 
 

@@ -30,13 +30,16 @@ class Config(Keys):
     sigma_colour: StepSize = 75 / 255       # in [0, 1] units, of the channels' sum; REM: 75/255
     sigma_space: Positive = 75.0            # in pixels; REM: 75
 
+    def check_images(self, shape: tuple[int, int]) -> None:
+        if self.diameter // 2 >= min(shape):
+            raise UserError(f"bilateral.diameter: {self.diameter} is too large to be mirrored at "
+                            f"the border of images of {shape[0]}x{shape[1]}")
+
 
 def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
     """Replace every pixel by the weighted mean around it. Deterministic, label-free."""
+    config.check_images(poisoned.image_shape)
     (height, width), radius = poisoned.image_shape, config.diameter // 2
-    if radius >= min(height, width):
-        raise UserError(f"bilateral.diameter: {config.diameter} is too large to be mirrored at the "
-                        f"border of images of {height}x{width}")
     steps = range(-radius, radius + 1)
     around = [(down, right) for down in steps for right in steps
               if down**2 + right**2 <= radius**2]

@@ -33,14 +33,16 @@ class Config(Keys):
     # of the Gaussian, in pixels; null: binomial weights, as OpenCV's without one; ISS: 0.1
     sigma: Positive | None = 0.1
 
+    def check_images(self, shape: tuple[int, int]) -> None:
+        if self.kernel // 2 >= min(shape):
+            raise UserError(f"blur.kernel: {self.kernel} is too large to be mirrored at the border "
+                            f"of images of {shape[0]}x{shape[1]}")
+
 
 def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
     """Replace every pixel by the weighted mean around it. Deterministic, label-free."""
+    config.check_images(poisoned.image_shape)
     half = config.kernel // 2
-    if half >= min(poisoned.image_shape):
-        height, width = poisoned.image_shape
-        raise UserError(f"blur.kernel: {config.kernel} is too large to be mirrored at the border "
-                        f"of images of {height}x{width}")
     weights = weights_of(config)
     beside = 1 - weights[half].item() ** 2          # of the 2-D kernel, all but its middle
     if 255 * beside < 0.5:

@@ -81,6 +81,17 @@ class TrainConfig(Keys):
         Range(at_most=self.diffusion_steps).check("t_train_max", self.t_train_max)
         Range(at_least=self.beta_start).check("beta_end", self.beta_end)
 
+    def check_images(self, shape: tuple[int, int]) -> None:
+        """Raise UserError unless these have a crop for a network of these levels."""
+        if self.crop and self.crop > min(shape):
+            raise UserError(f"ddpm.train.crop: {self.crop} pixels, but the images have "
+                            f"{shape[0]}x{shape[1]}")
+        check_shape(self, self.shape_of(shape))
+
+    def shape_of(self, images: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of what the network sees of such images."""
+        return (self.crop, self.crop) if self.crop else images
+
     @property
     def schedule(self) -> Schedule:
         return Schedule(self.diffusion_steps, self.beta_start, self.beta_end)
@@ -101,10 +112,7 @@ def train(images: ImageSet, config: TrainConfig, run: Run) -> dict | None:
                         f"{config.batch_size} images equally")
     if config.ema_start == "source" and not config.init_from:
         raise UserError(f"{run.job.method}.train.ema_start: source needs init_from, a checkpoint")
-    if config.crop and config.crop > min(images.image_shape):
-        raise UserError(f"{run.job.method}.train.crop: {config.crop} pixels, but the images have "
-                        f"{images.image_shape[0]}x{images.image_shape[1]}")
-    shape = (config.crop, config.crop) if config.crop else images.image_shape
+    shape = config.shape_of(images.image_shape)
     model, ema, source = build_model(config, shape, run), None, None
     if config.init_from:
         source = Checkpoint.load(config.init_from)
@@ -236,6 +244,17 @@ def update_ema(ema: nn.Module, model: nn.Module, weight: float) -> None:
 
 def build_model(config: TrainConfig, shape: tuple[int, int], run: Run) -> UNet:
     """A fresh network for images of this (height, width), on the run's device."""
+    check_shape(config, shape)
+    with run.initialisation("ddpm"):
+        model = UNet(config.width, config.multipliers, config.blocks, config.attention, shape[0],
+                     config.dropout)
+        if config.initialisation == "ho":
+            initialise(model)
+    return run.device.place(model)
+
+
+def check_shape(config: TrainConfig, shape: tuple[int, int]) -> None:
+    """Raise UserError unless the network can be made for images of this (height, width)."""
     height, width = shape
     levels = len(config.multipliers)
     if height != width or height % 2 ** (levels - 1):
@@ -245,12 +264,6 @@ def build_model(config: TrainConfig, shape: tuple[int, int], run: Run) -> UNet:
     if unknown := sorted(set(config.attention) - set(sides)):
         raise UserError(f"attention: no level of the network has sides of {unknown}; of images of "
                         f"{height}x{width} they have {sides}")
-    with run.initialisation("ddpm"):
-        model = UNet(config.width, config.multipliers, config.blocks, config.attention, height,
-                     config.dropout)
-        if config.initialisation == "ho":
-            initialise(model)
-    return run.device.place(model)
 
 
 def save_samples(model: nn.Module, images: torch.Tensor, config: TrainConfig, run: Run, number: int

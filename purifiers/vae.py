@@ -61,6 +61,20 @@ class RateConstrained(Keys):
             raise ConfigError("trunk", f"{self.trunk} goes with stem=cifar; the source has no "
                                        "decoder for it behind stem=imagenet")
 
+    def check_images(self, shape: tuple[int, int]) -> None:
+        """Raise UserError where the network cannot restore such images."""
+        (height, width), stem = shape, self.stem_for(shape)
+        parts = 8 if stem == "imagenet" else 2 ** GROUPS[self.trunk]
+        if height != width or height % parts:
+            raise UserError(f"a VAE takes square images of sides that {parts} divides (with "
+                            f"stem={stem}, trunk={self.trunk}), not {height}x{width}")
+
+    def stem_for(self, shape: tuple[int, int]) -> Literal["cifar", "imagenet"]:
+        if self.stem != "auto":
+            return self.stem
+        shallow = self.trunk == "layer2"
+        return "imagenet" if shape[0] >= IMAGENET_STEM and shallow else "cifar"
+
 
 @dataclass(frozen=True)
 class TrainConfig(RateConstrained):
@@ -100,17 +114,10 @@ def train_stage(images: ImageSet, number: int, stage: str, config: TrainConfig, 
 def build_model(images: ImageSet, config: RateConstrained, run: Run, name: str,
                 network: type[VAE] = VAE, **options) -> VAE:
     """A fresh network for images of this size. Raises UserError where it cannot restore them."""
-    height, width = images.image_shape
-    stem = config.stem
-    if stem == "auto":
-        shallow = config.trunk == "layer2"
-        stem = "imagenet" if height >= IMAGENET_STEM and shallow else "cifar"
-    parts = 8 if stem == "imagenet" else 2 ** GROUPS[config.trunk]
-    if height != width or height % parts:
-        raise UserError(f"{network.__name__} takes square images of sides that {parts} divides "
-                        f"(with stem={stem}, trunk={config.trunk}), not {height}x{width}")
+    config.check_images(images.image_shape)
     return initialised(lambda: network(
-        width=config.width, latent_channels=config.latent_channels, image_size=height, stem=stem,
+        width=config.width, latent_channels=config.latent_channels,
+        image_size=images.image_shape[0], stem=config.stem_for(images.image_shape),
         trunk=config.trunk, **options), run, name)
 
 

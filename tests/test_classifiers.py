@@ -2,21 +2,28 @@
 
 import functools
 import typing
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import new_run, run_command, write_imageset
+from conftest import CONFIGS, new_run, run_command, write_imageset
 from torch import nn
 
 import evaluate
+import purify
+import train_ddpm
+import train_vae
 from core.errors import UserError
 from learners import standard
 from models.classifiers import Architecture, classifier
 from models.wideresnet import WideBlock
 from poisons import em, rem
+from poisons.__main__ import main as poison_main
 from poisons.frozen import FrozenSurrogate
 from poisons.surrogates import Training, train_surrogate
+from scripts.tables import plan, spec
 
 NAMES = typing.get_args(Architecture)
 # torchvision's VGG draws a head of 120 million weights first, which is dropped: some seconds.
@@ -178,21 +185,55 @@ def test_images_that_a_network_cannot_take_are_refused(name, shape, stem, words)
         classifier(name, 10, shape, 8, stem)
 
 
-def test_the_command_says_so_in_a_sentence(images, labels, tmp_path):
-    data = write_imageset(tmp_path / "odd", images[:, :14, :14], labels)
-    outcome = run_command(evaluate.main, "method=standard", f"data={data}", f"test={data}",
-                          "standard.architecture=vit_small", "standard.epochs=1", "out=out")
-    assert outcome.status == 1
-    assert outcome.error.startswith("standard: vit_small cuts square images into patches of 4x4")
-    assert not (tmp_path / "out.partial").exists()
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+@pytest.mark.parametrize(("main", "line", "side", "said"), [
+    (evaluate.main, "standard standard.architecture=vit_small", 14,
+     "standard: vit_small cuts square images into patches of 4x4"),
+    (evaluate.main, "simclr simclr.architecture=vit_small", 14,
+     "simclr: vit_small cuts square images into patches of 4x4"),
+    (evaluate.main, "simclr simclr.architecture=densenet121 simclr.views.size=4", 16,
+     "simclr: densenet121 halves images three times"),
+    (poison_main, "em em.architecture=vit_small", 14, "em: vit_small cuts square images"),
+    (poison_main, "tap tap.surrogate.architecture=vit_small", 14, "tap: vit_small cuts square"),
+    (poison_main, "cp cp.architecture=vit_small", 14, "cp: vit_small cuts square images"),
+    (poison_main, "cuda cuda.kernel=15", 14, "cuda.kernel: 15 is larger than the images, 14x14"),
+    (poison_main, "uc", 7, "uc: images of 7x7 pixels are too small for its generator"),
+    (purify.main, "blur blur.kernel=31", 14, "blur.kernel: 31 is too large to be mirrored"),
+    (purify.main, "bilateral bilateral.diameter=31", 14, "bilateral.diameter: 31 is too large"),
+    (train_vae.main, "dvae", 15, "a VAE takes square images of sides that 2 divides"),
+    (train_vae.main, "ae", 15, "AE takes images with even sides, not 15x15"),
+    (train_ddpm.main, "ddpm", 14, "a DDPM of 4 levels takes square images whose side is a"),
+    (train_ddpm.main, "ddpm ddpm.train.crop=16", 14, "ddpm.train.crop: 16 pixels, but the images")])
+def test_a_command_and_its_plan_refuse_such_images(main, line, side, said, more, images, labels,
+                                                   tmp_path):
+    data = write_imageset(tmp_path / "odd", images[:, :side, :side], labels)
+    method, *keys = line.split()
+    test = [f"test={data}"] if main is evaluate.main else []
+    outcome = run_command(main, f"method={method}", f"data={data}", *test, *keys, "out=out", *more)
+    assert outcome.status == 1, outcome.stdout
+    assert outcome.error.startswith(said)
+    assert not list(tmp_path.glob("out*"))
 
 
-def test_a_mistake_in_a_method_stays_one(tmp_path):
-    with new_run(tmp_path / "out") as run, run.initialisation("x"):
-        torch.zeros(1)
-    with pytest.raises(UserError, match="key: already one"), new_run(tmp_path / "b") as run, \
-            run.initialisation("x"):
-        raise UserError("key: already one")
+def test_a_table_refuses_such_images_before_anything_is_made(tmp_path):
+    Path("t.yaml").write_text(
+        "rows: {clean: []}\ncolumns: {none: []}\n"
+        "settings: {data: folder, test: folder}\n"
+        "evaluate:\n  evaluate: configs/learners/em60.yaml\n"
+        "  standard.architecture: vit_small\n")
+    (tmp_path / "configs").symlink_to(CONFIGS)
+    images = np.zeros((4, 14, 14, 3), np.uint8)
+    write_imageset(tmp_path / "folder", images, np.arange(4))
+    with pytest.raises(UserError, match=r"t\.yaml:5: standard: vit_small cuts square images"):
+        plan.cells_of(spec.read("t.yaml"))
+
+
+def test_a_methods_own_error_is_no_users_mistake(tmp_path):
+    """A ValueError while a network is made is a fault of the code: its traceback is needed."""
+    with pytest.raises(ValueError, match="a fault") as raised, \
+            new_run(tmp_path / "out") as run, run.initialisation("x"):
+        raise ValueError("a fault")
+    assert not isinstance(raised.value, UserError)
 
 
 # --- surrogates ------------------------------------------------------------------------------

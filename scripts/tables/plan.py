@@ -113,6 +113,10 @@ class Planner:
     def _plan(self, step: Step, state: "State") -> Artefact:
         request = self._request(step, state)
         reads = self._reads(request, step, state)
+        try:
+            request.check_images(reads.image_shape)
+        except UserError as error:
+            raise UserError(f"{step.origin}: {error}") from None
         needs = [state.set_by] if request.data.data == state.folder else []
 
         def resolve(path: str) -> str:
