@@ -110,8 +110,8 @@ def decode(listing: Listing, how: How, job: Job, out: Path, *, name: str, root: 
             write_lines(run.work / "damaged.txt", [names[row] for row in left_out])
             first = ", ".join(names[row] for row in left_out[:NAMED_DAMAGED])
             more = len(left_out) - NAMED_DAMAGED
-            note(f"{listing.folder}: {len(left_out)} damaged pictures are left out: {first}"
-                 + (f" and {more} more (damaged.txt)" if more > 0 else ""))
+            note(f"{listing.folder}: damaged and left out: {len(left_out)} of {shape[0]:,} pictures"
+                 f": {first}" + (f" and {more} more (damaged.txt)" if more > 0 else ""))
         ImageSet(images, labels, {
             "name": name, "classes": listing.classes, "root": root, "root_digest": digest,
             "test": test, "lineage": [],

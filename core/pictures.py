@@ -98,7 +98,9 @@ def class_folders(path: Path) -> dict[str, Path]:
     folders = by_class_name([entry for entry in entries if is_folder(entry)])
     refuse_splits(path, folders)
     if not folders:
-        raise UserError(f"{path}: expected one folder of images per class, found none")
+        raise UserError(f"{path}: expected one folder of images per class, found none"
+                        + ("; put the images that lie in it into a folder for each class"
+                           if any(map(is_picture, entries)) else ""))
     return folders
 
 

@@ -125,7 +125,7 @@ def test_left_out_the_rest_closes_up(tmp_path, folder, small_slices, damaged):
         (folder / name).write_bytes(b"\xff\xd8 no picture")
     outcome = run_command(import_folder, folder, "--size", SIZE, "--skip-damaged", "--out",
                           tmp_path / "rest")
-    assert f"{len(damaged)} damaged pictures are left out: " in outcome.stderr
+    assert f"damaged and left out: {len(damaged)} of 12 pictures: " in outcome.stderr
     assert all(name in outcome.stderr for name in damaged)
     rest = ImageSet.load(outcome.path)
     np.testing.assert_array_equal(rest.images, whole.images[kept])
@@ -191,7 +191,8 @@ def test_what_is_named_in_the_place_of_a_folder_of_classes(tmp_path, folder):
     assert error(folder, "--test", folder / "a/0.jpg").startswith(f"{folder}/a/0.jpg: a file")
     assert error(folder, "--test", folder) == (
         f"--test: {folder} is the folder that is trained on; name another")
-    assert error(folder / "a").endswith("expected one folder of images per class, found none")
+    assert error(folder / "a").endswith(
+        "found none; put the images that lie in it into a folder for each class")
     assert error(folder, "--name", "a/b") == "--name: 'a/b' cannot name a folder; write 'a_b'"
     for out in (folder, folder / "set"):
         assert error(folder, "--out", out) == (
@@ -282,7 +283,12 @@ def test_train_and_test_of_one_line(tmp_path, folder):
     assert meta["root_digest"] == train.meta["root_digest"]
     shutil.move(tmp_path / "val/b", tmp_path / "val/c")
     outcome = run_command(import_folder, folder, "--size", SIZE, "--test", tmp_path / "val")
-    assert "are not those of" in outcome.error
+    assert outcome.error == (f"--test: class 1 of {tmp_path}/val is 'c', and 'b' of {folder}: name "
+                             "their folders alike")
+    shutil.copytree(tmp_path / "val/c", tmp_path / "val/b")
+    outcome = run_command(import_folder, folder, "--size", SIZE, "--test", tmp_path / "val")
+    assert outcome.error == (f"--test: class 2 of {tmp_path}/val is 'c', and {folder} has no such "
+                             "class")
 
 
 def test_shuffled_rows_have_their_names(tmp_path, folder):

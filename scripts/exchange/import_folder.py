@@ -13,6 +13,7 @@ unless --skip-damaged leaves it out. Killed, the same line goes on.
 """
 
 import argparse
+from itertools import zip_longest
 from pathlib import Path
 from typing import get_args
 
@@ -57,9 +58,11 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.test is not None:
         there = out.with_name(f"{out.name}-test")
         listing = listing_of(arguments, arguments.test)
-        if listing.classes != train.classes[: len(listing.classes)]:
-            raise UserError(f"--test: the classes of {arguments.test} are not those of "
-                            f"{arguments.folder}: name their folders alike")
+        for label, (its, ours) in enumerate(zip_longest(listing.classes, train.classes)):
+            if its is not None and its != ours:
+                raise UserError(f"--test: class {label} of {arguments.test} is '{its}', and "
+                                + (f"'{ours}' of {arguments.folder}: name their folders alike"
+                                   if ours else f"{arguments.folder} has no such class"))
         how = how_of(arguments, "centre")
         make(listing, how, decoding.job_of(listing, how, name), there, None, arguments, name)
         test = {"data": place(there)}
