@@ -144,16 +144,27 @@ def test_a_row_whose_poison_does_not_poison_is_marked(tiny):
 
 def test_a_smaller_form_says_what_it_is(tiny):
     for words, text in ((["--quick"], "A demonstration, not the paper's experiment: digits, 1,437 "
-                         "training images; resnet18 of width 4; n = 0\n\n| poison"),
-                        ([], "| poison"),
+                         "training images; resnet18 of width 4; n = 0\n\ntiny: none"),
                         (["standard.epochs=2"], "few, 320 training images; resnet18 of width 4; "
-                         "n = 0; with standard.epochs=2\n\n| poison")):
+                         "n = 0; with standard.epochs=2\n\ntiny: none")):
         assert run_command(render.main, tiny, *words).stdout.startswith(text)
     outcome = run_command(render.main, tiny, "--quick", "--format", "csv")
     assert outcome.stdout.startswith("poison,")             # whose readers expect the head first
     assert "A demonstration" in outcome.stderr
     assert run_command(render.main, tiny, "--quick", "--format", "latex").stdout.startswith(
         "% A demonstration")
+
+
+def test_a_table_without_a_record_says_what_makes_it_and_shows_no_empty_grid(tiny):
+    """But the published numbers of its cells."""
+    said = (f"tiny: none of its 4 cells has a record yet. python scripts/run_table.py {tiny} "
+            "--seeds=7 makes them (")
+    outcome = run_command(render.main, tiny, "--seeds", "7")
+    assert outcome.stdout.startswith(said), outcome.stdout
+    rows = [line for line in outcome.stdout.splitlines() if line.startswith("| ")][2:]
+    assert rows
+    assert not [row for row in rows if " LE " not in row and " ISS " not in row]
+    assert len(run_command(render.main, tiny, "--seeds=7", "--wide").stdout.splitlines()) == 2
 
 
 def test_seconds_are_of_each_kind_of_work():

@@ -119,6 +119,13 @@ def test_every_printed_table_is_on_it(committed):
     assert {f"../{path.relative_to(ROOT)}" for path in tables} <= set(committed.all("href"))
 
 
+def test_a_printed_table_says_that_it_has_no_records_and_what_they_take(made):
+    """All eight of them."""
+    said = re.findall(r"its records were not kept: this line makes them again, in (\d+) minutes of "
+                      r"two CPU cores or more", made.read_text())
+    assert len(said) == 8
+
+
 def test_a_number_stands_beside_the_published_one(committed):
     rows = [text for own, text in committed.inside.items() if own.startswith("n")]
     found = [row for row in rows if row.startswith("EMnone13.9")]

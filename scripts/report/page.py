@@ -217,12 +217,20 @@ def printed(table: Printed, made: Page) -> Markup:
         body.append(tag("tr", *(tag("td", word) for word in words),
                         **made.found_by(attack, defence, table.data)))
     said = join([link(made.path_to(table.path), "as printed"),
-                 text("; its records were not kept" if table.line else "")])
+                 text(remade(table))])
     if table.data:
         said = join([DATA_SETS.get(table.data, table.data), " · ", said])
     return tag("div", tag("h3", table.title), tag("p", said, class_="about"),
                line_shown(table.line), *(tag("p", note) for note in table.notes),
                plain_table(table.head, body), class_="block")
+
+
+def remade(table: Printed) -> str:
+    """That there are no records, and what making them takes."""
+    if not table.line:
+        return ""
+    time = f", in {table.minutes} minutes of two CPU cores or more" if table.minutes else ""
+    return f"; its records were not kept: this line makes them again{time}"
 
 
 def plain_table(head: list[str], body: list[Markup]) -> Markup:

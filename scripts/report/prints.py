@@ -21,6 +21,7 @@ class About:
     title: str
     data: str = ""
     line: str = ""
+    minutes: int = 0        # that the line takes at least, on two CPU cores; 0: not known
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Printed:
     lines: list[list[str]]
     data: str = ""
     line: str = ""
+    minutes: int = 0
     notes: tuple[str, ...] = ()     # what stands around it
 
 
@@ -58,7 +60,7 @@ def printed_in(path: Path, about: About, shown: str | None) -> Iterator[Printed]
     tables, notes = blocks(reading.text(path))
     for number, (head, lines) in enumerate(tables):
         if shown is None:
-            yield Printed(about.title, path, head, lines, about.data, about.line,
+            yield Printed(about.title, path, head, lines, about.data, about.line, about.minutes,
                           () if number else notes)
         elif number:
             yield Printed(f"{shown}: {', '.join(head[2:])}", path, head, lines)

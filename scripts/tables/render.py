@@ -16,6 +16,7 @@ import csv
 import dataclasses
 import functools
 import io
+import shlex
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from core.distributed import say
 from core.methods import fact, find_method, is_method
 from core.names import markdown_cell, printable
 from scripts.tables import plan, spec
+from scripts.tables.estimates import Estimates
+from scripts.tables.estimates import total as total_of
 from scripts.tables.measure import mean, points, print_points
 from scripts.tables.table import Choice, Line, Table
 
@@ -108,17 +111,33 @@ def main(argv: list[str] | None = None) -> None:
                                 perceptual=True))
         return
     entries = [entry for table in tables for entry in collect(table, cells)]
+    above = [header(table, cells, entries) for table in tables]
+    if not any(e.accuracies for e in entries):
+        words = [*Choice.of(arguments).words, *arguments.settings]
+        above.append(unmeasured(tables, cells, [arguments.table, *words]))
+        entries = [e for e in entries if not arguments.wide and (e.reported or e.independent)]
     head, lines = (wide if arguments.wide else long)(entries)
     writer = {"markdown": markdown, "csv": as_csv, "latex": latex}[arguments.format]
-    for text in filter(None, (header(table, cells, entries) for table in tables)):
+    for text in filter(None, above):
         if arguments.format == "csv":           # whose reader expects the head first
             say(text)
         else:
             print(f"% {printable(text)}" if arguments.format == "latex" else f"{text}\n")
-    print(writer(head, lines), end="")
+    if lines or arguments.format != "markdown":
+        print(writer(head, lines), end="")
     if arguments.wide and arguments.format == "markdown" and any(e.mark for e in entries):
         print(f"\n‡ does not poison: undefended, it costs less than {LEAST_COST:g} points of the "
               "clean accuracy")
+
+
+def unmeasured(tables: Iterable[Table], cells: list[plan.Cell], words: list[str]) -> str:
+    """Of a table without a record: that it is one, and the line that makes it."""
+    timings = Estimates()
+    times = [timings.of(artefact) for artefact in plan.wanted(cells, {})]
+    titles = "; ".join(dict.fromkeys(table.title for table in tables))
+    return (f"{titles}: none of its {len(cells)} cells has a record yet. python "
+            f"scripts/run_table.py {shlex.join(words)} makes them ({total_of(times)}); what "
+            "stands below, if anything, is published.")
 
 
 def header(table: Table, cells: list[plan.Cell], entries: list[Entry]) -> str:
