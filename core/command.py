@@ -25,7 +25,7 @@ from core.commands import COMMANDS, OWNER, Command
 from core.config import TYPED, Place
 from core.datasets import DataSettings, load, load_clean, note_missing_classes, root_of
 from core.device import DeviceSettings
-from core.errors import UserError
+from core.errors import ConfigError, UserError
 from core.imageset import ImageSet
 from core.job import Job
 from core.methods import fact, find_method, is_method, list_methods, trained_as
@@ -160,10 +160,14 @@ class Request:
     def check_images(self, shape: tuple[int, int]) -> None:
         """Raise UserError if the method cannot take images of this (height, width): what the
         sections of its configs that have a `check_images` say of it."""
-        for section in config.sections(self.train_config if self.command.trains else self.config):
+        top = (self.train_config, f"{self.method}.train") if self.command.trains else (
+            self.config, self.method)
+        for name, section in config.sections(*top):
             try:
                 if hasattr(section, "check_images"):
                     section.check_images(shape)
+            except ConfigError as error:
+                raise UserError(f"{name}.{error.key}: {error}") from None
             except UserError:
                 raise
             except ValueError as error:         # of a network (models/), which knows no method

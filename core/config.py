@@ -410,14 +410,17 @@ def plain(value: Any, *, identity: bool = False) -> Any:
     return value
 
 
-def sections(value: Any) -> Iterator[Any]:
-    """A config and every one inside it, also in lists."""
+def sections(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """A config and every one inside it, also in lists, each with the dotted name that it stands
+    under."""
+    inside: Iterable[tuple[Any, Any]] = ()
     if dataclasses.is_dataclass(value):
-        yield value
-        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from sections(item)
+        yield name, value
+        inside = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+    elif isinstance(value, (list, tuple)):
+        inside = enumerate(value)
+    for key, item in inside:
+        yield from sections(item, f"{name}.{key}")
 
 
 def dump(value: Any) -> str:

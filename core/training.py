@@ -35,7 +35,6 @@ from core.ranges import (
 )
 from core.run import Run
 from core.views import Views
-from core.views import check as check_views
 
 TEST_BATCH = 500                        # images of at most 32x32 a pass; of larger ones as many
 FEWEST = {"cpu": 8, "cuda": 128}        # pixels, but so many images
@@ -198,9 +197,6 @@ def train_classifier(
     Returns the trained model, on the run's device, and the clean test accuracies (NaN without a
     test set). Raises UserError if the loss stops being finite.
     """
-    if protocol.views is not None:
-        section = run.job.method if name == "classifier" else f"{run.job.method}.{name}"
-        check_views(protocol.views, train.image_shape, section)
     trained = model
     if protocol.mean is not None:
         model = Normalised(model, protocol.mean, protocol.std)

@@ -23,7 +23,7 @@ import torch
 
 from core.boxes import inside
 from core.device import to_device
-from core.errors import ConfigError, UserError
+from core.errors import ConfigError
 from core.ranges import (
     CountOrZero,
     Keys,
@@ -90,6 +90,20 @@ class Views(Keys):
         """Height and width of the views of such images."""
         return (self.size, self.size) if self.size else images
 
+    def check_images(self, shape: tuple[int, int]) -> None:
+        """Raise ConfigError unless images of this (height, width) give such views."""
+        height, width = self.shape_of(shape)
+        side, at = min(height, width), f"views of {height}x{width}"
+        if side < 2:
+            raise ConfigError("size", f"images of {height}x{width} give no views, which have two "
+                                      "pixels a side or more")
+        if self.blur and self.blur_kernel and self.blur_kernel // 2 >= side:
+            raise ConfigError("blur_kernel", f"{self.blur_kernel} is too large to be mirrored at "
+                                             f"the border of {at}; at most {2 * side - 1}")
+        if self.cutout > side:
+            raise ConfigError("cutout", f"a square of {self.cutout} is larger than {at}; at most "
+                                        f"{side}")
+
 
 class Drawn(NamedTuple):
     """What was drawn for a batch; None where an operation is not asked for. Tensors are on the
@@ -115,22 +129,6 @@ class Drawn(NamedTuple):
                        for value in self))
 
 
-def check(views: Views, shape: tuple[int, int], section: str) -> None:
-    """Raise UserError unless images of height and width `shape` give such views. `section` is where
-    the keys stand, such as 'simclr'."""
-    height, width = views.shape_of(shape)
-    side, at = min(height, width), f"views of {height}x{width}"
-    if side < 2:
-        raise UserError(f"{section}.views.size: images of {height}x{width} give no views; enlarge "
-                        "them by it")
-    if views.blur and views.blur_kernel and views.blur_kernel // 2 >= side:
-        raise UserError(f"{section}.views.blur_kernel: {views.blur_kernel} is too large to be "
-                        f"mirrored at the border of {at}; at most {2 * side - 1}")
-    if views.cutout > side:
-        raise UserError(f"{section}.views.cutout: a square of {views.cutout} is larger than {at}; "
-                        f"at most {side}")
-
-
 # --- drawing ---------------------------------------------------------------------------------
 
 
@@ -138,7 +136,8 @@ def draw(views: Views, count: int, shape: tuple[int, int], generator: torch.Gene
          device: torch.device | str = "cpu") -> Drawn:
     """The parameters of views of `count` images of height and width `shape`, from a generator of
     the CPU, so that they are the same for every device. What one operation draws does not depend on
-    which others are asked for. `check` says whether images of this shape give such views."""
+    which others are asked for. Images of this shape give such views
+    (`Views.check_images`)."""
     device = torch.device(device)
     uniform = torch.rand(count, COLUMNS, generator=generator)
     order = torch.randperm(len(JITTER), generator=generator).tolist()

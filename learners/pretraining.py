@@ -95,7 +95,6 @@ def fit(make: Make, train: ImageSet, test: ImageSet, config: Pretraining, run: R
     `make` gets the encoder, behind its normalisation, and the channels of its features; the method
     gets what `see` gives, by default two views; `judges` are `images_of`, where that was asked."""
     known, saw = judges or images_of(train, config.probe, run)
-    views.check(config.views, train.image_shape, run.job.method)
     check_neighbours(config.neighbours, known, run.job.method)
     if config.batch_size % run.world.size:
         raise UserError(f"{run.job.method}.batch_size: {run.world.size} processes cannot share "

@@ -48,7 +48,6 @@ from core.run import Run
 from core.streams import BLOCK, by_block
 from core.training import Normalised, check_normalisation
 from core.views import Views, apply, draw
-from core.views import check as check_views
 from models.classifiers import Architecture, check_images
 from models.contrastive import BYOL_PROJECTED, Projected, byol_head, encoder, head
 from poisons.crafting import on_device
@@ -152,7 +151,6 @@ def uniform(clean: ImageSet, config: Shared, run: Run) -> torch.Tensor:
 
 def build(clean: ImageSet, config: Shared, run: Run) -> nn.Module:
     """The learner that is the surrogate: called on two views of a batch, it gives the loss."""
-    check_views(config.views, clean.image_shape, run.job.method)
     name, shape = config.algorithm, config.views.shape_of(clean.image_shape)
     with run.initialisation("surrogate"):
         body, channels = encoder(config.architecture, clean.num_classes, shape, config.width)

@@ -6,17 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import new_run
+from conftest import run_command
 from torchvision.transforms import ColorJitter, RandomResizedCrop, Resize
 from torchvision.transforms import functional as tv
 
+import evaluate
 from core import views
 from core.config import build, parse
-from core.errors import UserError
-from core.training import Protocol, train_classifier
+from core.errors import ConfigError, UserError
 from core.views import Drawn, Views, apply, draw
-from learners import simclr
-from poisons import contrast
+from poisons.__main__ import main as poison
 
 ALL = Views(blur=0.5, solarize=0.5, cutout=8, noise=4 / 255)
 TENSORS = ("boxes", "mirrored", "factors", "grey", "sigma", "solarized", "corners", "noise")
@@ -295,31 +294,27 @@ def test_wrong_keys_are_named(text, message):
         build(Views, parse(text, "views"), "")
 
 
-@pytest.mark.parametrize(("values", "shape", "message"), [
-    ({"blur": 1, "blur_kernel": 17}, (8, 8),
-     "it.views.blur_kernel: 17 is too large to be mirrored at the border of views of 8x8; at most "
-     "15"),
-    ({"cutout": 9}, (8, 12), "it.views.cutout: a square of 9 is larger than views of 8x12; at most "
-                             "8"),
-    ({"cutout": 9, "size": 5}, (32, 32), "it.views.cutout: a square of 9 is larger than views of "
-                                         "5x5; at most 5"),
-    ({}, (1, 1), "it.views.size: images of 1x1 give no views; enlarge them by it")])
-def test_views_that_images_do_not_give(values, shape, message):
-    with pytest.raises(UserError, match=f"^{message}$"):
-        views.check(Views(**values), shape, "it")
-    views.check(Views(blur_kernel=17, cutout=8), (8, 8), "it")      # no blur is asked for
+@pytest.mark.parametrize(("values", "shape", "key", "message"), [
+    ({"blur": 1, "blur_kernel": 17}, (8, 8), "blur_kernel",
+     "17 is too large to be mirrored at the border of views of 8x8; at most 15"),
+    ({"cutout": 9}, (8, 12), "cutout", "a square of 9 is larger than views of 8x12; at most 8"),
+    ({"cutout": 9, "size": 5}, (32, 32), "cutout",
+     "a square of 9 is larger than views of 5x5; at most 5"),
+    ({}, (1, 1), "size", "images of 1x1 give no views, which have two pixels a side or more")])
+def test_views_that_images_do_not_give(values, shape, key, message):
+    with pytest.raises(ConfigError) as caught:
+        Views(**values).check_images(shape)
+    assert (caught.value.key, str(caught.value)) == (key, message)
+    Views(blur_kernel=17, cutout=8).check_images((8, 8))        # no blur is asked for
 
 
-def test_errors_of_views_name_the_section_they_stand_in(few, tmp_path):
-    """Of a learner, of a classifier, of a poison and of a poison's surrogate."""
-    data, asked = few.first(40), Views(cutout=17)
-    protocol = Protocol(crop_padding=0, flip=False, views=asked)
-    with new_run(tmp_path / "out", method="cp") as run:
-        for section, work in (
-                ("cp", lambda: simclr.fit(data, data, simclr.Config(views=asked), run)),
-                ("cp", lambda: contrast.build(data, contrast.Shared(views=asked), run)),
-                ("cp", lambda: train_classifier(None, data, None, protocol, run)),
-                ("cp.surrogate",
-                 lambda: train_classifier(None, data, None, protocol, run, "surrogate"))):
-            with pytest.raises(UserError, match=rf"^{section}\.views\.cutout: a square of 17"):
-                work()
+@pytest.mark.parametrize(("main", "method", "section"), [
+    (evaluate.main, "simclr", "simclr"), (evaluate.main, "standard", "standard"),
+    (poison, "cp", "cp"), (poison, "tap", "tap.surrogate")])
+def test_errors_of_views_name_the_section_they_stand_in(main, method, section):
+    words = [f"{section}.views.cutout=17"]
+    if section in ("standard", "tap.surrogate"):
+        words += [f"{section}.crop_padding=0", f"{section}.flip=false"]
+    outcome = run_command(main, f"method={method}", "data=digits", *words, "--dry-run")
+    assert outcome.error == (f"{section}.views.cutout: a square of 17 is larger than views of "
+                             "16x16; at most 16")
