@@ -15,6 +15,14 @@ from core.errors import UserError
 COIN_REACH = (0.8, 1.2, 1.6, 2.0, 2.4, 2.8, 3.2)
 
 
+def check_mirrored(key: str, size: int, shape: tuple[int, int]) -> None:
+    """Raise UserError unless images of this (height, width) can be mirrored at their border as far
+    as a filter of `size` pixels a side, the value of `key`, reaches."""
+    if size // 2 >= min(shape):
+        raise UserError(f"{key}: {size} is too large to be mirrored at the border of images of "
+                        f"{shape[0]}x{shape[1]}")
+
+
 def warp(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     """Every pixel is what lies at its own place moved by `shifts` (B, 2, H, W: down, to the right;
     in pixels), bilinear between four pixels; one shift for the three channels.

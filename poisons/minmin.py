@@ -6,6 +6,7 @@ A round trains the surrogate for a few steps on the noised images, then moves th
 Huang et al., ICLR 2021, equation 2; code HanxunH/Unlearnable-Examples.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -58,11 +59,13 @@ def bound(config: Shared) -> tuple[str, float]:
     return "linf", config.epsilon
 
 
-def build_surrogate(clean: ImageSet, config: Shared, run: Run
+def build_surrogate(clean: ImageSet, config, run: Run,
+                    behind: Callable[[nn.Module], nn.Module] = lambda network: network
                     ) -> tuple[nn.Module, torch.optim.SGD]:
+    """The network that `config` names, perhaps put `behind` something, and its optimiser."""
     with run.initialisation("surrogate"):
         model = classifier(config.architecture, clean.num_classes, clean.image_shape, config.width)
-    model = run.device.place(model)
+    model = run.device.place(behind(model))
     return model, torch.optim.SGD(model.parameters(), config.learning_rate, config.momentum,
                                   weight_decay=config.weight_decay)
 

@@ -41,9 +41,10 @@ from core.run import Run
 from core.streams import BLOCK
 from core.training import Normalised, right
 from core.views import TRIES, random_boxes
-from models.classifiers import Architecture, check_images, classifier
+from models.classifiers import Architecture, check_images
 from poisons.crafting import add_noise, craft_rows, on_device
 from poisons.frozen import FrozenSurrogate
+from poisons.minmin import build_surrogate
 from poisons.transforms import crop_and_flip, resized_crop_and_flip
 
 VERSION = 1
@@ -104,7 +105,8 @@ def min_min_max(clean: ImageSet, config: Config, run: Run, inner: "Adversary") -
     """The formula above, over theta too: every step makes the noise of its minibatch, with the
     adversary `inner` inside, and trains the surrogate against `attack`; then the last surrogate's
     noise for every image. Resumable."""
-    model, optimizer = build_surrogate(clean, config, run)
+    model, optimizer = build_surrogate(clean, config, run, lambda network: Normalised(
+        network, (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)))
     frozen = FrozenSurrogate(model, run.device)
     network = run.device.maybe_compile(model)
     minibatches = Shuffled(clean, config.batch_size, run, config.train_steps)
@@ -135,16 +137,6 @@ def min_min_max(clean: ImageSet, config: Config, run: Run, inner: "Adversary") -
         return defend_in_parts(images, labels, frozen, config, block_draws(run, rows), inner)
 
     return add_noise(clean, noise, run, slice_rows=BLOCK)
-
-
-def build_surrogate(clean: ImageSet, config: Config, run: Run
-                    ) -> tuple[nn.Module, torch.optim.SGD]:
-    with run.initialisation("surrogate"):
-        model = Normalised(classifier(config.architecture, clean.num_classes, clean.image_shape,
-                                      config.width), (0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
-    model = run.device.place(model)
-    return model, torch.optim.SGD(model.parameters(), config.learning_rate, config.momentum,
-                                  weight_decay=config.weight_decay)
 
 
 def train_step(network: nn.Module, optimizer: torch.optim.SGD, images: torch.Tensor,

@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 
-from core.errors import UserError
+from core.filters import check_mirrored
 from core.imageset import ImageSet
 from core.ranges import Keys, Positive, Range, StepSize
 from core.run import Run
@@ -31,9 +31,7 @@ class Config(Keys):
     sigma_space: Positive = 75.0            # in pixels; REM: 75
 
     def check_images(self, shape: tuple[int, int]) -> None:
-        if self.diameter // 2 >= min(shape):
-            raise UserError(f"bilateral.diameter: {self.diameter} is too large to be mirrored at "
-                            f"the border of images of {shape[0]}x{shape[1]}")
+        check_mirrored("bilateral.diameter", self.diameter, shape)
 
 
 def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:

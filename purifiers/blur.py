@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 
-from core.errors import UserError
+from core.filters import check_mirrored
 from core.imageset import ImageSet
 from core.ranges import Keys, Positive, Range
 from core.run import Run
@@ -34,9 +34,7 @@ class Config(Keys):
     sigma: Positive | None = 0.1
 
     def check_images(self, shape: tuple[int, int]) -> None:
-        if self.kernel // 2 >= min(shape):
-            raise UserError(f"blur.kernel: {self.kernel} is too large to be mirrored at the border "
-                            f"of images of {shape[0]}x{shape[1]}")
+        check_mirrored("blur.kernel", self.kernel, shape)
 
 
 def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:

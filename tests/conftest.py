@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from core import commit
+from core import commit, files
 from core.datasets import DataSettings, load
 from core.device import DeviceSettings
 from core.imageset import ImageSet
@@ -112,6 +112,32 @@ def process(*words: object, ranks: int = 0, **environment: str) -> subprocess.Po
     return subprocess.Popen(
         [*start, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment})
+
+
+class Death(BaseException):
+    """As sudden as a kill, but within this process: what nothing catches."""
+
+
+@contextlib.contextmanager
+def operations(die_at: int | None = None) -> Iterator[list[str]]:
+    """The changes on disk inside, as they happen; the one of number `die_at` raises Death."""
+    seen: list[str] = []
+
+    def operation(kind, path):
+        seen.append(kind)
+        if len(seen) == die_at:
+            raise Death
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "operation", operation)
+        yield seen
+
+
+def patterned(few: ImageSet, folder: Path) -> Path:
+    """The few digits with one pattern a class, as an ImageSet folder."""
+    patterns = np.random.default_rng(0).integers(-20, 21, (10, 16, 16, 3))
+    images = np.clip(few.images.astype(int) + patterns[few.labels], 0, 255).astype(np.uint8)
+    return write_imageset(folder, images, few.labels)
 
 
 def write_imageset(folder: Path, images: np.ndarray, labels: np.ndarray, classes: int = 10,

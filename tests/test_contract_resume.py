@@ -1,21 +1,17 @@
 """Every method dies in its middle, and the same line ends with the bytes of a run that did not."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
-from conftest import write_imageset
+from conftest import Death, operations, write_imageset
 from crash_driver import content
 from methods import HALVES, line_of, run_small
 
-import core.files
 import core.run
 
 ROWS = 40
 pytestmark = pytest.mark.usefixtures("short_refit")
-
-
-class Death(BaseException):
-    """What nothing catches."""
 
 
 @pytest.fixture(scope="module")
@@ -30,40 +26,31 @@ def save_always(monkeypatch):
     monkeypatch.setattr(core.run, "SAVE_SECONDS", 0.0)
 
 
-def run(case, clean: Path, out: Path, monkeypatch, die_at: int | None = None) -> tuple[int, str]:
+def run(case, clean: Path, out: Path, die_at: int | None = None) -> tuple[int, str]:
     """Run a method in a folder, or die at its operation number `die_at` on the disk: how many it
     did, and what it said."""
     out.mkdir(exist_ok=True)
-    count = 0
-
-    def operation(kind, path):
-        nonlocal count
-        count += 1
-        if count == die_at:
-            raise Death
-
-    with monkeypatch.context() as patch:
-        patch.setattr(core.files, "operation", operation)
-        patch.chdir(out)                    # a folder that is named alike is written down alike
+    # A folder that is named alike is written down alike.
+    with operations(die_at) as seen, contextlib.chdir(out):
         outcome = run_small(*case, clean, Path("out"))
     assert outcome.status == 0, outcome.stderr
-    return count, outcome.stderr
+    return len(seen), outcome.stderr
 
 
 @pytest.mark.parametrize("parts", [
     pytest.param([0.5], id="half"),
     pytest.param([part / 12 for part in range(1, 12)], id="twelfths", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", HALVES, ids=["-".join(filter(None, case)) for case in HALVES])
-def test_a_method_that_died_in_its_middle_goes_on(case, parts, clean, tmp_path, monkeypatch):
+def test_a_method_that_died_in_its_middle_goes_on(case, parts, clean, tmp_path):
     line_of(*case, clean, tiny=True)                    # makes what it reads
-    operations, _ = run(case, clean, tmp_path / "straight", monkeypatch)
+    total, _ = run(case, clean, tmp_path / "straight")
     straight = content(tmp_path / "straight" / "out")
     for part in parts:
         out = tmp_path / f"died-at-{part:.2f}"
         with pytest.raises(Death):
-            run(case, clean, out, monkeypatch, die_at=round(part * operations))
-        again, said = run(case, clean, out, monkeypatch)
+            run(case, clean, out, die_at=round(part * total))
+        again, said = run(case, clean, out)
         assert content(out / "out") == straight
         if part == 0.5:                     # near the ends nothing is begun, or all is done
             assert "resuming" in said
-            assert again < operations
+            assert again < total

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CONFIGS, content, run_command, succeed
+from conftest import CONFIGS, Death, content, operations, run_command, succeed
 from PIL import Image
 
-from core import decoding, files, large, memory, outlines, pictures
+from core import decoding, large, memory, outlines, pictures
 from core.command import parse
 from core.datasets import DataSettings, load, load_test
 from core.errors import UserError
@@ -151,30 +151,17 @@ def test_a_folder_of_damaged_pictures_is_no_set(tmp_path):
     assert outcome.error == f"{tmp_path}/x: none of its 1 pictures can be read"
 
 
-class Died(BaseException):
-    """As kill -9: nothing is tidied."""
-
-
 @pytest.mark.parametrize("damaged", [False, True])
-def test_killed_anywhere_the_same_bytes(tmp_path, folder, small_slices, monkeypatch, damaged):
+def test_killed_anywhere_the_same_bytes(tmp_path, folder, small_slices, damaged):
     if damaged:
         break_off(folder / "a/1.jpg")
         break_off(folder / "b/9.jpg")
-    count, die_at = 0, None
-
-    def operation(kind, path):
-        nonlocal count
-        count += 1
-        if count == die_at:
-            raise Died
-
-    monkeypatch.setattr(files, "operation", operation)
-    expected = content(decoded(folder, "--skip-damaged", "--out", tmp_path / "whole"))
-    for moment in np.linspace(8, count - 3, 12).astype(int):
-        count, die_at, out = 0, moment, tmp_path / f"died{moment}"
-        with contextlib.suppress(Died):
+    with operations() as seen:
+        expected = content(decoded(folder, "--skip-damaged", "--out", tmp_path / "whole"))
+    for moment in np.linspace(8, len(seen) - 3, 12).astype(int):
+        out = tmp_path / f"died{moment}"
+        with contextlib.suppress(Death), operations(moment):
             run_command(import_folder, folder, "--size", SIZE, "--skip-damaged", "--out", out)
-        die_at = None
         assert content(decoded(folder, "--skip-damaged", "--out", out)) == expected
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIGS, new_run, run_command, write_imageset
+from conftest import CONFIGS, Death, new_run, operations, run_command, write_imageset
 
 import core.run
-from core import files, imageset
+from core import imageset
 from core.batches import Batches
 from core.command import parse
 from core.errors import ConfigError
@@ -540,27 +540,14 @@ def test_values_out_of_range_are_refused(attack, key, value):
 # --- deaths ----------------------------------------------------------------------------------
 
 
-class Died(BaseException):
-    """As sudden as a kill, but within this process."""
-
-
 def run_until(attack, clean, config, out, die_at: int | None = None):
     """The attack, dying at the k-th change on disk: (operations, images, log), or None if dead."""
-    count = 0
-
-    def operation(kind, path):
-        nonlocal count
-        count += 1
-        if count == die_at:
-            raise Died
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "operation", operation)
+    with operations(die_at) as seen:
         try:
             images, log = poisoned_by(attack, clean, config, out)
-        except Died:
+        except Death:
             return None
-    return count, images, [{k: v for k, v in line.items() if k != "seconds"} for line in log]
+    return len(seen), images, [{k: v for k, v in line.items() if k != "seconds"} for line in log]
 
 
 @each_form
@@ -571,9 +558,9 @@ def test_a_run_killed_anywhere_ends_with_the_same_bytes(tmp_path, monkeypatch, a
     monkeypatch.setattr(imageset, "SLICE_ROWS", 4)
     clean = small.first(12)
     config = tiny(attack, train_steps=2, batch_size=6)
-    operations, images, log = run_until(attack, clean, config, tmp_path / "whole")
+    total, images, log = run_until(attack, clean, config, tmp_path / "whole")
     halfway = 0
-    for die_at in np.linspace(8, operations, 6).astype(int):
+    for die_at in np.linspace(8, total, 6).astype(int):
         out = tmp_path / f"died{die_at}"
         assert run_until(attack, clean, config, out, die_at) is None
         for state in out.with_name(f"{out.name}.partial").glob("state/round*.pt"):
@@ -590,11 +577,11 @@ def test_no_death_after_the_stop_makes_it_learn_again(tmp_path, monkeypatch, att
     config = tiny(attack, stop_error=0.99)
 
     def die(*arguments, **keys):
-        raise Died
+        raise Death
 
     with monkeypatch.context() as patch:
         patch.setattr(ImageSet, "map_rows", die)
-        with pytest.raises(Died):
+        with pytest.raises(Death):
             poisoned_by(attack, small, config, tmp_path / "out")
     monkeypatch.setattr(attack, "train_step", die)
     images, log = poisoned_by(attack, small, config, tmp_path / "out")

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIGS, content, digest, new_run, run_command, succeed, write_imageset
+from conftest import (
+    CONFIGS,
+    content,
+    digest,
+    new_run,
+    patterned,
+    run_command,
+    succeed,
+    write_imageset,
+)
 from safetensors.torch import load_file
 from torch import nn
 
@@ -29,10 +38,7 @@ BOTH = pytest.mark.parametrize("name", ["vae", "ae"])
 
 @pytest.fixture(scope="module")
 def poisoned(few, tmp_path_factory):
-    """320 digits with one pattern a class: an ImageSet folder."""
-    patterns = np.random.default_rng(0).integers(-20, 21, (10, 16, 16, 3))
-    images = np.clip(few.images.astype(int) + patterns[few.labels], 0, 255).astype(np.uint8)
-    return write_imageset(tmp_path_factory.mktemp("vae") / "poisoned", images, few.labels)
+    return patterned(few, tmp_path_factory.mktemp("vae") / "poisoned")
 
 
 @pytest.fixture(scope="module")
