@@ -13,7 +13,7 @@ from core.imageset import title
 from core.names import printable
 from core.unfinished import partial_of
 from core.workfolder import UNHASHED
-from scripts.finding.disk import Disk, Work, look, scan
+from scripts.finding.disk import Disk, Work, scan, work_at
 from scripts.tables import noted
 from scripts.tables.estimates import about
 
@@ -29,8 +29,8 @@ def show(folder: Path, *, clean: bool = False, yes: bool = False) -> None:
     unused = removable(disk)
     for work in unused if clean else disk.works:
         kept = why_kept(disk, work) or "nothing needs it"
-        print(printable(f"{size(work.size):>8}  {day(work.path)}  {work.path}: {told(work)}; "
-                        f"{kept}"))
+        print(printable(f"{in_units(work.size):>8}  {date_of(work.path)}  {work.path}: "
+                        f"{described(work)}; {kept}"))
     for line in summary(disk, unused):
         print(printable(line))
     if clean and unused:
@@ -58,21 +58,21 @@ def why_kept(disk: Disk, work: Work) -> str:
     if not work.finished:
         if (who := holder(work.path)) is not None:
             return f"being made by {who}"
-        if not work.nobodys and not disk.left_over(work):
+        if not work.barely_begun and not disk.left_over(work):
             return "its line resumes it"
     if work in disk.needed:
         users = disk.users[work]
         begun = [user for user in users if not user.finished]
         if begun:
             return f"needed by {begun[0].path}"
-        if work in disk.needed_still:
+        if work in disk.needed_by_unfinished:
             return "needed by a table that was begun"
         return (f"behind {len(users)} finished artefact{'s' * (len(users) > 1)}" if users
                 else "behind a record in results/")
-    return others(work)
+    return why_not_ours(work)
 
 
-def others(work: Work) -> str:
+def why_not_ours(work: Work) -> str:
     """What is in a folder beside the work itself, or whose it is, if it is not ours to remove."""
     if os.getuid() not in (0, work.path.stat().st_uid):
         return "another user's"
@@ -95,7 +95,7 @@ def holder(path: Path) -> str | None:
 # --- saying ----------------------------------------------------------------------------------
 
 
-def told(work: Work) -> str:
+def described(work: Work) -> str:
     """'set, cifar10 > em > jpeg, made in 40 s'."""
     if not work.finished:
         return "damaged" if work.damage else "unfinished"
@@ -115,27 +115,27 @@ def told(work: Work) -> str:
 
 def summary(disk: Disk, unused: list[Work]) -> Iterator[str]:
     """What all of it takes, which tables are unfinished, and what could go."""
-    idle = [work for work in disk.needed - disk.needed_still if work.kind != "record"]
-    yield (f"{disk.folder}: {len(disk.works)} artefacts, {size(total(disk.works))}; logs and the "
-           f"like {size(disk.beside)}")
-    for table in disk.tables:
+    idle = [work for work in disk.needed - disk.needed_by_unfinished if work.kind != "record"]
+    yield (f"{disk.folder}: {len(disk.works)} artefacts, {total_size(disk.works)}; logs and the "
+           f"like {in_units(disk.tables_bytes)}")
+    for table in disk.unfinished_tables:
         yield (f"begun, with records to make: {table.line}; its sets are kept (removing "
                f"{table.path} forgets it)")
-    if disk.strangers:
-        yield (f"{len(disk.strangers)} files and links that no command here made, such as "
-               f"{disk.strangers[0]}: left alone")
+    if disk.strange_files:
+        yield (f"{len(disk.strange_files)} files and links that no command here made, such as "
+               f"{disk.strange_files[0]}: left alone")
     if idle:
-        yield (f"{len(idle)} sets and checkpoints ({size(total(idle))}) stand behind finished "
+        yield (f"{len(idle)} sets and checkpoints ({total_size(idle)}) stand behind finished "
                "records alone: pictures and distances read them; the same lines make them again")
-    yield (f"nothing needs {len(unused)} of them ({size(total(unused))})"
+    yield (f"nothing needs {len(unused)} of them ({total_size(unused)})"
            + ("; --clean removes these" if unused else ""))
 
 
-def total(works: Iterable[Work]) -> int:
-    return sum(work.size for work in works)
+def total_size(works: Iterable[Work]) -> str:
+    return in_units(sum(work.size for work in works))
 
 
-def size(number: int) -> str:
+def in_units(number: int) -> str:
     """'1.2 GB', in powers of 1000 as disks are sold."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
@@ -144,7 +144,7 @@ def size(number: int) -> str:
     return f"{number:.1f} TB"
 
 
-def day(path: Path) -> str:
+def date_of(path: Path) -> str:
     with contextlib.suppress(OSError):
         return time.strftime("%Y-%m-%d", time.localtime(path.stat().st_mtime))
     return "-"
@@ -173,7 +173,7 @@ def remove(disk: Disk, asked: list[Work], yes: bool) -> None:
         if not sys.stdin.isatty():
             raise UserError("--clean asks before it removes anything; add --yes where nobody can "
                             "answer")
-        print(f"remove these {len(asked)} ({size(total(asked))})? [y/N] ", end="", flush=True)
+        print(f"remove these {len(asked)} ({total_size(asked)})? [y/N] ", end="", flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             print("nothing was removed")
             return
@@ -194,7 +194,7 @@ def remove_one(work: Work) -> bool:
     except (lock.Held, UserError):
         return False
     try:
-        now, alone = look(work.path, work.path.parent), os.listdir(partial) == [lock.NAME]
+        now, alone = work_at(work.path, work.path.parent), os.listdir(partial) == [lock.NAME]
         same = now is not None and now.fingerprint == work.fingerprint
         if not (alone if work.finished else same):
             return False

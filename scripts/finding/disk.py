@@ -12,7 +12,7 @@ import functools
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from core.errors import UserError
 from core.unfinished import is_partial, partial_of
 from scripts.tables import noted
 
-BESIDE = ("logs", "claims", "workers", "plans", "timings.jsonl")    # of tables, in runs/
+OF_TABLES = ("logs", "claims", "workers", "plans", "timings.jsonl")     # in runs/, no artefacts
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -31,22 +31,22 @@ class Work:
     """A finished artefact, an unfinished one, or one that cannot be read."""
 
     path: Path
-    kind: str                       # of artefact; "": unfinished or damaged
-    fingerprint: str | None         # None: nobody's, or damaged
-    meta: dict                      # of a finished one; a record's is its record.json
-    content: frozenset[str]         # SHA-256 of its images or weights
-    mentions: frozenset[str]        # every digest that it knows of others
-    places: frozenset[str]          # and every path, absolute
     size: int                       # bytes on the disk
-    damage: str = ""
+    kind: str = ""                  # of artefact; "": unfinished or damaged
+    fingerprint: str | None = None  # None: barely begun, or damaged
+    meta: dict = field(default_factory=dict)    # of a finished one; a record's is its record.json
+    digests: frozenset[str] = frozenset()       # SHA-256 of its images or weights
+    others_digests: frozenset[str] = frozenset()    # every digest that it knows of others
+    paths: frozenset[str] = frozenset()             # and every path, absolute
+    damage: str = ""                # why it cannot be read
 
     @property
     def finished(self) -> bool:
         return bool(self.kind)
 
     @property
-    def nobodys(self) -> bool:
-        """Begun, and left before it was said what it would be."""
+    def barely_begun(self) -> bool:
+        """Left before it was said what it would be: nobody resumes it."""
         return not self.finished and not self.damage and self.fingerprint is None
 
 
@@ -56,19 +56,19 @@ class Disk:
 
     folder: Path
     works: list[Work]
-    tables: list[noted.Noted]       # begun, with records to make
-    strangers: list[Path]           # nothing that these commands made
-    beside: int                     # bytes of logs and the like
+    unfinished_tables: list[noted.Noted]    # begun, with records to make
+    strange_files: list[Path]       # that no command here made
+    tables_bytes: int               # of logs and the like
 
     @functools.cached_property
     def needed(self) -> set[Work]:
         """By records, unfinished work and tables, directly or through others."""
-        return self._behind([*self._kept, *committed(self.folder)], self.tables)
+        return self._needed_by([*self._kept_anyway, *committed_records(self.folder)])
 
     @functools.cached_property
-    def needed_still(self) -> set[Work]:
-        """The same by what is not finished."""
-        return self._behind([work for work in self._kept if not work.finished], self.tables)
+    def needed_by_unfinished(self) -> set[Work]:
+        """The same by unfinished work and tables alone."""
+        return self._needed_by(work for work in self._kept_anyway if not work.finished)
 
     @functools.cached_property
     def users(self) -> dict[Work, list[Work]]:
@@ -80,9 +80,10 @@ class Disk:
         return found
 
     @property
-    def _kept(self) -> list[Work]:
+    def _kept_anyway(self) -> list[Work]:
+        """Records and unfinished work: kept for their own sake."""
         return [work for work in self.works if work.kind == "record"
-                or not (work.finished or work.nobodys or self.left_over(work))]
+                or not (work.finished or work.barely_begun or self.left_over(work))]
 
     def left_over(self, work: Work) -> bool:
         """Whether it is OUT.partial of an OUT that is there."""
@@ -91,24 +92,26 @@ class Disk:
             for other in self.works)
 
     @functools.cached_property
-    def _index(self) -> dict[str, list[Work]]:
+    def _works_by_name(self) -> dict[str, list[Work]]:
         """Works by everything that another may know of them."""
         found: dict[str, list[Work]] = {}
         for work in self.works:
             if work.finished:
-                for key in (work.fingerprint, *work.content, os.path.abspath(work.path),
+                for key in (work.fingerprint, *work.digests, os.path.abspath(work.path),
                             os.path.realpath(work.path)):
                     found.setdefault(key, []).append(work)
         return found
 
     def needs_of(self, work: Work) -> set[Work]:
         """What a work needs."""
-        return {other for key in (*work.mentions, *work.places)
-                for other in self._index.get(key, ()) if other is not work}
+        return {other for key in (*work.others_digests, *work.paths)
+                for other in self._works_by_name.get(key, ()) if other is not work}
 
-    def _behind(self, roots: Iterable[Work], tables: Iterable[noted.Noted]) -> set[Work]:
-        found, left = set(), list(roots)
-        wanted = {fingerprint for table in tables for fingerprint in table.artefacts}
+    def _needed_by(self, users: Iterable[Work]) -> set[Work]:
+        """What these or an unfinished table need, directly or through others."""
+        found, left = set(), list(users)
+        wanted = {fingerprint for table in self.unfinished_tables
+                  for fingerprint in table.artefacts}
         for work in self.works:
             if work.finished and work.fingerprint in wanted:
                 found.add(work)
@@ -133,116 +136,125 @@ def scan(folder: Path) -> Disk:
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder / noted.PLANS.name}: a file there is damaged; remove it, and run "
                         "its table again before anything is removed") from None
-    works, strangers, beside = [], [], 0
+    works, strange_files, tables_bytes = [], [], 0
     for place, names, file_names in os.walk(folder):
         place = Path(place)
         if place == folder:
-            for name in BESIDE:
-                beside += size_of(folder / name)
-            names[:] = sorted(set(names) - set(BESIDE))
-            file_names = set(file_names) - set(BESIDE)
-        elif (work := look(place, folder.parent)) is not None:
+            for name in OF_TABLES:
+                tables_bytes += size_of(folder / name)
+            names[:] = sorted(set(names) - set(OF_TABLES))
+            file_names = set(file_names) - set(OF_TABLES)
+        elif (work := work_at(place, folder.parent)) is not None:
             works.append(work)
             names.clear()
             continue
-        strangers += [place / name for name in sorted(file_names)]
-        strangers += [place / name for name in names if (place / name).is_symlink()]
+        strange_files += [place / name for name in sorted(file_names)]
+        strange_files += [place / name for name in names if (place / name).is_symlink()]
         names.sort()
     done = {work.fingerprint for work in works if work.finished} | {*records.committed()}
-    return Disk(folder, works, [table for table in tables if not table.until <= done], strangers,
-                beside)
+    return Disk(folder, works, [table for table in tables if not table.until <= done],
+                strange_files, tables_bytes)
 
 
-def look(path: Path, start: Path) -> Work | None:
+def work_at(path: Path, start: Path) -> Work | None:
     """What a folder is; None if it is no work of ours. `start`: where paths may begin."""
-    size = functools.partial(size_of, path)
     if is_partial(Path(path.name)):
-        try:
-            lock.check_ours(path)
-        except (UserError, OSError):
-            return None
-        begun, damage = {}, ""
-        for name in ("meta.json", "run.json"):
-            try:
-                begun = begun or dict(files.read_json(path / name))
-            except FileNotFoundError:
-                continue
-            except (OSError, ValueError, TypeError):
-                damage = f"{name} is damaged"
-        return Work(path, "", begun.get("fingerprint"), {}, frozenset(), digests_in(begun),
-                    places_in(path, start, begun), size(), damage)
+        return unfinished_at(path, start)
     if not (path / "meta.json").is_file():
         return None
-    known = frozenset()
     try:
         meta = read_any_meta(path)
         said = files.read_json(path / "record.json") if meta["kind"] == "record" else meta
         if not isinstance(said, dict):
             raise UserError(f"{path / 'record.json'} is damaged")
     except (UserError, OSError, ValueError) as error:
-        with contextlib.suppress(OSError):          # what it needs is better kept
-            known = frozenset(DIGEST.findall((path / "meta.json").read_text("utf-8", "replace")))
-        return Work(path, "", None, {}, frozenset(), known, places_in(path, start, {}), size(),
-                    str(error) or "it is damaged")
+        return Work(path, size_of(path), damage=str(error) or "it is damaged",
+                    others_digests=digests_in_damaged(path / "meta.json"),
+                    paths=paths_in(path, start, {}))
     others = {key: value for key, value in said.items() if key != "digests"}
-    content = frozenset(digest for name, digest in meta["digests"].items()
-                        if name not in ("labels.npy", "record.json"))
-    return Work(path, meta["kind"], meta["fingerprint"], {**said, "digests": meta["digests"]},
-                content, digests_in(others) - {meta["fingerprint"]},
-                places_in(path, start, meta), size())
+    own = frozenset(digest for name, digest in meta["digests"].items()
+                    if name not in ("labels.npy", "record.json"))
+    return Work(path, size_of(path), meta["kind"], meta["fingerprint"],
+                {**said, "digests": meta["digests"]}, own,
+                digests_in(others) - {meta["fingerprint"]}, paths_in(path, start, meta))
 
 
-def committed(folder: Path) -> Iterator[Work]:
+def unfinished_at(path: Path, start: Path) -> Work | None:
+    """The work in an OUT.partial; None if it is not ours."""
+    try:
+        lock.check_ours(path)
+    except (UserError, OSError):
+        return None
+    begun, damage = {}, ""
+    for name in ("meta.json", "run.json"):
+        try:
+            begun = begun or dict(files.read_json(path / name))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, TypeError):
+            damage = f"{name} is damaged"
+    return Work(path, size_of(path), fingerprint=begun.get("fingerprint"), damage=damage,
+                others_digests=digests_in(begun), paths=paths_in(path, start, begun))
+
+
+def digests_in_damaged(path: Path) -> frozenset[str]:
+    """What can still be read: what a damaged work needs is better kept."""
+    with contextlib.suppress(OSError):
+        return frozenset(DIGEST.findall(path.read_text("utf-8", "replace")))
+    return frozenset()
+
+
+def committed_records(folder: Path) -> Iterator[Work]:
     """The records that are kept in git, here and beside a folder: they may stand on sets in it."""
     for start in {Path.cwd(), folder.resolve().parent}:
         for path in (start / records.COMMITTED).rglob("meta.json"):
-            if (work := look(path.parent, start)) is not None:
+            if (work := work_at(path.parent, start)) is not None:
                 yield work
 
 
-def texts(value: Any) -> Iterator[str]:
+def texts_in(value: Any) -> Iterator[str]:
     """Every text in a JSON value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from texts(item)
+            yield from texts_in(item)
 
 
 def digests_in(value: Any) -> frozenset[str]:
-    return frozenset(text for text in texts(value) if DIGEST.fullmatch(text))
+    return frozenset(text for text in texts_in(value) if DIGEST.fullmatch(text))
 
 
-def places_in(path: Path, start: Path, meta: dict) -> frozenset[str]:
+def paths_in(path: Path, start: Path, meta: dict) -> frozenset[str]:
     """Every text of a work's config.yaml and meta.json that may be a path, as one: it may begin
     where we are, where runs/ lies, or where meta.json says that its command was."""
-    said = set(texts({key: value for key, value in meta.items() if key != "digests"}))
+    said = set(texts_in({key: value for key, value in meta.items() if key != "digests"}))
     with contextlib.suppress(OSError, UserError):
-        said |= set(values_in(path / "config.yaml"))
+        said |= set(texts_in_yaml(path / "config.yaml"))
     starts = {os.getcwd(), os.path.abspath(start),
               os.path.abspath(path / str(meta.get("working_folder") or "."))}
     return frozenset(os.path.normpath(os.path.join(begin, text.removeprefix("folder:")))
                      for text in said if "/" in text and "\0" not in text for begin in starts)
 
 
-def values_in(path: Path) -> Iterator[str]:
+def texts_in_yaml(path: Path) -> Iterator[str]:
     """Every text of a YAML, and parts of some: read line by line where that is enough, for there
     may be thousands of them."""
     text = reading.text(path, config.MOST_TEXT)
     if "\\" in text:                            # a character that YAML escapes
-        yield from node_texts(config.read_file(path))
+        yield from texts_in_node(config.read_file(path))
         return
     for line in re.sub(r"\n +(?![\w.]+: |- )", " ", text).splitlines():        # unfolded
         yield line.partition(": ")[2].strip(" '\"")
         yield from re.split(r"[\s,\[\]{}'\"]+", line)
 
 
-def node_texts(node: config.Node) -> Iterator[str]:
+def texts_in_node(node: config.Node) -> Iterator[str]:
     if isinstance(node.value, str):
         yield node.value
     else:
         for item in node.value.values() if isinstance(node.value, dict) else node.value:
-            yield from node_texts(item)
+            yield from texts_in_node(item)
 
 
 def size_of(path: Path) -> int:
