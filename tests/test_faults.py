@@ -44,7 +44,7 @@ FAULTS = [
     fault("REM's surrogate sees no adversary", "poisons/rem.py",
           'attacked = attack(x, labels, frozen, config, draw("train/start", x))', "attacked = x",
           REM),
-    fault("REM without momentum", "poisons/rem.py",
+    fault("REM without momentum", "poisons/minmin.py",
           "config.learning_rate, config.momentum,", "config.learning_rate, 0.0,",
           REM, f"{KEYS}[poisons-rem-momentum]"),
     fault("SEM's last pass with REM's adversary", "poisons/rem.py",

@@ -14,7 +14,7 @@ from core.streams import BLOCK, generator
 from core.training import Normalised
 from core.views import TRIES, random_boxes
 from models.resnet import resnet18
-from poisons import rem, sem
+from poisons import minmin, rem, sem
 from poisons.__main__ import main as poison_main
 from poisons.frozen import FrozenSurrogate
 from poisons.transforms import crop_and_flip
@@ -198,7 +198,7 @@ def plain_loop(clean: ImageSet, config: rem.Config, run, inside: str, mistake: s
 def test_the_outer_loop_is_that_of_the_notes(tmp_path, monkeypatch, attack):
     """The same bytes, in double precision on both sides; and others with each mistake, of which SEM
     can make one of its own."""
-    load, draws, network, add_noise = rem.on_device, rem.uniform, rem.classifier, rem.add_noise
+    load, draws, network, add_noise = rem.on_device, rem.uniform, minmin.classifier, rem.add_noise
 
     def double_load(*arguments):
         images, labels = load(*arguments)
@@ -209,7 +209,7 @@ def test_the_outer_loop_is_that_of_the_notes(tmp_path, monkeypatch, attack):
 
     monkeypatch.setattr(rem, "on_device", double_load)
     monkeypatch.setattr(rem, "uniform", lambda *arguments: draws(*arguments).double())
-    monkeypatch.setattr(rem, "classifier", lambda *arguments: network(*arguments).double())
+    monkeypatch.setattr(minmin, "classifier", lambda *arguments: network(*arguments).double())
     monkeypatch.setattr(rem, "add_noise", double_noise)
     random = np.random.default_rng(0)
     clean = from_arrays(random.integers(0, 256, (22, 8, 8, 3), dtype=np.uint8),
