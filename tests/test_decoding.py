@@ -418,5 +418,5 @@ def test_plans_decode_nothing(pets, imagenet, monkeypatch):
 
 @pytest.mark.parametrize("word", ["data=imagenet100", "like=imagenet100", "like=imagenet"])
 def test_methods_have_values_for_imagenet(word):
-    request = parse([str(CONFIGS / "poisons/lsp.yaml"), word, "--dry-run"], "", "poison")
+    request = parse([str(CONFIGS / "poisons/lsp.yaml"), word], "", "poison")
     assert (request.config.patch, request.fit) == (32, "")
