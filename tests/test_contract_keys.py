@@ -23,6 +23,7 @@ from core import config
 from core.errors import UserError
 
 ROWS = 40                       # in batches of 16: one that is not whole is left
+pytestmark = pytest.mark.usefixtures("short_refit")
 RESNET = {"architecture": "resnet18", "width": 2}
 MEAN_STD = {"mean": [0.5, 0.5, 0.5], "std": [1.0, 1.0, 1.0]}
 SQUEEZE = {"lpips_weights": str(ROOT / "core/weights/squeezenet1_1.npz")}

@@ -35,15 +35,15 @@ class Draws:
         return drawn if self.only is None else drawn[self.only : self.only + 1]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def digits32(few):
     images = torch.from_numpy(np.array(few.images[:32])).permute(0, 3, 1, 2) / 255
     return images, torch.from_numpy(np.array(few.labels[:32]))
 
 
-@pytest.fixture
-def surrogate(tmp_path, digits32):
-    """Trained for a few steps, in eval mode."""
+@pytest.fixture(scope="module")
+def surrogate(tmp_path_factory, digits32):
+    """Trained for a few steps, in eval mode. Not to be changed."""
     torch.manual_seed(0)
     model = resnet18(10, 8).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
@@ -51,7 +51,7 @@ def surrogate(tmp_path, digits32):
         optimizer.zero_grad()
         F.cross_entropy(model(digits32[0]), digits32[1]).backward()
         optimizer.step()
-    with new_run(tmp_path / "run") as run:
+    with new_run(tmp_path_factory.mktemp("rem") / "run") as run:
         yield model.eval(), FrozenSurrogate(model, run.device)
 
 

@@ -432,7 +432,7 @@ def test_seps_crafting_is_the_releases_loop(tmp_path, contrasts, in_double, monk
     x, y = doubles(contrasts)
     monkeypatch.setattr(sep, "class_features", lambda frozen, *_: torch.stack(
         [frozen.features(x)[y == k].mean(0) for k in range(4)]))
-    config = sep.Config(loss=loss, epsilon=24 / 255, step_size=5 / 255, steps=4, inner_steps=4,
+    config = sep.Config(loss=loss, epsilon=24 / 255, step_size=9 / 255, steps=2, inner_steps=3,
                         checkpoints=3)
     with new_run(tmp_path / "ours") as run:
         monkeypatch.setattr(sep, "train_ensemble", lambda *_: [

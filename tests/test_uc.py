@@ -24,13 +24,13 @@ from models.resnet import resnet18
 from poisons import uc
 from poisons.__main__ import main as poison_main
 
-SMALL = {"clusters": 3, "width": 4, "epochs": 2, "batch_size": 8, "epsilon": 48 / 255,
+SMALL = {"clusters": 3, "width": 4, "epochs": 2, "batch_size": 12, "epsilon": 48 / 255,
          "learning_rate": 2e-2, "last_rate": 1e-3, "weight_decay": 0.05}
 
 
 @pytest.fixture(scope="module")
 def small() -> ImageSet:
-    """20 images of 8x8 in four classes; batches of 8 leave 4."""
+    """20 images of 8x8 in four classes; batches of 12 leave 8."""
     random = np.random.default_rng(0)
     images = np.clip(random.integers(-60, 316, (20, 8, 8, 3)), 0, 255).astype(np.uint8)
     return from_arrays(images, random.permutation(np.arange(20) % 4), name="x",
