@@ -103,12 +103,16 @@ def log_of(folder: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
-def process(*words: object, ranks: int = 0, **environment: str) -> subprocess.Popen:
-    """A command of its own, perhaps under torchrun. One thread: the same sums."""
+def process(*words: object, ranks: int = 0, torchrun: bool = False, **environment: str
+            ) -> subprocess.Popen:
+    """A command of its own, perhaps of several ranks, in the way of torchrun or by it. One thread:
+    the same sums."""
     start = [sys.executable]
-    if ranks:
+    if torchrun:
         start += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port",
                   "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    elif ranks:
+        start += ["-m", "tests.forked_ranks", str(ranks)]
     return subprocess.Popen(
         [*start, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment})

@@ -1,4 +1,4 @@
-"""Each rank of a torchrun takes steps of SimCLR, MoCo and BYOL on its share of batches; rank 0 also
+"""Each rank takes steps of SimCLR, MoCo and BYOL on its share of batches; rank 0 also
 takes them alone, on the whole, and prints how far apart they end. For test_pretraining.py.
 """
 
@@ -12,7 +12,7 @@ from core.distributed import World, world
 from learners.batchnorm import synchronise
 from models.contrastive import Projected, byol_head, encoder, head
 
-STEPS, BATCH = 3, 8
+STEPS, BATCH = 2, 8
 
 
 def make(name: str) -> nn.Module:

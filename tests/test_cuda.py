@@ -165,7 +165,7 @@ def test_a_recorded_run_resumes(few_path, tmp_path, monkeypatch, name):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA devices")
 def test_two_devices_train_on_the_batch_of_one(few_path, tmp_path, prior):
     both = process(ROOT / "train_ddpm.py", *PRIOR, f"data={few_path}", f"out={tmp_path / 'both'}",
-                   ranks=2)
+                   ranks=2, torchrun=True)
     _, stderr = both.communicate(timeout=600)
     assert both.returncode == 0, stderr
     assert content(tmp_path / "both").keys() == content(prior).keys()

@@ -382,7 +382,7 @@ def test_processes_share_purification(trained, few_path, tmp_path):
     assert time.monotonic() - started < 60
     assert (tmp_path / "shared.partial").exists()
 
-    again = process(*line, f"out={tmp_path / 'shared'}", ranks=2)
+    again = process(*line, f"out={tmp_path / 'shared'}", ranks=2, torchrun=True)
     stdout, stderr = again.communicate(timeout=120)
     assert again.returncode == 0, stderr
     assert stdout.split() == [str(tmp_path / "shared")]
@@ -394,7 +394,7 @@ def test_processes_share_purification(trained, few_path, tmp_path):
 def test_processes_share_training(trained, few_path, tmp_path):
     """The same global batches: the same weights up to rounding. Four processes write one set."""
     both = process(ROOT / "train_ddpm.py", *TRAIN, f"data={few_path}", f"out={tmp_path / 'both'}",
-                   "ddpm.train.dropout=0", ranks=4)
+                   "ddpm.train.dropout=0", ranks=4, torchrun=True)
     succeed(train_ddpm.main, *TRAIN, f"data={few_path}", f"out={tmp_path / 'alone'}",
             "ddpm.train.dropout=0")
     _, stderr = both.communicate(timeout=180)

@@ -271,8 +271,8 @@ def test_shares_that_are_not_equal_are_refused(few, tmp_path):
 
 
 def test_processes_share_batches():
-    """Two, with the losses, weights, running statistics and the queue of one. (Rounding grows in
-    three steps: BYOL's loss has no temperature, but its heads have batch norm over 8 rows.)"""
+    """Two, with the losses, weights, running statistics and the queue of one. (Rounding grows:
+    BYOL's loss has no temperature, but its heads have batch norm over 8 rows.)"""
     both = process("-m", "tests.sharing_ranks", ranks=2)
     stdout, stderr = both.communicate(timeout=180)
     assert both.returncode == 0, stderr
@@ -286,7 +286,8 @@ def test_processes_share_a_learner(data, tmp_path):
     line = ("method=moco", "moco.width=2", "moco.steps=3", "moco.batch_size=16", "moco.queue=64",
             "moco.neighbours=5", "moco.probe.epochs=1", f"data={data}", f"test={data}",
             "keep_network=true")
-    both = process(ROOT / "evaluate.py", *line, f"out={tmp_path / 'both'}", ranks=2)
+    both = process(ROOT / "evaluate.py", *line, f"out={tmp_path / 'both'}", ranks=2,
+                   torchrun=True)
     succeed(evaluate.main, *line, f"out={tmp_path / 'alone'}")
     stdout, stderr = both.communicate(timeout=180)
     assert both.returncode == 0, stderr

@@ -678,7 +678,7 @@ def test_pils_noise_is_what_the_line_sees(few_path, few, tmp_path):
 def test_processes_share_the_crafting(few_path, tmp_path, name):
     """Two processes: the bytes of one."""
     line = ["-m", "poisons", f"method={name}", f"data={few_path}", "--smoke", "threads=1"]
-    both = process(*line, f"out={tmp_path / 'both'}", ranks=2)
+    both = process(*line, f"out={tmp_path / 'both'}", ranks=2, torchrun=True)
     alone = process(*line, f"out={tmp_path / 'alone'}")
     for run in (both, alone):
         _, stderr = run.communicate(timeout=180)
