@@ -1,11 +1,12 @@
 """torchrun in small: `python -m tests.forked_ranks COUNT script.py ...` or `COUNT -m module ...`.
 
 Each rank is a fork of one Python, which has loaded torch and computed nothing yet: starting and
-loading takes longer than what the ranks do. Fails if one of them does.
+loading takes longer than what the ranks do. If one fails, the others are killed.
 """
 
 import os
 import runpy
+import signal
 import socket
 import sys
 
@@ -30,10 +31,17 @@ if __name__ == "__main__":
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     os.environ |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    ranks = []
     for rank in range(count):
-        if os.fork() == 0:
+        ranks.append(os.fork())
+        if ranks[-1] == 0:
             run(rank, words)
             break
     else:
-        statuses = [os.wait()[1] for _ in range(count)]
-        sys.exit(any(statuses))
+        while ranks:
+            ended, status = os.wait()
+            ranks.remove(ended)
+            if status:              # the others would wait for it
+                for other in ranks:
+                    os.kill(other, signal.SIGKILL)
+                sys.exit(1)
