@@ -51,10 +51,15 @@ class World:
 
     @contextlib.contextmanager
     def leader_first(self) -> Iterator[None]:
-        """What rank 0 may have to download, the others find on the disk."""
+        """What rank 0 may have to download, the others find on the disk, or fail at as it did."""
         if not self.leads:
             self.barrier()
-        yield
+        try:
+            yield
+        except UserError:           # who called may go on without it
+            if self.leads:
+                self.barrier()
+            raise
         if self.leads:
             self.barrier()
 
