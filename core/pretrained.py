@@ -1,9 +1,7 @@
 """Weights that were trained before: a record's network that was kept, or torchvision's ImageNet
-weights, under the names of models.classifiers. Learners begin with them; UC takes their features,
-or those of CLIP's visual tower.
+weights, under the names of models.classifiers. Learners begin with them; UC takes their features.
 """
 
-import math
 import re
 from pathlib import Path
 from typing import Protocol
@@ -15,14 +13,12 @@ from core.artefact import read_meta, verify
 from core.config import plain
 from core.errors import UserError
 from core.imageset import ImageSet
-from models.clip import ClipResNet
 
 Weights = dict[str, torch.Tensor]
 MOST = 1 << 30                  # bytes of a file of weights; torchvision's vgg19_bn has 575 MB
 HEAD = "linear."                # of every network in models.classifiers
 HEADS = ("fc.", "classifier.", "heads.")    # of torchvision's
 CLASSES = 1000                  # ImageNet's
-TOWER = "visual."               # of CLIP's two, its images'
 
 
 class Network(Protocol):
@@ -84,26 +80,6 @@ def imagenet(path: Path, config: Network) -> tuple[Weights, tuple[dict, ...]]:
     body = {renamed(name, config.architecture): tensor for name, tensor in found.items()
             if not name.startswith(HEADS)}
     return body, ({"name": "ImageNet labels"},)
-
-
-def clip(path: Path) -> ClipResNet:
-    """The visual tower of one of CLIP's ResNets, in eval mode and float32, from a file of its
-    tensors by name (open_clip's `.safetensors`, or a state dict). Raises UserError for others."""
-    found = {name.removeprefix(TOWER): tensor.float() if tensor.is_floating_point() else tensor
-             for name, tensor in by_name(path).items() if name.startswith(TOWER)}
-    sizes = [found.get(name, torch.empty(0)).shape for name in (
-        "conv3.weight", "attnpool.positional_embedding", "attnpool.c_proj.weight")]
-    if [len(shape) for shape in sizes] != [4, 2, 2] or sizes[0][0] % 2 or not all(
-            shape[0] > 1 for shape in sizes):
-        raise UserError(f"{path} holds no visual tower of a ResNet of CLIP's: no "
-                        f"{TOWER}conv3.weight or {TOWER}attnpool of its kind")
-    depths = [sum(re.fullmatch(rf"layer{group}\.\d+\.conv1\.weight", name) is not None
-                  for name in found) for group in (1, 2, 3, 4)]
-    with torch.device("meta"):          # as large as a file says, until it holds all of that
-        tower = ClipResNet(tuple(depths), sizes[0][0], math.isqrt(sizes[1][0] - 1), sizes[2][0])
-    check_alike(found, tower.state_dict(), path, "a ResNet of CLIP's with its widths")
-    tower.load_state_dict(found, assign=True)
-    return tower.eval()
 
 
 def by_name(path: Path) -> Weights:

@@ -43,6 +43,10 @@ TINY = 1e-12                            # in the place of a spread of 0: nothing
 CACHED = 64 * 3 * 32**2                 # values at once on a CPU: what its cache holds; speed alone
 COLUMNS = 2 * TRIES + 2 + 12            # uniform numbers an image; a key adds none: see `draw`
 
+# So many times as large before a crop. Of more than four little is left in a crop; 256 is meant in
+# pixels.
+Enlargement = Annotated[float, Range(at_least=1, at_most=4)]
+
 
 @dataclass(frozen=True)
 class Views(Keys):
@@ -53,9 +57,9 @@ class Views(Keys):
     # least and largest share of the area in a random resized crop; null: no such crop; CP: 0.2, 1
     scale: tuple[Share, ...] | None = (0.2, 1.0)
     ratio: tuple[Positive, ...] = (3 / 4, 4 / 3)    # least and largest width / height of that crop
-    # null, or a plain random crop in the place of `scale`, which is null then: of images resized to
-    # so many times the view's size; UC, 256/224
-    resize: Annotated[float, Range(at_least=1)] | None = None
+    # null, or how many times the view's size images are resized to before a plain random crop, in
+    # the place of `scale`, which is null then; UC: 256/224
+    resize: Enlargement | None = None
     flip: Weight = 0.5                  # probability of mirroring
     jitter: Weight = 0.8                # probability of the four that follow
     # brightness is multiplied by 1 - this to 1 + this

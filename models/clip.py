@@ -2,7 +2,7 @@
 
 Source: Radford et al. 2021 (arXiv 2103.00020), section 2.4; layers and names as in code openai/CLIP
 (RN50: width 64, depths 3 4 6 3, 1024 channels of 224x224 images; 38,316,896 parameters).
-Deviations: none. Weights are never downloaded (`core.pretrained.clip`).
+Deviations: none. `poisons.clip` reads its weights.
 """
 
 import torch

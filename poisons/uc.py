@@ -35,9 +35,10 @@ from core.ranges import (
 )
 from core.run import Run
 from core.training import Normalised, cosine
-from core.views import Views, apply, draw
+from core.views import Enlargement, Views, apply, draw
 from models.classifiers import Architecture, classifier
 from models.generator import SMALLEST, Generator
+from poisons.clip import load_tower
 from poisons.crafting import on_device, report_seen, seen_as, slices
 from poisons.frozen import FrozenSurrogate
 from poisons.surrogates import Training, train_surrogate
@@ -77,7 +78,7 @@ class Config(Keys):
     last_rate: PositiveOrZero = 1e-6    # at the end of a cosine over the steps; release: 1e-6
     weight_decay: PositiveOrZero = 5e-4     # of Adam, in the gradient; release: 5e-4
     # how much larger an image is than the random crop of it; release: 256 / 224 pixels
-    enlarged: Annotated[float, Range(at_least=1)] = 256 / 224
+    enlarged: Enlargement = 256 / 224
     flip: bool = True               # mirror half of the images, drawn anew; release: yes
     rounding: Rounding = "round"    # to whole grey levels: nearest, as the release, or down
     # the surrogate: a file of torchvision's ImageNet weights or of CLIP's, as the release, or the
@@ -135,7 +136,7 @@ def surrogate(clean: ImageSet, config: Config, run: Run) -> nn.Module:
     if config.weights is None:
         return train_surrogate(clean, its, run)
     if its.architecture == "clip":
-        network = pretrained.clip(Path(config.weights))
+        network = load_tower(Path(config.weights))
         if clean.image_shape != (network.size, network.size):
             raise UserError(f"uc.surrogate.architecture: {config.weights} takes images of "
                             f"{network.size}x{network.size} pixels, and these have "

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from conftest import new_run
 from safetensors.torch import save_file
 
-from core import pretrained
 from core.device import DeviceSettings, resolve
 from core.errors import ConfigError, UserError
 from core.imageset import from_arrays
 from models.clip import ClipResNet
 from poisons import uc
+from poisons.clip import load_tower
 from poisons.frozen import FrozenSurrogate
 
 DEPTHS, WIDTH, GRID, CHANNELS = (1, 2, 1, 1), 4, 2, 6
@@ -78,7 +78,7 @@ def test_the_tower_is_the_papers_also_folded(file, weights):
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     half = {name: tensor.half().float() if tensor.is_floating_point() else tensor
             for name, tensor in weights.items()}
-    tower = pretrained.clip(file)
+    tower = load_tower(file)
     assert tower.size == 64
     assert not tower.training
     assert {tensor.dtype for tensor in tower.parameters()} == {torch.float32}
@@ -115,7 +115,7 @@ def test_uc_clusters_by_what_it_sees(tmp_path, file):
     pixels = torch.from_numpy(clean.images).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.5, 0.4, 0.3), (0.3, 0.2, 0.1)))
     with torch.no_grad():
-        features = pretrained.clip(file).features((pixels - mean) / std).numpy()
+        features = load_tower(file).features((pixels - mean) / std).numpy()
     for number in (0, 1):
         np.testing.assert_allclose(centres[number], features[clusters == number].mean(0), atol=1e-5)
     small = from_arrays(np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) % 2, name="x",
@@ -141,5 +141,5 @@ def test_what_does_not_do_is_one_sentence(tmp_path, weights):
         torch.save({f"visual.{name}": tensor for name, tensor in (weights | change).items()
                     if tensor is not None}, path)
         with pytest.raises(UserError, match=message) as error:
-            pretrained.clip(path)
+            load_tower(path)
         assert str(error.value).startswith(str(path))

@@ -141,6 +141,12 @@ def test_a_module_imports_no_other_room(room, name):
     assert not re.search(rf"^\s*(from|import) ({'|'.join(others)})\b", source, re.MULTILINE)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "core").glob("*.py")), ids=lambda path: path.stem)
+def test_core_imports_libraries_alone(path):
+    others = "|".join((*ROOMS, "models", "scripts", "tests"))
+    assert not re.search(rf"^\s*(from|import) ({others})\b", path.read_text(), re.MULTILINE)
+
+
 @pytest.mark.parametrize(("room", "name"), MODULES)
 def test_the_yaml_of_a_method_is_its_defaults(room, name):
     """So that YAML and dataclass cannot drift. Learners' YAMLs are named after protocols: some one

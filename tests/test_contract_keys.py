@@ -52,7 +52,7 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "views.size": ([8], {}),
     "views.scale": ([[0.1, 0.2]], {}),
     "views.ratio": ([[1.0, 1.1]], {}),
-    "views.resize": ([20], {"scale": None}),
+    "views.resize": ([1.25], {"scale": None}),
     "views.blur": ([1.0], {"blur_kernel": 3}),      # a tenth of 16 pixels is one
     "views.blur_sigma": ([[1.0, 1.5]], {"blur": 1.0, "blur_kernel": 3}),
     "views.blur_kernel": ([5], {"blur": 1.0, "blur_kernel": 3}),

@@ -285,6 +285,7 @@ def test_gradients_are_those_of_finite_differences():
     ("hue: 0.6", "hue: 0.6 is out of range"),
     ("resize: 256/224", "resize: goes with scale: null"),
     ("{resize: 0.9, scale: null}", "resize: 0.9 is out of range"),
+    ("{resize: 256, scale: null}", "resize: 256 is out of range: .* at most 4"),
     ("blur_kernel: 4", "blur_kernel: 4 is out of range"),
     ("noise: 8", "write 8/255"),
     ("size: 1", "size: 1 is out of range: it must be at least 2"),
