@@ -124,11 +124,11 @@ def finite(values: torch.Tensor, rows: slice) -> torch.Tensor:
     log-variance in the thousands overflows, though the loss, by the batches' own statistics, is
     small.
     """
-    if not torch.isfinite(values.sum()):
-        bad = torch.isfinite(values).flatten(1).all(1).logical_not().nonzero()[0].item()
-        raise UserError(f"row {rows.start + bad}: the network gives pixels that are not finite; it "
-                        "was trained for too few steps (averages of its batch norm settle in "
-                        f"{SETTLED}), or at too high a rate: train longer, or lower it")
+    bad = torch.isfinite(values).flatten(1).all(1).logical_not().nonzero()
+    if len(bad):
+        raise UserError(f"row {rows.start + bad[0].item()}: the network gives pixels that are not "
+                        "finite; it was trained for too few steps (averages of its batch norm "
+                        f"settle in {SETTLED}), or at too high a rate: train longer, or lower it")
     return values
 
 

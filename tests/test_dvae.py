@@ -100,6 +100,7 @@ def test_pixels_that_are_not_finite_are_never_written(few, tmp_path, outputs):
 def test_one_value_that_is_not_finite_is_found_in_its_row(bad):
     values = torch.zeros(4, 3, 2, 2)
     assert autoencoding.finite(values, slice(8, 12)) is values
+    autoencoding.finite(values + 3e38, slice(8, 12))        # though their sum overflows
     values[2, 1, 0, 1] = bad
     with pytest.raises(UserError, match=r"^row 10: "):
         autoencoding.finite(values, slice(8, 12))
