@@ -49,7 +49,8 @@ TORCHVISION = {
     "pets": ("OxfordIIITPet", "the folder oxford-iiit-pet with images/ and annotations/"),
 }
 EMBEDDED = {"digits": digits, "photos": photos, "photographs": photographs}
-SIZES = {"digits": 16, "photos": 16, "photographs": 64, **dict.fromkeys(large.SETS, large.SIZE)}
+USUAL_SIZES = {"digits": 16, "photos": 16, "photographs": 64,
+               **dict.fromkeys(large.SETS, large.SIZE)}
 MOST_CLASSES = 100_000          # in an .npz, whose labels say how many there are
 
 
@@ -303,7 +304,7 @@ def describe(images: ImageSet) -> str:
 def load_named(source: str, split: str, settings: DataSettings) -> ImageSet:
     """The train or test split of one of NAMED."""
     if source in EMBEDDED:
-        size = SIZES[source] if settings.size is None else settings.size
+        size = USUAL_SIZES[source] if settings.size is None else settings.size
         images, labels, classes = EMBEDDED[source](split, size)
         spec = {"data": source, "size": size}
     elif source in large.SETS:
@@ -321,7 +322,7 @@ def load_named(source: str, split: str, settings: DataSettings) -> ImageSet:
 
 def load_large(source: str, split: str, settings: DataSettings) -> ImageSet:
     """One of `core.large`'s, from where it was decoded to."""
-    size, root, again = settings.size or SIZES[source], Path(settings.root), None
+    size, root, again = settings.size or USUAL_SIZES[source], Path(settings.root), None
     spec = {"data": source, "size": size}
     if source == "pets":
         which = "test" if split == "test" else "trainval"
@@ -405,7 +406,7 @@ def load_npz(path: Path, settings: DataSettings) -> ImageSet:
 def test_spec(test: str, size: int | None) -> dict:
     """How to load a test set again later."""
     if test in NAMED:
-        sized = {"size": size or SIZES[test]} if test in SIZES else {}
+        sized = {"size": size or USUAL_SIZES[test]} if test in USUAL_SIZES else {}
         return {"data": test, "split": "test", **sized}
     if test.startswith("folder:"):
         return {"data": f"folder:{place(Path(test.removeprefix('folder:')))}", "size": size}

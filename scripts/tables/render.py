@@ -28,9 +28,7 @@ from core.command import command
 from core.distributed import say
 from core.methods import fact, find_method, is_method
 from core.names import markdown_cell, printable
-from scripts.tables import plan, spec
-from scripts.tables.estimates import Estimates
-from scripts.tables.estimates import total as total_of
+from scripts.tables import estimates, plan, spec
 from scripts.tables.measure import mean, points, print_points
 from scripts.tables.table import Choice, Line, Table
 
@@ -114,8 +112,9 @@ def main(argv: list[str] | None = None) -> None:
     above = [header(table, cells, entries) for table in tables]
     if not any(e.accuracies for e in entries):
         words = [*Choice.of(arguments).words, *arguments.settings]
-        above.append(unmeasured(tables, cells, [arguments.table, *words]))
         entries = [e for e in entries if not arguments.wide and (e.reported or e.independent)]
+        above.append(unmeasured(tables, cells, [arguments.table, *words])
+                     + ("; what stands below is published" if entries else ""))
     head, lines = (wide if arguments.wide else long)(entries)
     writer = {"markdown": markdown, "csv": as_csv, "latex": latex}[arguments.format]
     for text in filter(None, above):
@@ -132,12 +131,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def unmeasured(tables: Iterable[Table], cells: list[plan.Cell], words: list[str]) -> str:
     """Of a table without a record: that it is one, and the line that makes it."""
-    timings = Estimates()
+    timings = estimates.Estimates()
     times = [timings.of(artefact) for artefact in plan.wanted(cells, {})]
     titles = "; ".join(dict.fromkeys(table.title for table in tables))
     return (f"{titles}: none of its {len(cells)} cells has a record yet. python "
-            f"scripts/run_table.py {shlex.join(words)} makes them ({total_of(times)}); what "
-            "stands below, if anything, is published.")
+            f"scripts/run_table.py {shlex.join(words)} makes them ({estimates.total(times)})")
 
 
 def header(table: Table, cells: list[plan.Cell], entries: list[Entry]) -> str:

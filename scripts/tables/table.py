@@ -173,9 +173,6 @@ def joined(parts: tuple[str, ...], known: set[str]) -> tuple[str, ...]:
     return (parts[0], *joined(parts[1:], known)) if parts else ()
 
 
-# --- reading ---------------------------------------------------------------------------------
-
-
 def named(line: Line, only: tuple[str, ...]) -> bool:
     """Whether `only`, which may name a line or all lines of one `over`, lets a line in."""
     return not only or line.name in only or line.family in only
