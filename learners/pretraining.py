@@ -93,7 +93,7 @@ def fit(make: Make, train: ImageSet, test: ImageSet, config: Pretraining, run: R
         see: See | None = None, judges: Judges | None = None) -> Result:
     """Pre-train an encoder with the method that make(network, channels) gives, and probe it.
     `make` gets the encoder, behind its normalisation, and the channels of its features; the method
-    gets what `see` gives, by default two views; `judges` are `images_of`, where that was asked."""
+    gets what `see` gives, by default two views. `judges`: `images_of`, where the caller has it."""
     known, saw = judges or images_of(train, config.probe, run)
     check_neighbours(config.neighbours, known, run.job.method)
     if config.batch_size % run.world.size:
