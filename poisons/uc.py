@@ -92,13 +92,14 @@ class Config(Keys):
         if self.target_offset % self.clusters == 0:
             raise ConfigError("target_offset", f"{self.target_offset} of {self.clusters} clusters "
                                                "further is the own one")
-        if self.surrogate.architecture == "clip" and self.weights is None:
-            raise ConfigError("weights", "CLIP is not trained here: name a file of its weights")
 
     def check_images(self, shape: tuple[int, int]) -> None:
+        """Before anything begins, as is whether there is a surrogate."""
         if min(shape) < SMALLEST:
             raise UserError(f"uc: images of {shape[0]}x{shape[1]} pixels are too small for its "
                             f"generator, which needs {SMALLEST}")
+        if self.surrogate.architecture == "clip" and self.weights is None:
+            raise UserError("uc.weights: CLIP is not trained here: name a file of its weights")
 
 
 def bound(config: Config) -> tuple[str, float]:

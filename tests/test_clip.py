@@ -8,7 +8,7 @@ from conftest import new_run
 from safetensors.torch import save_file
 
 from core.device import DeviceSettings, resolve
-from core.errors import ConfigError, UserError
+from core.errors import UserError
 from core.imageset import from_arrays
 from models.clip import ClipResNet
 from poisons import uc
@@ -126,8 +126,8 @@ def test_uc_clusters_by_what_it_sees(tmp_path, file):
 
 
 def test_what_does_not_do_is_one_sentence(tmp_path, weights):
-    with pytest.raises(ConfigError, match="CLIP is not trained here: name a file"):
-        uc.Config(surrogate=uc.Surrogate(architecture="clip"))
+    with pytest.raises(UserError, match="uc.weights: CLIP is not trained here: name a file"):
+        uc.Config(surrogate=uc.Surrogate(architecture="clip")).check_images((224, 224))
     wide = {"conv3.weight": torch.zeros(1 << 20, 0, 3, 3)}      # a claim of a gigantic network
     for change, message in (
             (dict.fromkeys(weights, None), "holds no visual tower of a ResNet of CLIP's"),
