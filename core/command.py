@@ -168,10 +168,8 @@ class Request:
                     section.check_images(shape)
             except ConfigError as error:
                 raise UserError(f"{name}.{error.key}: {error}") from None
-            except UserError:
-                raise
-            except ValueError as error:         # of a network (models/), which knows no method
-                raise UserError(f"{self.method}: {error}") from None
+            except ValueError as error:
+                raise UserError(f"{name}: {error}") from None
         for key, part in self.parts.items():
             with blamed(f"{self.method}.{key}", part):
                 part.check_images(shape)

@@ -9,18 +9,18 @@ import math
 import torch
 
 from core.device import to_device
-from core.errors import UserError
+from core.errors import ConfigError
 
 # a of COIN's shifts U(-a, a), in pixels, at severity 1 to 7 (code wxldragon/COIN)
 COIN_REACH = (0.8, 1.2, 1.6, 2.0, 2.4, 2.8, 3.2)
 
 
 def check_mirrored(key: str, size: int, shape: tuple[int, int]) -> None:
-    """Raise UserError unless images of this (height, width) can be mirrored at their border as far
-    as a filter of `size` pixels a side, the value of `key`, reaches."""
+    """Raise ConfigError unless images of this (height, width) can be mirrored at their border as
+    far as a filter of `size` pixels a side, the value of `key`, reaches."""
     if size // 2 >= min(shape):
-        raise UserError(f"{key}: {size} is too large to be mirrored at the border of images of "
-                        f"{shape[0]}x{shape[1]}")
+        raise ConfigError(key, f"{size} is too large to be mirrored at the border of images of "
+                               f"{shape[0]}x{shape[1]}")
 
 
 def warp(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
@@ -55,15 +55,19 @@ def between(positions: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
     return low, (low + 1).clamp_(max=size - 1), (positions - low)[..., None]
 
 
+def check_kept(keep: float, shape: tuple[int, int]) -> None:
+    """Raise ConfigError unless a part `keep` of the frequencies of sharpened images (height, width)
+    is one at least."""
+    height, width = shape
+    if int(min(shape) * keep) < 1:
+        raise ConfigError("keep", f"{keep:g} of the rows of the {height}x{width} pixels that the "
+                                  "kernel leaves of an image is none; raise it")
+
+
 def sharpen_and_low_pass(images: torch.Tensor, drawn: torch.Tensor, *, centre: float,
                          spread: float, keep: float) -> torch.Tensor:
     """RSK + FF (arXiv 2411.01742, code aseriesof-tubes/RSK): a kernel an image by normal draws
-    (B, 5), clipped, then the low frequencies of what is left, (B, H - 2, W - 2, 3), clipped. Raises
-    UserError if none is left."""
-    height, width = (side - 2 for side in images.shape[1:3])
-    if int(min(height, width) * keep) < 1:
-        raise UserError(f"sharpen_lowpass.keep: {keep:g} of the rows of the {height}x{width} "
-                        "pixels that the kernel leaves of an image is none; raise it")
+    (B, 5), clipped, then the low frequencies of what is left, (B, H - 2, W - 2, 3), clipped."""
     sharp = sharpen(images, sharpening_kernels(to_device(drawn, images.device), centre, spread))
     return low_pass(sharp, keep).clamp_(0, 1)
 

@@ -252,20 +252,19 @@ class Run:
 
     # --- log, and talking to a person --------------------------------------------------------
 
-    def log(self, loop: str, at: int, **values: Any) -> None:
-        """Append one line to log.jsonl: which loop, how far, and what was measured."""
-        for key, value in values.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{loop}: {key} became {value} at {at}; lower the learning rate, "
-                                "or look at the data")
-        self.folder.log.append(loop, at, values)
+    def log(self, loop: str, epoch: int, **values: Any) -> None:
+        """Append one line to log.jsonl: which loop, how far (from 0), and what was measured. Raises
+        UserError if that is not finite."""
+        check_finite(values, loop, f" in epoch {epoch + 1}")
+        self.folder.log.append(loop, epoch, values)
 
     def note(self, name: str, **values: Any) -> None:
-        """A single log line outside any loop; a repeated run replaces it."""
+        """A single log line outside any loop; a repeated run replaces it. Raises as `log`."""
         if self.folder.state_path(name).exists():       # it would replace that loop's lines
             raise RuntimeError(f"'{name}' is a loop's name; give the note another")
+        check_finite(values, name)
         self.folder.log.rewind(name, 0)
-        self.log(name, 0, **values)
+        self.folder.log.append(name, 0, values)
 
     def say(self, text: str) -> None:
         """A line on stderr, above a progress bar if there is one; from rank 0 alone."""
@@ -314,3 +313,10 @@ class Interrupt:
             raise KeyboardInterrupt
         self.asked, self._asked_at = True, time.monotonic()
         distributed.say("stopping after this step; once more stops at once")
+
+
+def check_finite(values: dict[str, Any], what: str, when: str = "") -> None:
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{what}: {key} became {value}{when}; lower the learning rate, or look "
+                            "at the data")

@@ -195,7 +195,7 @@ def train_classifier(
     saved; if it returns True, that epoch is the last. What it appends to `noted` is resumed too.
 
     Returns the trained model, on the run's device, and the clean test accuracies (NaN without a
-    test set). Raises UserError if the loss stops being finite.
+    test set). Raises UserError if the loss or, tested, the network stops being finite.
     """
     trained = model
     if protocol.mean is not None:
@@ -319,20 +319,23 @@ def cosine(start: float, end: float, progress: float) -> float:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, data: ImageSet, run: Run) -> float:
-    """Share of images that the model, in eval mode, labels right."""
+    """Share of images that the model, in eval mode, labels right; NaN if it diverged."""
     model.eval()
     with run.device.autocast():
         return count_right(model, in_order(data, TEST_BATCH, run)) / len(data)
 
 
 def count_right(predict: Callable[[torch.Tensor], torch.Tensor],
-                batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> int:
+                batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
     """How many of the images, in batches with their labels, the predicted logits are right about.
+    NaN where a logit is not finite, as of a network that diverged: argmax would answer a class.
     """
-    hits = 0                # on the device from the first batch on: no batch waits for it
+    hits, finite = 0, True          # on the device from the first batch on: no batch waits for it
     for images, labels in batches:
-        hits += (predict(images).argmax(1) == labels).sum()
-    return int(hits)
+        logits = predict(images)
+        hits += (logits.argmax(1) == labels).sum()
+        finite &= logits.isfinite().all()
+    return int(hits) if finite else math.nan
 
 
 def in_order(data: ImageSet, batch_size: int, run: Run

@@ -11,6 +11,7 @@ import torch
 
 from core.boxes import inside
 from core.device import to_device
+from core.errors import ConfigError
 from core.imageset import ImageSet
 from core.ranges import Range
 from core.run import Run
@@ -25,6 +26,12 @@ SMOKE = standard.SMOKE
 class Config(standard.Config):
     # pixels a side; EM's release: 16. The centre is any pixel, and the rim cuts the square off
     size: Annotated[int, Range(at_least=2, in_steps_of=2)] = 16
+
+    def check_images(self, shape: tuple[int, int]) -> None:
+        super().check_images(shape)
+        if self.size > min(shape):
+            raise ConfigError("size", f"{self.size} is larger than the images, "
+                                      f"{shape[0]}x{shape[1]}")
 
 
 def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:

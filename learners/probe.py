@@ -24,7 +24,7 @@ from core.imageset import ImageSet
 from core.loop import Loop
 from core.ranges import BatchSize, BelowOne, Count, Keys, Positive, PositiveOrZero, Share
 from core.run import Run
-from core.training import TEST_BATCH, in_order, right
+from core.training import TEST_BATCH, count_right, in_order, right
 from core.views import Views
 
 # the labelled images that judge an encoder, and what of them stands in a record beside the set
@@ -108,7 +108,7 @@ def linear_probe(network: nn.Module, channels: int, data: ImageSet, test: ImageS
             optimizer.step()
             loop.add(len(labels), loss=loss, train_accuracy=right(logits, labels))
         with torch.no_grad():
-            accuracy = int((linear(of_test).argmax(1) == answers).sum()) / len(test)
+            accuracy = count_right(linear, [(of_test, answers)]) / len(test)
         curve.append([epoch + 1, accuracy])
         loop.end_epoch(accuracy=accuracy)
     return Probed([tuple(point) for point in curve], loop.means["train_accuracy"])

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from core.filters import sharpen_and_low_pass
+from core.filters import check_kept, sharpen_and_low_pass
 from core.imageset import ImageSet
 from core.ranges import Positive, PositiveOrZero, Share
 from core.run import Run
@@ -36,6 +36,10 @@ class Config(standard.Config):
     spread: PositiveOrZero = 0.1
     # of the rows and of the columns of the DCT, the lowest; 1: sharpen only; release: 0.3
     keep: Share = 0.3
+
+    def check_images(self, shape: tuple[int, int]) -> None:
+        super().check_images(shape)
+        check_kept(self.keep, (shape[0] - 2, shape[1] - 2))
 
 
 def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from core.errors import UserError
+from core.errors import ConfigError
 from core.imageset import ImageSet, Rounding
 from core.ranges import Keys, Range, Weight
 from core.run import Run
@@ -34,8 +34,8 @@ class Config(Keys):
 
     def check_images(self, shape: tuple[int, int]) -> None:
         if self.kernel > min(shape):
-            raise UserError(f"cuda.kernel: {self.kernel} is larger than the images, "
-                            f"{shape[0]}x{shape[1]}")
+            raise ConfigError("kernel", f"{self.kernel} is larger than the images, "
+                                        f"{shape[0]}x{shape[1]}")
 
 
 def bound(config: Config) -> None:

@@ -96,10 +96,10 @@ class Config(Keys):
     def check_images(self, shape: tuple[int, int]) -> None:
         """Before anything begins, as is whether there is a surrogate."""
         if min(shape) < SMALLEST:
-            raise UserError(f"uc: images of {shape[0]}x{shape[1]} pixels are too small for its "
+            raise UserError(f"images of {shape[0]}x{shape[1]} pixels are too small for the "
                             f"generator, which needs {SMALLEST}")
         if self.surrogate.architecture == "clip" and self.weights is None:
-            raise UserError("uc.weights: CLIP is not trained here: name a file of its weights")
+            raise ConfigError("weights", "CLIP is not trained here: name a file of its weights")
 
 
 def bound(config: Config) -> tuple[str, float]:

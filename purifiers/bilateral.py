@@ -31,7 +31,7 @@ class Config(Keys):
     sigma_space: Positive = 75.0            # in pixels; REM: 75
 
     def check_images(self, shape: tuple[int, int]) -> None:
-        check_mirrored("bilateral.diameter", self.diameter, shape)
+        check_mirrored("diameter", self.diameter, shape)
 
 
 def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:

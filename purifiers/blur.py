@@ -34,7 +34,7 @@ class Config(Keys):
     sigma: Positive | None = 0.1
 
     def check_images(self, shape: tuple[int, int]) -> None:
-        check_mirrored("blur.kernel", self.kernel, shape)
+        check_mirrored("kernel", self.kernel, shape)
 
 
 def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:

@@ -21,7 +21,7 @@ from core import files
 from core.batches import Augmentation, Batches
 from core.checkpoint import Checkpoint, save_weights
 from core.config import Place, added, rebuild
-from core.errors import UserError
+from core.errors import ConfigError, UserError
 from core.graphs import Recorded, adam, set_rate
 from core.imageset import ImageSet
 from core.loop import Loop
@@ -84,8 +84,8 @@ class TrainConfig(Keys):
     def check_images(self, shape: tuple[int, int]) -> None:
         """Raise UserError unless these have a crop for a network of these levels."""
         if self.crop and self.crop > min(shape):
-            raise UserError(f"ddpm.train.crop: {self.crop} pixels, but the images have "
-                            f"{shape[0]}x{shape[1]}")
+            raise ConfigError("crop", f"{self.crop} pixels, but the images have "
+                                      f"{shape[0]}x{shape[1]}")
         check_shape(self, self.shape_of(shape))
 
     def shape_of(self, images: tuple[int, int]) -> tuple[int, int]:
@@ -262,8 +262,8 @@ def check_shape(config: TrainConfig, shape: tuple[int, int]) -> None:
                         f" {2 ** (levels - 1)}, not {height}x{width}")
     sides = [height >> level for level in range(levels)]
     if unknown := sorted(set(config.attention) - set(sides)):
-        raise UserError(f"attention: no level of the network has sides of {unknown}; of images of "
-                        f"{height}x{width} they have {sides}")
+        raise ConfigError("attention", f"no level of the network has sides of {unknown}; of images "
+                                       f"of {height}x{width} they have {sides}")
 
 
 def save_samples(model: nn.Module, images: torch.Tensor, config: TrainConfig, run: Run, number: int

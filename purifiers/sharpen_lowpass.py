@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from core.filters import sharpen_and_low_pass
+from core.filters import check_kept, sharpen_and_low_pass
 from core.imageset import ImageSet, Rounding
 from core.ranges import Keys, Positive, PositiveOrZero, Share
 from core.run import Run
@@ -39,6 +39,10 @@ class Config(Keys):
     # crops, or mirrored before
     border: Literal["black", "reflect"] = "black"
     rounding: Rounding = "round"    # to whole grey levels: nearest, or down
+
+    def check_images(self, shape: tuple[int, int]) -> None:
+        frame = 0 if self.border == "reflect" else 2
+        check_kept(self.keep, (shape[0] - frame, shape[1] - frame))
 
 
 def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:

@@ -256,8 +256,8 @@ def test_an_encoder_that_diverges_in_its_last_step_is_not_probed(few, tmp_path):
     with new_run(tmp_path / "out") as run, pytest.raises(UserError) as caught:
         simclr.fit(data, data, protocol, run)
     assert str(caught.value) == (
-        "pretraining: the encoder's features became nan or infinite in epoch 0; lower the learning "
-        "rate, or look at the data")
+        "pretraining: knn_accuracy became nan in epoch 1; lower the learning rate, or look at the "
+        "data")
 
 
 def test_shares_that_are_not_equal_are_refused(few, tmp_path):

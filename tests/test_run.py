@@ -180,7 +180,7 @@ def test_not_a_number_stops_the_loop(tmp_path):
         loop = Loop(run, "walk", 1)
         for _ in loop.steps(Count()):
             loop.add(1, loss=torch.tensor(float("nan")))
-        with pytest.raises(UserError, match="loss became nan in epoch 0"):
+        with pytest.raises(UserError, match="loss became nan in epoch 1"):
             loop.end_epoch()
 
 

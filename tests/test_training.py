@@ -248,6 +248,16 @@ def test_a_loss_that_is_not_a_number_ends_in_a_sentence(tmp_path, few):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_network_that_diverges_in_its_last_step_is_not_scored(tmp_path, few):
+    """Its last loss was of the weights before that step, and argmax of NaN answers a class."""
+    protocol = Protocol(epochs=1, batch_size=len(few), learning_rate=3e38, clip_norm=None)
+    model = nn.Sequential(linear(), nn.Linear(10, 10))
+    with new_run(tmp_path / "out") as run, pytest.raises(
+            UserError, match=r"^classifier: accuracy became nan in epoch 1; lower the lear"):
+        train_classifier(model, few, few, protocol, run)
+    assert not (tmp_path / "out").exists()
+
+
 def test_normalisation_sits_inside_the_model():
     x = torch.rand(5, 3, 4, 4)
     mean, std = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)

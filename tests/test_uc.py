@@ -321,7 +321,7 @@ def test_what_cannot_be_is_one_sentence(tmp_path, small):
     for changes, images, message in (
             ({"clusters": 21}, slice(None), "uc.clusters: 20 images do not fill 21 clusters"),
             ({"clusters": 18, "scope": "cluster"}, slice(None), "a cluster of one image"),
-            ({}, np.s_[:, :6], "uc: images of 6x8 pixels are too small for its generator")):
+            ({}, np.s_[:, :6], "images of 6x8 pixels are too small for the generator")):
         clean = from_arrays(small.images[images], small.labels, name="x", classes=list("abcd"),
                             root={}, test=None)
         config = uc.Config(**{**SMALL, **changes}, surrogate=uc.Surrogate(
