@@ -4,11 +4,13 @@ NAMES = {
     "em": "EM", "em_classwise": "EM, class-wise", "rem": "REM", "rem_lite": "REM, lite",
     "sem": "SEM", "tap": "TAP", "hypo": "HYPO", "sep": "SEP", "pil": "PIL", "lsp": "LSP",
     "ar": "AR", "ops": "OPS", "cuda": "CUDA", "uc": "UC", "cp": "CP", "tue": "TUE",
+    "cp_c": "CP-C", "cp_s": "CP-S",
     "reuse": "re-used p_hat",
     "random_signs": "random signs",
     "gray": "grey scale", "jpeg": "JPEG", "bdr": "BDR", "dvae": "D-VAE", "vae": "VAE",
     "ae": "AE", "ddpm": "DDPM", "avatar": "AVATAR", "jcdp": "JCDP",
     "ortho": "orthogonal projection", "coin": "COIN", "sharpen_lowpass": "RSK + FF",
+    "advcl_reduced": "AdvCL, reduced",
     "ueraser": "UEraser", "ueraser_max": "UEraser, max",
     "iss_best": "best of these (an oracle)",
 }
