@@ -10,7 +10,8 @@ record folder to stdout.
 import sys
 
 from core import commit, datasets, distributed, identity, records
-from core.command import command, parse
+from core.command import command
+from core.request import parse
 from core.workfolder import otherwise
 
 

@@ -14,11 +14,12 @@ import sys
 
 from core import config
 from core.applying import apply, find_checkpoint, open_run
-from core.command import Request, command, parse
+from core.command import command
 from core.datasets import remember_test
 from core.distributed import note
 from core.imageset import ImageSet
 from core.methods import is_method
+from core.request import Request, parse
 
 
 @command

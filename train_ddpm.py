@@ -11,9 +11,10 @@ share the same global batch. Prints the checkpoint's folder to stdout.
 import sys
 
 from core import checkpoint, datasets, identity
-from core.command import command, parse
+from core.command import command
 from core.errors import UserError
 from core.methods import fact
+from core.request import parse
 
 
 @command

@@ -9,9 +9,10 @@ for the others. Prints the checkpoint's folder to stdout.
 import sys
 
 from core import checkpoint, datasets, files, identity
-from core.command import command, parse
+from core.command import command
 from core.errors import UserError
 from core.methods import fact
+from core.request import parse
 
 
 @command

@@ -7,7 +7,6 @@ import dataclasses
 
 from core import identity
 from core.checkpoint import Checkpoint, describe, history
-from core.command import Request, blamed
 from core.commands import COMMANDS, Command
 from core.device import kind_of
 from core.distributed import note
@@ -15,6 +14,7 @@ from core.errors import UserError
 from core.imageset import ImageSet
 from core.methods import fact, find_method, takes_any_size
 from core.perturbation import measure
+from core.request import Request, blamed
 from core.run import Run
 from core.splits import share_images
 

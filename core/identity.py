@@ -6,11 +6,11 @@ The commands build their runs from these, and tables address artefacts with them
 from collections.abc import Callable
 
 from core import config
-from core.command import Request
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.job import Job, digests_at, fingerprint_at
 from core.methods import fact
+from core.request import Request
 
 Resolve = Callable[[str], str]      # path of an artefact -> its fingerprint
 

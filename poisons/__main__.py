@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from core import files, identity
-from core.command import Request, command, parse
+from core.command import command
 from core.datasets import remember_test
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.perturbation import check_bound, linear_probe, measure
+from core.request import Request, parse
 from core.run import Run
 from core.splits import rows_split
 

@@ -25,13 +25,13 @@ import numpy as np
 
 from core import config as config_of
 from core.applying import apply_part
-from core.command import Request, parse
 from core.config import Place
 from core.datasets import DataSettings
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.manual import yaml_of
 from core.ranges import Keys, Range
+from core.request import Request, parse
 from core.run import Run
 
 VERSION = 1

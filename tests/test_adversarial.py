@@ -12,7 +12,7 @@ from torch import nn
 import evaluate
 from core import records
 from core.batches import Augmentation, Batches
-from core.command import parse
+from core.request import parse
 from core.training import Normalised
 from learners import adversarial, standard
 from learners.adversarial import Config

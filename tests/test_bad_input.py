@@ -21,8 +21,9 @@ import evaluate
 import purify
 import train_vae
 from core import files, identity, memory
-from core.command import command, parse
+from core.command import command
 from core.job import Job
+from core.request import parse
 from core.run import Run
 from poisons.__main__ import main as poison
 

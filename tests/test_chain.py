@@ -9,9 +9,9 @@ from conftest import CONFIGS, content, run_command, succeed, write_imageset
 from methods import checkpoint_of, make_missing
 
 import purify
-from core.command import parse
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.request import parse
 from purifiers import dvae, gray, jpeg
 from scripts.tables import plan, spec
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from conftest import CONFIGS
 
-from core.command import parse
 from core.imageset import to_floats
+from core.request import parse
 from learners import channel_normalised, colours
 
 # What cv2.cvtColor of OpenCV 4.11 gives of RGB in Lab and YUV, and of colours in these in RGB.

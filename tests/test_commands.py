@@ -6,9 +6,10 @@ import pytest
 from conftest import CONFIGS, run_command
 
 from core import methods
-from core.command import Settings, parse
 from core.commands import COMMANDS, OWNER
 from core.errors import UserError
+from core.request import parse
+from core.settings import Settings
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))

@@ -47,11 +47,11 @@ from methods import (
 
 import evaluate
 from core import commit, config, streams
-from core.command import parse
 from core.datasets import DataSettings
 from core.imageset import ImageSet
 from core.methods import fact, list_methods
 from core.perturbation import check_bound, measure
+from core.request import parse
 from core.streams import BLOCK
 from core.training import Result
 

@@ -7,9 +7,9 @@ from conftest import CONFIGS, new_run
 from PIL import Image
 
 from core import streams
-from core.command import parse
 from core.errors import ConfigError
 from core.imageset import quantize, to_floats
+from core.request import parse
 from learners import corrupted, noise
 
 

@@ -15,10 +15,10 @@ import torch
 from conftest import ROOT, new_run, run_command, succeed, write_imageset
 from methods import PURIFIERS, line_of
 
-from core.command import parse
 from core.errors import ConfigError, UserError
 from core.imageset import ImageSet, from_arrays
 from core.pgd import gradient_of, pgd
+from core.request import parse
 from core.views import apply, draw
 from poisons import contrast, cp
 from poisons.__main__ import main as poison_main

@@ -13,10 +13,10 @@ from conftest import CONFIGS, Death, content, operations, run_command, succeed
 from PIL import Image
 
 from core import decoding, large, memory, outlines, pictures
-from core.command import parse
 from core.datasets import DataSettings, load, load_test
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.request import parse
 from poisons.__main__ import main as poison
 from scripts.exchange.import_folder import main as import_folder
 

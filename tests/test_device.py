@@ -12,9 +12,9 @@ from conftest import CONFIGS, ROOT, run_command, succeed
 
 import evaluate
 from core import device, files, records
-from core.command import parse
 from core.device import Device, DeviceSettings, resolve
 from core.errors import UserError
+from core.request import parse
 from poisons.__main__ import main as poison_main
 
 CPU = DeviceSettings(device="cpu")

@@ -16,9 +16,9 @@ import purify
 import train_ddpm
 import train_vae
 from core import commands
-from core.command import parse
 from core.errors import UserError
 from core.methods import list_methods
+from core.request import parse
 from poisons.__main__ import main as poison
 from scripts.documents import documents
 from scripts.documents.names import NAMES

@@ -25,9 +25,9 @@ from core import config as yaml_config
 from core import streams
 from core.artefact import read_log
 from core.checkpoint import Checkpoint
-from core.command import parse
 from core.errors import UserError
 from core.imageset import ImageSet, from_arrays
+from core.request import parse
 from models.dvae import DVAE
 from models.resnet import BasicBlock, make_stem
 from purifiers import autoencoding, dvae

@@ -22,10 +22,10 @@ from conftest import CONFIGS, Death, new_run, operations, run_command, write_ima
 import core.run
 from core import imageset
 from core.batches import Batches
-from core.command import parse
 from core.errors import ConfigError
 from core.files import RowFile
 from core.imageset import ImageSet, from_arrays, quantize
+from core.request import parse
 from models.resnet import resnet18
 from poisons import crafting, em, em_classwise, minmin
 from poisons import noise as noise_files

@@ -12,8 +12,8 @@ from conftest import CONFIGS, run_command, succeed, write_imageset
 
 import purify
 import train_ddpm
-from core.command import parse
 from core.imageset import ImageSet
+from core.request import parse
 from purifiers import fit, prior
 
 TRAIN = ["method=ddpm", "ddpm.train.width=32", "ddpm.train.batch_size=16", "ddpm.train.steps=3",

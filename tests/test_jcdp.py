@@ -133,7 +133,7 @@ def test_every_mode_purifies(apply, mode):
 def test_the_released_preset():
     from conftest import CONFIGS
 
-    from core.command import parse
+    from core.request import parse
 
     config = parse([f"{CONFIGS}/purifiers/jcdp.yaml", "preset=released"], "", "purify").config
     assert (config.passes, config.t_star, config.start, config.threshold) == (4, 20, 20, 11)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import CONFIGS, new_run
 
-from core.command import parse
 from core.imageset import ImageSet, from_arrays
+from core.request import parse
 from learners import cutmix, cutout, mixup
 
 SHAPE = (10, 14)        # height and width differ, so that one in the other's place shows

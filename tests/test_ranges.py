@@ -11,12 +11,12 @@ from typing import Annotated
 import pytest
 
 from core import config, ranges
-from core.command import Settings
 from core.datasets import DataSettings
 from core.device import DeviceSettings
 from core.errors import ConfigError, UserError
 from core.methods import list_methods
 from core.ranges import Count, CountOrZero, Keys, LinfRadius, Positive, Range, StepSize
+from core.settings import Settings
 
 ROOMS = ("poisons", "purifiers", "learners")
 MODULES = {f"{room}.{name}": importlib.import_module(f"{room}.{name}")

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, content, new_run, process, run_command, succeed
 
-from core.command import parse
 from core.imageset import ImageSet, from_arrays
 from core.pgd import gradient_of, pgd
+from core.request import parse
 from core.streams import BLOCK, generator
 from core.training import Normalised
 from models.classifiers import classifier

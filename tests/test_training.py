@@ -14,9 +14,9 @@ from torch.optim import lr_scheduler
 import core.run
 from core import config, training
 from core.batches import Augmentation, Batches
-from core.command import parse
 from core.errors import ConfigError, UserError
 from core.imageset import from_arrays
+from core.request import parse
 from core.training import Normalised, Protocol, accuracy, learning_rate, train_classifier
 from core.views import Views
 from learners import smoothing, standard

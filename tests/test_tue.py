@@ -5,9 +5,9 @@ import pytest
 import torch
 from conftest import ROOT, new_run
 
-from core.command import parse
 from core.errors import ConfigError
 from core.imageset import ImageSet, from_arrays
+from core.request import parse
 from core.views import apply, draw
 from poisons import contrast, tue
 

@@ -10,8 +10,8 @@ from conftest import CONFIGS, new_run
 from PIL import Image
 from torch import nn
 
-from core.command import parse
 from core.errors import ConfigError
+from core.request import parse
 from learners import ueraser
 from learners.ueraser import Config, augmented, hardest, recoded
 

@@ -8,9 +8,9 @@ from methods import APPLYING
 
 import evaluate
 from core import config, variants
-from core.command import parse
 from core.errors import UserError
 from core.methods import list_methods
+from core.request import parse
 from poisons.__main__ import main as poison_main
 
 YAML = """

@@ -19,14 +19,16 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from core import command, config, datasets, manual, variants
-from core.commands import COMMANDS
+from core import config, datasets, manual, variants
+from core.command import command
+from core.commands import COMMANDS, Command
 from core.config import as_path
 from core.device import DeviceSettings
 from core.errors import UserError
 from core.methods import fact, list_methods
 from core.names import printable
 from core.outlines import SIZES
+from core.settings import Settings
 from scripts.documents.methods import first_comment
 from scripts.finding import cite, clean, numbers
 from scripts.pictures.figures import PAPER
@@ -39,7 +41,7 @@ INDENT = 26             # columns of names
 Lines = Iterator[tuple[str, str]]       # a name, and what it is
 
 
-@command.command
+@command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python scripts/list.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -190,7 +192,7 @@ def told(word: str) -> list[str]:
     return list(filter(None, found))
 
 
-def pages(room: str, word: str, applied_by: command.Command) -> Iterator[str]:
+def pages(room: str, word: str, applied_by: Command) -> Iterator[str]:
     """Of a method all that --help prints of it, of another YAML what it sets."""
     path = manual.CONFIGS / room / f"{word}.yaml"
     if word in list_methods(room):
@@ -239,7 +241,7 @@ def names() -> Iterator[str]:
 
 def keys() -> Lines:
     """Every key of every command, and a line on it: its default, what it is, its range."""
-    kinds = [(kind, "") for kind in (command.Settings, datasets.DataSettings, DeviceSettings)]
+    kinds = [(kind, "") for kind in (Settings, datasets.DataSettings, DeviceSettings)]
     for room in APPLIED_BY:
         for name in list_methods(room):
             module = module_of(room, name)

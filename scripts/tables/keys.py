@@ -9,10 +9,11 @@ import dataclasses
 from collections.abc import Iterator
 
 from core import config, manual
-from core.command import Request, known_keys, parse
 from core.commands import COMMANDS
 from core.errors import UserError
 from core.methods import find_method
+from core.request import Request, parse
+from core.settings import known_keys
 from scripts.tables.table import Line, Step, Table
 
 PLACES = {"seed": "0", "set": "set", "checkpoint": "checkpoint"}    # in braces, until it is planned

@@ -38,7 +38,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from core import config, manual, outlines, variants
-from core.command import known_keys
 from core.commands import COMMANDS
 from core.config import Node
 from core.datasets import DataSettings
@@ -46,6 +45,7 @@ from core.device import DeviceSettings
 from core.distributed import note
 from core.errors import UserError
 from core.methods import find_method
+from core.settings import known_keys
 from scripts.tables import keys
 from scripts.tables.table import FORMS, WHOLE, Choice, Derived, Line, Step, Table, fill, named
 
