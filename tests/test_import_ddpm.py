@@ -260,11 +260,28 @@ def test_half_precision_becomes_single(tmp_path):
                                                                      ).values())
 
 
+def test_safetensors_under_the_plain_names(tmp_path):
+    torch.manual_seed(0)
+    weights = {name: tensor.half() for name, tensor in UNet(32).state_dict().items()}
+    save_file(weights, tmp_path / "prior.safetensors")
+    line = [tmp_path / "prior.safetensors", *SAYS, "--t-train-max"]
+    out = succeed(import_ddpm.main, *line, 150, "--out", "imported")
+    found = load_file(out / "ema.safetensors")
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name].float()) for name in found)
+    assert json.loads((out / "meta.json").read_text())["config"]["t_train_max"] == 150
+    outcome = run_command(purify.main, "method=ddpm", "ddpm.t_star=151", "data=digits", "size=32",
+                          f"checkpoint={out}", "--limit", "1")
+    assert "was trained on the first 150 only" in outcome.error
+    assert refused(*line[:1], *SAYS, "--t-train-max", 1001).startswith(
+        "--t-train-max: t_train_max: 1001 is out of range")
+
+
 def test_what_it_was_trained_on_must_be_said(folder):
     assert refused(folder, "--data", "mine", "--split", "train") == (
         "--images: how many images of mine train?")
     assert "config.json says 16" in refused(folder, *SAYS, "--size", "32")
-    for key in ("--images", "--size"):
+    for key in ("--images", "--size", "--t-train-max"):
         assert refused(folder, *SAYS, key, 0) == f"{key}: 0 is no positive number"
 
 

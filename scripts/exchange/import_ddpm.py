@@ -2,10 +2,13 @@
 
     python scripts/import_ddpm.py FOLDER --data cifar10 --split train [--out DIR] [--size 32]
     python scripts/import_ddpm.py ckpt_80000.pth --data cifar10 --split test
+    python scripts/import_ddpm.py results/small/prior/ema.safetensors --t-train-max 150 \\
+        --data cifar10 --split test
 
 FOLDER is in diffusers' form (config.json and diffusion_pytorch_model.safetensors, perhaps in
-`unet/`); a .pth is ermongroup/ddim's list, whose EMA is taken, or a bare state dict. No pickle is
-run. --data and --split say what it was trained on: they go into every record, so say it right.
+`unet/`); a .pth is ermongroup/ddim's list, whose EMA is taken, or a bare state dict, which a
+.safetensors is too, under the same names. No pickle is run. --data and --split say what it was
+trained on: they go into every record, so say it right.
 """
 
 import argparse
@@ -74,15 +77,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--split", required=True, help="train, test, or what you know")
     parser.add_argument("--images", type=int, help="how many; known for cifar10, cifar100, svhn")
     parser.add_argument("--size", type=int, help="side of its images (32)")
+    parser.add_argument("--t-train-max", type=int, metavar="N",
+                        help="it was trained on the first N steps of its schedule only")
     parser.add_argument("--out", type=as_path)
     parser.add_argument("--force", action="store_true",
                         help="move other work in the way aside (finished) or drop it (unfinished)")
     arguments = parser.parse_args(argv)
 
-    for key in ("images", "size"):
+    for key in ("images", "size", "t_train_max"):
         value = getattr(arguments, key)
         if value is not None and value < 1:
-            raise UserError(f"--{key}: {value} is no positive number")
+            raise UserError(f"--{key.replace('_', '-')}: {value} is no positive number")
     images = arguments.images or IMAGES.get((arguments.data, arguments.split))
     if images is None:
         raise UserError(f"--images: how many images of {arguments.data} {arguments.split}?")
@@ -95,6 +100,9 @@ def main(argv: list[str] | None = None) -> None:
     if size and arguments.size and size != arguments.size:
         raise UserError(f"--size: {source}/config.json says {size}")
     size = size or arguments.size or 32
+    if arguments.t_train_max:
+        schedule["t_train_max"] = arguments.t_train_max
+        checked("--t-train-max", **schedule)
     config = replace(architecture(weights, size), **schedule)
     model = network(config, size, weights, path)
     digest = files.sha256(path)
@@ -250,7 +258,7 @@ def plain_shape(name: str, tensor: torch.Tensor) -> torch.Tensor:
 def from_ddim(path: Path) -> dict[str, torch.Tensor]:
     """The EMA of a list [model, optimiser, epoch, step, ema], its model where there is no EMA, or a
     bare state dict."""
-    found = torchfile.load(path)
+    found = (reading.safetensors if path.suffix == ".safetensors" else torchfile.load)(path)
     if isinstance(found, (list, tuple)):
         found = next((part for part in (*found[-1:], *found[:1]) if is_state_dict(part)), None)
     if not is_state_dict(found):
