@@ -46,7 +46,7 @@ from poisons.surrogates import Training, train_surrogate
 VERSION = 1
 SMOKE = {"clusters": 3, "width": 8, "epochs": 1, "batch_size": 64, "learning_rate": 1e-2,
          "surrogate.architecture": "resnet18", "surrogate.width": 8, "surrogate.epochs": 1,
-         "surrogate.batch_size": 64}
+         "surrogate.batch_size": 64, "weights": None}
 PATHS = ("weights",)
 
 

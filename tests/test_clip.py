@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import new_run
+from conftest import CONFIGS, new_run, run_command
 from safetensors.torch import save_file
 
 from core.device import DeviceSettings, resolve
@@ -12,6 +12,7 @@ from core.errors import UserError
 from core.imageset import from_arrays
 from models.clip import ClipResNet
 from poisons import uc
+from poisons.__main__ import main
 from poisons.clip import load_tower
 from poisons.frozen import FrozenSurrogate
 
@@ -123,6 +124,14 @@ def test_uc_clusters_by_what_it_sees(tmp_path, file):
     with new_run(tmp_path / "small") as run, pytest.raises(
             UserError, match="takes images of 64x64 pixels, and these have 32x32"):
         uc.surrogate(small, config, run)
+
+
+def test_smoke_takes_a_network_without_a_file():
+    outcome = run_command(main, CONFIGS / "poisons/uc.yaml", "preset=clip", "uc.weights=none.pt",
+                          "--smoke", "--dry-run")
+    assert outcome.status == 0
+    assert "--smoke has its own uc.weights" in outcome.stderr
+    assert "weights: null" in outcome.stdout
 
 
 def test_what_does_not_do_is_one_sentence(tmp_path, weights):

@@ -40,6 +40,12 @@ def test_a_mistake_in_a_table_is_named(tiny, old, new, message):
     assert re.search(message, str(error.value)), error.value
 
 
+@pytest.mark.parametrize("size", ["quick", "small"])
+def test_a_size_of_tables_is_no_table(here, size):
+    with pytest.raises(UserError, match=rf"{size}\.yaml: no table, but what --{size} changes in"):
+        spec.read(size)
+
+
 def test_quick_is_the_same_grid_on_digits(here):
     full = spec.read_one("configs/tables/dvae_cifar10.yaml")
     quick = spec.read_one("configs/tables/dvae_cifar10.yaml", QUICK)

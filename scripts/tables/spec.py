@@ -70,6 +70,8 @@ def read(path: str, choice: Choice = WHOLE, overrides: tuple[str, ...] = ()) -> 
     """
     size, path = choice.size, manual.yaml_of("tables", path)
     tree = config.read([path])
+    if (name := config.as_path(path).stem) in FORMS:
+        raise UserError(f"{path}: no table, but what --{name} changes in one")
     own = {name: section(tree.value, name) for name in FORMS}
     small = config.read([TABLES / f"{size}.yaml"]).value | own[size] if size else {}
     tree.value = {key: node for key, node in tree.value.items() if key not in FORMS}
