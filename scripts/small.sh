@@ -8,7 +8,8 @@ failed=0
 settings=()                                 # the key=value among what was typed: figures take no --jobs
 for word in "$@"; do case $word in -*) ;; *=*) settings+=("$word") ;; esac; done
 # what is wrong with the line is said here, and not by every table
-python scripts/run_table.py configs/tables/dvae_cifar10.yaml --small "$@" --dry-run >/dev/null || exit
+said=$(python scripts/run_table.py configs/tables/dvae_cifar10.yaml --small "$@" --dry-run 2>&1 >/dev/null) ||
+    { status=$?; printf '%s\n' "$said" >&2; exit $status; }
 
 make() {    # a table's name and a part of it
     python scripts/run_table.py "configs/tables/$1.yaml" --small "${@:2}" || failed=$?
