@@ -203,7 +203,7 @@ def test_a_table_stands_for_each_of_its_data_sets(several):
     assert (digits.dataset, photos.dataset) == ("digits", "photos")
     assert [line.name for line in digits.columns] == ["none", "photos prior"]
     assert [line.name for line in photos.columns] == ["none", "digits prior"]
-    assert photos.columns[1].reported == "jcdp, digits"
+    assert photos.columns[1].reported == ("jcdp, digits",)
     assert digits.evaluate.yamls == ("configs/learners/em60.yaml",)
     assert photos.evaluate.yamls == ("configs/learners/em100.yaml",)
     assert photos.evaluate.settings == digits.evaluate.settings

@@ -246,7 +246,8 @@ def test_le_table_1_is_as_printed(here):
     for table in tables:                                # what `protocol` says twice
         assert table.evaluate.yamls == (table.columns[-1].words["protocol"],)
     published = render.published()
-    found = [render.facts_of(table, "lsp", "jcdp", published)[0]["accuracy"] for table in tables]
+    found = [render.facts_of(table, ("lsp",), ("jcdp",), published)[0]["accuracy"]
+             for table in tables]
     assert len(set(found)) == 3
 
 

@@ -321,8 +321,8 @@ def entry_of(places: dict[Path, dict], dataset: str, known: list[dict]) -> rende
     return render.Entry(
         "", attack or "clean", defence or "none", [100 * one["accuracy_last"] for one in found],
         tuple(map(mean, zip(*map(render.seconds_of, found), strict=True))),
-        records.saw(found[0]), *render.facts_of(Group(dataset), attack or "clean",
-                                                defence or "none", known, network,
+        records.saw(found[0]), *render.facts_of(Group(dataset), (attack or "clean",),
+                                                (defence or "none",), known, network,
                                                 render.evaluation(found[0].get("learner", ""),
                                                                   values)),
         tuple(places), best=render.probes_best(found))

@@ -74,7 +74,7 @@ def page(results: Results, roots: list[Path], out: Path, *, embed: bool = False)
 def published(row: Row | None) -> list[dict]:
     """The numbers beside a row, the paper's own first."""
     entry = row and row.entry
-    return [*filter(None, [entry.reported]), *entry.independent] if entry else []
+    return [*filter(None, [entry.reported]), *entry.also] if entry else []
 
 
 def published_number(made: Page) -> Markup:
@@ -178,7 +178,7 @@ def cells_of(row: Row, made: Page) -> dict[str, object]:
         join([text(name_of(entry.column)), tag("small", note) if note else None]),
         join([ours(entry.places, entry.accuracies, made),
               tag("i", style=f"--ours:{entry.mean:.1f}%{mark}", class_="bar")]),
-        sourced([entry.reported] if entry.reported else []), gap, independent(entry.independent),
+        sourced([entry.reported] if entry.reported else []), gap, folded(entry.also),
         entry.saw, curve(*points(made.results.kept[entry.places[0]]), 90, 24)), strict=True))
 
 
@@ -196,7 +196,7 @@ def card_of(place: Path, made: Page) -> str:
     return "r" + made.results.kept[place].record["fingerprint"][:12]
 
 
-def independent(facts: list[dict]) -> Markup:
+def folded(facts: list[dict]) -> Markup:
     if len(facts) < 3:
         return sourced(facts)
     low, high = (pick(fact["accuracy"] for fact in facts) for pick in (min, max))

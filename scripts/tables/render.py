@@ -3,10 +3,11 @@
     python scripts/table.py configs/tables/NAME.yaml [--small] [--wide | --distances] [--format csv]
 
 One line a cell: clean test accuracy of the last epoch (mean ± sd over n seeds), the published
-number and others' re-runs, the gap to the published one, seconds (of training the purifier, of
-purifying, of training the classifier), and what the defence saw beside the set that the classifier
-is trained on. `oracle` marks numbers chosen by test accuracy (†), and ‡ the rows of a poison that
-does not poison. Published numbers of linear probes are of their best epoch: so is the gap to them.
+number and what else was published of it, the gap to the first, seconds (of training the purifier,
+of purifying, of training the classifier), and what the defence saw beside the set that the
+classifier is trained on. `oracle` marks numbers chosen by test accuracy (†), and ‡ the rows of a
+poison that does not poison. Published numbers of linear probes are of their best epoch: so is the
+gap to them.
 --wide prints rows x columns. A smaller form says above the table what it is. --distances prints
 PSNR and LPIPS to the clean images instead, of the sets that are here.
 """
@@ -34,7 +35,7 @@ from scripts.tables.table import Choice, Line, Table
 
 # docs/reported.md says what its columns are
 REPORTED = Path(__file__).resolve().parents[2] / "results/reported.csv"
-HEAD = ("data", "poison", "defence", "accuracy (%)", "reported", "independent", "gap", "oracle",
+HEAD = ("data", "poison", "defence", "accuracy (%)", "reported", "also published", "gap", "oracle",
         "training the purifier (s)", "purifying (s)", "training (s)", "the defence saw",
         "does it poison?")
 # Points of accuracy that a poison costs an undefended classifier at least. Published ones cost 23
@@ -55,7 +56,7 @@ class Entry:
     seconds: tuple[float | None, float | None, float | None]
     saw: str                        # what the defence learned from beside the set
     reported: dict | None
-    independent: list[dict]
+    also: list[dict]                # what else was published of it
     places: tuple[Path, ...] = ()   # of its records
     chosen: str = ""                # the column that an oracle chose
     mark: str = ""                  # of a row whose poison does not poison
@@ -112,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     above = [header(table, cells, entries) for table in tables]
     if not any(e.accuracies for e in entries):
         words = [*Choice.of(arguments).words, *arguments.settings]
-        entries = [e for e in entries if not arguments.wide and (e.reported or e.independent)]
+        entries = [e for e in entries if not arguments.wide and (e.reported or e.also)]
         above.append(unmeasured(tables, cells, [arguments.table, *words])
                      + ("; what stands below is published" if entries else ""))
     head, lines = (wide if arguments.wide else long)(entries)
@@ -189,7 +190,7 @@ def collect(table: Table, cells: list[plan.Cell],
             among = [e for e in of_row if e.column in derived.max_of]
             if not among:
                 continue
-            facts = facts_of(table, row.reported, derived.name, known)
+            facts = facts_of(table, row.reported, (derived.name,), known)
             if any(len(e.accuracies) < len(table.seeds) for e in among):
                 entries.append(Entry(table.block, row.name, derived.name, [], (None, None, None),
                                      "", *facts))
@@ -251,18 +252,28 @@ def total(values: list[float | None]) -> float | None:
     return sum(values) if values and None not in values else None
 
 
-def facts_of(table: Table, attack: str, defence: str, published: list[dict],
-             network: str = "resnet18", evaluated: str = ""
+def facts_of(table: Table, attacks: tuple[str, ...], defences: tuple[str, ...],
+             published: list[dict], network: str = "resnet18", evaluated: str = ""
              ) -> tuple[dict | None, list[dict]]:
-    """The paper's number (from the table's source first, then the attack's own) and those of
-    others, for such a network and way of measuring."""
-    facts = [fact for fact in published
-             if (fact["dataset"], fact["attack"], name_of(fact)) == (table.dataset, attack, defence)
-             and fact.get("eval", "") == evaluated
+    """What was published of a cell, for such a network and way of measuring: the number beside it
+    (from the table's source if that has one, then from the attack's own paper, then from another)
+    and all others. Those of further names than the first come last, and say theirs (`named`)."""
+    facts = [{**fact, **named(fact, attacks, defences)} for fact in published
+             if fact["dataset"] == table.dataset and fact["attack"] in attacks
+             and name_of(fact) in defences and fact.get("eval", "") == evaluated
              and plainly(fact["arch"]) == plainly(network)]
-    own = [fact for fact in facts if fact["kind"] == "paper"]
-    own.sort(key=lambda fact: (fact["source"] != table.source, fact["source"].lower() != attack))
-    return own[0] if own else None, own[1:] + [fact for fact in facts if fact["kind"] != "paper"]
+    facts.sort(key=lambda fact: ("named" in fact, fact["source"] != table.source,
+                                 fact["kind"] != "paper", fact["source"].lower() != attacks[0]))
+    if facts and "named" not in facts[0] and (facts[0]["source"] == table.source
+                                              or facts[0]["kind"] == "paper"):
+        return facts[0], facts[1:]
+    return None, facts
+
+
+def named(fact: dict, attacks: tuple[str, ...], defences: tuple[str, ...]) -> dict[str, str]:
+    names = [name for name, own in ((fact["attack"], attacks), (name_of(fact), defences))
+             if name != own[0]]
+    return {"named": ", ".join(names)} if names else {}
 
 
 def evaluation(learner: str, values: dict) -> str:
@@ -293,7 +304,7 @@ def long(entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
         gap = "" if e.gap is None else f"{e.gap:+.1f}"
         lines.append([
             e.block, e.row, e.column, records.spread(e.accuracies), number(e.reported),
-            "; ".join(number(fact) for fact in e.independent), gap, e.oracle,
+            "; ".join(number(fact) for fact in e.also), gap, e.oracle,
             *("" if s is None else f"{s:.0f}" for s in e.seconds), e.saw, e.mark])
     used = [i for i, name in enumerate(HEAD) if name in ALWAYS or any(line[i] for line in lines)]
     return tuple(HEAD[i] for i in used), [[line[i] for i in used] for line in lines]
@@ -318,7 +329,8 @@ def number(fact: dict | None) -> str:
         return ""
     sd = f" ± {fact['sd']}" if "sd" in fact else ""
     marks = [*(["oracle"] if fact.get("oracle") else []), *([fact["variant"]] if "variant" in fact
-             else []), *(["leaderboard"] if fact["kind"] == "leaderboard" else [])]
+             else []), *(["leaderboard"] if fact["kind"] == "leaderboard" else []),
+             *([f"as {fact['named']}"] if "named" in fact else [])]
     mark = f" ({', '.join(marks)})" if marks else ""
     return f"{fact['accuracy']}{sd}{mark} {fact['source']} {fact['table']}"
 

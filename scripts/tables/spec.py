@@ -29,7 +29,7 @@ left; `data:` and `split:` in a step name another. `purify` applies the checkpoi
 values, {seed} is the cell's seed, {set} the folder of the current set, {checkpoint} that of the
 checkpoint trained last, and `over: {x: [1, 2]}` beside `steps:` makes one row or column for each x,
 which its steps read as {x}. `only: [name, ...]` there leaves cells out, `reported:` names what the
-published numbers are filed under.
+published numbers are filed under (of a list, the first is its own; numbers of the others say so).
 """
 
 import dataclasses
@@ -236,7 +236,7 @@ def read_lines(nodes: dict[str, Node], small: dict[str, Node], words: dict[str, 
     lines, fewer = [], section(small, "over")
     for written, node in nodes.items():
         name = fill(written, words, node.origin)
-        over, reported, only, steps = {}, name, (), node
+        over, reported, only, steps = {}, (name,), (), node
         if isinstance(node.value, dict) and "steps" in node.value:
             for key, item in node.value.items():
                 if key not in LINE_KEYS:
@@ -244,7 +244,7 @@ def read_lines(nodes: dict[str, Node], small: dict[str, Node], words: dict[str, 
                                     + config.suggest(key, LINE_KEYS))
             steps, over = node.value["steps"], section(node.value, "over")
             if "reported" in node.value:
-                reported = config.build(str, node.value["reported"], "reported")
+                reported = tuple(map(config.text, as_list(node.value["reported"])))
             if "only" in node.value:
                 only = config.build(tuple[str, ...], node.value["only"], "only")
         found = [quicken(read_step(step), small) for step in as_list(steps)]
@@ -259,7 +259,8 @@ def read_lines(nodes: dict[str, Node], small: dict[str, Node], words: dict[str, 
             values_of = dict(chosen)
             label = " ".join([name, *(f"{key}={value}" for key, value in chosen)])
             lines.append(Line(label, tuple(found), learner, values_of, words,
-                              fill(reported, words | values_of, node.origin), only))
+                              tuple(fill(one, words | values_of, node.origin)
+                                    for one in reported), only))
     return tuple(lines)
 
 

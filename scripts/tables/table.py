@@ -55,7 +55,7 @@ class Line:
     learner: Step | None            # its last step, if that is `evaluate`
     variables: dict[str, str]       # of `over`
     words: dict[str, str]           # of `let`
-    reported: str
+    reported: tuple[str, ...]       # the first is its own
     only: tuple[str, ...]           # columns of a row, or rows of a column; empty: all
 
     @property
@@ -80,7 +80,7 @@ class Table:
     title: str
     block: str                      # which data set, where the YAML names several
     dataset: str                    # of the published numbers
-    source: str                     # whose numbers are `reported`
+    source: str                     # whose numbers are `reported`, where it has one
     seeds: tuple[int, ...]
     settings: dict[str, str]
     rows: tuple[Line, ...]
