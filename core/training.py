@@ -55,7 +55,7 @@ WARM_FROM = 1e-3        # warm_multistep's first rate (code Sizhe-Chen/SEP)
 
 @dataclass(frozen=True)
 class Protocol(Keys):
-    """How a classifier is trained. Defaults: EM's 60 epochs, which D-VAE and ISS use too."""
+    """How a classifier is trained. Defaults: EM's 60 epochs, which D-VAE uses too."""
 
     # passes over the set; EM's release: 60 on CIFAR-10, 100 on CIFAR-100
     epochs: Count = 60

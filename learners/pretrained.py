@@ -6,9 +6,9 @@ are of the same data set. A record says what the weights saw: ImageNet's labels 
 no other learner has. Source: BAIT, its main.py and configs (torchvision's ResNet-18, all layers
 trained); freezing as in arXiv 2605.05224.
 
-Deviations: none for `weights` and an ImageNet stem, which leaves a 32x32 image one position in the
-last group. BAIT's runs from scratch also take its rate of 0.001, as `weights: null` does; their
-YAML's is 0.1.
+Deviations: BAIT also rotates CIFAR-100's images by up to 20 degrees; else none for `weights` and
+an ImageNet stem, which leaves a 32x32 image one position in the last group. Its runs from scratch
+also take the rate of 0.001, as `weights: null` does; their YAML's is 0.1.
 """
 
 import dataclasses

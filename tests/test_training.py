@@ -552,6 +552,7 @@ CLIP_5 = {"clip_norm": 5}
 AT_224 = {"crop_padding": 0, "flip": False}         # what views take the place of
 PROTOCOLS = {
     "em60": {"epochs": 60, "drop_last": True, "schedule": "cosine", **CLIP_5},
+    "em100": {"epochs": 100, "drop_last": True, "schedule": "cosine", **CLIP_5},
     "avatar120": {"epochs": 120, "drop_last": False, "schedule": "multistep",
                   "milestones": (80, 100), "gamma": 0.1, **CLIP_5},
     "bridge120": {"epochs": 120, "schedule": "multistep", "milestones": (80, 100), "gamma": 0.1,
@@ -576,6 +577,15 @@ PROTOCOLS = {
     "apb224": {**AT_224, "epochs": 200, "batch_size": 256, "schedule": "cosine", "clip_norm": None,
                "views": Views(scale=None, jitter=1, hue=0.2, grey=0)},
 }
+
+
+@pytest.mark.parametrize("name", [
+    name for name in PROTOCOLS if not {"steps", *AT_224} & PROTOCOLS[name].keys()])
+def test_a_protocol_is_as_long_on_svhn(name):
+    """EM's alone is half as long there, and those that go on from it have its length at hand."""
+    line = [str(CONFIGS / f"learners/{name}.yaml"), "data=svhn"]
+    expected = 30 if name == "em60" else PROTOCOLS[name]["epochs"]
+    assert parse(line, "", "evaluate").config.epochs == expected
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
