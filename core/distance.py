@@ -25,8 +25,8 @@ SQUEEZE = Path(__file__).parent / "weights" / "squeezenet1_1.npz"   # torchvisio
 def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Peak signal-to-noise ratio of each image (B,), dB; inf where equal.
 
-    For a set, average the squared error first and convert once: D-VAE's code does, and the mean
-    of per-image PSNRs differs.
+    For a set, average the squared error first and convert once: the mean of per-image PSNRs
+    differs. (D-VAE's code does so for each batch.)
     """
     return -10 * (a - b).square().flatten(1).mean(1).log10()
 

@@ -1,7 +1,8 @@
 """ResNet-18 for images in [0, 1], with the CIFAR stem or the ImageNet stem.
 
 Source: He et al. 2016 (arXiv 1512.03385), table 1 (ResNet-18); the CIFAR stem (3x3, stride 1, no
-max-pooling) is the one of the released code of the poisons, e.g. yuyi-sd/D-VAE, models/resnet.py.
+max-pooling) is the one of the released code of the poisons, e.g. yuyi-sd/D-VAE,
+configs/models/resnet.py.
 Deviations: torch's default initialisation with either stem, where torchvision's ImageNet network
 begins with He et al.'s fan-out; no normalisation of the input.
 """

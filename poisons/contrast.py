@@ -45,12 +45,12 @@ from core.ranges import (
     Weight,
 )
 from core.run import Run
-from core.streams import BLOCK, by_block
 from core.training import Normalised, check_normalisation
 from core.views import Views, apply, draw
 from models.classifiers import Architecture, check_images
 from models.contrastive import BYOL_PROJECTED, Projected, byol_head, encoder, head
 from poisons.crafting import on_device
+from poisons.noise import uniform_noise
 
 Algorithm = Literal["simclr", "moco", "byol"]
 LIFT = 2**-16           # a hundredth of a grey level: in float32, x/255 + 8/255 can fall just below
@@ -144,9 +144,7 @@ def require_rows(clean: ImageSet, run: Run) -> None:
 def uniform(clean: ImageSet, config: Shared, run: Run) -> torch.Tensor:
     """Noise of each row, uniform within the budget."""
     require_rows(clean, run)
-    drawn = by_block(slice(0, len(clean)), lambda block: torch.rand(
-        BLOCK, 3, *clean.image_shape, generator=run.stream(f"{run.job.method}/start", block)))
-    return drawn.mul_(2).sub_(1).mul_(config.epsilon)
+    return uniform_noise(slice(0, len(clean)), clean.image_shape, config.epsilon, run)
 
 
 def build(clean: ImageSet, config: Shared, run: Run) -> nn.Module:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from core.config import added
 from core.files import RowFile
 from core.imageset import ImageSet
 from core.loop import Loop
@@ -33,7 +34,7 @@ from poisons.minmin import (
     report_stop,
     train_step,
 )
-from poisons.noise import TwoFiles, load_noise, store_noise
+from poisons.noise import TwoFiles, load_noise, store_noise, uniform_noise
 
 __all__ = ["Config", "bound", "poison"]
 
@@ -45,6 +46,8 @@ SMOKE = {"width": 8, "max_rounds": 2, "train_steps": 2, "steps": 2, "batch_size"
 class Config(Shared):
     # signed steps of every image a round, from its noise of the round before; release: 20
     steps: Count = 20
+    # noise starts uniform in the budget, as the release's runs at 16/255 on CIFAR-10; else at 0
+    random_start: bool = added(False)
 
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
@@ -56,7 +59,8 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     errors: list[float] = []
     loop = Loop(run, "em", config.max_rounds, save_epochs=True, model=model, optimizer=optimizer,
                 errors=errors)
-    noise.begin(loop.epoch)
+    noise.begin(loop.epoch, (lambda rows: uniform_noise(rows, clean.image_shape, config.epsilon,
+                                                        run)) if config.random_start else None)
 
     for round_ in loop:
         delta, new_delta = noise.files(round_)

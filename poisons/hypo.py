@@ -4,11 +4,12 @@ A fully trained surrogate's loss on every image is made smaller still (P2, what 
 HYPO): a mild poison. P1 moves the images to the next class instead, as TAP does without its
 transforms. Source: Tao et al., NeurIPS 2021; code TLMichael/Delusive-Adversary.
 
-Deviations: L-inf 8/255 as in the benchmarks (the release: L2 0.5, which is `norm: l2` and
-`epsilon: 0.5`); rounding to the nearest level (the release truncates: `rounding: floor`); the
-surrogate of the last epoch, not the best on held-out images; P3-P5, which are universal noises, are
-not here. APBench's HYPO takes steps of 0.8/255 (`step_size`) on a ResNet-18
-(`surrogate.architecture`), whose training it does not tell: `preset=apbench`.
+Deviations: L-inf 8/255 as in the benchmarks (the release: L2 0.5, which is `norm: l2` and `epsilon:
+0.5`); rounding to the nearest level (the release truncates: `rounding: floor`); the surrogate of
+the last epoch and of all images, less the last incomplete batch, not the best on 1,000 that are
+held out; P3-P5, which are universal noises, are not here. APBench's HYPO takes steps of 0.8/255
+(`step_size`) on a ResNet-18 (`surrogate.architecture`), whose training it does not tell:
+`preset=apbench`.
 """
 
 from dataclasses import dataclass, field

@@ -35,7 +35,8 @@ class Shared(Keys):
     epsilon: LinfRadius = 8 / 255   # L-inf budget, [0, 1] units; release: 8/255
     # of the noise's signed steps, [0, 1] units; release: a tenth of epsilon
     step_size: StepSize = 0.8 / 255
-    train_steps: Count = 10         # of the surrogate a round; release: 10, CIFAR-100 20
+    # of the surrogate a round; release: 10, sample-wise on CIFAR-100 20, on ImageNet 100
+    train_steps: Count = 10
     batch_size: BatchSize = 512     # images of these steps; release: 512, ImageNet 32
     learning_rate: Positive = 0.1   # of the surrogate's SGD, never decayed; release
     momentum: BelowOne = 0.9        # of the surrogate's SGD; release

@@ -1,6 +1,6 @@
 """The noise of every image, on disk between the rounds of an attack."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -8,6 +8,7 @@ from core.files import RowFile
 from core.imageset import ImageSet, rows_at_once
 from core.memory import require_disk
 from core.run import Run
+from core.streams import BLOCK, by_block
 
 
 class TwoFiles:
@@ -28,14 +29,17 @@ class TwoFiles:
         """What round `round_` reads (its noise so far) and writes."""
         return self._files[round_ % 2], self._files[1 - round_ % 2]
 
-    def begin(self, round_: int) -> None:
+    def begin(self, round_: int, start: Callable[[slice], torch.Tensor] | None = None) -> None:
         """Before round `round_` of this process, the first: what it reads is what the round before
-        it wrote whole, or no noise. Raises UserError where the file is damaged."""
+        it wrote whole, or `start` of each slice of rows, (B, 3, H, W), or no noise. Raises
+        UserError where the file is damaged."""
         before, _ = self.files(round_)
         if round_:
             self._run.require_sweep(f"round{round_}", self._rows, self._step, before)
         else:
-            before.clear()      # a run whose loop's state was lost starts from no noise
+            before.clear()      # a run whose loop's state was lost starts again
+            for row in range(0, self._rows if start else 0, self._step):
+                store_noise(before, row, start(slice(row, min(row + self._step, self._rows))))
 
     def sweep(self, round_: int) -> Iterator[tuple[int, int]]:
         """The slices of rows (start, stop) that round `round_` has still to write."""
@@ -56,3 +60,11 @@ def load_noise(file: RowFile, rows: slice, run: Run) -> torch.Tensor:
 def store_noise(file: RowFile, start: int, delta: torch.Tensor) -> None:
     """Write noise (B, 3, H, W) at the rows from `start` on."""
     file.write(start, delta.permute(0, 2, 3, 1).half().cpu().numpy())
+
+
+def uniform_noise(rows: slice, shape: tuple[int, int], epsilon: float, run: Run) -> torch.Tensor:
+    """Noise of these rows, (B, 3, H, W), uniform in [-epsilon, epsilon]: each row's own, whatever
+    rows are asked for with it."""
+    drawn = by_block(rows, lambda block: torch.rand(
+        BLOCK, 3, *shape, generator=run.stream(f"{run.job.method}/start", block)))
+    return drawn.mul_(2).sub_(1).mul_(epsilon)

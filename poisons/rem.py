@@ -7,9 +7,10 @@ fshp971/robust-unlearnable-examples.
 
     min over delta_u of  E over t of  max over delta_a of  CE(f(t(x + delta_u) + delta_a), y)
 
-Deviations: the final pass covers every image (the release drops the last incomplete batch); at 96
-pixels and above the surrogate has the ImageNet stem; resized crops are taken from the stored images
-(the release keeps ImageNet at 256x256 and crops to 224).
+Deviations: the final pass covers every image (the release drops the last incomplete batch); noised
+images are clipped before the transforms, as those that are published, and not behind them, which
+only resized crops tell apart; at 96 pixels and above the surrogate has the ImageNet stem; resized
+crops are taken from the stored images (the release keeps ImageNet at 256x256 and crops to 224).
 """
 
 from collections.abc import Callable, Iterator

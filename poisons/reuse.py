@@ -3,7 +3,7 @@
 If p_hat carries the shortcut, it poisons the clean images anew. Source: Yu et al., ICML 2024,
 table 1. Needs a set purified with `dvae.save_perturbation=true`.
 
-Deviations: none known.
+Deviations: pixels are rounded (release: down, `rounding: floor`); p_hat was stored in float16.
 """
 
 from dataclasses import dataclass

@@ -7,8 +7,9 @@ The target is the class half-way round. Source: Chen et al., ICLR 2023; code Siz
     fa          feature alignment: squared distance to the target class's mean feature
     fa_vr       the same with variance-reduced steps between the outer ones
 
-Deviations: checkpoints equally spaced over all epochs (the release stores those that improve:
-`checkpoints`, `surrogate.epochs`); CIFAR-10's mean and std on every data set (`surrogate.mean`,
+Deviations: checkpoints equally spaced over all epochs (the release stores on CIFAR-10 those that
+improve on test images, on CIFAR-100 each: `checkpoints`, `surrogate.epochs`), the last incomplete
+batch dropped (`surrogate.drop_last`); CIFAR-10's mean and std on every data set (`surrogate.mean`,
 `surrogate.std`); 8/255 and rounding to the nearest level (the release: 2/255 and truncation:
 `epsilon`, `rounding`). Two bugs of the release are not repeated, by no key: in fa and fa_vr it
 takes the first checkpoint's centroids before any `eval()`, from batch statistics; and in fa_vr it

@@ -53,8 +53,8 @@ class Config(walk.Passes):
     # (docs/evidence/diffusion.md)
     strength: PositiveOrZero = 1 / 500
     # of the image that x_t is held to: fresh at every step, as the release; shared: the pass's own;
-    # none: the image itself
-    target_noise: Literal["fresh", "shared", "none"] = "fresh"
+    # none: only scaled as x_t is; image: nor that, as the release at 224x224
+    target_noise: Literal["fresh", "shared", "none", "image"] = "fresh"
     lpips_net: Net = "alex"         # the trunk of LPIPS; release: alex; squeeze needs no download
     lpips_weights: Place | None = None  # file of the trunk's weights; null: torchvision's
     # pixels a side that images are enlarged to for the trunk; null: not, as the release
@@ -109,7 +109,9 @@ def make_guide(schedule: Schedule, config: Config, perceptual: Distance | None) 
     noised target (equations 14-20)."""
 
     def guide(x: torch.Tensor, y: torch.Tensor, jump: Jump, draw: walk.Draw) -> torch.Tensor:
-        if config.target_noise == "none":
+        if config.target_noise == "image":
+            target = y
+        elif config.target_noise == "none":
             target = schedule.abar[jump.t].sqrt().item() * y
         else:
             shared = config.target_noise == "shared"

@@ -1,6 +1,6 @@
 """The walk of the diffusion purifiers: an image is noised to step t_star and denoised step by step.
 
-    x_t* = sqrt(abar_t*) x + sqrt(1 - abar_t*) noise            there
+    x_t = sqrt(abar_t) x + sqrt(1 - abar_t) noise               there, t = t* - 1 (the first is 0)
     x_t-1 ~ N(mu(x_t, eps(x_t, t)) + shift, Sigma_t)            and back, for t = t* - 1 ... 0
 
 What the noise drowns comes back as the prior expects it. The shift is a guide's, none with DDPM.

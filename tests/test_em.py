@@ -182,6 +182,9 @@ def plain_em(clean: ImageSet, config: em.Config, run, mistake: str = ""):
     x, y = tensors(clean)
     surrogate = PlainSurrogate(clean, config, run, clip=mistake != "no gradient clip")
     delta, errors = torch.zeros_like(x), []
+    if config.random_start:
+        drawn = torch.rand(256, *x.shape[1:], generator=run.stream(f"{run.job.method}/start"))
+        delta = ((2 * drawn[: len(x)] - 1) * config.epsilon).half().double()
     stream = endless(len(x), config.batch_size)
     for _ in range(config.max_rounds):
         if mistake == "stream starts again":
@@ -277,6 +280,19 @@ def test_the_attack_is_the_notes_loop(tmp_path, small, in_double):
         assert len(set(errors)) > 1
         for mistake in MISTAKES:
             assert (plain_em(small, config, run, mistake)[0] != ours).any(), mistake
+
+
+def test_noise_may_start_uniform(tmp_path, small, in_double, monkeypatch):
+    """As the release's runs at 16/255: the surrogate's first steps see it, and the first round goes
+    on from it, whatever rows it is written by."""
+    config = tiny(em, random_start=True)
+    monkeypatch.setattr(noise_files, "rows_at_once", lambda shape: 11)
+    ours, log = poisoned_by(em, small, config, tmp_path / "ours")
+    with new_run(tmp_path / "plain") as run:
+        plain, errors = plain_em(small, config, run)
+        np.testing.assert_array_equal(ours, plain)
+        assert errors_of(log) == errors
+        assert (plain_em(small, tiny(em), run)[0] != ours).any()
 
 
 def test_rows_a_pass_change_speed_alone(tmp_path, small, in_double, monkeypatch):

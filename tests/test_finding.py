@@ -69,7 +69,8 @@ def test_a_part_alone():
     ("em60", ["EM's protocol, 60 epochs", "configs/learners/em60.yaml", "list.py standard"]),
     ("eps16", ["python -m poisons em preset=eps16: em.epsilon=16/255", " tap preset=eps16: "]),
     ("le_table3", ["rows: clean, em, lsp, rem\n", "columns: none, bdr, gray, jpeg, avatar, jcdp\n",
-                   "[4 rows x 6 columns, 3 seeds]", "bash scripts/le_table3.sh [--quick"]),
+                   "[4 rows x 6 columns, 3 seeds, on cifar10, cifar100]",
+                   "bash scripts/le_table3.sh [--quick"]),
     ("small_sweep", ["bash scripts/table.sh small_sweep"]),
     ("fig2b", ["python scripts/figures.py fig2b", "columns: none, vae, jpeg"]),
 ])

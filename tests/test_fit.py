@@ -164,7 +164,7 @@ def test_a_crop_larger_than_the_images_is_refused(small):
     ("ddpm", ["like=cifar10"], {"fit": "whole"}),
     ("ddpm", ["like=pets", "preset=lsun256"], {"fit": "resize"}),
     ("jcdp", ["like=pets", "preset=purify_imagenet"],
-     {"fit": "resize", "mode": "mse", "target_noise": "none"})])
+     {"fit": "resize", "mode": "mse", "target_noise": "image"})])
 def test_what_yamls_say_of_large_images(method, words, expected):
     yaml = str(CONFIGS / "purifiers" / f"{method}.yaml")
     config = parse([yaml, *words], "", "purify").config

@@ -95,9 +95,11 @@ def test_the_targets_noise(images):
     x, y = images
     jump, draw, abar = SCHEDULE.jump(15, 14), drawn(3), SCHEDULE.abar[15].item()
     k = diffusion.kappa(jump, 1.0, 3072)
-    for choice, noise in (("fresh", draw("target", 15)), ("shared", draw("forward")), ("none", 0)):
-        spread = math.sqrt(1 - abar) if choice != "none" else 0
-        target = math.sqrt(abar) * y + spread * noise
+    for choice, noise in (("fresh", draw("target", 15)), ("shared", draw("forward")), ("none", 0),
+                          ("image", 0)):
+        target = math.sqrt(abar) * y + math.sqrt(1 - abar) * noise
+        if choice == "image":
+            target = y                      # as the release's other path: not even scaled
         found = guide_of(jcdp.Config(target_noise=choice, strength=1))(x, y, jump, draw)
         torch.testing.assert_close(found, -k * (x - target))
 

@@ -10,7 +10,7 @@ from tables import QUICK, changed, planned
 from core.datasets import EMBEDDED
 from core.errors import UserError
 from scripts.tables import plan, render, spec
-from scripts.tables.table import FORMS, Choice
+from scripts.tables.table import FORMS, WHOLE, Choice
 from tests.conftest import ROOT
 
 # fixtures
@@ -68,12 +68,14 @@ def test_a_part_of_a_table(several):
     assert choice.words == ["--rows=lsp", "--seeds=2,1"]
     digits, photos = spec.read(str(several), choice)
     assert (digits.seeds, [row.name for row in photos.rows]) == ((2, 1), ["lsp"])
-    path = "configs/tables/le_table3.yaml"
-    whole, part = spec.read_one(path), spec.read_one(path, Choice(columns=("jpeg", "none")))
+    def read(choice: Choice = WHOLE, path: str = "configs/tables/le_table3.yaml"):
+        return spec.read_one(path, choice, ("data=cifar10",))
+
+    whole, part = read(), read(Choice(columns=("jpeg", "none")))
     assert [line.name for line in part.columns] == ["none", "jpeg"]     # in the table's order
     assert part.rows == whole.rows
     assert not part.derived                                             # bdr and gray are not there
-    part = spec.read_one(path, Choice(columns=("bdr", "gray", "jpeg")))
+    part = read(Choice(columns=("bdr", "gray", "jpeg")))
     assert [line.name for line in part.derived] == ["iss_best"]
     table = spec.read("configs/tables/le_table2.yaml",
                       Choice.split(["--columns", "blur, sigma 1,jcdp"])[0])[0]
@@ -81,8 +83,8 @@ def test_a_part_of_a_table(several):
     swept = spec.read_one("configs/tables/fig2b.yaml", Choice(columns=("jpeg",)))
     assert len(swept.columns) == 7
     with pytest.raises(UserError, match=r"--rows: .*le_table3.yaml has no 'lps'; did you mean"):
-        spec.read_one(path, Choice(rows=("lps",)))
-    assert spec.read_one("le_table3").title == whole.title
+        read(Choice(rows=("lps",)))
+    assert read(path="le_table3").title == whole.title
     with pytest.raises(UserError, match=r"^there is no configs/tables/le_table33.yaml; did you"):
         spec.read("le_table33")
     with pytest.raises(UserError, match="--seeds 1,x: expected whole numbers"):

@@ -599,6 +599,6 @@ def test_presets_are_the_published_protocols(name):
         assert getattr(found, key) == value, key
     if name == "bridge120":
         assert tree.value["split"].value == "first:40000"
-    if name == "tap200":                                        # CIFAR-10's channel statistics
-        assert found.mean == pytest.approx((0.4914, 0.4822, 0.4468), abs=2e-4)
-        assert found.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=2e-4)
+    if name == "tap200":                                        # of its poison_evaluation
+        assert found.mean == (0.4914, 0.4822, 0.4465)
+        assert found.std == (0.2023, 0.1994, 0.2010)

@@ -96,7 +96,7 @@ def test_noise_for_images_from_minus_one_to_one_is_asked_about(tmp_path, base, n
 
 def test_noise_after_normalize_is_asked_about(tmp_path, base, noise):
     """TAP's packed form: its budget differs by channel. Saturated, and in any layout."""
-    for name in ("CIFAR-10", "CIFAR-10 (as TAP has it)", "ImageNet"):
+    for name in ("CIFAR-10", "CIFAR-10 (as many codes have it)", "ImageNet"):
         _, deviation = units.NORMALIZED[name]
         values = (noise / 255 / deviation).astype(np.float32)
         assert f"as after Normalize with {name}'s std" in wrong(

@@ -24,7 +24,7 @@ DOUBLED = (15.5 / 255, 16.05 / 255)     # 16/255: that budget, or the usual 8/25
 # (mean, standard deviation) of red, green and blue, as the field's transforms write them
 NORMALIZED = {
     "CIFAR-10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "CIFAR-10 (as TAP has it)": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "CIFAR-10 (as many codes have it)": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "CIFAR-100": ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
     "SVHN": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
     "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),

@@ -11,7 +11,8 @@ poisoned samples and tested on as many clean ones. Prints
             poison's variance it is gone, and the image coordinates are still there
     toy 3   entropy and information of one poison coordinate: a strong one has few nats
 
-and draws the first two. Source: Yu et al., ICML 2024, theorems 3.2 to 3.5, reconstructed.
+and draws the first two. Source: Yu et al., ICML 2024, theorems 3.2 and 3.3, remark 3.4 and
+proposition 3.5, reconstructed.
 """
 
 import argparse
