@@ -7,8 +7,8 @@ normalised, and attacked ones have batch norms of their own.
 Deviations: it is not AdvCL, which also trains with pseudo-labels of an ImageNet encoder and with a
 high-pass view, and whose attack computes the features of the two views anew in every step. The
 probe is that of the other learners, on the batch norms of attacked images as AdvCL's; the record
-has it on those of clean images beside it. Preset `own_probe` has AdvCL's 25 epochs and rates, on
-the views' crops in place of its padded ones, without its choice of the epoch by robust accuracy.
+has it on those of clean images beside it. Preset `own_probe` has AdvCL's own probe, without its
+choice of the epoch by robust accuracy.
 """
 
 import dataclasses

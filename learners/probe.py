@@ -15,14 +15,24 @@ import torch.nn.functional as F
 from torch import nn
 
 from core import views
-from core.batches import Batches
+from core.batches import Augmentation, Batches
 from core.checkpoint import learned_from
+from core.config import added
 from core.datasets import clean_of
 from core.errors import UserError
 from core.graphs import set_rate, sgd
 from core.imageset import ImageSet
 from core.loop import Loop
-from core.ranges import BatchSize, BelowOne, Count, Keys, Positive, PositiveOrZero, Share
+from core.ranges import (
+    BatchSize,
+    BelowOne,
+    Count,
+    CountOrZero,
+    Keys,
+    Positive,
+    PositiveOrZero,
+    Share,
+)
 from core.run import Run
 from core.training import TEST_BATCH, count_right, in_order, right
 from core.views import Views
@@ -48,6 +58,9 @@ class Probe(Keys):
     weight_decay: PositiveOrZero = 0.0  # L2 penalty in the gradient; CP: none
     milestones: tuple[Count, ...] = (60, 75, 90)    # epochs after which the rate falls; CP
     gamma: Share = 0.2                  # factor on the rate at each of them; CP: a fifth
+    # black pixels a side before a random crop of the whole size, in the place of the learner's own
+    # crops; null: these, as CP; AdvCL: 4
+    crop_padding: CountOrZero | None = added(None)
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,10 @@ def linear_probe(network: nn.Module, channels: int, data: ImageSet, test: ImageS
         linear = nn.Linear(channels, data.num_classes).to(run.device.torch)
     optimizer = sgd(linear, run.device, lr=probe.learning_rate, momentum=probe.momentum,
                     weight_decay=probe.weight_decay)
-    batches = Batches(data, min(probe.batch_size, len(data)), run, name, drop_last=False)
+    padded = probe.crop_padding is not None
+    augmentation = Augmentation(probe.crop_padding, seen.flip > 0) if padded else Augmentation()
+    batches = Batches(data, min(probe.batch_size, len(data)), run, name, drop_last=False,
+                      augmentation=augmentation)
     cropped = dataclasses.replace(seen, **PLAIN)
     of_test, answers = features(network, test, run)
     curve: list[list] = []
@@ -96,10 +112,12 @@ def linear_probe(network: nn.Module, channels: int, data: ImageSet, test: ImageS
         rate = probe.learning_rate * probe.gamma ** sum(epoch >= at for at in probe.milestones)
         for images, labels in loop.steps(batches):
             number = epoch * len(batches) + loop.step
-            drawn = views.draw(cropped, len(images), data.image_shape,
-                               run.stream(f"{name}/views", number), images.device)
+            if not padded:
+                images = views.apply(images, views.draw(
+                    cropped, len(images), data.image_shape, run.stream(f"{name}/views", number),
+                    images.device))
             with torch.no_grad(), run.device.autocast():
-                found = network.features(views.apply(images, drawn)).float()
+                found = network.features(images).float()
             set_rate(optimizer, rate, run.device)
             logits = linear(found)
             loss = F.cross_entropy(logits, labels)

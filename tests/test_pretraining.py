@@ -169,6 +169,27 @@ def test_a_probe_sees_cropped_and_mirrored_images_alone(tmp_path, monkeypatch):
     assert set(seen) == {Views(scale=(0.5, 1.0), jitter=0, grey=0)}
 
 
+def test_a_probe_may_crop_padded_images(tmp_path, monkeypatch):
+    """As AdvCL's: images of their own size, shifted over black, and no view is drawn."""
+    monkeypatch.setattr("core.views.draw", None)
+    data, shown = coloured(30, 0), []
+
+    class Seen(Pixels):
+        def features(self, images: torch.Tensor) -> torch.Tensor:
+            shown.append((255 * images).round().permute(0, 2, 3, 1).numpy())
+            return super().features(images)
+
+    with new_run(tmp_path / "out") as run:
+        linear_probe(Seen(), 3, data, coloured(9, 1), Probe(epochs=1, crop_padding=2),
+                     Views(flip=0), run)
+    _, batch = shown                                    # the test images come first
+    padded = np.pad(data.images, [(0, 0), (2, 2), (2, 2), (0, 0)])
+    crops = [padded[:, down : down + 8, right : right + 8] for down in range(5)
+             for right in range(5)]
+    assert all(any((image == crop).all((1, 2, 3)).any() for crop in crops) for image in batch)
+    assert not all((image == data.images).all((1, 2, 3)).any() for image in batch)
+
+
 def test_a_probe_takes_clean_images_of_a_poisoned_set(data, tmp_path):
     """By default; and the record says so. Released: the set alone."""
     poisoned = poisoned_by("random_signs", data, tmp_path / "poisoned", "data=digits", "--limit",
