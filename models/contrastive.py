@@ -71,6 +71,37 @@ def byol_head(channels: int, hidden: int = BYOL_HIDDEN, out: int = BYOL_PROJECTE
                          nn.ReLU(inplace=True), nn.Linear(hidden, out))
 
 
+# --- batch norms of shares of a batch --------------------------------------------------------
+
+
+class SplitNorm(nn.Module):
+    """Batch norm whose statistics are of `images` of a batch together, in all its `views`, as where
+    each of several GPUs has its share of the batch. The running ones are of the first share."""
+
+    def __init__(self, norm: nn.Module, images: int, views: int) -> None:
+        super().__init__()
+        self.norm, self.images, self.views = norm, images, views
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(views * B, C, ...), one view after the other, in training; any batch in eval mode."""
+        if not self.training:
+            return self.norm(x)
+        shares = x.unflatten(0, (self.views, -1)).split(self.images, 1)
+        first, *rest = (share.flatten(0, 1) for share in shares)
+        normed = [self.norm(first), *(
+            F.batch_norm(share, None, None, self.norm.weight, self.norm.bias, True,
+                         eps=self.norm.eps) for share in rest)]
+        return torch.cat([one.unflatten(0, (self.views, -1)) for one in normed], 1).flatten(0, 1)
+
+
+def split_norms(network: nn.Module, images: int, views: int) -> None:
+    """Put SplitNorm in the place of every batch norm."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                setattr(parent, name, SplitNorm(child, images, views))
+
+
 # --- batch norms of two kinds of images ------------------------------------------------------
 
 

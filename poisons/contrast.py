@@ -17,6 +17,7 @@ from torch import nn
 
 from core import memory
 from core.batches import too_few
+from core.config import added
 from core.contrastive import (
     BYOL,
     LOSS_SCALE,
@@ -29,6 +30,7 @@ from core.contrastive import (
     check_queue,
     cosine_rate,
 )
+from core.errors import ConfigError
 from core.graphs import set_rate
 from core.imageset import ImageSet, Rounding
 from core.loop import Loop
@@ -48,7 +50,14 @@ from core.run import Run
 from core.training import Normalised, check_normalisation
 from core.views import Views, apply, draw
 from models.classifiers import Architecture, check_images
-from models.contrastive import BYOL_PROJECTED, Projected, byol_head, encoder, head
+from models.contrastive import (
+    BYOL_PROJECTED,
+    Projected,
+    byol_head,
+    encoder,
+    head,
+    split_norms,
+)
 from poisons.crafting import on_device
 from poisons.noise import uniform_noise
 
@@ -101,6 +110,9 @@ class Shared(Keys):
     architecture: Architecture = "resnet18"     # the encoder; CP: resnet18
     # channels of resnet18's first group, CP: 64; others have width / 64 of their own
     width: Count = 64
+    # images of a batch whose statistics batch norm takes together while the surrogate learns; null:
+    # all; CP's release: 128, a GPU's share of 512; TUE's with MoCo: an eighth
+    norm_images: Count | None = added(None)
     # of R, G, B, taken off inside the model; CP: CIFAR-10's
     mean: tuple[float, ...] | None = (0.4914, 0.4822, 0.4465)
     # of R, G, B, divided by inside the model; CP: CIFAR-10's
@@ -114,6 +126,9 @@ class Shared(Keys):
         check_normalisation(self.mean, self.std)
         if self.algorithm == "moco":
             check_queue(self.queue, self.batch_size)
+        if self.norm_images and self.batch_size % self.norm_images:
+            raise ConfigError("norm_images", f"batches of {self.batch_size} are not shared equally "
+                                             f"by {self.norm_images} images")
 
     def check_images(self, shape: tuple[int, int]) -> None:
         check_images(self.architecture, self.views.shape_of(shape))
@@ -156,6 +171,9 @@ def build(clean: ImageSet, config: Shared, run: Run) -> nn.Module:
         if config.mean is not None:
             network = Normalised(network, config.mean, config.std)
         predictor = byol_head(BYOL_PROJECTED) if name == "byol" else None
+    if config.norm_images:          # SimCLR's two views are one pass
+        for part in (network,) if predictor is None else (network, predictor):
+            split_norms(part, config.norm_images, views=2 if name == "simclr" else 1)
     temperature = config.temperature or TEMPERATURES.get(name)
     momentum = MOMENTA.get(name) if config.target_momentum is None else config.target_momentum
     if name == "simclr":

@@ -6,10 +6,10 @@ poison. The noise of a class needs labels; the learner that it is made against d
 Source: He, Zha and Katabi, ICLR 2023; code kaiwenzha/contrastive-poisoning.
 
 Deviations: batch norm's statistics are of the whole batch (the release's of each GPU's share, 128
-of 512 images, and it needs two GPUs); rounding down meets whole levels of noise as whole ones; at
-96 pixels and above the encoder has the ImageNet stem; on a GPU the surrogate learns in bf16, the
-release's in float32. The noise of every row is in memory, in
-float32: 614 MB for CIFAR-10, and 0.6 MB an image at 224x224.
+of 512 images: `norm_images`); rounding down meets whole levels of noise as whole ones; at 96 pixels
+and above the encoder has the ImageNet stem; on a GPU the surrogate learns in bf16, the release's in
+float32. The noise of every row is in memory, in float32: 614 MB for CIFAR-10, and 0.6 MB an image
+at 224x224.
 """
 
 from dataclasses import dataclass

@@ -9,11 +9,11 @@ with 0: no network has any part in their noise, and none is trained here. Source
 Deviations: an epoch here is one of the release's rounds, of which it has 200 too (40 epochs of 5,
 SimSiam's 50 of 4, MoCo's 200 of 1); noise is not cut to the image between steps, but wherever
 images meet it; a pass drops its last incomplete batch; batch statistics are of the whole batch
-(MoCo's release: of eighths); SimSiam with a weight above 0 is not here. With MoCo (preset=moco)
-the target follows while the noise moves too, where the release moves the queue alone, each image
-is cropped and coloured by draws of its own there, where the release draws once a batch, the head
-has a hidden layer, the release's none, and on a GPU the surrogate learns in bf16. As in the
-release, CSD's widths are constants, and gradient flows through the means alone.
+(MoCo's release: of eighths: `norm_images: 64`); SimSiam with a weight above 0 is not here. With
+MoCo (preset=moco) the target follows while the noise moves too, where the release moves the queue
+alone, each image is cropped and coloured by draws of its own there, where the release draws once a
+batch, the head has a hidden layer, the release's none, and on a GPU the surrogate learns in bf16.
+As in the release, CSD's widths are constants, and gradient flows through the means alone.
 """
 
 from dataclasses import dataclass, field

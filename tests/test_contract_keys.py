@@ -71,6 +71,7 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     **{f"{name}.{key}": ([value], {"algorithm": "moco"}) for name in ("cp", "tue")
        for key, value in (("queue", 16), ("target_momentum", 0.0),
                           ("update_in_noise_steps", False))},
+    "norm_images": ([4], RESNET),
     "cuda.kernel": ([5], {}),
     "blur.shape": (["mean"], {}),
     "blur.kernel": ([5], {"shape": "mean"}),

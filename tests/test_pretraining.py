@@ -1,5 +1,6 @@
 """SimCLR, MoCo and BYOL as learners: their loop, their probe, neighbours, several processes."""
 
+import copy
 import json
 import math
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from conftest import ROOT, new_run, process, run_command, succeed, write_imageset
 from methods import poisoned_by, smoke_config
 from safetensors.torch import load_file
+from torch import nn
 
 import evaluate
 from core import config, records
@@ -363,6 +365,33 @@ def test_norms_of_clean_and_of_attacked_images_are_apart():
     method.eval()
     assert torch.equal(plain.eval()(images), method.embed("attacked", images)[0])
     assert not torch.equal(plain(images), method.embed("clean", images)[0])
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_norms_of_shares_are_those_of_as_many_gpus(views):
+    """Each share of 4 of 12 images is normalised with all its views, as a GPU that has it would;
+    gradients too. Running statistics are the first share's, as DistributedDataParallel sends."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(),
+                            nn.Linear(5 * 36, 7), nn.BatchNorm1d(7)).double()
+    split = copy.deepcopy(network)
+    networks.split_norms(split, 4, views)
+    x = torch.rand(views, 12, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    shares = []
+    for first in (8, 4, 0):                             # the first share last: its statistics stay
+        gpu = copy.deepcopy(network)
+        share = gpu(x[:, first : first + 4].flatten(0, 1)).unflatten(0, (views, 4))
+        shares.insert(0, share)
+    expected = torch.cat(shares, 1)
+    found = split(x.flatten(0, 1)).unflatten(0, (views, 12))
+    torch.testing.assert_close(found, expected)
+    weights = torch.rand_like(expected)
+    torch.testing.assert_close(*(torch.autograd.grad((values * weights).sum(), x)
+                                 for values in (found, expected)))
+    whole = network(x.flatten(0, 1)).unflatten(0, (views, 12))
+    assert not torch.allclose(whole, expected, atol=1e-2)
+    split.eval()
+    torch.testing.assert_close(split(x[0]), gpu.eval()(x[0]))
 
 
 def test_advcl_reduced_tells_both_probes(data, tmp_path, monkeypatch):
