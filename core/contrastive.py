@@ -9,8 +9,9 @@ cl_algs.py and model.py; of the losses, Chen et al. 2020 (SimCLR), He et al. 202
 
 Deviations: BYOL's two moves of a step, one in each of CP's half-passes, are made before both of
 them. MoCo's keys are not shuffled: with batch statistics of the whole batch, which CP's victims
-have, that changes nothing. Losses are computed in float32, whatever the network's precision (on a
-GPU their products in TF32, but for `precision: fp32`).
+have, that changes nothing (with those of shares, poisons/contrast.py, an image's query and key are
+in the same share; TUE's release shuffles them). Losses are computed in float32, whatever the
+network's precision (on a GPU their products in TF32, but for `precision: fp32`).
 """
 
 import contextlib

@@ -6,7 +6,8 @@ class UserError(ValueError):
 
 
 class ConfigError(UserError):
-    """A UserError about one key of a method's section; the loader adds the file and line."""
+    """A UserError about one key of a method's section; who reads it adds the file and line,
+    or the section."""
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)

@@ -252,11 +252,11 @@ class Run:
 
     # --- log, and talking to a person --------------------------------------------------------
 
-    def log(self, loop: str, epoch: int, **values: Any) -> None:
+    def log(self, loop: str, at: int, **values: Any) -> None:
         """Append one line to log.jsonl: which loop, how far (from 0), and what was measured. Raises
         UserError if that is not finite."""
-        check_finite(values, loop, f" in epoch {epoch + 1}")
-        self.folder.log.append(loop, epoch, values)
+        check_finite(values, loop, f" in epoch {at + 1}")
+        self.folder.log.append(loop, at, values)
 
     def note(self, name: str, **values: Any) -> None:
         """A single log line outside any loop; a repeated run replaces it. Raises as `log`."""

@@ -2,7 +2,8 @@
 
 Files are merged from left to right as their `for:` and `presets:` say for the data set
 (core.variants), another learner's protocol and the words that are typed go over them, and each key
-is built by the dataclass that has it. Every mistake is a UserError that names its file and line.
+is built by the dataclass that has it. Every mistake is a UserError that names its key, or its
+file and line.
 """
 
 import dataclasses

@@ -19,7 +19,7 @@ from torch import nn
 from core.batches import Augmentation, Batches
 from core.config import added
 from core.device import Device
-from core.errors import ConfigError
+from core.errors import ConfigError, UserError
 from core.graphs import Recorded, adam, set_rate, sgd
 from core.imageset import ImageSet, to_floats
 from core.loop import Loop
@@ -319,23 +319,26 @@ def cosine(start: float, end: float, progress: float) -> float:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, data: ImageSet, run: Run) -> float:
-    """Share of images that the model, in eval mode, labels right; NaN if it diverged."""
+    """Share of images that the model, in eval mode, labels right. Raises UserError if it diverged.
+    """
     model.eval()
     with run.device.autocast():
         return count_right(model, in_order(data, TEST_BATCH, run)) / len(data)
 
 
 def count_right(predict: Callable[[torch.Tensor], torch.Tensor],
-                batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
+                batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> int:
     """How many of the images, in batches with their labels, the predicted logits are right about.
-    NaN where a logit is not finite, as of a network that diverged: argmax would answer a class.
-    """
+    Raises UserError if one is not finite: of NaN, argmax would answer a class all the same."""
     hits, finite = 0, True          # on the device from the first batch on: no batch waits for it
     for images, labels in batches:
         logits = predict(images)
         hits += (logits.argmax(1) == labels).sum()
         finite &= logits.isfinite().all()
-    return int(hits) if finite else math.nan
+    if not finite:
+        raise UserError("a network's answers became nan or infinite: its training diverged; lower "
+                        "the learning rate, or look at the data")
+    return int(hits)
 
 
 def in_order(data: ImageSet, batch_size: int, run: Run

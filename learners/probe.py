@@ -94,7 +94,7 @@ def images_of(train: ImageSet, probe: Probe, run: Run) -> Judges:
 def linear_probe(network: nn.Module, channels: int, data: ImageSet, test: ImageSet, probe: Probe,
                  seen: Views, run: Run, name: str = "probe") -> Probed:
     """Train a linear classifier on the features of `network`, frozen and in eval mode, of images
-    cropped and mirrored as `seen` says; resumable under `name`."""
+    cropped and mirrored as `seen` or `probe.crop_padding` says; resumable under `name`."""
     network.eval()
     with run.initialisation(f"{name}/linear"):
         linear = nn.Linear(channels, data.num_classes).to(run.device.torch)

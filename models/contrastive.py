@@ -7,6 +7,7 @@ and of 512-4096-256 and 256-4096-256 with batch norm for BYOL.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -18,6 +19,7 @@ from models.classifiers import WIDTH, Architecture, Stem, classifier
 PROJECTED = 128         # channels behind the head of SimCLR and MoCo
 BYOL_PROJECTED = 256    # behind BYOL's
 BYOL_HIDDEN = 4096      # inside them
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 Norms = Literal["clean", "attacked"]
 
 
@@ -96,10 +98,7 @@ class SplitNorm(nn.Module):
 
 def split_norms(network: nn.Module, images: int, views: int) -> None:
     """Put SplitNorm in the place of every batch norm."""
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-                setattr(parent, name, SplitNorm(child, images, views))
+    replace(network, NORMS, lambda norm: SplitNorm(norm, images, views))
 
 
 # --- batch norms of two kinds of images ------------------------------------------------------
@@ -119,10 +118,7 @@ class TwoNorms(nn.Module):
 
 def double_norms(network: nn.Module) -> None:
     """Put TwoNorms in the place of every batch norm."""
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-                setattr(parent, name, TwoNorms(child))
+    replace(network, NORMS, TwoNorms)
 
 
 def use_norms(network: nn.Module, which: Norms) -> None:
@@ -135,8 +131,14 @@ def use_norms(network: nn.Module, which: Norms) -> None:
 def single_norms(network: nn.Module, which: Norms) -> nn.Module:
     """A copy with these norms alone, under the names of a plain network."""
     network = copy.deepcopy(network)
+    replace(network, TwoNorms, lambda norms: getattr(norms, which))
+    return network
+
+
+def replace(network: nn.Module, kind: type | tuple[type, ...],
+            make: Callable[[nn.Module], nn.Module]) -> None:
+    """Put make(part) in the place of every part of this kind."""
     for parent in list(network.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, TwoNorms):
-                setattr(parent, name, getattr(child, which))
-    return network
+            if isinstance(child, kind):
+                setattr(parent, name, make(child))

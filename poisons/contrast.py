@@ -9,7 +9,7 @@ Katabi, ICLR 2023 (CP), code kaiwenzha/contrastive-poisoning.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ from core.ranges import (
     LinfRadius,
     Positive,
     PositiveOrZero,
+    Range,
     StepSize,
     Weight,
 )
@@ -112,7 +113,7 @@ class Shared(Keys):
     width: Count = 64
     # images of a batch whose statistics batch norm takes together while the surrogate learns; null:
     # all; CP's release: 128, a GPU's share of 512; TUE's with MoCo: an eighth
-    norm_images: Count | None = added(None)
+    norm_images: Annotated[int, Range(at_least=2)] | None = added(None)
     # of R, G, B, taken off inside the model; CP: CIFAR-10's
     mean: tuple[float, ...] | None = (0.4914, 0.4822, 0.4465)
     # of R, G, B, divided by inside the model; CP: CIFAR-10's
@@ -172,7 +173,7 @@ def build(clean: ImageSet, config: Shared, run: Run) -> nn.Module:
             network = Normalised(network, config.mean, config.std)
         predictor = byol_head(BYOL_PROJECTED) if name == "byol" else None
     if config.norm_images:          # SimCLR's two views are one pass
-        for part in (network,) if predictor is None else (network, predictor):
+        for part in filter(None, (network, predictor)):
             split_norms(part, config.norm_images, views=2 if name == "simclr" else 1)
     temperature = config.temperature or TEMPERATURES.get(name)
     momentum = MOMENTA.get(name) if config.target_momentum is None else config.target_momentum

@@ -57,10 +57,13 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     noise = TwoFiles(clean, run)
     minibatches = IndexOrder(clean, config.batch_size, config.train_steps, run)
     errors: list[float] = []
+
+    def uniform(rows: slice) -> torch.Tensor:
+        return uniform_noise(rows, clean.image_shape, config.epsilon, run)
+
     loop = Loop(run, "em", config.max_rounds, save_epochs=True, model=model, optimizer=optimizer,
                 errors=errors)
-    noise.begin(loop.epoch, (lambda rows: uniform_noise(rows, clean.image_shape, config.epsilon,
-                                                        run)) if config.random_start else None)
+    noise.begin(loop.epoch, uniform if config.random_start else None)
 
     for round_ in loop:
         delta, new_delta = noise.files(round_)

@@ -1,4 +1,4 @@
-"""The noise of every image, on disk between the rounds of an attack."""
+"""The noise of every image: where it may start, and on disk between the rounds of an attack."""
 
 from collections.abc import Callable, Iterator
 
@@ -38,8 +38,9 @@ class TwoFiles:
             self._run.require_sweep(f"round{round_}", self._rows, self._step, before)
         else:
             before.clear()      # a run whose loop's state was lost starts again
-            for row in range(0, self._rows if start else 0, self._step):
-                store_noise(before, row, start(slice(row, min(row + self._step, self._rows))))
+            if start is not None:
+                for row in range(0, self._rows, self._step):
+                    store_noise(before, row, start(slice(row, min(row + self._step, self._rows))))
 
     def sweep(self, round_: int) -> Iterator[tuple[int, int]]:
         """The slices of rows (start, stop) that round `round_` has still to write."""

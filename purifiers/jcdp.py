@@ -53,7 +53,7 @@ class Config(walk.Passes):
     # (docs/evidence/diffusion.md)
     strength: PositiveOrZero = 1 / 500
     # of the image that x_t is held to: fresh at every step, as the release; shared: the pass's own;
-    # none: only scaled as x_t is; image: nor that, as the release at 224x224
+    # none: the image as it is scaled in x_t; image: not even scaled, as the release at 224x224
     target_noise: Literal["fresh", "shared", "none", "image"] = "fresh"
     lpips_net: Net = "alex"         # the trunk of LPIPS; release: alex; squeeze needs no download
     lpips_weights: Place | None = None  # file of the trunk's weights; null: torchvision's

@@ -47,6 +47,7 @@ class Config(Keys):
 
 def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
     """Sharpen every image by a kernel of its own, and cut off what is high. Label-free."""
+    config.check_images(poisoned.image_shape)
 
     def rows(images: torch.Tensor, rows: slice) -> torch.Tensor:
         drawn = by_block(rows, lambda block: torch.randn(

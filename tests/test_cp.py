@@ -14,12 +14,14 @@ import pytest
 import torch
 from conftest import ROOT, new_run, run_command, succeed, write_imageset
 from methods import PURIFIERS, line_of
+from torch import nn
 
 from core.errors import ConfigError, UserError
 from core.imageset import ImageSet, from_arrays
 from core.pgd import gradient_of, pgd
 from core.request import parse
 from core.views import apply, draw
+from models.contrastive import SplitNorm
 from poisons import contrast, cp
 from poisons.__main__ import main as poison_main
 
@@ -165,6 +167,18 @@ def test_switches_of_the_target_network_are_the_loops(tmp_path, small, change):
     with new_run(tmp_path / "plain", method="cp") as run:
         start = cp.first_noise(small, config, run)
         np.testing.assert_array_equal(ours, plain_cp(small, config, run, start))
+
+
+@pytest.mark.parametrize(("algorithm", "views"), [("simclr", 2), ("moco", 1), ("byol", 1)])
+def test_norms_of_shares_are_everywhere_and_know_their_views(tmp_path, small, algorithm, views):
+    """In both networks and in BYOL's heads; SimCLR's two views of an image are one pass."""
+    config = cp.Config(algorithm=algorithm, **{**TINY, "norm_images": 4})
+    with new_run(tmp_path / "out", method="cp") as run:
+        method = contrast.build(small, config, run)
+    norms = [part for part in method.modules() if isinstance(part, SplitNorm)]
+    bare = [part for part in method.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
+    assert len(norms) == len(bare) >= 20
+    assert {(norm.images, norm.views) for norm in norms} == {(4, views)}
 
 
 # --- facts -----------------------------------------------------------------------------------

@@ -566,17 +566,18 @@ def run_until(attack, clean, config, out, die_at: int | None = None):
     return len(seen), images, [{k: v for k, v in line.items() if k != "seconds"} for line in log]
 
 
-@each_form
-def test_a_run_killed_anywhere_ends_with_the_same_bytes(tmp_path, monkeypatch, attack, small):
+@pytest.mark.parametrize(("attack", "own"), [
+    (em, {}), (em, {"random_start": True}), (em_classwise, {})])
+def test_a_run_killed_anywhere_ends_with_the_same_bytes(tmp_path, monkeypatch, attack, own, small):
     """State after every step and every four images, so that rounds break in their middle."""
     monkeypatch.setattr(core.run, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(crafting, "CRAFT_BATCH", {"cpu": (4, 4)})
     monkeypatch.setattr(imageset, "SLICE_ROWS", 4)
     clean = small.first(12)
-    config = tiny(attack, train_steps=2, batch_size=6)
+    config = tiny(attack, train_steps=2, batch_size=6, **own)
     total, images, log = run_until(attack, clean, config, tmp_path / "whole")
     halfway = 0
-    for die_at in np.linspace(8, total, 6).astype(int):
+    for die_at in np.linspace(*((6, total, 9) if own else (8, total, 6))).astype(int):
         out = tmp_path / f"died{die_at}"
         assert run_until(attack, clean, config, out, die_at) is None
         for state in out.with_name(f"{out.name}.partial").glob("state/round*.pt"):

@@ -171,8 +171,10 @@ def test_a_probe_sees_cropped_and_mirrored_images_alone(tmp_path, monkeypatch):
     assert set(seen) == {Views(scale=(0.5, 1.0), jitter=0, grey=0)}
 
 
-def test_a_probe_may_crop_padded_images(tmp_path, monkeypatch):
-    """As AdvCL's: images of their own size, shifted over black, and no view is drawn."""
+@pytest.mark.parametrize("flip", [0, 0.5])
+def test_a_probe_may_crop_padded_images(tmp_path, monkeypatch, flip):
+    """As AdvCL's: images of their own size, shifted over black and mirrored where views are, and no
+    view is drawn."""
     monkeypatch.setattr("core.views.draw", None)
     data, shown = coloured(30, 0), []
 
@@ -183,12 +185,13 @@ def test_a_probe_may_crop_padded_images(tmp_path, monkeypatch):
 
     with new_run(tmp_path / "out") as run:
         linear_probe(Seen(), 3, data, coloured(9, 1), Probe(epochs=1, crop_padding=2),
-                     Views(flip=0), run)
+                     Views(flip=flip), run)
     _, batch = shown                                    # the test images come first
     padded = np.pad(data.images, [(0, 0), (2, 2), (2, 2), (0, 0)])
-    crops = [padded[:, down : down + 8, right : right + 8] for down in range(5)
-             for right in range(5)]
-    assert all(any((image == crop).all((1, 2, 3)).any() for crop in crops) for image in batch)
+    crops = [padded[:, down : down + 8, right : right + 8][:, :, :: -1 if flip else 1]
+             for down in range(5) for right in range(5)]
+    found = [any((image == crop).all((1, 2, 3)).any() for crop in crops) for image in batch]
+    assert 5 < sum(found) < 25 if flip else all(found)      # about half are mirrored
     assert not all((image == data.images).all((1, 2, 3)).any() for image in batch)
 
 

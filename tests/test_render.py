@@ -229,6 +229,20 @@ def test_a_tables_source_is_beside_its_cells():
     assert own["kind"] == "paper"
 
 
+@pytest.mark.parametrize("data", ["cifar10", "cifar100"])
+def test_a_table_of_re_runs_has_its_sources_number_beside_every_poison(data):
+    published = render.published()
+    table = spec.read_one("bridgepure_table1", overrides=(f"data={data}",))
+    has = {(fact["attack"], render.name_of(fact)) for fact in published
+           if fact["source"] == "BridgePure" and fact["dataset"] == data}
+    for row in table.rows:
+        for column in table.columns:
+            own, _ = render.facts_of(table, row.reported, column.reported, published)
+            if row.name != "clean":
+                assert (row.reported[0], column.reported[0]) in has, (row.name, column.name)
+                assert own["source"] == "BridgePure", (row.name, column.name)
+
+
 def test_numbers_of_another_name_say_it_and_are_beside_none():
     """LE states no radius of its adversarial training, and not which form of CP it took."""
     published = render.published()

@@ -62,6 +62,27 @@ def test_printed_tables_are_their_records(path):
     assert printed == {key: now.get(key) for key in printed}
 
 
+@pytest.mark.parametrize("path", PRINTED)
+def test_printed_tables_have_todays_published_numbers(path):
+    _, name, settings = PRINTED[path]
+    outcome = run_command(render.main, CONFIGS / f"tables/{name}.yaml", *settings)
+    now, printed = (rows_of(text) for text in (
+        outcome.stdout, (ROOT / "results" / path).read_text("utf-8")))
+    assert printed
+    for cell, row in printed.items():
+        for head in ("reported", "also published", "gap"):
+            assert row.get(head, "") == now[cell].get(head, ""), (cell, head)
+
+
+def rows_of(markdown: str) -> dict[tuple[str, str], dict[str, str]]:
+    """The lines of the first printed table by poison and defence."""
+    [block, *_] = [block for block in markdown.split("\n\n") if block.startswith("| poison")]
+    head, _, *lines = [[cell.strip() for cell in line.strip("|").split(" | ")]
+                       for line in block.splitlines()]
+    rows = [dict(zip(head, line, strict=True)) for line in lines]
+    return {(row["poison"], row["defence"]): row for row in rows}
+
+
 def test_printed_tables_have_records():
     assert {"cifar10-5000/table.md", "cifar10-attacks/table.md", "digits-tables/demo_jcdp.md"} \
         <= set(PRINTED)

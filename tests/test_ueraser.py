@@ -203,6 +203,9 @@ def test_no_copies_are_refused():
     ("first", None, (5, 50, 0.5, 0, 0.5, 0.1, 0.3, 0, "none", 60)),
     ("jpeg", None, (5, None, 0.5, 0.5, 0.5, 0.3, 0.3, 0.5, "after", 60)),
     ("apbench_jpeg", None, (5, None, 0.8, 0.8, 0.5, 0.3, 0.3, 0.5, "before", 60)),
+    ("ueraser200", "svhn", (5, 50, 0.5, 0.5, 0.5, 0.3, 0.3, 0.5, "none", 200)),
+    ("dvae", "svhn", (5, 50, 0.5, 0.5, 0.5, 0.3, 0.3, 0.5, "none", 200)),
+    ("dvae", "digits", (5, 8, 0.5, 0.5, 0.5, 0.3, 0.3, 0.5, "none", 10)),
     ("ueraser200", None, (5, 50, 0.5, 0.5, 0.5, 0.3, 0.3, 0.5, "none", 200))])
 def test_presets_are_the_releases(preset, data, expected):
     words = [str(CONFIGS / "learners/ueraser.yaml"), *([f"preset={preset}"] if preset else [])]

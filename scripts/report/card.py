@@ -113,4 +113,4 @@ def sourced(facts: list[dict]) -> Markup:
 
 def where(fact: dict) -> str:
     """What results/reported.csv says of a published number."""
-    return ", ".join(f"{key}: {value}" for key, value in fact.items())
+    return ", ".join(f"{key}: {value}" for key, value in fact.items() if key != "named")

@@ -17,7 +17,7 @@ START = "<!DOCTYPE html>\n<html"         # of every page of ours
 SOURCES = Path("docs/reported.md")       # of published numbers
 DATA_SETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "pets": "Pets",
              "imagenet100": "ImageNet, first 100 classes"}
-HEAD = ("poison", "defence", "accuracy (%)", "published", "gap", "others' runs",
+HEAD = ("poison", "defence", "accuracy (%)", "published", "gap", "also published",
         "the defence saw", "training")
 
 
@@ -72,7 +72,7 @@ def page(results: Results, roots: list[Path], out: Path, *, embed: bool = False)
 
 
 def published(row: Row | None) -> list[dict]:
-    """The numbers beside a row, the paper's own first."""
+    """The numbers beside a row, that beside it first."""
     entry = row and row.entry
     return [*filter(None, [entry.reported]), *entry.also] if entry else []
 

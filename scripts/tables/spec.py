@@ -70,8 +70,9 @@ def read(path: str, choice: Choice = WHOLE, overrides: tuple[str, ...] = ()) -> 
     """
     size, path = choice.size, manual.yaml_of("tables", path)
     tree = config.read([path])
-    if (name := config.as_path(path).stem) in FORMS:
-        raise UserError(f"{path}: no table, but what --{name} changes in one")
+    for name in FORMS:
+        if config.as_path(path).resolve() == (manual.CONFIGS / f"tables/{name}.yaml").resolve():
+            raise UserError(f"{path}: no table, but what --{name} changes in one")
     own = {name: section(tree.value, name) for name in FORMS}
     small = config.read([TABLES / f"{size}.yaml"]).value | own[size] if size else {}
     tree.value = {key: node for key, node in tree.value.items() if key not in FORMS}
@@ -244,7 +245,7 @@ def read_lines(nodes: dict[str, Node], small: dict[str, Node], words: dict[str, 
                                     + config.suggest(key, LINE_KEYS))
             steps, over = node.value["steps"], section(node.value, "over")
             if "reported" in node.value:
-                reported = tuple(map(config.text, as_list(node.value["reported"])))
+                reported = names_of(node.value["reported"])
             if "only" in node.value:
                 only = config.build(tuple[str, ...], node.value["only"], "only")
         found = [quicken(read_step(step), small) for step in as_list(steps)]
@@ -262,6 +263,15 @@ def read_lines(nodes: dict[str, Node], small: dict[str, Node], words: dict[str, 
                               tuple(fill(one, words | values_of, node.origin)
                                     for one in reported), only))
     return tuple(lines)
+
+
+def names_of(node: Node) -> tuple[str, ...]:
+    """`reported:`, a name or a list of some."""
+    several = isinstance(node.value, list)
+    found = config.build(tuple[str, ...] if several else str, node, "reported")
+    if not found:
+        raise UserError(f"{node.origin}: reported: it names nothing")
+    return found if several else (found,)
 
 
 def read_step(node: Node, allowed: tuple[str, ...] = tuple(COMMANDS)) -> Step:
