@@ -259,7 +259,8 @@ def test_a_figure_prints_its_numbers_and_is_drawn(sweep, monkeypatch, name):
     if name != "fig3":
         point = points(spec.read_one("table.yaml"), planned())[-1]
         assert lines[-1] == (f"| lsp | vae 3 | {point.kld:.2f} | {point.psnr_poisoned:.2f} | "
-                             f"{point.psnr_clean:.2f} | {records.spread(point.accuracies)} |")
+                             f"{point.psnr_clean:.2f} | {point.kept:.2f} | "
+                             f"{records.spread(point.accuracies)} |")
 
 
 def test_psnr_to_the_clean_image(sweep, monkeypatch):
@@ -288,9 +289,12 @@ def test_a_sweep_is_drawn(sweep, monkeypatch):
     lines = [[cell.strip() for cell in line.split("|")[1:-1]]
              for line in outcome.stdout.splitlines()]
     assert lines[0] == ["poison", "purifier", "PSNR to poisoned (dB)", "PSNR to clean (dB)",
-                        "LPIPS to clean", "accuracy (%)"]
+                        "LPIPS to clean", "kept of the poison", "accuracy (%)"]
     lpips = {line[1]: float(line[4]) for line in lines[2:] if line[0] == "lsp"}
     assert 0 < lpips["jpeg 5"] < lpips["jpeg 50"] < lpips["none"]      # it takes the poison out
+    kept = {line[1]: line[5] for line in lines[2:] if line[0] == "lsp"}
+    assert kept.pop("none") == ""
+    assert 0 < float(kept["jpeg 5"]) < float(kept["jpeg 50"]) < 1
     assert "plots one variable of `over` that has several values, not kld, quality" in \
         figure("guidance").error
 

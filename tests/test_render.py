@@ -6,14 +6,17 @@ import math
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tables
 from methods import make_missing
 from tables import planned
 
-from core.imageset import ImageSet
+from core import imageset
+from core.imageset import ImageSet, from_arrays
 from core.methods import list_methods
 from scripts.tables import plan, render, spec
+from scripts.tables.measure import share_kept
 from scripts.tables.table import FORMS
 from tests.conftest import ROOT, run_command
 
@@ -87,6 +90,21 @@ def test_the_table_prints_what_the_records_say(tiny):
     text = run_command(render.main, tiny, "--distances").stdout
     [line] = [line for line in text.splitlines() if f"jpeg {best[-2:]} |" in line]
     assert line.split(" | ")[2] == f"{psnr:.2f}"
+
+def test_what_is_kept_of_a_poison_is_its_share_in_what_is_left(monkeypatch):
+    """Three tenths of each image's poison, and something beside that lies across it; images that
+    are not poisoned do not count."""
+    clean = np.full((6, 4, 4, 3), 100, np.uint8)
+    delta = np.zeros((6, 4, 4, 3), int)
+    delta[:4, ::2] = np.array([10, -10, 20, 30]).reshape(4, 1, 1, 1)
+    across = np.zeros_like(delta)
+    across[:, 1::2] = 50                                # where no poison is
+    sets = [from_arrays((clean + part).astype(np.uint8), np.arange(6) % 2, name="x",
+                        classes=["a", "b"], root={}, test=None)
+            for part in (0, delta, 3 * delta // 10 + across)]
+    monkeypatch.setattr(imageset, "SLICE_ROWS", 4)
+    assert share_kept(*sets) == pytest.approx(0.3)
+    assert math.isnan(share_kept(sets[0], sets[0], sets[2]))
 
 
 def found(row: str, column: str, *accuracies: float) -> render.Entry:

@@ -1,10 +1,11 @@
-"""What a table's cells measured beside the accuracy: PSNR and LPIPS, the KLD that a VAE reached,
-curves.
+"""What a table's cells measured beside the accuracy: PSNR and LPIPS, what is left of the poison, the
+KLD that a VAE reached, curves.
 
 Figures draw these. The cells' records, sets and checkpoints must be there (`plan.wanted`).
 """
 
 import json
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,13 +21,14 @@ from core.distance import build_lpips
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.names import markdown_cell
-from core.perturbation import measure
+from core.perturbation import difference, measure
 from scripts.tables import plan
 from scripts.tables.table import Table
 
 LPIPS_ROWS = 2048               # images of a set that its mean LPIPS is over
 COLUMNS = {"KLD reached (nats)": "kld", "PSNR to poisoned (dB)": "psnr_poisoned",
-           "PSNR to clean (dB)": "psnr_clean", "LPIPS to clean": "lpips_clean"}
+           "PSNR to clean (dB)": "psnr_clean", "LPIPS to clean": "lpips_clean",
+           "kept of the poison": "kept"}
 
 
 def sets_of(record: plan.Artefact) -> list[plan.Artefact]:
@@ -62,6 +64,7 @@ class Point:
     psnr_clean: float | None        # None: the clean set itself
     kld: float | None               # that the VAE reached in its last epoch, nats a position
     lpips_clean: float | None = None    # mean over images, SqueezeNet; where asked for
+    kept: float | None = None       # share of the poison (`share_kept`); None: not purified, or clean
 
     @property
     def accuracy(self) -> float:
@@ -82,18 +85,20 @@ def points(table: Table, cells: list[plan.Cell], *, perceptual: bool = False
     clean: dict[str, ImageSet] = {}         # by root and rows
 
     def distances(chain: list[plan.Artefact]) -> tuple[float | None, ...]:
-        """PSNR to the poisoned and to the clean set, LPIPS to the clean set."""
+        """PSNR to the poisoned and to the clean set, LPIPS to the clean set, what is kept."""
         if not chain:
-            return None, None, None
+            return None, None, None, None
         final = ImageSet.load(chain[-1].out)
         key = json.dumps([final.meta["root"], final.meta.get("root_digest"), len(final)])
         if key not in clean:
             clean[key] = clean_of(final, table.settings.get("root", "data"))
         poisons = [made for made in chain if made.job.kind == "poisons"]
         given = ImageSet.load(poisons[-1].out).first(len(final)) if poisons else clean[key]
-        return (measure(given, final).psnr if chain[-1] not in poisons else None,
+        purified = chain[-1] not in poisons
+        return (measure(given, final).psnr if purified else None,
                 measure(clean[key], final).psnr,
-                mean_lpips(clean[key], final) if perceptual else None)
+                mean_lpips(clean[key], final) if perceptual else None,
+                share_kept(clean[key], given, final) if purified and poisons else None)
 
     found = []
     for group in records_of(cells).values():
@@ -102,10 +107,11 @@ def points(table: Table, cells: list[plan.Cell], *, perceptual: bool = False
         apart = [distances(chain) for chain in chains]
         klds = [kld_reached(need.out) for chain in chains if chain for need in chain[-1].needs
                 if need.job.kind == "checkpoints"]
-        *to_given, lpips = (mean(values) for values in zip(*apart, strict=True))
+        *psnrs, lpips, kept = (mean(values) for values in zip(*apart, strict=True))
         found.append(Point(
             row.name, column.family, " ".join(column.variables.values()),
-            [100 * record["accuracy_last"] for _, record in group], *to_given, mean(klds), lpips))
+            [100 * record["accuracy_last"] for _, record in group], *psnrs, mean(klds), lpips,
+            kept))
     return found
 
 
@@ -124,6 +130,20 @@ def print_points(found: list[Point]) -> None:
 
 def number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
+
+
+def share_kept(clean: ImageSet, poisoned: ImageSet, purified: ImageSet) -> float:
+    """How far a purified image still lies along its poison, of 1: the mean over poisoned images of
+    <purified - clean, delta> / <delta, delta>. What a blur takes of an image can lie along it too:
+    compare purifiers at like PSNR. NaN where no image is poisoned."""
+    shares = []
+    for rows in clean.slices():
+        delta, left = (difference(clean, images, rows).reshape(rows.stop - rows.start, -1)
+                       .astype(np.float32) for images in (poisoned, purified))
+        power = (delta * delta).sum(1)
+        shares.append((left * delta).sum(1)[power > 0] / power[power > 0])
+    found = np.concatenate(shares)
+    return float(found.mean()) if len(found) else math.nan
 
 
 def mean_lpips(a: ImageSet, b: ImageSet) -> float:

@@ -9,7 +9,8 @@ classifier is trained on. `oracle` marks numbers chosen by test accuracy (†), 
 poison that does not poison. Published numbers of linear probes are of their best epoch: so is the
 gap to them.
 --wide prints rows x columns. A smaller form says above the table what it is. --distances prints
-PSNR and LPIPS to the clean images instead, of the sets that are here.
+PSNR and LPIPS to the clean images instead, and the share of the poison that is kept, of the sets
+that are here.
 """
 
 import argparse
@@ -92,7 +93,8 @@ def main(argv: list[str] | None = None) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--wide", action="store_true", help="rows x columns, accuracies only")
     form.add_argument("--distances", action="store_true",
-                      help="PSNR and LPIPS of the cells whose sets are here, as markdown")
+                      help="PSNR, LPIPS and what is kept of the poison, of the cells whose sets are "
+                      "here, as markdown")
     parser.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown")
     parser.add_argument("--jobs", help=argparse.SUPPRESS)       # so that run_table's words fit
     for word in ("--sets", "--worker"):
