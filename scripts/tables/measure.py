@@ -1,5 +1,5 @@
-"""What a table's cells measured beside the accuracy: PSNR and LPIPS, what is left of the poison, the
-KLD that a VAE reached, curves.
+"""What a table's cells measured beside the accuracy: PSNR and LPIPS, what is kept of the poison,
+the KLD that a VAE reached, curves.
 
 Figures draw these. The cells' records, sets and checkpoints must be there (`plan.wanted`).
 """
@@ -64,7 +64,7 @@ class Point:
     psnr_clean: float | None        # None: the clean set itself
     kld: float | None               # that the VAE reached in its last epoch, nats a position
     lpips_clean: float | None = None    # mean over images, SqueezeNet; where asked for
-    kept: float | None = None       # share of the poison (`share_kept`); None: not purified, or clean
+    kept: float | None = None       # of the poison (`share_kept`); None: not purified, or clean
 
     @property
     def accuracy(self) -> float:

@@ -93,8 +93,8 @@ def main(argv: list[str] | None = None) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--wide", action="store_true", help="rows x columns, accuracies only")
     form.add_argument("--distances", action="store_true",
-                      help="PSNR, LPIPS and what is kept of the poison, of the cells whose sets are "
-                      "here, as markdown")
+                      help="PSNR, LPIPS and what is kept of the poison, of the cells whose sets "
+                      "are here, as markdown")
     parser.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown")
     parser.add_argument("--jobs", help=argparse.SUPPRESS)       # so that run_table's words fit
     for word in ("--sets", "--worker"):
