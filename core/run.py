@@ -316,6 +316,7 @@ class Interrupt:
 
 
 def check_finite(values: dict[str, Any], what: str, when: str = "") -> None:
+    """Raise UserError for the first number that is not finite."""
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{what}: {key} became {value}{when}; lower the learning rate, or look "

@@ -260,7 +260,7 @@ def facts_of(table: Table, attacks: tuple[str, ...], defences: tuple[str, ...],
     """What was published of a cell, for such a network and way of measuring: the number beside it
     (from the table's source if that has one, then from the attack's own paper, then from another)
     and all others. Those of further names than the first come last, and say theirs (`named`)."""
-    facts = [{**fact, **named(fact, attacks, defences)} for fact in published
+    facts = [{**fact, **other_names(fact, attacks, defences)} for fact in published
              if fact["dataset"] == table.dataset and fact["attack"] in attacks
              and name_of(fact) in defences and fact.get("eval", "") == evaluated
              and plainly(fact["arch"]) == plainly(network)]
@@ -272,7 +272,9 @@ def facts_of(table: Table, attacks: tuple[str, ...], defences: tuple[str, ...],
     return None, facts
 
 
-def named(fact: dict, attacks: tuple[str, ...], defences: tuple[str, ...]) -> dict[str, str]:
+def other_names(fact: dict, attacks: tuple[str, ...], defences: tuple[str, ...]
+                ) -> dict[str, str]:
+    """`named`: what a published number is filed under beside the cell's own names, if anything."""
     names = [name for name, own in ((fact["attack"], attacks), (name_of(fact), defences))
              if name != own[0]]
     return {"named": ", ".join(names)} if names else {}
