@@ -201,6 +201,7 @@ def test_images_that_a_network_cannot_take_are_refused(name, shape, stem, words)
     (poison_main, "cp cp.architecture=vit_small", 14, "cp: vit_small cuts square images"),
     (poison_main, "cuda cuda.kernel=15", 14, "cuda.kernel: 15 is larger than the images, 14x14"),
     (poison_main, "uc", 7, "uc: images of 7x7 pixels are too small for the generator"),
+    (poison_main, "gue", 12, "gue: images of 12x12 pixels do not fit the generator"),
     (purify.main, "blur blur.kernel=31", 14, "blur.kernel: 31 is too large to be mirrored"),
     (purify.main, "bilateral bilateral.diameter=31", 14, "bilateral.diameter: 31 is too large"),
     (purify.main, "sharpen_lowpass sharpen_lowpass.keep=0.05 sharpen_lowpass.border=reflect", 14,

@@ -62,6 +62,7 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "ar.finder": (["released"], {"coefficients": "find"}),
     "ar.norm": (["linf"], {"radius": 0.2}),
     "uc.width": ([3], {}),
+    "gue.width": ([3], {}),
     "cp.learning_rate": ([0.01], {}),           # others are the default of null
     "tue.learning_rate": ([0.01], {}),
     "temperature": ([0.1], {}),

@@ -566,6 +566,8 @@ PROTOCOLS = {
                "gamma": 0.5, "clip_norm": None, "shuffle": False},
     "ecl80": {"epochs": 80, "drop_last": False, "schedule": "constant", "weight_decay": 0,
               "clip_norm": None, "test_every": 5},
+    "gue100": {"epochs": 100, "batch_size": 256, "drop_last": False, "learning_rate": 0.01,
+               "schedule": "multistep", "milestones": (75, 90), "gamma": 0.1, "clip_norm": None},
     "aue200": {"epochs": 200, "drop_last": False, "learning_rate": 0.5, "warmup_epochs": 10,
                "schedule": "cosine", "weight_decay": 1e-4, "clip_norm": None, "test_every": 25},
     "dvae224": {**AT_224, "epochs": 100, "schedule": "cosine", **CLIP_5,

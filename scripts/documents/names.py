@@ -3,7 +3,7 @@
 NAMES = {
     "em": "EM", "em_classwise": "EM, class-wise", "rem": "REM", "rem_lite": "REM, lite",
     "sem": "SEM", "tap": "TAP", "hypo": "HYPO", "sep": "SEP", "pil": "PIL", "lsp": "LSP",
-    "ar": "AR", "ops": "OPS", "cuda": "CUDA", "uc": "UC", "cp": "CP", "tue": "TUE",
+    "ar": "AR", "ops": "OPS", "cuda": "CUDA", "uc": "UC", "gue": "GUE", "cp": "CP", "tue": "TUE",
     "cp_c": "CP-C", "cp_s": "CP-S",
     "reuse": "re-used p_hat",
     "random_signs": "random signs",
