@@ -1,24 +1,26 @@
 """GUE: unlearnable examples of a game between a generator and a classifier.
 
-A U-Net G_a makes the noise of every image from the image. It leads, the classifier f_theta
-follows: theta minimises the loss g on noised images, and what the leader wants of it is a small f
-on clean ones, where f is the largest cross-entropy to a wrong class:
+A U-Net G_a makes the noise of every image from the image, for a classifier f_theta that trains on
+what it gets. The two are found together:
 
     min over a, theta of  f(theta) = mean max_{k != y} CE(f_theta(x), k)
-    so that theta is least in  g(a, theta) = mean CE(f_theta(clip(x + epsilon G_a(x))), y)
+    where theta minimises  g(a, theta) = mean CE(f_theta(clip(x + epsilon G_a(x))), y)
 
-BOME (Liu et al., NeurIPS 2022) solves it with first derivatives: theta_T is theta after a few steps
-down g, q = g(a, theta) - g(a, theta_T) says how far theta is from an answer to a, and both players
-step down f + lambda q, with lambda >= 0 so large that q falls at least by eta |grad q|^2 in rate.
-Source: Liu, Wang and Gao, AAAI 2024; code hong-xian/gue, gue.py and evaluation.py.
+On clean images, that is, no wrong class shall be unlikely to a classifier that has learned the
+noised ones. BOME (Liu et al., NeurIPS 2022) solves this with first derivatives: theta_T is theta
+after a few steps down g, q = g(a, theta) - g(a, theta_T) says how far theta is from its minimum,
+and a and theta step down f + lambda q, with the least lambda >= 0 that lets q fall at a rate of
+eta |grad q|^2 or more. Source: Liu, Wang and Gao, AAAI 2024; code hong-xian/gue, gue.py and
+evaluation.py.
 
 Deviations: the last epoch's generator is taken, where the release takes that with the lowest
-accuracy on clean test images, of classifiers that it trains every five epochs: an attacker has no
-test set here. f is over all classes of the set (the release's over ten unless told otherwise, on
+accuracy on clean test images, of classifiers that it trains every five epochs: no attack here meets
+a test set. f is over all classes of the set (the release's over ten unless told otherwise, on
 CIFAR-100 too), images keep their order (the release's are shuffled), and the generator is always in
 train mode while it learns (the release's is in eval mode for the first batch after such a test). It
 sees a batch once, where the release repeats the same pass for every step on the batch: batch norm's
-running statistics follow as far as they do there.
+running statistics follow as far as they do there. GUE-adv, against adversarial training, is not
+here.
 """
 
 import copy
