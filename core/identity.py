@@ -62,7 +62,7 @@ def make(request: Request, images: ImageSet, inputs: dict[str, str], method_conf
     digests = {"data": images.digests} if digests is None else digests
     for key, path in paths.items():
         if path == "":
-            raise UserError(f"{request.method}.{key}: name a folder")
+            raise UserError(f"{request.method}.{key}: name a folder, or a file")
         if path:
             try:
                 inputs[key] = resolve(path)

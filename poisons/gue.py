@@ -32,7 +32,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core import pretrained
 from core.batches import Batches
 from core.config import Place
 from core.errors import UserError
@@ -42,8 +41,8 @@ from core.loop import Loop
 from core.ranges import BatchSize, Count, Keys, LinfRadius, Positive, PositiveOrZero
 from core.run import Run
 from models.classifiers import Architecture, check_images, classifier
-from models.noise_unet import SIDES, NoiseUNet
-from poisons.crafting import add_noise
+from models.noise_unet import NoiseUNet
+from poisons.generated import add_generated, check_sides, load_generator
 
 VERSION = 1
 SMOKE = {"width": 8, "epochs": 1, "batch_size": 64, "inner_steps": 2, "inner_rate": 1e-2,
@@ -83,10 +82,7 @@ class Config(Keys):
 
     def check_images(self, shape: tuple[int, int]) -> None:
         """Before anything begins."""
-        if shape[0] % SIDES or shape[1] % SIDES:
-            raise UserError(f"images of {shape[0]}x{shape[1]} pixels do not fit the generator, "
-                            f"which halves them three times: their sides must be multiples of "
-                            f"{SIDES}")
+        check_sides(shape)
         check_images(self.classifier.architecture, shape)
 
 
@@ -98,26 +94,8 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus the noise that the generator makes of it."""
     config.check_images(clean.image_shape)
     generator = train_generator(clean, config, run) if config.weights is None \
-        else load_generator(Path(config.weights), config, run)
-    generator.eval()
-
-    @torch.no_grad()
-    def noise(images: torch.Tensor, *_) -> torch.Tensor:
-        return config.epsilon * generator(images)
-
-    return add_noise(clean, noise, run, rounding=config.rounding)
-
-
-def load_generator(path: Path, config: Config, run: Run) -> nn.Module:
-    """The generator of a state dict, as the release keeps it. Raises UserError for what cannot be
-    read or is of another network."""
-    found = pretrained.by_name(path)
-    with torch.device("meta"):
-        generator = NoiseUNet(config.width)
-    pretrained.check_alike(found, generator.state_dict(), path,
-                           f"GUE's generator of width {config.width}")
-    generator.load_state_dict(found, assign=True)
-    return run.device.place(generator)
+        else load_generator(Path(config.weights), config.width, run)
+    return add_generated(clean, generator, config.epsilon, config.rounding, run)
 
 
 # --- the game --------------------------------------------------------------------------------

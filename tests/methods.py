@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from conftest import Outcome, run_command, succeed, write_imageset
 
 import evaluate
@@ -16,6 +17,7 @@ import train_ddpm
 import train_vae
 from core import config
 from core.methods import fact, list_methods, trained_as
+from models.noise_unet import NoiseUNet
 from poisons.__main__ import main as poison_main
 from scripts.tables import plan
 
@@ -112,15 +114,30 @@ def purified_by(name: str, clean: Path, out: Path, *arguments) -> Path:
 
 
 def path_keys(room: str, name: str, clean: Path, *, tiny: bool = False) -> list[str]:
-    """For a poison that must read another artefact: a set with its p_hat, which reuse takes."""
+    """For a poison that must read something: a set with its p_hat, which reuse takes, or for DC the
+    weights of a generator."""
     paths = needed_paths(room, name)
     if room != "poisons" or not paths:
         return []
+    if name == "dc":
+        return [f"{name}.{key}={generator_beside(clean)}" for key in paths]
     source = clean.parent / "with-p-hat"
     if not source.exists():
         main, line = line_of("purifiers", "dvae", "", clean, tiny=tiny)
         succeed(main, *line, "dvae.save_perturbation=true", f"out={source}")
     return [f"{name}.{key}={source}" for key in paths]
+
+
+def generator_beside(clean: Path) -> Path:
+    """Weights of a U-Net as DC's release keeps them, made once."""
+    path = clean.parent / "generator.pth"
+    if not path.exists():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            weights = NoiseUNet().state_dict()
+        weights["conv_last.1.weight"] *= 50         # of a fresh one little is left in eval mode
+        torch.save(weights, path)
+    return path
 
 
 def needed_paths(room: str, name: str) -> list[str]:

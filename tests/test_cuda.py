@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, content, process, run_command, succeed
-from methods import clean_keys
+from methods import clean_keys, needed_paths
 
 import core.run
 import evaluate
@@ -40,7 +40,8 @@ def levels(folder) -> np.ndarray:
     return np.load(folder / "images.npy").astype(int)
 
 
-@pytest.mark.parametrize("name", [name for name in list_methods("poisons") if name != "reuse"])
+@pytest.mark.parametrize("name", [name for name in list_methods("poisons")
+                                  if not needed_paths("poisons", name)])
 def test_every_attack(few_path, name):
     """As by default: TF32, compiled."""
     outcome = run_command(poison_main, f"method={name}", f"data={few_path}", "--smoke",

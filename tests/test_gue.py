@@ -293,8 +293,8 @@ def test_weights_of_another_network_are_one_sentence(released, few_path, tmp_pat
     (tmp_path / "text.pth").write_text("no weights")
     for name, width, said in (
             (file, 8, f"{file} holds the weights of another network: dconv_down1.0.weight is "
-                      "4x3x3x3 float32, but in GUE's generator of width 8 it is 8x3x3x3 float32"),
-            ("short.pth", 4, "conv_last.1.bias is not there, but in GUE's generator of width 4"),
+                      "4x3x3x3 float32, but in a generator of width 8 it is 8x3x3x3 float32"),
+            ("short.pth", 4, "conv_last.1.bias is not there, but in a generator of width 4"),
             ("inside.pth", 4, "holds more, or other things, than a network's tensors by name"),
             ("text.pth", 4, "text.pth is not a torch file of plain tensors"),
             ("nowhere.pth", 4, "nowhere.pth: no such file")):
