@@ -22,35 +22,18 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from core.errors import ConfigError
 from core.imageset import ImageSet, Rounding
 from core.pgd import Gradient, gradient_of, pgd
-from core.ranges import Count, Keys, LinfRadius, Positive, StepSize
+from core.ranges import Count, Keys, LinfRadius, StepSize
 from core.run import Run
-from core.training import RateSchedule
 from poisons.crafting import add_noise, on_device, report_seen, seen_as, slices
+from poisons.ensemble import Surrogate, check_checkpoints, train_ensemble
 from poisons.frozen import FrozenSurrogate
-from poisons.surrogates import Training, train_surrogate
 
 VERSION = 2     # 1: the surrogate's first epoch climbed one batch late
 SMOKE = {"steps": 2, "inner_steps": 2, "checkpoints": 2, "surrogate.width": 8,
          "surrogate.epochs": 2, "surrogate.batch_size": 64, "surrogate.milestones": []}
-
-
-@dataclass(frozen=True)
-class Surrogate(Training):
-    epochs: Count = 120             # passes over the clean set; release: 120
-    # a tenth at each milestone, after a climb from 1e-3 in the first epoch; release
-    schedule: RateSchedule = "warm_multistep"
-    milestones: tuple[Count, ...] = (75, 90)    # in epochs; release: 75 and 90
-    # largest L2 norm of the gradient; null: no clipping, as the release
-    clip_norm: Positive | None = None
-    # of R, G, B, taken off inside the model; release: CIFAR-10's
-    mean: tuple[float, ...] | None = (0.4914, 0.4822, 0.4465)
-    # of R, G, B, divided by inside the model; release: CIFAR-10's
-    std: tuple[Positive, ...] | None = (0.2470, 0.2435, 0.2616)
 
 
 @dataclass(frozen=True)
@@ -69,11 +52,7 @@ class Config(Keys):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.surrogate.steps is not None:
-            raise ConfigError("surrogate.steps", "checkpoints are of epochs: set epochs instead")
-        if self.checkpoints > self.surrogate.epochs:
-            raise ConfigError("checkpoints", f"{self.checkpoints} do not fit the surrogate's "
-                                             f"{self.surrogate.epochs} epochs")
+        check_checkpoints(self.checkpoints, self.surrogate)
 
 
 def bound(config: Config) -> tuple[str, float]:
@@ -82,7 +61,7 @@ def bound(config: Config) -> tuple[str, float]:
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus its own noise, for the class half-way round."""
-    ensemble = train_ensemble(clean, config, run)
+    ensemble = train_ensemble(clean, config.checkpoints, config.surrogate, run)
     targets = (clean.labels_at() + clean.num_classes // 2) % clean.num_classes
     centroids = [class_features(frozen, clean, run) for frozen in ensemble] \
         if config.loss != "sep" else []
@@ -130,31 +109,6 @@ def variance_reduced(x: torch.Tensor, images: torch.Tensor, gradients: list[Grad
         moved = inside - config.step_size * total.sign() - images
         inside = (images + moved.clamp_(-config.epsilon, config.epsilon)).clamp_(0, 1)
     return total
-
-
-# --- the ensemble ----------------------------------------------------------------------------
-
-
-def train_ensemble(clean: ImageSet, config: Config, run: Run) -> list[FrozenSurrogate]:
-    """The surrogate as it was after each of `checkpoints` epochs."""
-    kept = spaced(config.surrogate.epochs, config.checkpoints)
-
-    def keep(epoch: int, model: nn.Module) -> None:
-        if epoch in kept and run.world.leads:
-            run.keep(f"surrogate{epoch}", model.state_dict())
-
-    model = train_surrogate(clean, config.surrogate, run, after_epoch=keep)
-    run.world.barrier()
-    ensemble = []
-    for epoch in kept:
-        model.load_state_dict(run.load_state(f"surrogate{epoch}", required=True))
-        ensemble.append(FrozenSurrogate(model, run.device))
-    return ensemble
-
-
-def spaced(epochs: int, checkpoints: int) -> list[int]:
-    """Equally spaced epochs, from 0, the last one included."""
-    return [round(epochs / checkpoints * (i + 1)) - 1 for i in range(checkpoints)]
 
 
 @torch.no_grad()
