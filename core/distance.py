@@ -14,6 +14,8 @@ from core import outlines, reading, torchfile
 from core.distributed import note
 from core.errors import UserError
 
+Window = Literal["gaussian", "uniform"]
+SSIM_SIDE = {"gaussian": 11, "uniform": 7}
 Net = Literal["alex", "vgg", "squeeze"]
 # LPIPS's trunk -> torchvision's name, smallest side that reaches its last layer
 TRUNKS = {"alex": ("alexnet", 31), "vgg": ("vgg16", 16), "squeeze": ("squeezenet1_1", 17)}
@@ -31,24 +33,32 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return -10 * (a - b).square().flatten(1).mean(1).log10()
 
 
-def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def ssim(a: torch.Tensor, b: torch.Tensor, window: Window = "gaussian") -> torch.Tensor:
     """Structural similarity of each image (B,), in [-1, 1].
 
     Wang et al. 2004: 11x11 Gaussian window of sigma 1.5 without padding, K1 0.01, K2 0.03,
-    channels averaged. Images must be at least 11 pixels wide.
+    channels averaged. With window uniform as scikit-image's default: 7x7 equal weights, variances
+    divided by one less than their 49 pixels. Images must be as wide as the window (SSIM_SIDE).
     """
-    offsets = torch.arange(11, dtype=a.dtype, device=a.device) - 5
-    line = torch.exp(-offsets.square() / (2 * 1.5**2))
-    line = line / line.sum()
-    window = (line[:, None] * line).expand(3, 1, 11, 11)
+    if window == "uniform":
+        side = SSIM_SIDE["uniform"]
+        sample = side**2 / (side**2 - 1)
 
-    def blur(x: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(x, window, groups=3)
+        def blur(x: torch.Tensor) -> torch.Tensor:
+            return F.avg_pool2d(x, side, stride=1)
+    else:
+        offsets = torch.arange(11, dtype=a.dtype, device=a.device) - 5
+        line = torch.exp(-offsets.square() / (2 * 1.5**2))
+        line = line / line.sum()
+        weights, sample = (line[:, None] * line).expand(3, 1, 11, 11), 1.0
+
+        def blur(x: torch.Tensor) -> torch.Tensor:
+            return F.conv2d(x, weights, groups=3)
 
     mean_a, mean_b = blur(a), blur(b)
-    variance_a = blur(a * a) - mean_a.square()
-    variance_b = blur(b * b) - mean_b.square()
-    covariance = blur(a * b) - mean_a * mean_b
+    variance_a = sample * (blur(a * a) - mean_a.square())
+    variance_b = sample * (blur(b * b) - mean_b.square())
+    covariance = sample * (blur(a * b) - mean_a * mean_b)
     c1, c2 = 0.01**2, 0.03**2
     similarity = ((2 * mean_a * mean_b + c1) * (2 * covariance + c2)
                   / ((mean_a.square() + mean_b.square() + c1) * (variance_a + variance_b + c2)))

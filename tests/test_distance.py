@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from skimage.metrics import structural_similarity
 
 from core.distance import SQUEEZE, TRUNKS, build_lpips, psnr, ssim, url_of
 
@@ -40,6 +41,18 @@ def test_ssim_is_the_slow_loop(pair):
     expected = [slow_ssim(*(x.double().numpy() for x in both)) for both in zip(a, b, strict=True)]
     np.testing.assert_allclose(ssim(a, b), expected, atol=2e-5)
     np.testing.assert_allclose(ssim(a.double(), b.double()), expected, atol=1e-12)
+
+
+def test_ssim_of_equal_weights_is_scikit_images(pair):
+    """Its default; the Gaussian one is another number."""
+    a, b = (images.double() for images in pair)
+    expected = [structural_similarity(*(x.permute(1, 2, 0).numpy() for x in both), channel_axis=-1,
+                                      data_range=1) for both in zip(a, b, strict=True)]
+    np.testing.assert_allclose(ssim(a, b, "uniform"), expected, atol=1e-12)
+    np.testing.assert_allclose(ssim(*pair, "uniform"), expected, atol=2e-5)
+    assert (ssim(a, b, "uniform") - ssim(a, b)).abs().min() > 1e-3
+    small = torch.rand(1, 3, 7, 7)
+    assert ssim(small, small, "uniform").item() == pytest.approx(1)
 
 
 def test_ssim_of_equal_flat_and_opposite_images(pair):
