@@ -27,6 +27,8 @@ pytestmark = pytest.mark.usefixtures("short_refit")
 RESNET = {"architecture": "resnet18", "width": 2}
 MEAN_STD = {"mean": [0.5, 0.5, 0.5], "std": [1.0, 1.0, 1.0]}
 SQUEEZE = {"lpips_weights": str(ROOT / "core/weights/squeezenet1_1.npz")}
+LPIPS = {"penalties": "psnr+ssim+lpips", "min_psnr": 0.0, "min_ssim": 0.0, "max_lpips": 0.0,
+         "lpips_net": "squeeze", "lpips_resize": 32}
 
 # A key as it is typed, or its end -> values to try, and keys beside it that it acts together with.
 TRIED: dict[str, tuple[list, dict[str, Any]]] = {
@@ -72,6 +74,19 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     **{f"{name}.{key}": ([value], {"algorithm": "moco"}) for name in ("cp", "tue")
        for key, value in (("queue", 16), ("target_momentum", 0.0),
                           ("update_in_noise_steps", False))},
+    "dune.epsilon": ([1 / 255], {"step_size": 2 / 255}),
+    "dune.penalties": (["none"], {"min_psnr": 40.0}),
+    "sep.surrogate.warmup_epochs": ([3], {"schedule": "multistep"}),    # theirs climbs by itself
+    "dune.surrogate.warmup_epochs": ([3], {"schedule": "multistep"}),
+    # on a network that colours hardly move
+    "dune.min_ssim": ([1.0], {"min_psnr": 0.0, "surrogate.architecture": "resnet18",
+                              "surrogate.width": 2}),
+    "dune.max_lpips": ([1.0], {**LPIPS, "swarm.start": 0.3}),
+    "dune.swarm.images": ([1], {}),
+    "dune.swarm.pull_own": ([0.9], {"iterations": 9}),
+    "dune.lpips_net": (["alex"], {**LPIPS, **SQUEEZE}),     # refused, as jcdp's
+    "dune.lpips_weights": (["nowhere"], LPIPS),
+    "dune.lpips_resize": ([64], LPIPS),
     "norm_images": ([4], RESNET),
     "cuda.kernel": ([5], {}),
     "blur.shape": (["mean"], {}),
@@ -102,7 +117,7 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
 # Of what a learner has from another's Config: these show that its config reaches the loop.
 INHERITED = {"epochs", "learning_rate"}
 # Keys of which every other value is refused, for a method that has no use for them.
-REFUSED = {"sep.surrogate.steps", "surrogate.test_every"}
+REFUSED = {"sep.surrogate.steps", "dune.surrogate.steps", "surrogate.test_every"}
 # Keys on which no byte has to depend, and why.
 INERT = {
     **dict.fromkeys(("ddpm.fit", "ddpm.overlap", "jcdp.fit", "jcdp.overlap"),
@@ -201,7 +216,8 @@ def cases() -> Iterator[tuple[tuple[str, str, str, str], Any]]:
 
 
 KEYS = dict(cases())
-FIRST = {origin: case for case, origin in reversed(KEYS.items())}
+FIRST = {origin: case for case, origin in reversed(KEYS.items())
+         if not found_in(REFUSED, *case[1:])}
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ NAMES = {
     "em": "EM", "em_classwise": "EM, class-wise", "rem": "REM", "rem_lite": "REM, lite",
     "sem": "SEM", "tap": "TAP", "hypo": "HYPO", "sep": "SEP", "pil": "PIL", "lsp": "LSP",
     "ar": "AR", "ops": "OPS", "cuda": "CUDA", "uc": "UC", "gue": "GUE", "dc": "DC",
-    "cp": "CP", "tue": "TUE", "cp_c": "CP-C", "cp_s": "CP-S",
+    "dune": "DUNE", "cp": "CP", "tue": "TUE", "cp_c": "CP-C", "cp_s": "CP-S",
     "reuse": "re-used p_hat",
     "random_signs": "random signs",
     "gray": "grey scale", "jpeg": "JPEG", "bdr": "BDR", "dvae": "D-VAE", "vae": "VAE",
