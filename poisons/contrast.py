@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from core import memory
 from core.batches import too_few
 from core.config import added
 from core.contrastive import (
@@ -60,11 +59,10 @@ from models.contrastive import (
     split_norms,
 )
 from poisons.crafting import on_device
-from poisons.noise import uniform_noise
+from poisons.noise import Noise, require_rows, uniform_noise
 
 Algorithm = Literal["simclr", "moco", "byol"]
-LIFT = 2**-16           # a hundredth of a grey level: in float32, x/255 + 8/255 can fall just below
-
+OR_OF_CLASSES = " or one noise a class (method=cp)"     # where the noise of each row is too much
 # (contrastive loss of this noise, a function of nothing; noise of each row; labels) -> the loss
 NoiseLoss = Callable[[Callable[[], torch.Tensor], torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -139,27 +137,9 @@ def bound(config: Shared) -> tuple[str, float]:
     return "linf", config.epsilon
 
 
-class Noise(nn.Module):
-    """The noise of each class or of each row, (K or N, 3, H, W), in [0, 1] units."""
-
-    def __init__(self, start: torch.Tensor) -> None:
-        super().__init__()
-        self.register_buffer("delta", start)
-
-
-def require_rows(clean: ImageSet, run: Run) -> None:
-    """Raise UserError where the noise of each row, which is held in memory, does not fit there,
-    once as it is and once as it is kept for resuming."""
-    height, width = clean.image_shape
-    memory.require_memory(
-        2 * 4 * clean.images.size,
-        f"{run.job.method}: two copies of the noise of {len(clean):,} images of {height}x{width}",
-        "take fewer images (split=first:N) or one noise a class (method=cp)")
-
-
 def uniform(clean: ImageSet, config: Shared, run: Run) -> torch.Tensor:
     """Noise of each row, uniform within the budget."""
-    require_rows(clean, run)
+    require_rows(clean, run, OR_OF_CLASSES)
     return uniform_noise(slice(0, len(clean)), clean.image_shape, config.epsilon, run)
 
 
@@ -307,16 +287,3 @@ def rate_of(epoch: int, config: Shared) -> float:
 
 def scale_of(config: Shared) -> float:
     return LOSS_SCALE[config.algorithm] if config.loss_scale is None else config.loss_scale
-
-
-def publish(clean: ImageSet, noise: Noise, config: Shared, run: Run, *, by_class: bool = False
-            ) -> ImageSet:
-    """Clean images plus the noise of their class or row."""
-    delta = noise.delta.cpu().permute(0, 2, 3, 1)
-    labels = clean.labels_at()
-
-    def noised(images: torch.Tensor, rows: slice) -> torch.Tensor:
-        images.add_(delta[labels[rows] if by_class else rows])
-        return images.add_(LIFT) if config.rounding == "floor" else images
-
-    return clean.map_rows(noised, run, rounding=config.rounding)

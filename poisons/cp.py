@@ -25,7 +25,8 @@ from core.config import Place
 from core.errors import ConfigError, UserError
 from core.imageset import ImageSet
 from core.run import Run
-from poisons.contrast import Noise, Shared, bound, craft, publish, require_rows, uniform
+from poisons.contrast import OR_OF_CLASSES, Shared, bound, craft, uniform
+from poisons.noise import Noise, publish, require_rows
 
 __all__ = ["Config", "bound", "poison"]
 
@@ -57,7 +58,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     craft(clean, noise, config, run, by_class=by_class)
     if by_class and run.world.leads:
         files.write_array(run.work / "noise.npy", noise.delta.cpu().numpy())
-    return publish(clean, noise, config, run, by_class=by_class)
+    return publish(clean, noise, config.rounding, run, by_class=by_class)
 
 
 def first_noise(clean: ImageSet, config: Config, run: Run) -> torch.Tensor:
@@ -68,7 +69,7 @@ def first_noise(clean: ImageSet, config: Config, run: Run) -> torch.Tensor:
         return drawn.mul_(2).sub_(1).mul_(config.epsilon)
     if config.start is None:
         return uniform(clean, config, run)
-    require_rows(clean, run)
+    require_rows(clean, run, OR_OF_CLASSES)
     of_class = torch.from_numpy(class_noise(Path(config.start), clean))
     return of_class.clamp_(-config.epsilon, config.epsilon)[clean.labels_at()]
 

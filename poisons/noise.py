@@ -1,14 +1,18 @@
-"""The noise of every image: where it may start, and on disk between the rounds of an attack."""
+"""The noise of every image: where it may start, and on disk or in memory while an attack moves it.
+"""
 
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import nn
 
 from core.files import RowFile
-from core.imageset import ImageSet, rows_at_once
-from core.memory import require_disk
+from core.imageset import ImageSet, Rounding, rows_at_once
+from core.memory import require_disk, require_memory
 from core.run import Run
 from core.streams import BLOCK, by_block
+
+LIFT = 2**-16           # a hundredth of a grey level: in float32, x/255 + 8/255 can fall just below
 
 
 class TwoFiles:
@@ -69,3 +73,37 @@ def uniform_noise(rows: slice, shape: tuple[int, int], epsilon: float, run: Run)
     drawn = by_block(rows, lambda block: torch.rand(
         BLOCK, 3, *shape, generator=run.stream(f"{run.job.method}/start", block)))
     return drawn.mul_(2).sub_(1).mul_(epsilon)
+
+
+# --- in memory -------------------------------------------------------------------------------
+
+
+class Noise(nn.Module):
+    """The noise of each class or of each row, (K or N, 3, H, W), in [0, 1] units."""
+
+    def __init__(self, start: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("delta", start)
+
+
+def require_rows(clean: ImageSet, run: Run, instead: str = "") -> None:
+    """Raise UserError where the noise of each row does not fit in memory, once as it is and once as
+    it is kept for resuming; `instead` is what else one may do."""
+    height, width = clean.image_shape
+    require_memory(
+        2 * 4 * clean.images.size,
+        f"{run.job.method}: two copies of the noise of {len(clean):,} images of {height}x{width}",
+        f"take fewer images (split=first:N){instead}")
+
+
+def publish(clean: ImageSet, noise: Noise, rounding: Rounding, run: Run, *, by_class: bool = False
+            ) -> ImageSet:
+    """Clean images plus the noise of their class or row."""
+    delta = noise.delta.cpu().permute(0, 2, 3, 1)
+    labels = clean.labels_at()
+
+    def noised(images: torch.Tensor, rows: slice) -> torch.Tensor:
+        images.add_(delta[labels[rows] if by_class else rows])
+        return images.add_(LIFT) if rounding == "floor" else images
+
+    return clean.map_rows(noised, run, rounding=rounding)

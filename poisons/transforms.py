@@ -1,4 +1,5 @@
-"""Random transforms that gradients pass through: TAP's shift and flip, REM's crops and flip.
+"""Random transforms that gradients pass through: TAP's shift and flip, REM's crops and flip, AUE's
+and AAP's strong augmentation.
 
 Each takes what was drawn, one draw an image, and moves a whole batch at once. Sources: at each.
 """
@@ -6,6 +7,7 @@ Each takes what was drawn, one draw an image, and moves a whole batch at once. S
 import torch
 
 from core.batches import augment
+from core.views import Views
 
 
 def crop_and_flip(images: torch.Tensor, offsets: torch.Tensor, mirrored: torch.Tensor,
@@ -59,3 +61,12 @@ def bilinear(positions: torch.Tensor, size: int) -> torch.Tensor:
     """(B, n, size): the share of each source pixel in each of the positions (B, n), bilinear."""
     source = torch.arange(size, device=positions.device)
     return (1 - (positions[:, :, None] - source).abs()).clamp_(min=0)
+
+
+def contrastive_views(strength: float, flip: bool) -> Views:
+    """SimCLR's augmentation in the strength s of AUE and AAP (Wang, Zhu and Gao, NeurIPS 2024; code
+    EhanW/AUE-AAP): at 1 crops of a tenth of the area and more, and colours as in CP's views."""
+    return Views(scale=(max(1 - 0.9 * strength, 0.05), 1.0), flip=0.5 if flip else 0.0,
+                 jitter=min(0.99, 0.8 * strength), brightness=0.4 * strength,
+                 contrast=0.4 * strength, saturation=0.4 * strength, hue=0.1 * strength,
+                 grey=0.2 * strength)

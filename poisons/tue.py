@@ -27,7 +27,8 @@ from core.imageset import ImageSet
 from core.ranges import Count, Positive, PositiveOrZero
 from core.run import Run
 from core.views import Views
-from poisons.contrast import Noise, Shared, bound, craft, publish, uniform
+from poisons.contrast import Shared, bound, craft, uniform
+from poisons.noise import Noise, publish
 
 __all__ = ["Config", "bound", "poison"]
 
@@ -75,7 +76,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
         return total + config.contrast_weight * contrast() if config.contrast_weight else total
 
     craft(clean, noise, config, run, noise_loss=loss, learns=config.contrast_weight > 0)
-    return publish(clean, noise, config, run)
+    return publish(clean, noise, config.rounding, run)
 
 
 def csd(delta: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -88,6 +88,9 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "dune.lpips_weights": (["nowhere"], LPIPS),
     "dune.lpips_resize": ([64], LPIPS),
     "norm_images": ([4], RESNET),
+    "noise_batch": ([16], {}),
+    "mi_ue.temperature": ([1.0], RESNET),       # signs of a linear network's features are the same
+    "mi_ue.std": ([[0.2, 0.5, 0.9]], RESNET | MEAN_STD),
     "cuda.kernel": ([5], {}),
     "blur.shape": (["mean"], {}),
     "blur.kernel": ([5], {"shape": "mean"}),

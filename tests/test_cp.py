@@ -24,6 +24,7 @@ from core.views import apply, draw
 from models.contrastive import SplitNorm
 from poisons import contrast, cp
 from poisons.__main__ import main as poison_main
+from poisons.noise import LIFT, Noise
 
 TINY = {"width": 2, "learning_rate": 0.5, "batch_size": 16, "queue": 32, "epochs": 2,
         "train_steps": 3, "noise_batches": 1, "steps": 2, "epsilon": 32 / 255, "step_size": 8 / 255}
@@ -220,7 +221,7 @@ def test_noise_is_in_its_budget_and_one_a_class(classwise):
     assert np.abs(noise).max() <= np.float32(8 / 255)
     images, delta = np.load(clean / "images.npy").astype(int), change(clean, out)
     assert np.abs(delta).max() <= 9
-    exact = (noise.astype(float) + contrast.LIFT).transpose(0, 2, 3, 1)[labels] * 255
+    exact = (noise.astype(float) + LIFT).transpose(0, 2, 3, 1)[labels] * 255
     sure = np.abs(exact - np.rint(exact)) > 1e-3        # of a whole level by float32's last bits
     assert sure.mean() > 0.95
     made = np.clip(images + np.floor(exact).astype(int), 0, 255)
@@ -255,7 +256,7 @@ def test_signed_descent_lowers_the_loss_and_leaves_other_rows(tmp_path, small):
                           "train_steps": 1})
     with new_run(tmp_path / "out", method="cp") as run:
         start = cp.first_noise(small, config, run)
-        noise = contrast.Noise(start.clone())
+        noise = Noise(start.clone())
         contrast.craft(small, noise, config, run)
         moved = set(next(rows for trains, rows in contrast.Batches(40, config, run).epoch(0)
                          if not trains).tolist())

@@ -1,0 +1,113 @@
+"""AAP against code EhanW/AUE-AAP: its crafting typed again on the same trained surrogate."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, new_run
+
+from core.imageset import ImageSet, from_arrays
+from core.request import parse
+from core.streams import BLOCK
+from core.training import learning_rate
+from core.views import apply, draw
+from poisons import aap
+from poisons.transforms import contrastive_views
+
+MISTAKES = ["ascent", "towards the own class", "the reference's strength", "no augmentation",
+            "the same draws for every step", "one draw for all blocks", "one step fewer",
+            "to the nearest level"]
+CONFIG = aap.Config(steps=3, epsilon=15 / 255, step_size=6.3 / 255, strength=0.9,
+                    surrogate=aap.Surrogate(width=2, epochs=1, warmup_epochs=0, batch_size=100,
+                                            strength=0.2))
+
+
+@pytest.fixture(scope="module")
+def small() -> ImageSet:
+    """Two blocks of rows; no value becomes black or white, see test_turns.py."""
+    random = np.random.default_rng(0)
+    images = random.integers(16, 240, (BLOCK + 20, 8, 8, 3)).astype(np.uint8)
+    return from_arrays(images, random.permutation(np.arange(BLOCK + 20) % 4), name="x",
+                       classes=list("abcd"), root={}, test=None)
+
+
+def plain_aap(clean: ImageSet, model, config: aap.Config, run, mistake: str = "") -> np.ndarray:
+    x = (torch.from_numpy(np.array(clean.images)).permute(0, 3, 1, 2).float() / 255).double()
+    y = torch.from_numpy(np.array(clean.labels))
+    towards = y if mistake == "towards the own class" else (y + 1) % 4
+    sign = -1 if config.targeted == (mistake == "ascent") else 1
+    if not config.targeted:
+        towards = y
+    strength = 0.2 if mistake == "the reference's strength" else 0.9
+    delta = torch.zeros_like(x)
+    for step in range(config.steps - (mistake == "one step fewer")):
+        at = 0 if mistake == "the same draws for every step" else step
+        for block in (0, 1):
+            rows = slice(block * BLOCK, min((block + 1) * BLOCK, len(x)))
+            number = 0 if mistake == "one draw for all blocks" else block
+            drawn = draw(contrastive_views(strength, True), BLOCK, (8, 8),
+                         run.stream(f"aap/noise/{at}", number)).part(
+                             slice(0, rows.stop - rows.start))
+            inside = (x[rows] + delta[rows]).clamp(0, 1)
+            noised = inside.clone().requires_grad_()
+            seen = noised if mistake == "no augmentation" else apply(noised, drawn)
+            loss = F.cross_entropy(model(seen), towards[rows])
+            [gradient] = torch.autograd.grad(loss, noised)
+            delta[rows] = (inside - sign * config.step_size * gradient.sign() - x[rows]).clamp(
+                -config.epsilon, config.epsilon)
+    made = (x + delta).float().clamp(0, 1).permute(0, 2, 3, 1) * 255
+    rounded = made.round() if mistake == "to the nearest level" else (made + 0.01).floor()
+    return rounded.numpy().astype(np.uint8)
+
+
+@pytest.mark.parametrize("targeted", [True, False])
+def test_the_crafting_is_the_releases(tmp_path, small, monkeypatch, targeted):
+    """In double precision, the same bytes; each mistake that one could make gives others."""
+    trained, train, make = [], aap.train_surrogate, aap.moved
+    config = aap.Config(**{**vars(CONFIG), "targeted": targeted})
+
+    def double_train(*arguments, **keys):
+        trained.append(train(*arguments, **keys).double())
+        return trained[0]
+
+    def double_make(images, *arguments):
+        return make(images.double(), *arguments)
+
+    monkeypatch.setattr(aap, "train_surrogate", double_train)
+    monkeypatch.setattr(aap, "moved", double_make)
+    monkeypatch.setattr(aap, "seen_as", lambda *arguments: 0.0)     # of float images
+    with new_run(tmp_path / "out", method="aap") as run:
+        ours = np.array(aap.poison(small, config, run).images)
+        plain = {mistake: plain_aap(small, trained[0], config, run, mistake)
+                 for mistake in ["", *MISTAKES]}
+    np.testing.assert_array_equal(ours, plain[""])
+    same = [mistake for mistake in MISTAKES if (plain[mistake] == ours).all()]
+    assert same == ([] if targeted else ["towards the own class"])
+
+
+def test_the_surrogate_learns_from_its_own_augmentation(tmp_path, small, monkeypatch):
+    """Of its own strength, drawn anew for every step."""
+    seen = []
+
+    def noting(views, *given):
+        seen.append(views)
+        return draw(views, *given)
+
+    monkeypatch.setattr(aap, "draw", noting)
+    with new_run(tmp_path / "out", method="aap") as run:
+        aap.poison(small, CONFIG, run)
+    assert seen[:3] == [contrastive_views(0.2, True)] * 3       # 276 rows, the last too
+    assert seen[3:] == [contrastive_views(0.9, True)] * 2 * 3       # two blocks, three steps
+
+
+def test_values_are_the_releases():
+    def config(*words: str) -> aap.Config:
+        return parse([str(ROOT / "configs/poisons/aap.yaml"), *words], "", "poison").config
+
+    assert config() == aap.Config()
+    large = config("like=cifar100")
+    assert (large.strength, large.surrogate.strength) == (0.8, 0.8)
+    surrogate = aap.Surrogate()
+    rates = [learning_rate(surrogate, epoch * 391, 40 * 391, 391) for epoch in (0, 9, 25, 39)]
+    assert rates == pytest.approx([0.05, 0.5, 0.250001, 0.001371], abs=2e-6)
+    assert config().steps * config().step_size == pytest.approx(2.5 * config().epsilon)

@@ -1,0 +1,240 @@
+"""AUE and MI-UE against code EhanW/AUE-AAP and hala64/mi-ue: their loop typed again."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, new_run
+
+from core.errors import ConfigError
+from core.imageset import ImageSet, from_arrays
+from core.request import parse
+from core.training import Normalised
+from core.views import apply, draw
+from poisons import aue, mi_ue, turns
+from poisons.transforms import contrastive_views
+
+TINY = {"width": 2, "batch_size": 8, "epochs": 2, "steps": 2, "epsilon": 20 / 255,
+        "step_size": 7.3 / 255}
+CONFIGS = {
+    "aue": aue.Config(**TINY, strength=0.8),
+    "mi_ue": mi_ue.Config(**TINY, last_step_size=13 / 255, noise_batch=12, distance_weight=0.3)}
+POISON = {"aue": aue.poison, "mi_ue": mi_ue.poison}
+MISTAKES = {
+    "both": ["ascent", "batch statistics while the noise moves", "noise begins at 0 every epoch",
+             "rate stays", "rate of the epoch after", "noise moves in the surrogate's order",
+             "last incomplete batch left out", "gradient clipped", "to the nearest level",
+             "noise moves first"],
+    "aue": ["no augmentation while the noise moves", "no augmentation while the surrogate learns",
+            "the same draws for every step"],
+    "mi_ue": ["step stays", "features of logits", "an image not among its own class",
+              "distance of a channel not divided", "not normalised"]}
+
+
+@pytest.fixture(scope="module")
+def small() -> ImageSet:
+    """20 images of 8x8 in four classes; batches of 8 leave 4. Next to no value becomes black or
+    white: where two channels are, rounding decides on which the gradient of the hue is."""
+    random = np.random.default_rng(0)
+    images = random.integers(16, 240, (20, 8, 8, 3)).astype(np.uint8)
+    return from_arrays(images, random.permutation(np.arange(20) % 4), name="x",
+                       classes=list("abcd"), root={}, test=None)
+
+
+def plain_pairs(h: torch.Tensor, y: torch.Tensor, config: mi_ue.Config, mistake: str = ""
+                ) -> torch.Tensor:
+    """Image by image."""
+    total = 0.0
+    for i in range(len(h)):
+        own, below, away = 0.0, 0.0, 0.0
+        for j in range(len(h)):
+            term = (h[i] @ h[j] / (h[i].norm() * h[j].norm()) / config.temperature).exp()
+            if y[i] == y[j] and not (mistake == "an image not among its own class" and i == j):
+                own = own + term
+                away = away + (h[i] - h[j]).norm() if i != j else away
+            if config.form == "released" or y[i] != y[j]:
+                below = below + term
+        total = total - torch.log((own + 1e-8) / (below + 1e-8))
+        divisor = 1 if mistake == "distance of a channel not divided" or config.form == "paper" \
+            else h.shape[1]
+        total = total + config.distance_weight * torch.log(1 + away / divisor + torch.zeros(()))
+    return total / len(h)
+
+
+def plain_turns(clean: ImageSet, name: str, run, mistake: str = "") -> np.ndarray:
+    config = CONFIGS[name]
+    x = (torch.from_numpy(np.array(clean.images)).permute(0, 3, 1, 2).float() / 255).double()
+    y = torch.from_numpy(np.array(clean.labels))
+    delta = torch.zeros_like(x)
+    model, _ = turns.build_surrogate(clean, config, run)
+    if name == "mi_ue" and mistake != "not normalised":
+        model = Normalised(model, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    weights = list(model.double().parameters())
+    velocity = [torch.zeros_like(weight) for weight in weights]
+    learnt = moved = 0
+
+    def augmented(images, stream: str, step: int):
+        if name != "aue" or mistake == f"no augmentation while the {stream}":
+            return images
+        if mistake == "the same draws for every step":
+            step = 0
+        named = {"noise moves": "noise", "surrogate learns": "surrogate"}[stream]
+        return apply(images, draw(contrastive_views(0.8, True), len(images), (8, 8),
+                                  run.stream(f"aue/{named}", step)))
+
+    def order(which: str, epoch: int, size: int):
+        return torch.randperm(len(x), generator=run.stream(f"{which}/batches", epoch)).split(size)
+
+    def learn(epoch: int) -> None:
+        nonlocal learnt
+        e = epoch + (mistake == "rate of the epoch after")
+        rate = 1e-6 + (0.1 - 1e-6) * (1 + math.cos(math.pi * e / config.epochs)) / 2
+        rate = 0.1 if mistake == "rate stays" else rate
+        model.train()
+        batches = order("surrogate", epoch, 8)
+        for rows in batches[:2] if mistake == "last incomplete batch left out" else batches:
+            noised = augmented((x[rows] + delta[rows]).clamp(0, 1), "surrogate learns", learnt)
+            loss = F.cross_entropy(model(noised).float(), y[rows])
+            gradients = torch.autograd.grad(loss, weights)
+            if mistake == "gradient clipped":
+                length = sum(g.square().sum() for g in gradients).sqrt()
+                gradients = [g * (0.5 / length).clamp(max=1) for g in gradients]
+            with torch.no_grad():
+                for weight, g, v in zip(weights, gradients, velocity, strict=True):
+                    v.mul_(0.9).add_(g + 1e-4 * weight)
+                    weight.sub_(rate * v)
+            learnt += 1
+
+    def move(epoch: int) -> None:
+        nonlocal delta, moved
+        if mistake == "noise begins at 0 every epoch":
+            delta = torch.zeros_like(x)
+        model.train(mistake == "batch statistics while the noise moves")
+        size, batch = config.step_size, 8
+        if name == "mi_ue":
+            batch = 12
+            if mistake != "step stays":
+                e = epoch + 1       # the release counts from 1
+                size = (config.epochs - e + 1) / config.epochs * (7.3 - 13) / 255 + 13 / 255
+        which = "surrogate" if mistake == "noise moves in the surrogate's order" else "noise"
+        for rows in order(which, epoch, batch):
+            for _ in range(config.steps):
+                inside = (x[rows] + delta[rows]).clamp(0, 1)
+                noised = inside.clone().requires_grad_()
+                if name == "aue":
+                    seen = augmented(noised, "noise moves", moved)
+                    loss = F.cross_entropy(model(seen), y[rows])
+                elif mistake == "features of logits":
+                    loss = plain_pairs(model(noised), y[rows], config, mistake)
+                else:
+                    loss = plain_pairs(model.features(noised), y[rows], config, mistake)
+                [gradient] = torch.autograd.grad(loss, noised)
+                sign = -1 if mistake == "ascent" else 1
+                delta[rows] = (inside - sign * size * gradient.sign() - x[rows]).clamp(
+                    -config.epsilon, config.epsilon)
+                moved += 1
+
+    for epoch in range(config.epochs):
+        for turn in (move, learn) if mistake == "noise moves first" else (learn, move):
+            turn(epoch)
+    made = (x.float() + delta.float()).clamp(0, 1).permute(0, 2, 3, 1) * 255
+    rounded = made.round() if mistake == "to the nearest level" else (made + 0.01).floor()
+    return rounded.numpy().astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", ["aue", "mi_ue"])
+def test_the_attack_is_the_releases_loop(tmp_path, small, name, monkeypatch):
+    """In double precision, the same bytes; each mistake that one could make gives others."""
+    build, load, held = turns.build_surrogate, turns.on_device, turns.Noise
+    with new_run(tmp_path / "plain", method=name) as run:
+        plain = {mistake: plain_turns(small, name, run, mistake)
+                 for mistake in ["", *MISTAKES["both"], *MISTAKES[name]]}
+
+    def double_build(*arguments):
+        model, optimizer = build(*arguments)
+        return model.double(), optimizer
+
+    def double_load(*arguments):
+        images, labels = load(*arguments)
+        return images.double(), labels
+
+    monkeypatch.setattr(turns, "build_surrogate", double_build)
+    monkeypatch.setattr(turns, "on_device", double_load)
+    monkeypatch.setattr(turns, "Noise", lambda start: held(start.double()))
+    with new_run(tmp_path / "ours", method=name) as run:
+        ours = np.array(POISON[name](small, CONFIGS[name], run).images)
+    np.testing.assert_array_equal(ours, plain[""])
+    same = [mistake for mistake, other in plain.items() if mistake and (other == ours).all()]
+    assert not same
+
+
+def test_pairs_are_the_releases_and_the_papers():
+    """Values of four features in the plane, measured once on the release's own function."""
+    h = torch.tensor([[1, 0], [1, 1], [0, 1], [-1, 1]], dtype=torch.float64)
+    y = torch.tensor([0, 0, 1, 1])
+
+    def loss(labels=y, **keys) -> float:
+        return mi_ue.pair_loss(h, labels, mi_ue.Config(**keys)).item()
+
+    assert loss() == pytest.approx(0.0247902, abs=1e-7)
+    assert loss(temperature=1.0) == pytest.approx(0.3834868, abs=1e-7)
+    assert loss(form="paper") == pytest.approx(-6.5156915, abs=1e-7)
+    assert loss(temperature=1.0, form="paper") == pytest.approx(-0.8029988, abs=1e-7)
+    assert loss(temperature=1.0, distance_weight=1.0) - loss(temperature=1.0) == pytest.approx(
+        math.log(1.5), abs=1e-7)
+    assert loss(torch.zeros(4)) == pytest.approx(0)
+    random = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 0, 1, 2, 1, 0, 2, 2, 3])
+    for form in ("released", "paper"):
+        config = mi_ue.Config(form=form, distance_weight=0.4)
+        ours, plain = random.clone().requires_grad_(), random.clone().requires_grad_()
+        values = mi_ue.pair_loss(ours, labels, config), plain_pairs(plain, labels, config)
+        torch.testing.assert_close(*values)
+        torch.testing.assert_close(*(torch.autograd.grad(value, h)[0] for value, h in
+                                     zip(values, (ours, plain), strict=True)))
+    assert 0 <= mi_ue.pair_loss(random, labels, mi_ue.Config()) <= math.log(9)
+
+
+def test_rates_and_steps_are_the_releases(tmp_path, small):
+    """The first epochs' in the log; the others' by the formula."""
+    rates = [turns.cosine(0.1, 1e-6, epoch / 60) for epoch in (0, 15, 30, 59)]
+    assert rates == pytest.approx([0.1, 0.0853555, 0.0500005, 6.95e-5], abs=1e-7)
+    config = aue.Config(width=2, batch_size=16, epochs=2, steps=1)
+    with new_run(tmp_path / "out", method="aue") as run:
+        aue.poison(small, config, run)
+        lines = [line for line in run.folder.log.lines() if "learning_rate" in line]
+    assert [line["learning_rate"] for line in lines] == pytest.approx([0.1, 0.0500005])
+
+
+def test_mi_ues_steps_rise(monkeypatch):
+    monkeypatch.setattr(mi_ue, "take_turns", lambda *given, step_size, **keys: step_size)
+    size = mi_ue.poison(None, mi_ue.Config(), None)
+    assert [255 * size(epoch - 1) for epoch in (1, 50, 100)] == pytest.approx(
+        [0.2, 0.298, 0.398])
+
+
+def test_strength_is_the_releases():
+    views = contrastive_views(0.6, True)
+    assert views.scale == pytest.approx((0.46, 1))
+    assert (views.brightness, views.contrast, views.saturation) == pytest.approx([0.24] * 3)
+    assert (views.hue, views.jitter, views.grey, views.flip) == pytest.approx(
+        (0.06, 0.48, 0.12, 0.5))
+    areas = [contrastive_views(s, True).scale[0] for s in (0.4, 0.6, 0.8, 1.0)]
+    assert areas == pytest.approx([0.64, 0.46, 0.28, 0.1])
+    assert contrastive_views(1.0, False).flip == 0
+
+
+def test_values_are_the_releases():
+    def config(name: str, *words: str):
+        return parse([str(ROOT / f"configs/poisons/{name}.yaml"), *words], "", "poison").config
+
+    assert config("aue") == aue.Config()
+    assert config("aue", "like=cifar100").strength == 1
+    assert config("mi_ue") == mi_ue.Config()
+    paper = config("mi_ue", "preset=paper")
+    assert (paper.form, paper.distance_weight, paper.last_step_size) == ("paper", 0.1,
+                                                                         paper.step_size)
+    with pytest.raises(ConfigError, match="go together"):
+        mi_ue.Config(mean=None)
