@@ -95,7 +95,7 @@ def test_no_accuracy_stands_in_a_table_by_hand():
 def test_the_readme_is_short():
     """What is written by hand: a method of one's own adds a line to what is not."""
     by_hand = documents.FILLED.sub("", (ROOT / "README.md").read_text())
-    assert len(by_hand.splitlines()) <= 105
+    assert len(by_hand.splitlines()) <= 100
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))],
