@@ -19,8 +19,8 @@ a test set. f is over all classes of the set (the release's over ten unless told
 CIFAR-100 too), images keep their order (the release's are shuffled), and the generator is always in
 train mode while it learns (the release's is in eval mode for the first batch after such a test). It
 sees a batch once, where the release repeats the same pass for every step on the batch: batch norm's
-running statistics follow as far as they do there. GUE-adv, against adversarial training, is not
-here.
+running statistics follow as far as they do there. Rounding down meets whole levels of noise as
+whole ones. GUE-adv, against adversarial training, is not here.
 """
 
 import copy

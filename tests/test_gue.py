@@ -19,6 +19,7 @@ from models.classifiers import classifier
 from models.noise_unet import NoiseUNet
 from poisons import gue
 from poisons.__main__ import main as poison_main
+from poisons.noise import LIFT
 
 SMALL = {"epsilon": 48 / 255, "width": 3, "epochs": 2, "batch_size": 12, "inner_steps": 3,
          "inner_rate": 2e-2, "learning_rate": 0.3, "generator_rate": 3.0,
@@ -178,7 +179,7 @@ def plain_gue(clean: ImageSet, config: gue.Config, run, mistake: str = "") -> np
             step(config, mistake, of_theta, of_a, f_theta, g_theta, q_a, velocity)
     generator.train(mistake == "generator in train mode at the end")
     with torch.no_grad():
-        made = (x + config.epsilon * generator(x)).clamp(0, 1).permute(0, 2, 3, 1) * 255
+        made = (x + config.epsilon * generator(x) + LIFT).clamp(0, 1).permute(0, 2, 3, 1) * 255
     return (made.round() if mistake == "rounded to nearest" else made.floor()).numpy().astype(
         np.uint8)
 
@@ -279,10 +280,22 @@ def test_a_released_generator_makes_the_noise(released, few_path, few):
         made = images + 8 / 255 * plain_unet(generator.state_dict(), images)
     levels = made.permute(0, 2, 3, 1).clamp(0, 1).numpy() * 255
     found = np.load(out / "images.npy").astype(float)
-    assert (found - levels).max() < 1e-3
-    assert (found - levels).min() > -1 - 1e-3           # rounded down
+    assert (found - levels).max() < 0.01
+    assert (found - levels).min() > -1.01              # rounded down
     log = [json.loads(line)["loop"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert "gue" not in log
+
+
+def test_noise_at_the_budget_is_not_rounded_beyond_it(tmp_path, small, monkeypatch):
+    """A saturated generator's is whole levels."""
+    class Saturated(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(images, -1.0)
+
+    monkeypatch.setattr(gue, "load_generator", lambda *_: Saturated())
+    with new_run(tmp_path / "out") as run:
+        made = gue.poison(small, gue.Config(weights="x"), run).images
+    np.testing.assert_array_equal(made, np.maximum(small.images.astype(int) - 8, 0))
 
 
 def test_weights_of_another_network_are_one_sentence(released, few_path, tmp_path):
