@@ -89,7 +89,8 @@ class Config(Keys):
     # what a colour pays for, beside the loss; release: psnr+ssim+lpips
     penalties: Literal["psnr+ssim+lpips", "psnr+ssim", "psnr", "none"] = "psnr+ssim+lpips"
     min_psnr: PositiveOrZero = 20.0     # dB, below which an image costs the difference; release: 20
-    min_ssim: Weight = 0.8          # below which an image costs the difference; release: 0.8
+    # below which an image costs the difference, by scikit-image's default; release: 0.8
+    min_ssim: Weight = 0.8
     max_lpips: PositiveOrZero = 0.03    # above which an image costs the difference; release: 0.03
     lpips_net: Net = "alex"         # the trunk of LPIPS; release: alex; squeeze needs no download
     lpips_weights: Place | None = None  # file of the trunk's weights; null: torchvision's

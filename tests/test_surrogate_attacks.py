@@ -675,7 +675,8 @@ def test_pils_noise_is_what_the_line_sees(few_path, few, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["em", "em_classwise", "rem", "sem", "tap", "hypo", "sep", "pil"])
+@pytest.mark.parametrize("name", ["em", "em_classwise", "rem", "sem", "tap", "hypo", "sep", "dune",
+                                  "pil"])
 def test_processes_share_the_crafting(few_path, tmp_path, name):
     """Two processes: the bytes of one."""
     line = ["-m", "poisons", f"method={name}", f"data={few_path}", "--smoke", "threads=1"]
