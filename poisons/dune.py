@@ -11,14 +11,14 @@ images x of class y, finds the least of
 Source: Wang et al., ICML 2026; code wxldragon/DUNE, whose --adv and --colorshift are
 `preset=spatial` and `preset=colour`.
 
-Deviations: the surrogate is trained here, by SEP's release, and its checkpoints are equally spaced
-over all epochs (the release reads 26 of such a training, which are not published, and takes a fifth
-each from a list sorted by the names of the files); the published row i is the clean row i (the
-release's are grouped by class); rounding to the nearest level (released loaders truncate: `floor`);
-of ImageNet, too, the swarm sees the first images of a class (the release: random ones). As in the
-release, LPIPS sees images in [0, 1], although it is made for [-1, 1]. One bug of it is not
-repeated, by no key: its best position is a view into the swarm, so that what it pulls to and in the
-end returns is where that particle has gone since.
+Deviations: the surrogate is trained here, as SEP's release trains its own, and its checkpoints are
+equally spaced over all epochs (the release reads 26 of such a training, which are not published,
+and takes every fifth); row i is the clean row i (the release groups rows by class); rounding to the
+nearest level (released loaders truncate: `rounding: floor`); of ImageNet, too, the swarm sees the
+first images of a class (the release: random ones). As in the release, LPIPS sees images in [0, 1],
+although it is made for [-1, 1]. One bug of the release is not repeated, by no key: its best
+position is a view into the swarm, so that what pulls the particles, and what it returns in the end,
+is where that particle has gone since.
 """
 
 import contextlib
