@@ -7,7 +7,7 @@ aap.py.
 
 Deviations: the surrogate's images are augmented as tensors (the release's by Pillow, in whole grey
 levels); its rate falls to 0 (the release's to 1e-6); rounding down meets whole levels of noise as
-whole ones; at 96 pixels and above the surrogate has the ImageNet stem.
+whole ones; below 96 pixels the surrogate has the stem for small images (the release's below 64).
 """
 
 from dataclasses import dataclass, field

@@ -12,11 +12,11 @@ hala64/mi-ue, gen_miue.py. Where the paper differs (`form: paper`): the second s
 classes, the distance is not divided by d, and zeta is 0.1 (`preset=paper`). The release's zeta is
 0.
 
-Deviations: rounding down meets whole levels of noise as whole ones; no image is mirrored before its
-noise is added, as with the release's --post-aug, whose noise is then for an image and its mirror
-image alike; at 96 pixels and above the surrogate has the ImageNet stem; on a GPU it learns in bf16.
-The noise of every row is in memory. What an image gets depends on whom it shares a batch with:
-`noise_batch`.
+Deviations: rounding down meets whole levels of noise as whole ones; noised images are clipped to
+[0, 1] wherever the surrogate meets them (the release cuts the noise to the image, or mirror image,
+of its turn); at 96 pixels and above the surrogate has the ImageNet stem; on a GPU it learns in
+bf16; a surrogate that is adversarially trained, an option of the release, is not here. The noise of
+every row is in memory. What an image gets depends on whom it shares a batch with: `noise_batch`.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ __all__ = ["Config", "bound", "poison"]
 VERSION = 1
 SMOKE = {"width": 8, "batch_size": 64, "noise_batch": 64, "epochs": 2, "steps": 2,
          "step_size": 2 / 255, "last_step_size": 4 / 255}      # so few steps of less show nothing
-SMALL = 1e-8                    # beside both sums; release
+SMALL = 1e-8                    # beside every term; release
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,9 @@ class Config(Shared):
     steps: Count = 10               # signed, of every image an epoch; release: 10
     epochs: Count = 100             # of the surrogate, and as many turns of the noise; release: 100
     noise_batch: BatchSize = 512    # images whose features are compared; release: 512
+    # mirror half of a batch's images before their noise is added, which is not mirrored: it is for
+    # an image and its mirror image; release: yes, on all data sets
+    flip: bool = True
     temperature: Positive = 0.1     # t, of the softmax; release: 0.1
     distance_weight: PositiveOrZero = 0.0   # zeta; release: 0, paper: 0.1
     # of the sums, as above; released: over all images, and a distance a channel
@@ -75,8 +78,8 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
         return (1 - done) * config.step_size + done * config.last_step_size
 
     return take_turns(
-        clean, config, run, noise_loss, noise_batch=config.noise_batch, step_size=step_size,
-        behind=lambda network: network if config.mean is None
+        clean, config, run, noise_loss, noise_batch=config.noise_batch, flip=config.flip,
+        step_size=step_size, behind=lambda network: network if config.mean is None
         else Normalised(network, config.mean, config.std))
 
 
@@ -84,11 +87,11 @@ def pair_loss(features: torch.Tensor, labels: torch.Tensor, config: Config) -> t
     """The formula above, of features (B, d): 0 for a batch of one class, log B at most (released,
     without the distance)."""
     unit = F.normalize(features)
-    near = (unit @ unit.T / config.temperature).exp()
+    near = (unit @ unit.T / config.temperature).exp() + SMALL
     same = (labels[:, None] == labels).to(near)
-    own = (near * same).sum(1)
-    below = near.sum(1) if config.form == "released" else (near * (1 - same)).sum(1)
-    loss = -((own + SMALL) / (below + SMALL)).log()
+    own, other = (near * same).sum(1), (near * (1 - same)).sum(1)
+    below = own + other if config.form == "released" else other.clamp(min=SMALL)
+    loss = -(own / below).log()
     if config.distance_weight:
         away = (torch.cdist(features, features) * same).sum(1)
         channels = features.shape[1] if config.form == "released" else 1

@@ -73,13 +73,14 @@ def bound(config: Shared) -> tuple[str, float]:
 def take_turns(clean: ImageSet, config: Shared, run: Run, noise_loss: NoiseLoss, *,
                see: See = lambda images, step: images,
                behind: Callable[[nn.Module], nn.Module] = lambda network: network,
-               noise_batch: int | None = None,
+               noise_batch: int | None = None, flip: bool = False,
                step_size: Callable[[int], float] | None = None) -> ImageSet:
     """`clean` plus the noise of every row after `config.epochs` turns; resumable.
 
     The surrogate, perhaps put `behind` something, learns the labels of what it `see`s of noised
     images. The noise moves in batches of `noise_batch` images (the surrogate's, if null), by steps
-    of `step_size` of the epoch, counted from 0 (config.step_size, if null).
+    of `step_size` of the epoch, counted from 0 (config.step_size, if null). With `flip` half of the
+    images of a batch are mirrored before their noise is added, which is not.
     """
     require_rows(clean, run)
     model, optimizer = build_surrogate(clean, config, run, behind)
@@ -102,6 +103,14 @@ def take_turns(clean: ImageSet, config: Shared, run: Run, noise_loss: NoiseLoss,
         loss = gradient_of(lambda noised, step: noise_loss(frozen, noised, labels, first + step))
         return pgd(images, delta, loss, epsilon=config.epsilon, step_size=size, steps=config.steps)
 
+    def loaded(rows: np.ndarray, name: str, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = on_device(clean, rows, run)
+        if flip:
+            drawn = torch.rand(len(rows), generator=run.stream(f"{name}/flips", number)) < 0.5
+            drawn = drawn.to(images.device)[:, None, None, None]
+            images = torch.where(drawn, images.flip(3), images)
+        return images, labels
+
     loop = Loop(run, run.job.method, config.epochs, model=model, optimizer=optimizer, noise=noise)
     for epoch in loop:
         rate = cosine(config.learning_rate, config.last_rate, epoch / config.epochs)
@@ -109,18 +118,19 @@ def take_turns(clean: ImageSet, config: Shared, run: Run, noise_loss: NoiseLoss,
         size = config.step_size if step_size is None else step_size(epoch)
         is_now = False                  # whether `frozen` is the surrogate as it is now
         for learns, rows in loop.steps(turns):
-            images, labels = on_device(clean, rows, run)
-            rows = torch.from_numpy(rows).to(images.device)
-            delta = noise.delta[rows]
+            at = torch.from_numpy(rows).to(noise.delta.device)
             if learns:
                 step = epoch * turns.of_surrogate + loop.step
-                loop.add(len(rows), **learn(see((images + delta).clamp_(0, 1), step), labels))
+                images, labels = loaded(rows, "surrogate", step)
+                noised = (images + noise.delta[at]).clamp_(0, 1)
+                loop.add(len(rows), **learn(see(noised, step), labels))
             else:
                 if not is_now:
                     frozen.update(model)
                     is_now = True
-                turn = epoch * turns.of_noise + loop.step - turns.of_surrogate
-                noise.delta[rows] = move(images, labels, delta, turn * config.steps, size)
+                batch = epoch * turns.of_noise + loop.step - turns.of_surrogate
+                images, labels = loaded(rows, "noise", batch)
+                noise.delta[at] = move(images, labels, noise.delta[at], batch * config.steps, size)
         run.world.share(model)
         run.world.share(noise)
         loop.end_epoch(learning_rate=rate)

@@ -29,7 +29,8 @@ MISTAKES = {
              "noise moves first"],
     "aue": ["no augmentation while the noise moves", "no augmentation while the surrogate learns",
             "the same draws for every step"],
-    "mi_ue": ["step stays", "features of logits", "an image not among its own class",
+    "mi_ue": ["no image mirrored", "mirrored anew at every step", "noise mirrored too",
+              "step stays", "features of logits", "an image not among its own class",
               "distance of a channel not divided", "not normalised"]}
 
 
@@ -84,6 +85,17 @@ def plain_turns(clean: ImageSet, name: str, run, mistake: str = "") -> np.ndarra
         return apply(images, draw(contrastive_views(0.8, True), len(images), (8, 8),
                                   run.stream(f"aue/{named}", step)))
 
+    def mirrored(images, noise, which: str, number: int):
+        if name != "mi_ue" or mistake == "no image mirrored":
+            return images, noise
+        drawn = torch.rand(len(images), generator=run.stream(f"{which}/flips", number)) < 0.5
+        images, noise = images.clone(), noise.clone()
+        for i in drawn.nonzero()[:, 0]:
+            images[i] = images[i].flip(2)
+            if mistake == "noise mirrored too":
+                noise[i] = noise[i].flip(2)
+        return images, noise
+
     def order(which: str, epoch: int, size: int):
         return torch.randperm(len(x), generator=run.stream(f"{which}/batches", epoch)).split(size)
 
@@ -95,7 +107,8 @@ def plain_turns(clean: ImageSet, name: str, run, mistake: str = "") -> np.ndarra
         model.train()
         batches = order("surrogate", epoch, 8)
         for rows in batches[:2] if mistake == "last incomplete batch left out" else batches:
-            noised = augmented((x[rows] + delta[rows]).clamp(0, 1), "surrogate learns", learnt)
+            images, noise = mirrored(x[rows], delta[rows], "surrogate", learnt)
+            noised = augmented((images + noise).clamp(0, 1), "surrogate learns", learnt)
             loss = F.cross_entropy(model(noised).float(), y[rows])
             gradients = torch.autograd.grad(loss, weights)
             if mistake == "gradient clipped":
@@ -119,9 +132,12 @@ def plain_turns(clean: ImageSet, name: str, run, mistake: str = "") -> np.ndarra
                 e = epoch + 1       # the release counts from 1
                 size = (config.epochs - e + 1) / config.epochs * (7.3 - 13) / 255 + 13 / 255
         which = "surrogate" if mistake == "noise moves in the surrogate's order" else "noise"
-        for rows in order(which, epoch, batch):
+        for number, rows in enumerate(order(which, epoch, batch)):
+            number += epoch * 2
             for _ in range(config.steps):
-                inside = (x[rows] + delta[rows]).clamp(0, 1)
+                at = moved if mistake == "mirrored anew at every step" else number
+                images, _ = mirrored(x[rows], delta[rows], "noise", at)
+                inside = (images + delta[rows]).clamp(0, 1)
                 noised = inside.clone().requires_grad_()
                 if name == "aue":
                     seen = augmented(noised, "noise moves", moved)
@@ -132,7 +148,7 @@ def plain_turns(clean: ImageSet, name: str, run, mistake: str = "") -> np.ndarra
                     loss = plain_pairs(model.features(noised), y[rows], config, mistake)
                 [gradient] = torch.autograd.grad(loss, noised)
                 sign = -1 if mistake == "ascent" else 1
-                delta[rows] = (inside - sign * size * gradient.sign() - x[rows]).clamp(
+                delta[rows] = (inside - sign * size * gradient.sign() - images).clamp(
                     -config.epsilon, config.epsilon)
                 moved += 1
 
