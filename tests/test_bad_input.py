@@ -132,7 +132,7 @@ def test_without_a_method_the_choices_are_named(main):
     ("split=first:" + "9" * 5000, ["split: 'first:999999999999999...' is not train, test"]),
     ("data=digts", ["data: 'digts'", "did you mean 'digits'"]),
     ("nonsense", ["'nonsense' is neither a YAML file nor key=value: there is no "
-                  "configs/poisons/nonsense.yaml; names there: ar, cp, cuda"]),
+                  "configs/poisons/nonsense.yaml; names there: ", " cp, cuda, "]),
     ("tpa", ["'tpa' is neither", "there is no configs/poisons/tpa.yaml; did you mean 'tap'"]),
     ("a/b", ["'a/b' is neither", "there is no configs/poisons/b.yaml"]),
     ("tap.epsilon=8/255", ["unknown key 'tap': that is another method's, and this line runs lsp"]),
