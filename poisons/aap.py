@@ -81,7 +81,8 @@ def bound(config: Config) -> tuple[str, float]:
 
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
-    """Row i of the result is row i of `clean` plus its own noise, towards the next class."""
+    """Row i of the result is row i of `clean` plus its own noise, towards the next class or, not
+    `targeted`, away from its own."""
     def augmented(images: torch.Tensor, labels: torch.Tensor, step: int
                   ) -> tuple[torch.Tensor, torch.Tensor]:
         views = contrastive_views(config.surrogate.strength, config.flip)
@@ -99,7 +100,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
         parts = [slice(start, min(start + size, len(images)))
                  for start in range(0, len(images), size)]
         return torch.cat([moved(images[part], targets[rows][part].to(images.device),
-                                [draw.part(part) for draw in drawn], frozen, config)
+                                [views.part(part) for views in drawn], frozen, config)
                           for part in parts])
 
     poisoned = add_noise(clean, noise, run, rounding=config.rounding, slice_rows=BLOCK)

@@ -51,7 +51,7 @@ class Config(Shared):
     epochs: Count = 100             # of the surrogate, and as many turns of the noise; release: 100
     noise_batch: BatchSize = 512    # images whose features are compared; release: 512
     # mirror half of a batch's images before their noise is added, which is not mirrored: it is for
-    # an image and its mirror image; release: yes, on all data sets
+    # an image and its mirror image; release's command (--post-aug): yes
     flip: bool = True
     temperature: Positive = 0.1     # t, of the softmax; release: 0.1
     distance_weight: PositiveOrZero = 0.0   # zeta; release: 0, paper: 0.1

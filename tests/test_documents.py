@@ -93,9 +93,9 @@ def test_no_accuracy_stands_in_a_table_by_hand():
 
 
 def test_the_readme_is_short():
-    """What is written by hand: a method of one's own adds a line to what is not."""
+    """150 lines with the methods of today; one of one's own adds a line that is not counted."""
     by_hand = documents.FILLED.sub("", (ROOT / "README.md").read_text())
-    assert len(by_hand.splitlines()) <= 100
+    assert len(by_hand.splitlines()) <= 96
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))],
