@@ -4,7 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-$(mktemp -d)}
 
-(cd configs/poisons; ls | grep -v reuse) | sed 's/.yaml$//' | xargs -P 2 -I NAME \
+# dc and reuse must be given a file or a set to read: below
+(cd configs/poisons; ls | grep -vE '^(dc|reuse)[.]') | sed 's/.yaml$//' | xargs -P 2 -I NAME \
   python -m poisons configs/poisons/NAME.yaml --smoke data=digits size=32 threads=1 out="$out/NAME"
 for preset in em:eps16 hypo:apbench lsp:radius1 lsp:radius2 rem:eps16 rem:lite sep:eps16 sep:fa sep:fa_vr tap:eps16; do
   python -m poisons configs/poisons/${preset%:*}.yaml preset=${preset#*:} --smoke data=digits size=32 threads=1 out="$out/$preset"
@@ -28,6 +29,8 @@ done
 for preset in ddpm:avatar_released jcdp:released; do
   python purify.py configs/purifiers/${preset%:*}.yaml preset=${preset#*:} --smoke data="$out/lsp" checkpoint="$out/prior" out="$out/$preset"
 done
+python -c "import sys, torch; from models.noise_unet import NoiseUNet; torch.save(NoiseUNet().state_dict(), sys.argv[1])" "$out/generator.pth"
+python -m poisons configs/poisons/dc.yaml --smoke data=digits size=32 threads=1 dc.weights="$out/generator.pth" out="$out/dc"
 python -m poisons configs/poisons/reuse.yaml --smoke data=digits size=32 reuse.source="$out/dvae" out="$out/reuse"
 for learner in $(ls configs/learners); do
   python evaluate.py configs/learners/$learner --smoke data="$out/dvae" out="$out/record-${learner%.yaml}"

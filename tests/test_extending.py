@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, checkout
+from methods import POISONS, needed_paths
 
 from core import files
 from core.imageset import ImageSet
@@ -103,16 +104,30 @@ def test_the_lines_of_the_page_run(project):
     assert all("cutout.test_every=0" in line for line in planned if "evaluate.py" in line)
 
 
-def test_smoke_runs_what_was_added(project, tmp_path):
-    """Which commands it calls, heard by a `python` that does nothing."""
-    (tmp_path / "python").write_text('#!/bin/sh\necho "$@" >> "$HEARD"\n')
-    (tmp_path / "python").chmod(0o755)
-    heard = tmp_path / "heard"
-    subprocess.run(["bash", "scripts/smoke.sh", str(tmp_path / "out")], cwd=project, check=True,
+@pytest.fixture(scope="module")
+def called(project, tmp_path_factory) -> list[str]:
+    """The commands that smoke.sh gives, heard by a `python` that does nothing."""
+    folder = tmp_path_factory.mktemp("heard")
+    (folder / "python").write_text('#!/bin/sh\necho "$@" >> "$HEARD"\n')
+    (folder / "python").chmod(0o755)
+    heard = folder / "heard"
+    subprocess.run(["bash", "scripts/smoke.sh", str(folder / "out")], cwd=project, check=True,
                    capture_output=True,
-                   env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}",
+                   env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}",
                         "HEARD": str(heard)})
-    called = heard.read_text()
+    return heard.read_text().splitlines()
+
+
+def test_smoke_runs_what_was_added(called):
     for path in written():
         if path.startswith("configs/") and "tables" not in path:
-            assert f"{path} --smoke" in called, path
+            assert any(f"{path} --smoke" in line for line in called), path
+
+
+@pytest.mark.parametrize("name", [name for name in POISONS if needed_paths("poisons", name)])
+def test_smoke_gives_a_poison_what_it_must_read(name, called):
+    lines = [line for line in called if f"configs/poisons/{name}.yaml " in line]
+    assert lines
+    for line in lines:
+        for key in needed_paths("poisons", name):
+            assert f" {name}.{key}=" in line, line
