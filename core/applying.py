@@ -71,12 +71,20 @@ def trained_by(request: Request) -> Command:
 
 
 def require_checkpoints(request: Request) -> None:
-    """Raise UserError unless every part that is trained names a checkpoint."""
+    """Raise UserError unless every part that is trained names a checkpoint, and for one that is
+    named to what is not trained."""
+    refuse_untrained(request)
     for key, part in request.parts.items():
         with blamed(f"{request.method}.{key}", part):
             if part.trained_as and not part.settings.checkpoint:
                 raise untrained(part)
             require_checkpoints(part)
+
+
+def refuse_untrained(request: Request) -> None:
+    """Raise UserError for a checkpoint that is named to what is not trained."""
+    if request.settings.checkpoint and not request.trained_as:
+        raise UserError(f"checkpoint: {request.method} is not trained and takes none")
 
 
 def untrained(request: Request) -> UserError:
@@ -113,14 +121,13 @@ def fitting(request: Request, poisoned: ImageSet) -> Checkpoint | None:
     """The checkpoint that a request names. Raises UserError if it, or one of a part, is missing or
     not for this method and such images."""
     given, trainer = request.settings.checkpoint, request.trained_as
+    refuse_untrained(request)
     for key, part in request.parts.items():
         with blamed(f"{request.method}.{key}", part):
             checkpoint = fitting(part, poisoned)
             if checkpoint is not None and hasattr(part.module, "check"):
                 part.module.check(part.config, checkpoint, poisoned.image_shape)
     if trainer is None:
-        if given:
-            raise UserError(f"checkpoint: {request.method} is not trained and takes none")
         return None
     if not given:
         raise untrained(request)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from core import files, reading
@@ -16,6 +17,8 @@ from core.errors import UserError
 from core.imageset import ImageSet
 from core.run import Run
 from core.splits import short
+
+HALVES = (torch.float16, torch.bfloat16)        # kinds that weights of fp32 may be kept in
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Checkpoint:
         return self.meta["fingerprint"]
 
     def weights_into(self, model: nn.Module, part: str) -> nn.Module:
-        """Load `<part>.safetensors` into a model of the right shape.
+        """Load `<part>.safetensors` into a model of the right shape. Weights may be kept at half
+        precision, of which fp32 holds every value.
 
         Raises UserError for a missing, damaged or foreign file.
         """
@@ -44,7 +48,9 @@ class Checkpoint:
         verify(path, self.meta)
         weights, wanted = reading.safetensors(path), model.state_dict()
         for name, tensor in weights.items():        # loading would round or truncate another kind
-            if name in wanted and tensor.dtype != wanted[name].dtype:
+            if name not in wanted or tensor.dtype == wanted[name].dtype:
+                continue
+            if wanted[name].dtype != torch.float32 or tensor.dtype not in HALVES:
                 raise UserError(f"{path} does not fit this model: {name} is {tensor.dtype}, not "
                                 f"{wanted[name].dtype}")
         try:

@@ -23,7 +23,7 @@ make dvae_cifar10 --columns none,gray,jpeg,dvae --rows clean,em,lsp "$@"
 # the rest of the poisons, and what D-VAE's figures show
 make dvae_cifar10 --seeds 0 --columns none,gray,jpeg,dvae "$@"
 for figure in fig4 fig3 fig2b fig2a; do make $figure --sets "$@"; done
-# a prior of the test images, and JCDP with it: LE's tables
+# JCDP: LE's tables, the first with the prior that is here
 make le_table3 --rows clean,em,lsp "$@"
 make le_table6 --seeds 0 "$@"
 make le_table5 --seeds 0 "$@"

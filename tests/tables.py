@@ -6,7 +6,7 @@ import pytest
 
 from scripts.tables import plan, spec
 from scripts.tables.table import WHOLE, Choice
-from tests.conftest import checkout
+from tests.conftest import ROOT, checkout
 
 TABLE = """
 title: tiny
@@ -39,8 +39,11 @@ derived:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """A checkout of the code alone, with its own runs/."""
-    return checkout(tmp_path_factory.mktemp("project"))
+    """A checkout of the code, with its own runs/ and, of the results, the prior of --small."""
+    folder = checkout(tmp_path_factory.mktemp("project"))
+    (folder / "results/small").mkdir(parents=True)
+    (folder / "results/small/prior").symlink_to(ROOT / "results/small/prior")
+    return folder
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_unet import theirs
 
 import purify
+from core.imageset import ImageSet
 from models.unet import UNet
 from scripts.exchange import import_ddpm
 
@@ -252,12 +253,25 @@ def test_weights_that_are_none(tmp_path):
     assert "its weights: width: 30 is out of range" in refused(tmp_path / "odd.pth")
 
 
-def test_half_precision_becomes_single(tmp_path):
-    torch.save({name: tensor.half() for name, tensor in UNet(32).state_dict().items()},
-               tmp_path / "half.pth")
-    out = succeed(import_ddpm.main, tmp_path / "half.pth", *SAYS, "--out", "imported")
-    assert all(tensor.dtype == torch.float32 for tensor in load_file(out / "ema.safetensors"
-                                                                     ).values())
+def test_half_precision_is_kept_and_computes_in_single(tmp_path, few_path):
+    """The same images as with each of its weights written out in fp32."""
+    torch.manual_seed(0)
+    model = UNet(32, (1, 2, 2), 2, (16,), 16)
+    half = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    single = {name: tensor.float() for name, tensor in half.items()}
+    purified = []
+    for name, weights in (("half", half), ("single", single)):
+        torch.save(weights, tmp_path / f"{name}.pth")
+        out = succeed(import_ddpm.main, tmp_path / f"{name}.pth", *SAYS, "--size", "16",
+                      "--out", name)
+        kept = load_file(out / "ema.safetensors")
+        assert all(torch.equal(kept[key], weights[key]) for key in weights)
+        assert {tensor.dtype for tensor in kept.values()} == {weights["conv_in.bias"].dtype}
+        done = succeed(purify.main, "method=ddpm", "ddpm.t_star=2", f"data={few_path}",
+                       f"checkpoint={out}", "threads=1", "--limit", "2", f"out={name}-purified")
+        purified.append(ImageSet.load(done).images)
+    assert np.array_equal(*purified)
+    assert len(np.unique(purified[0])) > 2
 
 
 def test_safetensors_under_the_plain_names(tmp_path):
@@ -268,7 +282,7 @@ def test_safetensors_under_the_plain_names(tmp_path):
     out = succeed(import_ddpm.main, *line, 150, "--out", "imported")
     found = load_file(out / "ema.safetensors")
     assert found.keys() == weights.keys()
-    assert all(torch.equal(found[name], weights[name].float()) for name in found)
+    assert all(torch.equal(found[name], weights[name]) for name in found)
     assert json.loads((out / "meta.json").read_text())["config"]["t_train_max"] == 150
     outcome = run_command(purify.main, "method=ddpm", "ddpm.t_star=151", "data=digits", "size=32",
                           f"checkpoint={out}", "--limit", "1")

@@ -10,6 +10,7 @@ from tables import QUICK, changed, planned
 
 import evaluate
 import purify
+import train_vae
 from core import distance
 from core.errors import UserError
 from core.imageset import ImageSet
@@ -72,6 +73,33 @@ def test_a_step_may_take_fewer_rows(tiny):
 def test_a_trained_purifier_needs_its_training_step(tiny):
     changed(tiny, "  none: []", "  none: []\n  dvae:\n    purify: configs/purifiers/dvae.yaml")
     with pytest.raises(UserError, match="dvae is trained: a train step must come before"):
+        planned(tiny)
+
+
+def test_a_step_may_name_its_checkpoint(tiny, few_path):
+    """Trained elsewhere: nothing is trained for it, and what comes of it has its fingerprint."""
+    trained = succeed(train_vae.main, "configs/purifiers/vae.yaml", f"data={few_path}", "threads=1",
+                      "--smoke", "seed=3", "out=elsewhere")
+    changed(tiny, "  none: []", f"""  none: []
+  vae:
+    purify: configs/purifiers/vae.yaml
+    checkpoint: {trained}""")
+    [cell] = [cell for cell in planned(tiny)
+              if (cell.row.name, cell.column.name, cell.seed) == ("lsp", "vae", 0)]
+    [purified] = cell.record.needs
+    assert [need.job.method for need in purified.needs] == ["lsp"]
+    succeed(poison_main, *purified.needs[0].arguments)
+    path = succeed(purify.main, *purified.arguments)
+    meta = json.loads((path / "meta.json").read_text())
+    assert meta["fingerprint"] == purified.job.fingerprint
+    assert meta["lineage"][-1]["inputs"]["checkpoint"] == \
+        json.loads((trained / "meta.json").read_text())["fingerprint"]
+    assert meta["lineage"][-1]["seed"] == 3
+    changed(tiny, f"checkpoint: {trained}", "checkpoint: nowhere")
+    with pytest.raises(UserError, match=r"tiny\.yaml:\d+: nowhere: no such folder"):
+        planned(tiny)
+    changed(tiny, "purifiers/vae.yaml", "purifiers/gray.yaml")
+    with pytest.raises(UserError, match=r"tiny\.yaml:\d+: checkpoint: gray is not trained and"):
         planned(tiny)
 
 

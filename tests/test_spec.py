@@ -1,5 +1,6 @@
 """Reading a table's YAML: its forms and parts, its data sets, what is wrong in it."""
 
+import json
 import re
 from pathlib import Path
 
@@ -116,9 +117,10 @@ def test_small_is_the_same_grid_on_few_photographs(here):
     assert (record.job.config["epochs"], record.job.config["width"]) == (12, 16)
     assert record.needs[0].job.config["batch_size"] == 128
     [purified] = jobs["lsp", "jcdp"].needs
-    poison, prior = purified.needs
+    [poison] = purified.needs
     assert poison.job.config["radius"] == 1.3041
-    assert prior.job.config["steps"] == 12000
+    prior = json.loads((ROOT / "results/small/prior/meta.json").read_text())
+    assert purified.job.inputs["checkpoint"] == prior["fingerprint"]
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in spec.TABLES.glob("*.yaml")
@@ -133,14 +135,21 @@ def test_small_needs_no_second_data_set(here, name, capsys):
 
 
 def test_small_makes_jcdp_with_a_prior_of_the_test_images(here):
-    """In the place of one of CIFAR-100 that is fine-tuned on them; all other columns stay."""
+    """The committed one, in the place of one of CIFAR-100 that is fine-tuned on them, and of what
+    other tables train; all other columns stay."""
     small, full = (spec.read("le_table1", Choice(size))[0] for size in ("small", ""))
     assert [line.name for line in small.columns] == [line.name for line in full.columns]
-    (train, purify_), (first, *_) = (next(line.steps for line in table.columns
-                                         if line.name == "jcdp") for table in (small, full))
+    [purified], [first, *_] = (next(line.steps for line in table.columns if line.name == "jcdp")
+                               for table in (small, full))
     assert first.settings["data"] == "{prior}"
-    assert train.settings == {"split": "test", "seed": "0"}
-    assert purify_.method == "jcdp"
+    assert purified.settings == {"checkpoint": "results/small/prior", "seed": "0"}
+    columns = {line.name: [(step.command, step.method, step.settings) for step in line.steps]
+               for line in spec.read_one("countermeasures", Choice("small")).columns}
+    assert columns["jcdp"] == [("purify", "jcdp", purified.settings)]
+    assert columns["dvae, then jcdp"] == [*columns["dvae"], *columns["jcdp"]]
+    trained = json.loads((ROOT / "results/small/prior/meta.json").read_text())["trained_on"]
+    assert (trained["root"], trained["shape"]) == (
+        {"data": "cifar10", "split": "test"}, [10000, 32, 32, 3])
 
 
 OTHER = """

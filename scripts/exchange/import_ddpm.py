@@ -2,13 +2,11 @@
 
     python scripts/import_ddpm.py FOLDER --data cifar10 --split train [--out DIR] [--size 32]
     python scripts/import_ddpm.py ckpt_80000.pth --data cifar10 --split test
-    python scripts/import_ddpm.py results/small/prior/ema.safetensors --t-train-max 150 \\
-        --data cifar10 --split test
 
 FOLDER is in diffusers' form (config.json and diffusion_pytorch_model.safetensors, perhaps in
 `unet/`); a .pth is ermongroup/ddim's list, whose EMA is taken, or a bare state dict, which a
-.safetensors is too, under the same names. No pickle is run. --data and --split say what it was
-trained on: they go into every record, so say it right.
+.safetensors is too, under the same names. Half precision is kept. No pickle is run. --data and
+--split say what it was trained on: they go into every record, so say it right.
 """
 
 import argparse
@@ -288,7 +286,8 @@ def unwrapped(weights: dict[str, torch.Tensor], path: Path) -> dict[str, torch.T
         if not whole or not torch.isfinite(tensor.detach().float().sum()):
             raise UserError(f"{path}: {said(name)} holds no weights: numbers that are not finite, "
                             "no floats, or less than its shape says")
-        found[plain] = tensor.detach().float().contiguous()
+        kept = tensor if tensor.dtype in checkpoint.HALVES else tensor.float()
+        found[plain] = kept.detach().contiguous()
     return found
 
 

@@ -132,14 +132,12 @@ class Planner:
             job = identity.poison(request, reads, resolve)
         elif step.command == "purify":
             trained = None
-            if request.trained_as:
-                if state.checkpoint is None:
-                    raise UserError(f"{step.origin}: {request.method} is trained: a train step "
-                                    "must come before")
-                trained = state.checkpoint.job.fingerprint, state.checkpoint.job.seed
-                needs.append(state.checkpoint)
-                check = self._checks(step, request, reads, state)
             try:
+                if request.trained_as:
+                    checkpoint, made = self._checkpoint(request, state)
+                    trained = checkpoint.fingerprint, checkpoint.meta["seed"]
+                    needs.append(made)
+                    check = self._checks(step, request, reads, checkpoint)
                 require_checkpoints(request)
             except UserError as error:
                 raise UserError(f"{step.origin}: {error}") from None
@@ -163,14 +161,27 @@ class Planner:
             state.checkpoint, state.trained_on = artefact, reads
         return artefact
 
-    def _checks(self, step: Step, request: Request, reads: ImageSet, state: "State"
+    def _checkpoint(self, request: Request, state: "State"
+                    ) -> tuple[Checkpoint, Artefact | None]:
+        """What a trained purifier applies: the checkpoint that its step names, or the one that the
+        table trained last, perhaps still to be made."""
+        given, made = request.settings.checkpoint, state.checkpoint
+        if given and not (made and Path(given) == made.out):
+            return Checkpoint.load(given), None
+        if made is None:
+            raise UserError(f"{request.method} is trained: a train step must come before, or the "
+                            "step names a `checkpoint:`")
+        job = made.job
+        meta = {"method": job.method, "config": job.config, "seed": job.seed,
+                "fingerprint": job.fingerprint, "trained_on": trained_on(state.trained_on)}
+        return Checkpoint(made.out, meta), made
+
+    def _checks(self, step: Step, request: Request, reads: ImageSet, checkpoint: Checkpoint
                 ) -> Callable[[], None]:
-        """That the last checkpoint, perhaps still to be trained, will fit these images and this
-        method. Raises UserError for what the table shows by itself; what is returned also looks
-        for what the method needs on this machine (the purifier's `check`)."""
-        made, module = state.checkpoint, request.module
-        checkpoint = Checkpoint(made.out, {"method": made.job.method, "config": made.job.config,
-                                           "trained_on": trained_on(state.trained_on)})
+        """That the checkpoint will fit these images and this method. Raises UserError for what the
+        table shows by itself; what is returned also looks for what the method needs on this machine
+        (the purifier's `check`)."""
+        module = request.module
 
         def check() -> None:
             try:
@@ -180,12 +191,9 @@ class Planner:
             except UserError as error:
                 raise UserError(f"{step.origin}: {error}") from None
 
-        try:
-            checkpoint.check_fits(reads, request.trained_as, classes=fact(module, "NEEDS_LABELS"),
-                                  any_size=takes_any_size(module, request.config))
-        except UserError as error:
-            raise UserError(f"{step.origin}: {error}") from None
-        key = repr((request.method, request.config, made.job.config, reads.image_shape))
+        checkpoint.check_fits(reads, request.trained_as, classes=fact(module, "NEEDS_LABELS"),
+                              any_size=takes_any_size(module, request.config))
+        key = repr((request.method, request.config, checkpoint.meta["config"], reads.image_shape))
         return self._looked.setdefault(key, check)      # one for all seeds and rows
 
     def _request(self, step: Step, state: "State") -> Request:
@@ -272,7 +280,7 @@ class Planner:
             out = out if request.settings.out else job.out_as(f"step{number}")
         if out not in self.artefacts:
             arguments = list(state.arguments)
-            if step.command == "purify" and request.trained_as:
+            if step.command == "purify" and request.trained_as and not request.settings.checkpoint:
                 arguments.append(f"checkpoint={state.checkpoint.out}")
             unique = tuple(dict.fromkeys(need for need in needs if need is not None))
             brief = step.command == "purify" and not (

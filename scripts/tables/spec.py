@@ -25,11 +25,12 @@ of the table's; `protocol:`, a key of evaluate.py as of any step, puts it under 
       protocol: configs/learners/cpu12.yaml
 
 `poison` and `train_ddpm` start from the clean set, the others from the set that the step before
-left; `data:` and `split:` in a step name another. `purify` applies the checkpoint trained last. In
-values, {seed} is the cell's seed, {set} the folder of the current set, {checkpoint} that of the
-checkpoint trained last, and `over: {x: [1, 2]}` beside `steps:` makes one row or column for each x,
-which its steps read as {x}. `only: [name, ...]` there leaves cells out, `reported:` names what the
-published numbers are filed under (of a list, the first is its own; numbers of the others say so).
+left; `data:` and `split:` in a step name another. `purify` applies the checkpoint trained last, or
+the one that its `checkpoint:` names. In values, {seed} is the cell's seed, {set} the folder of the
+current set, {checkpoint} that of the checkpoint trained last, and `over: {x: [1, 2]}` beside
+`steps:` makes one row or column for each x, which its steps read as {x}. `only: [name, ...]` there
+leaves cells out, `reported:` names what the published numbers are filed under (of a list, the first
+is its own; numbers of the others say so).
 """
 
 import dataclasses
@@ -185,21 +186,22 @@ def quicken(step: Step, small: dict[str, Node]) -> Step:
 
 def alone(table: Table, small: dict[str, Node], size: str) -> Table:
     """A table of a smaller form that reads no data set but its own and embedded ones. A line that
-    names another is made as the form's `instead` says, or left out; what is left out is said."""
+    the form has `instead` is made as that says; another that names another data set is left out,
+    and that is said."""
     if "instead" not in small:
         return table
     instead, left_out = section(small, "instead"), []
 
     def lines(of: tuple[Line, ...]) -> Iterator[Line]:
         for line in of:
-            if not any(line.words.get(data.strip("{}"), data) in outlines.SIZES
-                       for data in (step.settings.get("data", "") for step in line.steps)):
-                yield line
-            elif line.name in instead:
+            if line.name in instead:
                 yield dataclasses.replace(line, steps=tuple(
                     quicken(read_step(step), small) for step in as_list(instead[line.name])))
-            else:
+            elif any(line.words.get(data.strip("{}"), data) in outlines.SIZES
+                     for data in (step.settings.get("data", "") for step in line.steps)):
                 left_out.append(line.name)
+            else:
+                yield line
 
     rows, columns = tuple(lines(table.rows)), tuple(lines(table.columns))
     if left_out:
