@@ -37,7 +37,8 @@ def load(network: torch.nn.Module, path: Path, train: ImageSet, config: Network,
     returns what the weights saw. `section` is where the keys of `config` stand. Raises UserError
     for what cannot be read or is of another network."""
     found, saw = kept(path, train, config, section) if path.is_dir() else imagenet(path, config)
-    network.load_state_dict(completed(found, network.state_dict(), path, config))
+    which = f"{config.architecture} of width {config.width}, stem {config.stem},"
+    network.load_state_dict(completed(found, network.state_dict(), path, which))
     return saw
 
 
@@ -114,14 +115,16 @@ def renamed(name: str, architecture: str) -> str:
     return f"blocks.{number}.{block[3].replace('downsample.', 'shortcut.')}"
 
 
-def completed(found: Weights, fresh: Weights, path: Path, config: Network) -> Weights:
-    """The weights found, with a fresh head if they have none, and counts that files older than
-    torch 0.4.1 lack. Raises UserError if they are of another network."""
-    added = {name: tensor for name, tensor in fresh.items() if name not in found
-             and (name.startswith(HEAD) or name.endswith("num_batches_tracked"))}
-    found = found | added
-    check_alike(found, fresh, path, f"{config.architecture} of width {config.width}, stem "
-                f"{config.stem},")
+def completed(found: Weights, fresh: Weights, path: Path, which: str) -> Weights:
+    """The weights found, with a fresh head if they have none, and counts of 0 that files older than
+    torch 0.4.1 lack. `fresh` may be on the meta device, but for its head. Raises UserError if they
+    are of another network than `which`."""
+    lacking = {name: tensor for name, tensor in fresh.items() if name not in found}
+    heads = {name: tensor for name, tensor in lacking.items() if name.startswith(HEAD)}
+    counts = {name: torch.zeros_like(tensor, device="cpu") for name, tensor in lacking.items()
+              if name.endswith("num_batches_tracked")}
+    found = found | heads | counts
+    check_alike(found, fresh, path, which)
     return found
 
 

@@ -1,7 +1,7 @@
 """The U-Net of GUE: from images to a perturbation of each.
 
-Names and shapes of the weights are the release's, whose file loads as it is; DeepConfuse's network
-is the same. Source: code hong-xian/gue, models/unet.py.
+Names and shapes of the weights are those of the release's code, whose file was not at hand;
+DeepConfuse's network is the same. Source: code hong-xian/gue, models/unet.py.
 """
 
 import torch

@@ -6,8 +6,10 @@ augmentations, under its own label. Source: Wang et al., NeurIPS 2024; code Ehan
 aap.py.
 
 Deviations: the surrogate's images are augmented as tensors (the release's by Pillow, in whole grey
-levels); its rate falls to 0 (the release's to 1e-6); rounding down meets whole levels of noise as
-whole ones; below 96 pixels the surrogate has the stem for small images (the release's below 64).
+levels), and while the noise moves crops are antialiased with half-pixel centres (kornia's, the
+release's, are neither); the surrogate's rate falls to 0 (the release's to 1e-6); rounding down
+meets whole levels of noise as whole ones; below 96 pixels the surrogate has the stem for small
+images (the release's below 64).
 """
 
 from dataclasses import dataclass, field

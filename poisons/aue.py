@@ -11,8 +11,9 @@ Source: Wang et al., NeurIPS 2024; code EhanW/AUE-AAP, aue.py.
 Deviations: rounding down meets whole levels of noise as whole ones; an epoch is a pass over the
 set (the release's is 391 batches, whatever the set's size); below 96 pixels the surrogate has the
 stem for small images (the release's below 64); on a GPU it learns in bf16. The noise of every row
-is in memory. Options of the release that are not here: noise of classes, a strength that changes
-with the epochs, images augmented before their noise is added.
+is in memory. Crops are antialiased and their pixels have half-pixel centres (kornia's, the
+release's, are neither). Options of the release that are not here: noise of classes, a strength that
+changes with the epochs, images augmented before their noise is added.
 """
 
 from dataclasses import dataclass

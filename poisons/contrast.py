@@ -29,8 +29,9 @@ from core.contrastive import (
     check_queue,
     cosine_rate,
 )
+from core.device import to_device
 from core.errors import ConfigError
-from core.graphs import set_rate
+from core.graphs import set_rate, sgd
 from core.imageset import ImageSet, Rounding
 from core.loop import Loop
 from core.pgd import gradient_of, pgd
@@ -58,7 +59,7 @@ from models.contrastive import (
     head,
     split_norms,
 )
-from poisons.crafting import on_device
+from poisons.crafting import on_device, say_not_shared
 from poisons.noise import Noise, require_rows, uniform_noise
 
 Algorithm = Literal["simclr", "moco", "byol"]
@@ -205,11 +206,14 @@ def craft(clean: ImageSet, noise: Noise, config: Shared, run: Run, *, by_class: 
           noise_loss: NoiseLoss = lambda contrast, delta, labels: contrast(),
           learns: bool = True) -> None:
     """Optimise `noise`, of classes or of rows, in place; resumable. What the noise descends is
-    `noise_loss`; where that asks for no contrastive loss, no surrogate has to learn."""
-    method = build(clean, config, run)
-    optimizer = torch.optim.SGD([p for part in method.trained() for p in part.parameters()],
-                                first_rate(config), config.momentum,
-                                weight_decay=config.weight_decay)
+    `noise_loss`; where that asks for no contrastive loss, there is no surrogate (not `learns`), and
+    no image is read."""
+    say_not_shared(run)
+    method = optimizer = None
+    if learns:
+        method = build(clean, config, run)
+        optimizer = sgd(nn.ModuleList(method.trained()), run.device, lr=first_rate(config),
+                        momentum=config.momentum, weight_decay=config.weight_decay)
     batches = Batches(len(clean), config, run, learns)
     dual = config.algorithm == "moco" or config.dual_branch == "paper"
 
@@ -228,10 +232,11 @@ def craft(clean: ImageSet, noise: Noise, config: Shared, run: Run, *, by_class: 
         optimizer.step()
         return loss
 
-    def move(images: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor, batch: int
+    def move(images: torch.Tensor | None, labels: torch.Tensor, rows: torch.Tensor, batch: int
              ) -> torch.Tensor:
         """Signed steps of the batch's noise alone; the loss at the first of them."""
-        method.eval()
+        if learns:
+            method.eval()
         losses = []
 
         def loss(own: torch.Tensor, step: int) -> torch.Tensor:
@@ -254,25 +259,32 @@ def craft(clean: ImageSet, noise: Noise, config: Shared, run: Run, *, by_class: 
             noise.delta[rows] = moved
         return losses[0]
 
-    loop = Loop(run, run.job.method, config.epochs, method=method, optimizer=optimizer, noise=noise)
+    learner = {"method": method, "optimizer": optimizer} if learns else {}
+    loop = Loop(run, run.job.method, config.epochs, **learner, noise=noise)
     for epoch in loop:
-        rate = rate_of(epoch, config)
-        set_rate(optimizer, rate, run.device)
+        shown = {}
+        if learns:
+            shown = {"learning_rate": rate_of(epoch, config)}
+            set_rate(optimizer, shown["learning_rate"], run.device)
         for trains, rows in loop.steps(batches):
-            images, labels = on_device(clean, rows, run)
-            rows = torch.from_numpy(rows).to(images.device)
+            if learns:
+                images, labels = on_device(clean, rows, run)
+            else:
+                images, labels = None, to_device(clean.labels_at(rows), run.device.torch)
+            at = to_device(rows, labels.device)
             if trains:
                 step = epoch * batches.train_steps + loop.step
-                loss = learn(images, noise.delta[labels if by_class else rows], step)
-                loop.add(len(images), loss=loss)
+                loss = learn(images, noise.delta[labels if by_class else at], step)
+                loop.add(len(rows), loss=loss)
             else:
                 batch = epoch * batches.noise_batches + loop.step - batches.train_steps
-                loop.add(len(images), noise_loss=move(images, labels, rows, batch))
-        run.world.share(method)
+                loop.add(len(rows), noise_loss=move(images, labels, at, batch))
+        if learns:
+            run.world.share(method)
         run.world.share(noise)
         if epoch + 1 == config.last_epoch:
             loop.stop()
-        loop.end_epoch(learning_rate=rate)
+        loop.end_epoch(**shown)
 
 
 def first_rate(config: Shared) -> float:

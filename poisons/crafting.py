@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
+from core.device import to_device
 from core.files import RowFile
 from core.imageset import SLICE_ROWS, ImageSet, Rounding, to_floats
 from core.run import Run
@@ -34,8 +35,15 @@ def slices(start: int, stop: int, clean: ImageSet, run: Run) -> Iterator[slice]:
 def on_device(clean: ImageSet, rows: slice | np.ndarray, run: Run
               ) -> tuple[torch.Tensor, torch.Tensor]:
     """Images float32 (B, 3, H, W) in [0, 1], channels-last, and labels, on the run's device."""
-    images = torch.from_numpy(np.array(clean.images[rows])).to(run.device.torch)
-    return to_floats(images), clean.labels_at(rows).to(run.device.torch)
+    images = to_device(np.array(clean.images[rows]), run.device.torch)
+    return to_floats(images), to_device(clean.labels_at(rows), run.device.torch)
+
+
+def say_not_shared(run: Run) -> None:
+    """Of an optimisation that every process does whole."""
+    if run.world.size > 1:
+        run.say(f"{run.job.method}: each of the {run.world.size} processes does all of this work; "
+                "one is as fast")
 
 
 def add_noise(clean: ImageSet, craft: Craft, run: Run, *, rounding: Rounding = "round",

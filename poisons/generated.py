@@ -27,8 +27,9 @@ def load_generator(path: Path, width: int, run: Run) -> nn.Module:
     found = pretrained.by_name(path)
     with torch.device("meta"):
         generator = NoiseUNet(width)
-    pretrained.check_alike(found, generator.state_dict(), path, f"a generator of width {width}")
-    generator.load_state_dict(found, assign=True)
+    weights = pretrained.completed(found, generator.state_dict(), path,
+                                   f"a generator of width {width}")
+    generator.load_state_dict(weights, assign=True)
     return run.device.place(generator)
 
 

@@ -20,7 +20,8 @@ CIFAR-100 too), images keep their order (the release's are shuffled), and the ge
 train mode while it learns (the release's is in eval mode for the first batch after such a test). It
 sees a batch once, where the release repeats the same pass for every step on the batch: batch norm's
 running statistics follow as far as they do there. Rounding down meets whole levels of noise as
-whole ones. GUE-adv, against adversarial training, is not here.
+whole ones. All of it is in float32, as the release's, whatever `precision` says. GUE-adv, against
+adversarial training, is not here.
 """
 
 import copy
@@ -42,6 +43,7 @@ from core.ranges import BatchSize, Count, Keys, LinfRadius, Positive, PositiveOr
 from core.run import Run
 from models.classifiers import Architecture, check_images, classifier
 from models.noise_unet import NoiseUNet
+from poisons.crafting import say_not_shared
 from poisons.generated import add_generated, check_sides, load_generator
 
 VERSION = 1
@@ -105,6 +107,7 @@ def train_generator(clean: ImageSet, config: Config, run: Run) -> nn.Module:
     """The generator after the last epoch; resumable."""
     if clean.num_classes < 2:
         raise UserError("gue: the set has one class, and the game needs a wrong one")
+    say_not_shared(run)
     theta, generator = players(clean, config, run)
     follower = copy.deepcopy(theta)         # theta_T
     batches = Batches(clean, config.batch_size, run, "gue", drop_last=False)

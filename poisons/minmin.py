@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from core.graphs import sgd
 from core.imageset import ImageSet, Rounding
 from core.ranges import (
     BatchSize,
@@ -67,8 +68,8 @@ def build_surrogate(clean: ImageSet, config, run: Run,
     with run.initialisation("surrogate"):
         model = classifier(config.architecture, clean.num_classes, clean.image_shape, config.width)
     model = run.device.place(behind(model))
-    return model, torch.optim.SGD(model.parameters(), config.learning_rate, config.momentum,
-                                  weight_decay=config.weight_decay)
+    return model, sgd(model, run.device, lr=config.learning_rate, momentum=config.momentum,
+                      weight_decay=config.weight_decay)
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.SGD, images: torch.Tensor,

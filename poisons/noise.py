@@ -8,11 +8,11 @@ from torch import nn
 
 from core.files import RowFile
 from core.imageset import ImageSet, Rounding, rows_at_once
-from core.memory import require_disk, require_memory
+from core.memory import require_disk, require_memory, require_on_card
 from core.run import Run
 from core.streams import BLOCK, by_block
 
-LIFT = 2**-16           # a hundredth of a grey level: in float32, x/255 + 8/255 can fall just below
+LIFT = 2**-16           # 0.004 of a grey level: in float32, x/255 + 8/255 can fall just below it
 
 
 class TwoFiles:
@@ -87,13 +87,13 @@ class Noise(nn.Module):
 
 
 def require_rows(clean: ImageSet, run: Run, instead: str = "") -> None:
-    """Raise UserError where the noise of each row does not fit in memory, once as it is and once as
-    it is kept for resuming; `instead` is what else one may do."""
+    """Raise UserError where the noise of each row does not fit: on a GPU once, in memory three
+    times, as it is and twice as it is read for resuming; `instead` is what else one may do."""
     height, width = clean.image_shape
-    require_memory(
-        2 * 4 * clean.images.size,
-        f"{run.job.method}: two copies of the noise of {len(clean):,} images of {height}x{width}",
-        f"take fewer images (split=first:N){instead}")
+    whose, size = f"noise of {len(clean):,} images of {height}x{width}", 4 * clean.images.size
+    remedy = f"take fewer images (split=first:N){instead}"
+    require_memory(3 * size, f"{run.job.method}: three copies of the {whose}", remedy)
+    require_on_card(size, f"{run.job.method}: the {whose}", remedy, run.device.torch)
 
 
 def publish(clean: ImageSet, noise: Noise, rounding: Rounding, run: Run, *, by_class: bool = False

@@ -1,4 +1,4 @@
-"""Surrogates that are trained before the crafting begins: TAP, HYPO, SEP and PIL craft on them."""
+"""A surrogate that is trained on the clean images before the crafting begins."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ batch, the head has a hidden layer, the release's none, and on a GPU the surroga
 As in the release, CSD's widths are constants, and gradient flows through the means alone.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
 import torch
@@ -36,6 +36,9 @@ VERSION = 1
 SMOKE = {"width": 8, "batch_size": 64, "epochs": 2, "train_steps": 2, "steps": 2,
          "contrast_weight": 1.0}
 SMALL = 1e-5                    # beside width and distance; release
+# The keys that act without a contrastive loss too
+ALONE = {"epsilon", "step_size", "steps", "epochs", "last_epoch", "noise_batches", "batch_size",
+         "rounding", "contrast_weight", "random_start"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,13 @@ class Config(Shared):
         super().__post_init__()
         if self.contrast_weight == self.csd_weight == 0:
             raise ConfigError("csd_weight", "with two weights of 0 nothing moves the noise")
+        if self.contrast_weight == 0:
+            for field_ in fields(self):
+                usual = field_.default_factory() if field_.default is MISSING else field_.default
+                if field_.name not in ALONE and getattr(self, field_.name) != usual:
+                    raise ConfigError(field_.name, "changes nothing without a contrastive loss, of "
+                                                   "which contrast_weight is 0 (preset=moco has "
+                                                   "one)")
 
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
@@ -87,7 +97,7 @@ def csd(delta: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     _, which, counts = labels.unique(return_inverse=True, return_counts=True)
     if len(counts) == 1:
         return (0 * flat).sum()
-    members = F.one_hot(which).T.to(flat)                               # (classes, B)
+    members = F.one_hot(which, len(counts)).T.to(flat)                               # (classes, B)
     centres = members @ flat / counts[:, None]
     away = (flat - centres[which]).detach().norm(dim=1)
     width = members @ away / counts

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.batches import steps_an_epoch, too_few
+from core.device import to_device
 from core.graphs import set_rate
 from core.imageset import ImageSet, Rounding
 from core.loop import Loop
@@ -31,7 +32,7 @@ from core.ranges import (
 from core.run import Run
 from core.training import InPrecision, cosine, right
 from models.classifiers import Architecture, check_images
-from poisons.crafting import on_device
+from poisons.crafting import on_device, say_not_shared
 from poisons.frozen import FrozenSurrogate
 from poisons.minmin import build_surrogate
 from poisons.noise import Noise, publish, require_rows
@@ -83,6 +84,7 @@ def take_turns(clean: ImageSet, config: Shared, run: Run, noise_loss: NoiseLoss,
     images of a batch are mirrored before their noise is added, which is not.
     """
     require_rows(clean, run)
+    say_not_shared(run)
     model, optimizer = build_surrogate(clean, config, run, behind)
     network = InPrecision(model, run.device)
     frozen = FrozenSurrogate(model, run.device)
@@ -107,7 +109,7 @@ def take_turns(clean: ImageSet, config: Shared, run: Run, noise_loss: NoiseLoss,
         images, labels = on_device(clean, rows, run)
         if flip:
             drawn = torch.rand(len(rows), generator=run.stream(f"{name}/flips", number)) < 0.5
-            drawn = drawn.to(images.device)[:, None, None, None]
+            drawn = to_device(drawn, images.device)[:, None, None, None]
             images = torch.where(drawn, images.flip(3), images)
         return images, labels
 
@@ -118,7 +120,7 @@ def take_turns(clean: ImageSet, config: Shared, run: Run, noise_loss: NoiseLoss,
         size = config.step_size if step_size is None else step_size(epoch)
         is_now = False                  # whether `frozen` is the surrogate as it is now
         for learns, rows in loop.steps(turns):
-            at = torch.from_numpy(rows).to(noise.delta.device)
+            at = to_device(rows, noise.delta.device)
             if learns:
                 step = epoch * turns.of_surrogate + loop.step
                 images, labels = loaded(rows, "surrogate", step)

@@ -87,17 +87,29 @@ def test_the_crafting_is_the_releases(tmp_path, small, monkeypatch, targeted):
 
 def test_the_surrogate_learns_from_its_own_augmentation(tmp_path, small, monkeypatch):
     """Of its own strength, drawn anew for every step."""
-    seen = []
+    seen, seeds = [], []
 
-    def noting(views, *given):
+    def noting(views, count, shape, generator, device):
         seen.append(views)
-        return draw(views, *given)
+        seeds.append(generator.initial_seed())
+        return draw(views, count, shape, generator, device)
 
     monkeypatch.setattr(aap, "draw", noting)
     with new_run(tmp_path / "out", method="aap") as run:
         aap.poison(small, CONFIG, run)
     assert seen[:3] == [contrastive_views(0.2, True)] * 3       # 276 rows, the last too
     assert seen[3:] == [contrastive_views(0.9, True)] * 2 * 3       # two blocks, three steps
+    assert len(set(seeds)) == len(seeds) == 9       # each step's, and each block's, are its own
+
+
+def test_noise_at_the_budget_is_not_rounded_beyond_it(tmp_path, small):
+    """One step as large as the budget is whole levels: there, or 0 where no crop looked."""
+    config = aap.Config(steps=1, epsilon=8 / 255, step_size=8 / 255, surrogate=CONFIG.surrogate)
+    with new_run(tmp_path / "out", method="aap") as run:
+        made = aap.poison(small, config, run).images
+    levels, counts = np.unique(made.astype(int) - small.images, return_counts=True)
+    assert set(levels) <= {-8, 0, 8}
+    assert counts[levels != 0].sum() > made.size / 2
 
 
 def test_values_are_the_releases():

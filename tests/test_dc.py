@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_command, succeed, write_imageset
+from conftest import ROOT, content, run_command, succeed, write_imageset
 from methods import generator_beside
 from test_gue import plain_unet
 
@@ -25,6 +25,20 @@ def test_the_released_generator_makes_the_noise(preset, epsilon, few_path, few, 
     levels = made.permute(0, 2, 3, 1).clamp(0, 1).numpy() * 255
     assert np.abs(np.load(out / "images.npy") - levels).max() < 0.5 + 1e-3
     assert np.abs(levels - few.images[:20]).max() > 0.7 * 255 * epsilon
+
+
+def test_a_file_without_batch_norms_counts_makes_the_same(few_path, tmp_path):
+    """As torch before 0.4.1 wrote them; torch loads it too."""
+    file = generator_beside(tmp_path / "clean")
+    weights = torch.load(file, weights_only=True)
+    short = {name: tensor for name, tensor in weights.items()
+             if not name.endswith("num_batches_tracked")}
+    assert len(short) == len(weights) - 15
+    torch.save(short, tmp_path / "short.pth")
+    made = [content(succeed(poison_main, "method=dc", f"data={few_path}", f"dc.weights={weights}",
+                            f"out={tmp_path / weights.stem}", "--limit", "20"))
+            for weights in (file, tmp_path / "short.pth")]
+    assert made[0] == made[1]
 
 
 def test_what_cannot_be_is_one_sentence(few_path, tmp_path, images, labels):

@@ -5,10 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from conftest import succeed, write_imageset
 from methods import HALVES, line_of, run_small
 
 from core import memory
+from core.errors import UserError
 from core.imageset import ImageSet
 
 ROWS = 16
@@ -56,9 +58,19 @@ def test_noise_of_every_image_that_memory_cannot_hold_is_refused(name, clean, tm
     outcome = run_small("poisons", name, "", clean(64), tmp_path / "out", *kind)
     assert outcome.status == 1
     instead = " or one noise a class (method=cp)" if name in ("cp", "tue") else ""
-    assert outcome.error == (f"{name}: two copies of the noise of 16 images of 64x64 are 1.6 MB, "
+    assert outcome.error == (f"{name}: three copies of the noise of 16 images of 64x64 are 2.4 MB, "
                              "and 1.0 MB of memory are left; take fewer images (split=first:N)"
                              + instead)
+
+
+def test_noise_of_every_image_that_a_gpu_cannot_hold_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1_500_000, 80_000_000))
+    said = ("the noise", "take fewer images")
+    memory.require_on_card(1_500_000, *said, torch.device("cuda"))
+    memory.require_on_card(1_500_001, *said, torch.device("cpu"))
+    with pytest.raises(UserError, match=r"the noise is 1\.5 MB, and 1\.5 MB of the GPU's memory "
+                                        "are left; take fewer images"):
+        memory.require_on_card(1_500_001, *said, torch.device("cuda"))
 
 
 def test_noise_of_every_image_that_the_disk_cannot_hold_is_refused(clean, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """TUE against code renjie3/TUE: its noise's separability, and its loop typed again."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from conftest import ROOT, new_run
 from core.errors import ConfigError
 from core.imageset import ImageSet, from_arrays
 from core.request import parse
-from core.views import apply, draw
+from core.views import Views, apply, draw
 from poisons import contrast, tue
 
 
@@ -50,6 +52,14 @@ def small() -> ImageSet:
     images = np.clip(random.integers(-60, 316, (40, 8, 8, 3)), 0, 255).astype(np.uint8)
     return from_arrays(images, random.permutation(np.arange(40) % 4), name="x",
                        classes=list("abcd"), root={}, test=None)
+
+
+# another value for each key of the contrastive loss
+ELSE = {"algorithm": "byol", "train_steps": 3, "learning_rate": 0.1, "schedule": "cosine",
+        "momentum": 0.5, "weight_decay": 0.0, "loss_scale": 2.0, "temperature": 0.3, "queue": 512,
+        "target_momentum": 0.5, "dual_branch": "paper", "update_in_noise_steps": False,
+        "architecture": "mobilenet_v2", "width": 2, "norm_images": 8, "views": Views(flip=0.0),
+        "csd_weight": 5.0}
 
 
 MISTAKES = ["ascent", "noise of the last batch too", "no separability", "no contrast",
@@ -125,15 +135,18 @@ def test_the_attack_is_the_releases_loop(tmp_path, small, monkeypatch):
         assert (plain[mistake] != ours).any(), mistake
 
 
-def test_no_surrogate_learns_for_a_weight_of_nothing(tmp_path, small):
-    """And the noise of a class comes together: its separability falls at every epoch."""
-    config = tue.Config(width=2, batch_size=16, epochs=3, steps=3)
+def test_no_surrogate_learns_for_a_weight_of_nothing(tmp_path, small, monkeypatch):
+    """None is built and no image is read. And the noise of a class comes together: its separability
+    falls at every epoch."""
+    monkeypatch.setattr(contrast, "build", None)
+    monkeypatch.setattr(contrast, "on_device", None)
+    config = tue.Config(batch_size=16, epochs=3, steps=3)
     with new_run(tmp_path / "out", method="tue") as run:
         delta = tue.poison(small, config, run).images.astype(float) - small.images
         log = run.folder.log.lines()
     losses = [line["noise_loss"] for line in log]
     assert losses == sorted(losses, reverse=True)
-    assert not any("loss" in line for line in log)
+    assert not any({"loss", "learning_rate"} & set(line) for line in log)
     assert np.abs(delta).max() <= 9
 
 
@@ -147,3 +160,24 @@ def test_values_are_the_releases():
     assert (moco.random_start, moco.train_steps) == (False, None)
     with pytest.raises(ConfigError, match="nothing moves the noise"):
         tue.Config(csd_weight=0.0)
+
+
+@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(tue.Config)])
+def test_a_key_of_what_does_not_learn_is_refused(key, tmp_path, small):
+    """Without a contrastive loss a key gives other noise, or is refused."""
+    usual = tue.Config(batch_size=16, epochs=3, steps=3)
+    others = {"epsilon": 4 / 255, "step_size": 2 / 255, "steps": 2, "epochs": 2, "last_epoch": 2,
+              "noise_batches": 1, "batch_size": 8, "rounding": "round", "random_start": False}
+    if key == "contrast_weight":        # it is what the others wait for
+        return
+    if key not in others:
+        value = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+        value = value if key in value else {key: ELSE[key]}
+        with pytest.raises(ConfigError, match="changes nothing without a contrastive loss"):
+            dataclasses.replace(usual, **value)
+        return
+    made = []
+    for at, config in enumerate((usual, dataclasses.replace(usual, **{key: others[key]}))):
+        with new_run(tmp_path / str(at), method="tue") as run:
+            made.append(np.array(tue.poison(small, config, run).images))
+    assert (made[0] != made[1]).any()

@@ -26,7 +26,7 @@ MISTAKES = {
     "both": ["ascent", "batch statistics while the noise moves", "noise begins at 0 every epoch",
              "rate stays", "rate of the epoch after", "noise moves in the surrogate's order",
              "last incomplete batch left out", "gradient clipped", "to the nearest level",
-             "noise moves first"],
+             "noise moves first", "images not clipped"],
     "aue": ["no augmentation while the noise moves", "no augmentation while the surrogate learns",
             "the same draws for every step"],
     "mi_ue": ["no image mirrored", "mirrored anew at every step", "noise mirrored too",
@@ -36,10 +36,11 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def small() -> ImageSet:
-    """20 images of 8x8 in four classes; batches of 8 leave 4. Next to no value becomes black or
-    white: where two channels are, rounding decides on which the gradient of the hue is."""
+    """20 images of 8x8 in four classes; batches of 8 leave 4. Some values are black or white, but
+    next to never two of a pixel: of these, rounding decides on which the gradient of the hue is."""
     random = np.random.default_rng(0)
     images = random.integers(16, 240, (20, 8, 8, 3)).astype(np.uint8)
+    images[:, ::2, ::2, 0] = random.choice([0, 255], (20, 4, 4))
     return from_arrays(images, random.permutation(np.arange(20) % 4), name="x",
                        classes=list("abcd"), root={}, test=None)
 
@@ -108,7 +109,10 @@ def plain_turns(clean: ImageSet, name: str, run, mistake: str = "") -> np.ndarra
         batches = order("surrogate", epoch, 8)
         for rows in batches[:2] if mistake == "last incomplete batch left out" else batches:
             images, noise = mirrored(x[rows], delta[rows], "surrogate", learnt)
-            noised = augmented((images + noise).clamp(0, 1), "surrogate learns", learnt)
+            noised = images + noise
+            if mistake != "images not clipped":
+                noised = noised.clamp(0, 1)
+            noised = augmented(noised, "surrogate learns", learnt)
             loss = F.cross_entropy(model(noised).float(), y[rows])
             gradients = torch.autograd.grad(loss, weights)
             if mistake == "gradient clipped":
@@ -211,6 +215,19 @@ def test_pairs_are_the_releases_and_the_papers():
         torch.testing.assert_close(*(torch.autograd.grad(value, h)[0] for value, h in
                                      zip(values, (ours, plain), strict=True)))
     assert 0 <= mi_ue.pair_loss(random, labels, mi_ue.Config()) <= math.log(9)
+
+
+def test_an_image_is_at_0_from_itself():
+    """In float32, of more rows than torch subtracts by itself (25)."""
+    h = 100 + torch.randn(30, 16, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(30)                   # nobody else is of its class
+    config = mi_ue.Config(distance_weight=1.0)
+    without = mi_ue.pair_loss(h, labels, mi_ue.Config())
+    torch.testing.assert_close(mi_ue.pair_loss(h, labels, config), without)
+    labels = labels % 3
+    ours = mi_ue.pair_loss(h, labels, config) - mi_ue.pair_loss(h, labels, mi_ue.Config())
+    apart = (h[:, None] - h[None]).norm(dim=2) * (labels[:, None] == labels)
+    torch.testing.assert_close(ours, (1 + apart.sum(1) / 16).log().mean(), rtol=1e-5, atol=0)
 
 
 def test_rates_and_steps_are_the_releases(tmp_path, small):
