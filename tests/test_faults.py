@@ -45,7 +45,7 @@ FAULTS = [
           'attacked = attack(x, labels, frozen, config, draw("train/start", x))', "attacked = x",
           REM),
     fault("REM without momentum", "poisons/minmin.py",
-          "config.learning_rate, config.momentum,", "config.learning_rate, 0.0,",
+          "momentum=config.momentum,", "momentum=0.0,",
           REM, f"{KEYS}[poisons-rem-momentum]"),
     fault("SEM's last pass with REM's adversary", "poisons/rem.py",
           "block_draws(run, rows), inner)", "block_draws(run, rows), attack)",
