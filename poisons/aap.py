@@ -36,7 +36,6 @@ from poisons.crafting import add_noise, craft_rows, report_seen, seen_as
 from poisons.frozen import FrozenSurrogate
 from poisons.noise import LIFT
 from poisons.surrogates import Training, train_surrogate
-from poisons.tap import targets_of
 from poisons.transforms import contrastive_views
 
 VERSION = 1
@@ -93,7 +92,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
 
     frozen = FrozenSurrogate(
         train_surrogate(clean, config.surrogate, run, transform=augmented), run.device)
-    targets = targets_of(clean, config)
+    targets = (clean.labels_at() + (1 if config.targeted else 0)) % clean.num_classes
 
     def noise(images: torch.Tensor, _: torch.Tensor, rows: slice) -> torch.Tensor:
         """Of a block of rows, as many at a time as fit one pass."""

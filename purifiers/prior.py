@@ -31,6 +31,10 @@ from models.unet import UNet, initialise
 from purifiers import diffusion
 from purifiers.diffusion import Network, Schedule
 
+# keys that what is fine-tuned has as its source does
+NETWORK_AND_NOISE = ("width", "multipliers", "attention", "blocks", "diffusion_steps", "beta_start",
+                     "beta_end")
+
 
 @dataclass(frozen=True)
 class TrainConfig(Keys):
@@ -165,8 +169,7 @@ def random_crops(images: torch.Tensor, side: int, generator: torch.Generator) ->
 def check_alike(source: Checkpoint, config: TrainConfig) -> None:
     """Raise UserError unless the checkpoint's network and schedule are those of the config."""
     theirs = rebuild(TrainConfig, source.meta["config"], str(source.path))
-    for key in ("width", "multipliers", "attention", "blocks", "diffusion_steps", "beta_start",
-                "beta_end"):
+    for key in NETWORK_AND_NOISE:
         if getattr(theirs, key) != getattr(config, key):
             raise UserError(f"{source.path} has {key} {getattr(theirs, key)}, but this training "
                             f"has {getattr(config, key)}")

@@ -14,7 +14,13 @@ named() { (cd "configs/$1"; ls) | sed 's/[.]yaml$//' | grep -vxE "$2"; }     # t
 each 'python -m poisons configs/poisons/$name.yaml --smoke data=digits size=32 threads=1 out=$as' $(named poisons 'dc|reuse')
 each 'python -m poisons configs/poisons/$name.yaml --smoke preset=$preset data=digits size=32 threads=1 out=$as' \
   em:eps16 hypo:apbench lsp:radius1 lsp:radius2 rem:eps16 rem:lite sep:eps16 sep:fa sep:fa_vr tap:eps16
-python -c 'import sys, torch; from models.noise_unet import NoiseUNet; torch.save(NoiseUNet().state_dict(), sys.argv[1])' "$out/generator.pth"
+python - "$out/generator.pth" <<'END'
+import sys, torch
+from models.noise_unet import NoiseUNet
+weights = NoiseUNet().state_dict()
+weights["conv_last.1.weight"] *= 50         # of a fresh one too little is left in eval mode to change a pixel
+torch.save(weights, sys.argv[1])
+END
 each 'python -m poisons configs/poisons/$name.yaml --smoke data=digits size=32 threads=1 dc.weights=$out/generator.pth out=$as' dc
 
 # those that are trained are below

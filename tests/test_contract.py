@@ -22,6 +22,7 @@ from conftest import (
     digest,
     log_of,
     new_run,
+    process,
     run_command,
     succeed,
     write_imageset,
@@ -273,6 +274,20 @@ def test_a_poison_repeats_with_its_seed_only(name, clean, tmp_path, draws):
     seeded = "run.seed" in (ROOT / f"poisons/{name}.py").read_text()
     assert (one["images.npy"] != other["images.npy"]) == (bool(drawn) or seeded)
     assert one["labels.npy"] == other["labels.npy"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", POISONS)
+def test_two_processes_make_the_bytes_of_one(name, clean, tmp_path):
+    """Of whatever they share."""
+    _, line = line_of("poisons", name, "", clean, tiny=True)
+    both = process("-m", "poisons", *line, "threads=1", f"out={tmp_path / 'both'}", ranks=2,
+                   torchrun=True)
+    alone = process("-m", "poisons", *line, "threads=1", f"out={tmp_path / 'alone'}")
+    for run in (both, alone):
+        _, stderr = run.communicate(timeout=180)
+        assert run.returncode == 0, stderr
+    assert content(tmp_path / "both") == content(tmp_path / "alone")
 
 
 @pytest.mark.parametrize("name", POISONS)

@@ -62,6 +62,7 @@ def test_the_scheduler_is_read(folder):
     config = json.loads((out / "meta.json").read_text())["config"]
     assert config["diffusion_steps"] == 500
     assert (config["beta_start"], config["beta_end"]) == (1e-4, 0.03)
+    assert not {"steps", "learning_rate"} & config.keys()       # nobody knows
     DDPMScheduler(beta_schedule="squaredcos_cap_v2").save_config(folder / "scheduler")
     assert "beta_schedule is squaredcos_cap_v2, but only linear" in refused(folder)
     DDPMScheduler(prediction_type="v_prediction").save_config(folder / "scheduler")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, content, new_run, process, run_command, succeed
+from conftest import ROOT, new_run, run_command, succeed
 
 from core.imageset import ImageSet, from_arrays
 from core.pgd import gradient_of, pgd
@@ -669,23 +669,6 @@ def test_pils_noise_is_what_the_line_sees(few_path, few, tmp_path):
     delta = (few.images / 255.0) - images / 255.0       # published: x - delta
     noise = np.random.default_rng(0).uniform(-32 / 255, 32 / 255, delta.shape)
     assert loss(delta) < 0.8 * loss(noise)
-
-
-# --- several processes -----------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["em", "em_classwise", "rem", "sem", "tap", "hypo", "sep", "dune",
-                                  "pil"])
-def test_processes_share_the_crafting(few_path, tmp_path, name):
-    """Two processes: the bytes of one."""
-    line = ["-m", "poisons", f"method={name}", f"data={few_path}", "--smoke", "threads=1"]
-    both = process(*line, f"out={tmp_path / 'both'}", ranks=2, torchrun=True)
-    alone = process(*line, f"out={tmp_path / 'alone'}")
-    for run in (both, alone):
-        _, stderr = run.communicate(timeout=180)
-        assert run.returncode == 0, stderr
-    assert content(tmp_path / "both") == content(tmp_path / "alone")
 
 
 # --- presets ---------------------------------------------------------------------------------

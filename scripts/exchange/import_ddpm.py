@@ -27,7 +27,7 @@ from core.remembered import place
 from core.run import Run
 from models.unet import UNet
 from purifiers import ddpm
-from purifiers.prior import TrainConfig
+from purifiers.prior import NETWORK_AND_NOISE, TrainConfig
 
 # Every key of diffusers' UNet2DModel (0.42): what it must be for the network of Ho et al., ...
 EXPECTED = {"_class_name": ("UNet2DModel",), "in_channels": (3,), "out_channels": (3,),
@@ -59,6 +59,8 @@ NUMBERS = {"num_train_timesteps": "diffusion_steps", "beta_start": "beta_start",
 SAMPLING = {"variance_type", "clip_sample", "clip_sample_range", "thresholding",
             "dynamic_thresholding_ratio", "sample_max_value", "timestep_spacing", "steps_offset",
             "set_alpha_to_one", "skip_prk_steps", *WRITTEN}
+# what is told of a training, of which nothing else is known
+KNOWN = {*NETWORK_AND_NOISE, "t_train_max"}
 MOST_STEPS = 100_000            # of a schedule; Ho et al. have 1,000
 MOST_CONFIG = 1 << 20           # bytes of a config.json; diffusers' have a thousand
 WRAPPERS = {"module", "_orig_mod"}      # DataParallel's, EMA's and torch.compile's part of a name
@@ -105,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     model = network(config, size, weights, path)
     digest = files.sha256(path)
     origin = {"source": place(source), "sha256": digest}
-    shown = {key: value for key, value in plain(config).items() if key not in ddpm.PATHS}
+    shown = {key: value for key, value in plain(config).items() if key in KNOWN}
     root = {"data": arguments.data, "split": arguments.split}
     job = Job("checkpoints", f"{arguments.data}-{arguments.split}-import", "ddpm", ddpm.VERSION,
               shown, 0, {"source": digest}, "import", root)
@@ -310,7 +312,7 @@ def architecture(weights: dict[str, torch.Tensor], size: int) -> TrainConfig:
     attention = tuple(size >> level for level in range(levels)
                       if f"down.{level}.attn.0.q.weight" in weights)
     return checked("its weights", width=width, multipliers=multipliers, blocks=blocks,
-                   attention=attention, sample_every=0)
+                   attention=attention)
 
 
 def count(weights: dict[str, torch.Tensor], pattern: str) -> int:
