@@ -13,6 +13,7 @@ from core.datasets import DataSettings, load
 from core.errors import UserError
 from core.imageset import from_arrays
 from poisons.__main__ import main as poison_main
+from scripts.detection import measured as detection_measured
 from scripts.detection import probes, verdict
 from scripts.detection.probes import PROBES, sample, scores
 from scripts.pictures import inspect_poison
@@ -182,9 +183,28 @@ def test_a_comparison_that_means_nothing_is_refused(digits):
 # --- what was measured -----------------------------------------------------------------------
 
 
-def measured() -> list[dict]:
-    with verdict.MEASURED.open() as file:
+def measured(path=verdict.MEASURED) -> list[dict]:
+    with path.open() as file:
         return list(csv.DictReader(file))
+
+
+def test_a_set_is_measured_again(tmp_path, monkeypatch):
+    """Its row has the committed scores, and the others stay."""
+    path = tmp_path / "measured.csv"
+    kept = [row for row in measured() if row["name"] != "all 1,437"]
+    path.write_bytes(verdict.MEASURED.read_bytes())
+    monkeypatch.setattr(detection_measured, "MEASURED", path)
+    outcome = run_command(detection_measured.main, "clean", "all 1,437=digits", "--probes", *QUICK)
+    assert outcome.status == 0, outcome.stderr
+    [row] = [row for row in measured(path) if row["name"] == "all 1,437"]
+    [before] = [row for row in measured() if row["name"] == "all 1,437"]
+    for key in ("like", "kind", "images", "above"):
+        assert row[key] == before[key]
+    for probe in QUICK:
+        assert float(row[probe]) == pytest.approx(float(before[probe]), abs=0.003)
+    assert [row for row in measured(path) if row["name"] != "all 1,437"] == kept
+    outcome = run_command(detection_measured.main, "clean", "digits")
+    assert outcome.error == "digits: write NAME=SET"
 
 
 def test_no_clean_set_was_called_poisoned():

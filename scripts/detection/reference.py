@@ -9,17 +9,16 @@ measured replaces its rows of the file; the others stay.
 """
 
 import argparse
-import csv
-import io
 import sys
 
 import numpy as np
 
-from core import files, streams
+from core import streams
 from core.command import command
 from core.datasets import DataSettings, load
 from core.imageset import ImageSet
 from scripts.detection.probes import EPOCHS, PROBES, TRAINED, sample, scores
+from scripts.detection.rows import put
 from scripts.detection.verdict import CLEAN
 
 SIZES = {"digits": (360, 720, 1437), "photos": (208, 416), "cifar10": (500, 1000, 2000)}
@@ -44,8 +43,9 @@ def main(argv: list[str] | None = None) -> None:
         for images in arguments.images or SIZES[name]:
             found = [scores(part_of(clean, images, seed), arguments.epochs, seed, arguments.probes)
                      for seed in range(arguments.repeats)]
-            write([row_of(name, clean, images, probe, arguments.epochs,
-                          [one[probe] for one in found]) for probe in arguments.probes])
+            put(CLEAN, [row_of(name, clean, images, probe, arguments.epochs,
+                               [one[probe] for one in found]) for probe in arguments.probes],
+                COLUMNS, IDENTITY, by_number)
 
 
 def part_of(clean: ImageSet, images: int, seed: int) -> ImageSet:
@@ -64,24 +64,6 @@ def row_of(name: str, clean: ImageSet, images: int, probe: str, epochs: int, fou
             for key, function in (("mean", np.mean), ("least", min), ("most", max))}
     print(", ".join(f"{key} {value}" for key, value in row.items()), file=sys.stderr)
     return row
-
-
-def write(rows: list[dict]) -> None:
-    """Put rows in place of those of the same set, size, probe and epochs."""
-    kept = {}
-    if CLEAN.exists():
-        with CLEAN.open() as file:
-            kept = {identity(row): row for row in csv.DictReader(file)}
-    kept |= {identity(row): row for row in rows}
-    text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    table.writeheader()
-    table.writerows(kept[key] for key in sorted(kept, key=by_number))
-    files.write_bytes(CLEAN, text.getvalue().encode())
-
-
-def identity(row: dict) -> tuple[str, ...]:
-    return tuple(str(row[key]) for key in IDENTITY)
 
 
 def by_number(key: tuple[str, ...]) -> tuple:

@@ -5,7 +5,6 @@ and number of images. `clean.csv` holds these (`python -m scripts.detection.refe
 `measured.csv` what the verdict was on every set that was tried.
 """
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from core import config
 from core.errors import UserError
 from core.imageset import ImageSet
 from scripts.detection.probes import FOLDS, TRAINED, Scores
+from scripts.detection.rows import read
 
 CLEAN, MEASURED = (Path(__file__).with_name(name) for name in ("clean.csv", "measured.csv"))
 DEVIATIONS = 4      # of a held-out accuracy, above the highest clean score
@@ -38,11 +38,9 @@ class Line:
 
 def references() -> list[dict]:
     """The rows of clean.csv, numbers as numbers."""
-    with CLEAN.open() as file:
-        return [{**row, **{key: int(row[key]) for key in ("side", "classes", "images")},
-                 "epochs": int(row["epochs"]) if row["epochs"] else None,
-                 "mean": float(row["mean"]), "most": float(row["most"])}
-                for row in csv.DictReader(file)]
+    return [{**row, **{key: int(row[key]) for key in ("side", "classes", "images")},
+             "epochs": int(row["epochs"]) if row["epochs"] else None,
+             "mean": float(row["mean"]), "most": float(row["most"])} for row in read(CLEAN)]
 
 
 def reference_of(suspect: ImageSet, like: str | None) -> str | None:
@@ -112,8 +110,7 @@ def in_words(lines: list[Line], reference: str | None) -> list[str]:
 
 def error_rates(reference: str) -> str:
     """What measured.csv says of this kind of images, in a sentence."""
-    with MEASURED.open() as file:
-        rows = [row for row in csv.DictReader(file) if row["like"] == reference]
+    rows = [row for row in read(MEASURED) if row["like"] == reference]
     poisons = [row for row in rows if row["kind"] == "poison"]
     clean = [row for row in rows if row["kind"] == "clean"]
     missed = [row["name"] for row in poisons if not row["above"]]
