@@ -109,7 +109,7 @@ def test_clean_digits_are_not_called_poisoned(digits):
     said = verdict.in_words(lines, "digits")
     assert said[0].startswith("no sign of poison")
     assert "does not depend on the label" in said[0]        # names what it cannot see
-    assert said[1].endswith("missed random_signs")
+    assert said[1].endswith("missed aap, random_signs")
 
 
 def test_a_planted_shortcut_is(digits):
@@ -131,7 +131,7 @@ def test_the_command_says_so():
     assert [line.split()[0] for line in table] == list(PROBES)
     assert "no clean score" in table[0]         # at one epoch there is no clean value
     assert said.startswith("poisoned: high-pass")
-    assert "0 of 5 clean sets called poisoned, 10 of 11 poisons found" in rates
+    assert "0 of 5 clean sets called poisoned, 19 of 21 poisons found" in rates
 
 
 def test_without_a_clean_value_there_is_no_verdict(digits):

@@ -115,8 +115,9 @@ def error_rates(reference: str) -> str:
     clean = [row for row in rows if row["kind"] == "clean"]
     missed = [row["name"] for row in poisons if not row["above"]]
     called = sum(bool(row["above"]) for row in clean)
-    text = f"tried on {reference}, high-pass and texture alone: {called} of {len(clean)} clean " \
-           "sets called poisoned"
+    partly = not all(row[probe] for row in rows for probe in TRAINED)
+    text = f"tried on {reference}{', some by high-pass and texture alone' if partly else ''}: " \
+           f"{called} of {len(clean)} clean sets called poisoned"
     if poisons:
         text += f", {len(poisons) - len(missed)} of {len(poisons)} poisons found"
     return text + (f"; missed {', '.join(missed)}" if missed else "")
