@@ -71,9 +71,8 @@ class Config(Shared):
             for field_ in fields(self):
                 usual = field_.default_factory() if field_.default is MISSING else field_.default
                 if field_.name not in ALONE and getattr(self, field_.name) != usual:
-                    raise ConfigError(field_.name, "changes nothing without a contrastive loss, of "
-                                                   "which contrast_weight is 0 (preset=moco has "
-                                                   "one)")
+                    raise ConfigError(field_.name, "changes nothing without a contrastive loss: set"
+                                                   " a contrast_weight above 0")
 
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:

@@ -11,8 +11,8 @@ each() {
 named() { (cd "configs/$1"; ls) | sed 's/[.]yaml$//' | grep -vxE "$2"; }     # the YAMLs of a folder, but for some
 
 # dc and reuse must be given a file or a set to read: below
-each 'python -m poisons configs/poisons/$name.yaml --smoke data=digits size=32 threads=1 out=$as' $(named poisons 'dc|reuse')
-each 'python -m poisons configs/poisons/$name.yaml --smoke preset=$preset data=digits size=32 threads=1 out=$as' \
+each 'python -m poisons configs/poisons/$name.yaml --smoke data=digits size=32 threads=1 out="$as"' $(named poisons 'dc|reuse')
+each 'python -m poisons configs/poisons/$name.yaml --smoke preset=$preset data=digits size=32 threads=1 out="$as"' \
   em:eps16 hypo:apbench lsp:radius1 lsp:radius2 rem:eps16 rem:lite sep:eps16 sep:fa sep:fa_vr tap:eps16
 python - "$out/generator.pth" <<'END'
 import sys, torch
@@ -21,25 +21,25 @@ weights = NoiseUNet().state_dict()
 weights["conv_last.1.weight"] *= 50         # of a fresh one too little is left in eval mode to change a pixel
 torch.save(weights, sys.argv[1])
 END
-each 'python -m poisons configs/poisons/$name.yaml --smoke data=digits size=32 threads=1 dc.weights=$out/generator.pth out=$as' dc
+each 'python -m poisons configs/poisons/$name.yaml --smoke data=digits size=32 threads=1 dc.weights="$out/generator.pth" out="$as"' dc
 
 # those that are trained are below
-each 'python purify.py configs/purifiers/$name.yaml --smoke threads=1 data=$out/lsp out=$as' $(named purifiers 'dvae|vae|ae|ddpm|jcdp')
-each 'python purify.py configs/purifiers/$name.yaml --smoke preset=$preset threads=1 data=$out/lsp out=$as' \
+each 'python purify.py configs/purifiers/$name.yaml --smoke threads=1 data="$out/lsp" out="$as"' $(named purifiers 'dvae|vae|ae|ddpm|jcdp')
+each 'python purify.py configs/purifiers/$name.yaml --smoke preset=$preset threads=1 data="$out/lsp" out="$as"' \
   blur:sigma05 blur:sigma1 blur:binomial blur:mean noise:gaussian sharpen_lowpass:ssk
-each 'python train_vae.py configs/purifiers/$name.yaml --smoke threads=1 data=$out/lsp out=$as-trained' ae dvae vae
-each 'python purify.py configs/purifiers/$name.yaml --smoke threads=1 data=$out/lsp checkpoint=$as-trained out=$as' ae vae
+each 'python train_vae.py configs/purifiers/$name.yaml --smoke threads=1 data="$out/lsp" out="$as-trained"' ae dvae vae
+each 'python purify.py configs/purifiers/$name.yaml --smoke threads=1 data="$out/lsp" checkpoint="$as-trained" out="$as"' ae vae
 python purify.py configs/purifiers/dvae.yaml --smoke data="$out/lsp" checkpoint="$out/dvae-trained" out="$out/dvae" \
   dvae.save_perturbation=true
 python -m poisons configs/poisons/reuse.yaml --smoke data=digits size=32 reuse.source="$out/dvae" out="$out/reuse"
-each 'python train_ddpm.py configs/purifiers/$name.yaml --smoke split=test threads=1 out=$as-trained' ddpm
-each 'python train_ddpm.py configs/purifiers/$name.yaml --smoke preset=$preset split=test threads=1 out=$as-trained' \
+each 'python train_ddpm.py configs/purifiers/$name.yaml --smoke split=test threads=1 out="$as-trained"' ddpm
+each 'python train_ddpm.py configs/purifiers/$name.yaml --smoke preset=$preset split=test threads=1 out="$as-trained"' \
   ddpm:cpu ddpm:fast ddpm:finetune ddpm:ho ddpm:released
-each 'python purify.py configs/purifiers/$name.yaml --smoke threads=1 data=$out/lsp checkpoint=$out/ddpm-trained out=$as' ddpm jcdp
-each 'python purify.py configs/purifiers/$name.yaml --smoke preset=$preset threads=1 data=$out/lsp checkpoint=$out/ddpm-trained out=$as' \
+each 'python purify.py configs/purifiers/$name.yaml --smoke threads=1 data="$out/lsp" checkpoint="$out/ddpm-trained" out="$as"' ddpm jcdp
+each 'python purify.py configs/purifiers/$name.yaml --smoke preset=$preset threads=1 data="$out/lsp" checkpoint="$out/ddpm-trained" out="$as"' \
   ddpm:avatar_released jcdp:released
 
-each 'python evaluate.py configs/learners/$name.yaml --smoke threads=1 data=$out/dvae out=$out/record-$name' $(named learners '-')
+each 'python evaluate.py configs/learners/$name.yaml --smoke threads=1 data="$out/dvae" out="$out/record-$name"' $(named learners '-')
 python scripts/figures.py grid "$out/lsp" "$out/dvae" --out "$out/grid.png"
 python scripts/bench.py --smoke --json "$out/bench.json"
 echo "smoke: all commands passed"

@@ -175,8 +175,18 @@ def test_an_edited_table_keeps_also_what_it_was_before(runs):
     assert there(runs) == EVERY
 
 
+def test_what_a_table_reads_and_does_not_make_stays(runs):
+    """Such as a checkpoint that its step names."""
+    path, = (path for path in runs.rglob("meta.json") if path.parent.name == "signs")
+    to_make = artefact("a" * 64)
+    to_make.job.inputs["checkpoint"] = json.loads(path.read_text())["fingerprint"]
+    noted.note(["x.yaml"], [SimpleNamespace(record=to_make)], sets=False)
+    cleaned()
+    assert there(runs) == EVERY - {"jpeg"}
+
+
 def artefact(fingerprint: str) -> SimpleNamespace:
-    return SimpleNamespace(job=SimpleNamespace(fingerprint=fingerprint), needs=())
+    return SimpleNamespace(job=SimpleNamespace(fingerprint=fingerprint, inputs={}), needs=())
 
 
 def test_a_damaged_plan_is_told_and_nothing_removed(runs):

@@ -81,8 +81,7 @@ def committed(made) -> Read:
 
 
 def test_the_page_is_small(made):
-    """It grows with the records alone: 1 MB for 143 of them."""
-    assert made.stat().st_size < 8_000 * len(list((ROOT / "results").rglob("record.json")))
+    assert made.stat().st_size < 1e6
 
 
 def test_it_needs_no_network_and_no_server(made, committed):

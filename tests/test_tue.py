@@ -162,14 +162,13 @@ def test_values_are_the_releases():
         tue.Config(csd_weight=0.0)
 
 
-@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(tue.Config)])
+@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(tue.Config)
+                                 if field.name != "contrast_weight"])
 def test_a_key_of_what_does_not_learn_is_refused(key, tmp_path, small):
     """Without a contrastive loss a key gives other noise, or is refused."""
     usual = tue.Config(batch_size=16, epochs=3, steps=3)
     others = {"epsilon": 4 / 255, "step_size": 2 / 255, "steps": 2, "epochs": 2, "last_epoch": 2,
               "noise_batches": 1, "batch_size": 8, "rounding": "round", "random_start": False}
-    if key == "contrast_weight":        # it is what the others wait for
-        return
     if key not in others:
         value = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
         value = value if key in value else {key: ELSE[key]}

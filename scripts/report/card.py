@@ -15,6 +15,7 @@ from scripts.report.gather import Kept, methods_of
 from scripts.tables.render import number
 
 FILES = ("record.json", "config.yaml", "log.jsonl", "meta.json")
+SAID = {"dataset", "attack", "defence", "accuracy", "sd", "source", "table", "named"}
 SHOWN = ("date", "seed", "protocol", "epochs", "best_epoch", "kept_epoch", "fingerprint")
 
 
@@ -112,5 +113,5 @@ def sourced(facts: list[dict]) -> Markup:
 
 
 def where(fact: dict) -> str:
-    """What results/reported.csv says of a published number."""
-    return ", ".join(f"{key}: {value}" for key, value in fact.items() if key != "named")
+    """What results/reported.csv says of a published number, beside what its row and `number` do."""
+    return ", ".join(f"{key}: {value}" for key, value in fact.items() if key not in SAID)

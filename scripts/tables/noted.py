@@ -29,8 +29,11 @@ class Noted:
 def note(words: Iterable[str], cells: list[Cell], *, sets: bool) -> None:
     """Write it down, if the disk has room."""
     last = [cell.record for cell in cells]
-    artefacts = [artefact.job.fingerprint for artefact in behind(last)]
-    until = artefacts if sets else [record.job.fingerprint for record in last]
+    made = behind(last)
+    until = [artefact.job.fingerprint for artefact in (made if sets else last)]
+    # what no step of the table makes is read too: a checkpoint, a source of `reuse`
+    artefacts = sorted({artefact.job.fingerprint for artefact in made}
+                       | {read for artefact in made for read in artefact.job.inputs.values()})
     value = {"line": shlex.join(words), "until": until, "artefacts": artefacts}
     # An edited table has a file of its own: a runner of what it was may still be at work.
     name = hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
