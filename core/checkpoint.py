@@ -38,6 +38,11 @@ class Checkpoint:
     def fingerprint(self) -> str:
         return self.meta["fingerprint"]
 
+    def verify(self) -> None:
+        """Raise UserError for a file that is missing or damaged, before any is read."""
+        for name in self.meta["digests"]:
+            verify(self.path / name, self.meta)
+
     def weights_into(self, model: nn.Module, part: str) -> nn.Module:
         """Load `<part>.safetensors` into a model of the right shape. Weights may be kept at half
         precision, of which fp32 holds every value.

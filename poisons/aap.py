@@ -32,7 +32,7 @@ from core.ranges import (
 from core.run import Run
 from core.streams import BLOCK
 from core.views import Drawn, apply, draw
-from poisons.crafting import add_noise, craft_rows, report_seen, seen_as
+from poisons.crafting import add_noise, craft_rows, report_seen, targets_of
 from poisons.frozen import FrozenSurrogate
 from poisons.noise import LIFT
 from poisons.surrogates import Training, train_surrogate
@@ -92,7 +92,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
 
     frozen = FrozenSurrogate(
         train_surrogate(clean, config.surrogate, run, transform=augmented), run.device)
-    targets = (clean.labels_at() + (1 if config.targeted else 0)) % clean.num_classes
+    targets = targets_of(clean, targeted=config.targeted)
 
     def noise(images: torch.Tensor, _: torch.Tensor, rows: slice) -> torch.Tensor:
         """Of a block of rows, as many at a time as fit one pass."""
@@ -105,8 +105,8 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
                           for part in parts])
 
     poisoned = add_noise(clean, noise, run, rounding=config.rounding, slice_rows=BLOCK)
-    share = seen_as(poisoned, frozen, targets, run)
-    report_seen("says the next class" if config.targeted else "is right", share, run)
+    report_seen("says the next class" if config.targeted else "is right", poisoned, frozen, targets,
+                run)
     return poisoned
 
 

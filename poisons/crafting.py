@@ -62,16 +62,19 @@ def add_noise(clean: ImageSet, craft: Craft, run: Run, *, rounding: Rounding = "
                           beside=beside, slice_rows=slice_rows, exact=False)
 
 
+def targets_of(clean: ImageSet, *, targeted: bool) -> torch.Tensor:
+    """The labels (N,) that noise descends to, each the class after its own, or ascends from."""
+    labels = clean.labels_at()
+    return (labels + 1) % clean.num_classes if targeted else labels
+
+
 @torch.no_grad()
-def seen_as(poisoned: ImageSet, logits: Callable, labels: torch.Tensor, run: Run) -> float:
-    """Share of the images that a surrogate takes for `labels` (N,)."""
+def report_seen(what: str, poisoned: ImageSet, logits: Callable, labels: torch.Tensor, run: Run
+                ) -> None:
+    """Log and print for what share of the images a surrogate says `labels` (N,)."""
     labels = labels.to(run.device.torch)
     batches = ((on_device(poisoned, rows, run)[0], labels[rows])
                for rows in slices(0, len(poisoned), poisoned, run))
-    return count_right(logits, batches) / len(poisoned)
-
-
-def report_seen(what: str, share: float, run: Run) -> None:
-    """Log and print what the surrogate makes of the poisoned images."""
+    share = count_right(logits, batches) / len(poisoned)
     run.note("seen", what=what, share=share)
     run.say(f"on {share:.1%} of the poisoned images the surrogate {what}")

@@ -47,7 +47,7 @@ from core.ranges import (
     Weight,
 )
 from core.run import Run
-from poisons.crafting import add_noise, craft_rows, on_device, report_seen, seen_as
+from poisons.crafting import add_noise, craft_rows, on_device, report_seen
 from poisons.ensemble import Surrogate, check_checkpoints, train_ensemble
 from poisons.frozen import FrozenSurrogate
 
@@ -150,8 +150,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
         return (images + delta).clamp_(0, 1) - images + colours[labels][:, :, None, None]
 
     poisoned = add_noise(clean, noise, run, rounding=config.rounding)
-    report_seen(f"says the class {config.shift} further",
-                seen_as(poisoned, ensemble[-1], targets, run), run)
+    report_seen(f"says the class {config.shift} further", poisoned, ensemble[-1], targets, run)
     return poisoned
 
 

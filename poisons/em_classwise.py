@@ -24,7 +24,7 @@ from core.pgd import pgd
 from core.ranges import Count, Share
 from core.run import Run
 from core.training import count_right
-from poisons.crafting import on_device
+from poisons.crafting import on_device, say_not_shared
 from poisons.frozen import FrozenSurrogate
 from poisons.minmin import (
     Shared,
@@ -58,6 +58,7 @@ class ClassNoise(nn.Module):
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus the noise of its class."""
+    say_not_shared(run)
     model, optimizer = build_surrogate(clean, config, run)
     frozen = FrozenSurrogate(model, run.device)
     noise = ClassNoise(clean).to(run.device.torch)

@@ -25,7 +25,7 @@ from core.ranges import Count, Keys, LinfRadius, Positive, StepSize, check
 from core.run import Run
 from core.training import RateSchedule
 from models.classifiers import Architecture
-from poisons.crafting import add_noise, report_seen, seen_as
+from poisons.crafting import add_noise, report_seen
 from poisons.frozen import FrozenSurrogate
 from poisons.surrogates import Training, train_surrogate
 
@@ -86,6 +86,5 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
                    epsilon=config.epsilon, step_size=step_size, steps=config.steps)
 
     poisoned = add_noise(clean, noise, run, rounding=config.rounding)
-    report_seen("is right" if shift == 0 else "says the next class",
-                seen_as(poisoned, frozen, targets, run), run)
+    report_seen("is right" if shift == 0 else "says the next class", poisoned, frozen, targets, run)
     return poisoned

@@ -27,7 +27,7 @@ from core.imageset import ImageSet, Rounding
 from core.pgd import Gradient, gradient_of, pgd
 from core.ranges import Count, Keys, LinfRadius, StepSize
 from core.run import Run
-from poisons.crafting import add_noise, on_device, report_seen, seen_as, slices
+from poisons.crafting import add_noise, on_device, report_seen, slices
 from poisons.ensemble import Surrogate, check_checkpoints, train_ensemble
 from poisons.frozen import FrozenSurrogate
 
@@ -91,7 +91,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
                    step_size=config.step_size, steps=config.steps)
 
     poisoned = add_noise(clean, noise, run, rounding=config.rounding)
-    report_seen("says the class half-way round", seen_as(poisoned, ensemble[-1], targets, run), run)
+    report_seen("says the class half-way round", poisoned, ensemble[-1], targets, run)
     return poisoned
 
 

@@ -23,7 +23,7 @@ from core.ranges import Count, CountOrZero, Keys, LinfRadius, Positive, Positive
 from core.run import Run
 from core.streams import BLOCK, by_block
 from core.training import RateSchedule
-from poisons.crafting import add_noise, report_seen, seen_as
+from poisons.crafting import add_noise, report_seen, targets_of
 from poisons.frozen import FrozenSurrogate
 from poisons.surrogates import Training, train_surrogate
 from poisons.transforms import shift_and_flip
@@ -92,18 +92,15 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     crafted = np.load(run.work / "state" / f"restart{best}.npy", mmap_mode="r")
     poisoned = clean.map_pixels(
         lambda _, rows: torch.from_numpy(np.array(crafted[rows])), run)
-    share = seen_as(poisoned, frozen, targets_of(clean, config), run)
-    if config.targeted:
-        report_seen("says the next class", share, run)
-    else:
-        report_seen("is right", share, run)
+    report_seen("says the next class" if config.targeted else "is right", poisoned, frozen,
+                targets_of(clean, targeted=config.targeted), run)
     return poisoned
 
 
 def craft(clean: ImageSet, frozen: FrozenSurrogate, transform: "ShiftAndFlip", restart: int,
           config: Config, run: Run) -> float:
     """One restart, as state/restart<n>.npy; returns its mean loss over the set."""
-    targets = targets_of(clean, config)
+    targets = targets_of(clean, targeted=config.targeted)
     sign = 1 if config.targeted else -1
     file = RowFile(run.work / "state" / f"loss{restart}.npy", (len(clean),), np.float32)
 
@@ -131,12 +128,6 @@ def craft(clean: ImageSet, frozen: FrozenSurrogate, transform: "ShiftAndFlip", r
     mean = float(file.read(slice(0, len(clean))).astype(np.float64).mean())
     file.close()
     return mean
-
-
-def targets_of(clean: ImageSet, config: Config) -> torch.Tensor:
-    """The labels that the noise descends to (or ascends from, untargeted)."""
-    labels = clean.labels_at()
-    return (labels + 1) % clean.num_classes if config.targeted else labels
 
 
 class ShiftAndFlip:

@@ -39,7 +39,7 @@ from core.views import Enlargement, Views, apply, draw
 from models.classifiers import Architecture, classifier
 from models.generator import SMALLEST, Generator
 from poisons.clip import load_tower
-from poisons.crafting import on_device, report_seen, seen_as, slices
+from poisons.crafting import on_device, report_seen, say_not_shared, slices
 from poisons.frozen import FrozenSurrogate
 from poisons.surrogates import Training, train_surrogate
 
@@ -113,6 +113,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     config.check_images(clean.image_shape)
     if config.clusters > len(clean):
         raise UserError(f"uc.clusters: {len(clean)} images do not fill {config.clusters} clusters")
+    say_not_shared(run)
     frozen = FrozenSurrogate(surrogate(clean, config, run), run.device)
     centres, clusters = cluster(clean, frozen, config, run)
     targets = centres.roll(-config.target_offset, 0)
@@ -125,9 +126,9 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
         files.write_array(run.work / "clusters.npy", clusters.numpy())
         files.write_array(run.work / "centres.npy", centres.cpu().numpy())
     run.note("cluster", sizes=clusters.bincount(minlength=config.clusters).tolist())
-    share = seen_as(poisoned, lambda images: nearness(frozen.features(images), centres),
-                    (clusters + config.target_offset) % config.clusters, run)
-    report_seen("sees the cluster that they were moved to", share, run)
+    report_seen("sees the cluster that they were moved to", poisoned,
+                lambda images: nearness(frozen.features(images), centres),
+                (clusters + config.target_offset) % config.clusters, run)
     return poisoned
 
 

@@ -75,7 +75,7 @@ def test_the_crafting_is_the_releases(tmp_path, small, monkeypatch, targeted):
 
     monkeypatch.setattr(aap, "train_surrogate", double_train)
     monkeypatch.setattr(aap, "moved", double_make)
-    monkeypatch.setattr(aap, "seen_as", lambda *arguments: 0.0)     # of float images
+    monkeypatch.setattr(aap, "report_seen", lambda *_: None)     # of float images
     with new_run(tmp_path / "out", method="aap") as run:
         ours = np.array(aap.poison(small, config, run).images)
         plain = {mistake: plain_aap(small, trained[0], config, run, mistake)

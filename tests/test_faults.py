@@ -147,7 +147,7 @@ FAULTS = [
     fault("grey scale exchanges red and blue", "core/luma.py",
           "19595, 38470, 7471", "7471, 38470, 19595",
           "purifiers.py::test_gray_is_pillows_luma_in_three_channels"),
-    fault("TAP aims at the class after the next", "poisons/tap.py",
+    fault("TAP aims at the class after the next", "poisons/crafting.py",
           "(labels + 1) % clean.num_classes", "(labels + 2) % clean.num_classes",
           f"{ATTACKS}test_taps_crafting_is_the_releases_loop"),
     fault("SEP's centroids are not divided by their class", "poisons/sep.py",

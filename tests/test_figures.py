@@ -194,11 +194,15 @@ def record_data(cell: plan.Cell) -> str:
 
 
 def test_a_kld_that_was_never_there(few_path, tmp_path):
-    """An artefact whose log has none, such as an auto-encoder's checkpoint."""
+    """An artefact whose log has none, such as an auto-encoder's checkpoint; one without a log, as
+    an imported one."""
     folder = write_imageset(tmp_path / "made", np.load(few_path / "images.npy"),
                             np.load(few_path / "labels.npy"))
     (folder / "log.jsonl").write_text('{"loop": "stage1", "at": 0, "mse": 0.1}\n')
     assert kld_reached(folder) is None
+    imported = ROOT / "results/small/prior"
+    assert not (imported / "log.jsonl").exists()
+    assert kld_reached(imported) is None
 
 
 def test_curves_are_the_records(sweep, monkeypatch):

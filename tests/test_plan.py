@@ -88,6 +88,7 @@ def test_a_step_may_name_its_checkpoint(tiny, few_path):
               if (cell.row.name, cell.column.name, cell.seed) == ("lsp", "vae", 0)]
     [purified] = cell.record.needs
     assert [need.job.method for need in purified.needs] == ["lsp"]
+    assert purified.checkpoint == trained
     succeed(poison_main, *purified.needs[0].arguments)
     path = succeed(purify.main, *purified.arguments)
     meta = json.loads((path / "meta.json").read_text())
@@ -101,6 +102,50 @@ def test_a_step_may_name_its_checkpoint(tiny, few_path):
     changed(tiny, "purifiers/vae.yaml", "purifiers/gray.yaml")
     with pytest.raises(UserError, match=r"tiny\.yaml:\d+: checkpoint: gray is not trained and"):
         planned(tiny)
+
+
+def test_a_step_may_name_a_checkpoint_that_its_table_makes(tiny, few_path):
+    """By the folder that another column trains into: no cell trains it again, and each waits for
+    it. One sweep over folders is no other matter."""
+    changed(tiny, "  none: []", f"""  none: []
+  trained:
+    - train_vae: configs/purifiers/vae.yaml
+      data: {few_path}
+      seed: 4
+      out: made/prior
+    - purify: configs/purifiers/vae.yaml
+  named:
+    over: {{folder: [prior]}}
+    steps:
+      purify: configs/purifiers/vae.yaml
+      checkpoint: made/{{folder}}""")
+    cells = {(cell.row.name, cell.column.family): cell for cell in planned(tiny) if not cell.seed}
+    trained, named = (cells["lsp", name].record.needs[0] for name in ("trained", "named"))
+    assert trained is named
+    [poison, prior] = named.needs
+    assert (prior.out, prior.job.seed, named.checkpoint) == (Path("made/prior"), 4, prior.out)
+    assert (poison.job.method, named.job.seed) == ("lsp", 4)
+
+
+def test_the_weights_of_a_named_checkpoint_are_looked_at_first(tiny, few_path, monkeypatch):
+    """Damage is found before a poison is made, each of two folders for itself; what is there can
+    be printed all the same."""
+    for seed, name in enumerate(("first", "second")):
+        folder = succeed(train_vae.main, "configs/purifiers/vae.yaml", f"data={few_path}",
+                         "threads=1", "--smoke", f"seed={seed}", f"out={name}")
+    changed(tiny, "  none: []", """  none: []
+  vae:
+    over: {folder: [first, second]}
+    steps:
+      purify: configs/purifiers/vae.yaml
+      checkpoint: '{folder}'""")
+    weights = min(folder.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    monkeypatch.setattr(run_table, "Scheduler", None)           # nothing is started
+    outcome = run_command(run_table.main, str(tiny))
+    assert (outcome.status, outcome.error.count("\n")) == (1, 0)
+    assert re.search(r"tiny\.yaml:\d+: second/.*does not match its SHA-256", outcome.error)
+    assert planned(tiny)
 
 
 DIFFUSION = """

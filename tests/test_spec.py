@@ -142,11 +142,15 @@ def test_small_makes_jcdp_with_a_prior_of_the_test_images(here):
     [purified], [first, *_] = (next(line.steps for line in table.columns if line.name == "jcdp")
                                for table in (small, full))
     assert first.settings["data"] == "{prior}"
-    assert purified.settings == {"checkpoint": "results/small/prior", "seed": "0"}
+    assert purified.settings == {"checkpoint": "results/small/prior"}
     columns = {line.name: [(step.command, step.method, step.settings) for step in line.steps]
                for line in spec.read_one("countermeasures", Choice("small")).columns}
     assert columns["jcdp"] == [("purify", "jcdp", purified.settings)]
     assert columns["dvae, then jcdp"] == [*columns["dvae"], *columns["jcdp"]]
+    [only] = spec.read_one("pets_uc", Choice("small", columns=("jcdp, then simclr",))).columns
+    assert ([step.method for step in only.steps], only.learner.method) == (["jcdp"], "simclr")
+    [own] = spec.read_one("cifar10_contrastive", Choice("small", columns=("jcdp",))).columns
+    assert own.steps[0].settings == {"jcdp.t_star": "20", **purified.settings}      # it stays
     trained = json.loads((ROOT / "results/small/prior/meta.json").read_text())["trained_on"]
     assert trained["shape"] == [10000, 32, 32, 3]
     [*records] = ROOT.glob("results/small/le_table3/*/record.json")
@@ -165,7 +169,7 @@ derived:
 
 @pytest.mark.parametrize("data", ["svhn", '"{other}"\nlet: {other: svhn}'])
 def test_small_says_which_lines_it_leaves_out(tiny, data, capsys):
-    """Those that read another data set and for which it has nothing instead."""
+    """Those that read another data set and for which it has no checkpoint."""
     name, _, words = data.partition("\n")
     text = changed(tiny, "dataset: cifar10", f"dataset: cifar10\n{words}").read_text()
     tiny.write_text(text.split("derived:")[0].rstrip() + OTHER.format(data=name))

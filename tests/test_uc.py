@@ -186,7 +186,7 @@ def in_double(monkeypatch):
     monkeypatch.setattr(uc, "train_surrogate", lambda *_: network_of())
     monkeypatch.setattr(uc, "on_device", double_load)
     monkeypatch.setattr(uc, "viewed", lambda images, *rest: viewed(images.double(), *rest))
-    monkeypatch.setattr(uc, "seen_as", lambda *_: 0.0)      # it scores float images
+    monkeypatch.setattr(uc, "report_seen", lambda *_: None)     # it scores float images
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from core import config, records
-from core.artefact import read_log
+from core.artefact import read_any_meta, read_log
 from core.datasets import clean_of
 from core.distance import build_lpips
 from core.errors import UserError
@@ -105,8 +105,8 @@ def points(table: Table, cells: list[plan.Cell], *, perceptual: bool = False
         row, column = group[0][0].row, group[0][0].column
         chains = [sets_of(cell.record) for cell, _ in group]
         apart = [distances(chain) for chain in chains]
-        klds = [kld_reached(need.out) for chain in chains if chain for need in chain[-1].needs
-                if need.job.kind == "checkpoints"]
+        applied = [chain[-1].checkpoint for chain in chains if chain]
+        klds = [kld_reached(checkpoint) for checkpoint in applied if checkpoint]
         *psnrs, lpips, kept = (mean(values) for values in zip(*apart, strict=True))
         found.append(Point(
             row.name, column.family, " ".join(column.variables.values()),
@@ -161,7 +161,10 @@ def mean_lpips(a: ImageSet, b: ImageSet) -> float:
 
 
 def kld_reached(checkpoint: Path) -> float | None:
-    """The mean KLD of the last epoch of a checkpoint's last stage; None if it has no such rate."""
+    """The mean KLD of the last epoch of a checkpoint's last stage; None if it has no such rate, or
+    no log, as what is imported."""
+    if "log_sha256" not in read_any_meta(checkpoint) and not (checkpoint / "log.jsonl").exists():
+        return None
     return next((line["kld"] for line in reversed(read_log(checkpoint))
                  if isinstance(line.get("kld"), (int, float))), None)
 

@@ -49,6 +49,12 @@ class Artefact:
         return [*COMMANDS[self.step.command].words, *self.arguments, "--wait"]
 
     @property
+    def checkpoint(self) -> Path | None:
+        """The folder of what it applies, trained in this table or not."""
+        given = dict(word.split("=", 1) for word in self.arguments if "=" in word)
+        return Path(given["checkpoint"]) if "checkpoint" in given else None
+
+    @property
     def done(self) -> bool:
         """Whether it is there. An edited record is not: making it again will say so."""
         try:
@@ -86,6 +92,7 @@ class Planner:
     _numbers: dict[str, int] = field(default_factory=dict)          # of steps that have none
     _looked: dict[str, Callable[[], None]] = field(default_factory=dict)
     _requests: dict[tuple, Request] = field(default_factory=dict)       # what was parsed
+    _trained_on: dict[Path, ImageSet] = field(default_factory=dict)     # by the checkpoint's folder
 
     def fetching(self) -> contextlib.AbstractContextManager:
         """Inside, nothing is downloaded, unless `fetch`."""
@@ -137,7 +144,7 @@ class Planner:
                     checkpoint, made = self._checkpoint(request, state)
                     trained = checkpoint.fingerprint, checkpoint.meta["seed"]
                     needs.append(made)
-                    check = self._checks(step, request, reads, checkpoint)
+                    check = self._checks(step, request, reads, checkpoint, there=made is None)
                 require_checkpoints(request)
             except UserError as error:
                 raise UserError(f"{step.origin}: {error}") from None
@@ -158,33 +165,36 @@ class Planner:
             state.images = dataclasses.replace(reads, meta=meta)
             state.set_by = artefact
         elif step.command != "evaluate":
-            state.checkpoint, state.trained_on = artefact, reads
+            state.checkpoint, self._trained_on[artefact.out] = artefact, reads
         return artefact
 
     def _checkpoint(self, request: Request, state: "State"
                     ) -> tuple[Checkpoint, Artefact | None]:
         """What a trained purifier applies: the checkpoint that its step names, or the one that the
-        table trained last, perhaps still to be made."""
-        given, made = request.settings.checkpoint, state.checkpoint
-        if given and not (made and Path(given) == made.out):
+        line trained last. An Artefact beside it: this table makes it, perhaps still has to."""
+        given = request.settings.checkpoint
+        made = self.artefacts.get(Path(given)) if given else state.checkpoint
+        if given and (made is None or made.out not in self._trained_on):
             return Checkpoint.load(given), None
         if made is None:
             raise UserError(f"{request.method} is trained: a train step must come before, or the "
                             "step names a `checkpoint:`")
-        job = made.job
+        job, saw = made.job, trained_on(self._trained_on[made.out])
         meta = {"method": job.method, "config": job.config, "seed": job.seed,
-                "fingerprint": job.fingerprint, "trained_on": trained_on(state.trained_on)}
+                "fingerprint": job.fingerprint, "trained_on": saw}
         return Checkpoint(made.out, meta), made
 
-    def _checks(self, step: Step, request: Request, reads: ImageSet, checkpoint: Checkpoint
-                ) -> Callable[[], None]:
+    def _checks(self, step: Step, request: Request, reads: ImageSet, checkpoint: Checkpoint, *,
+                there: bool) -> Callable[[], None]:
         """That the checkpoint will fit these images and this method. Raises UserError for what the
-        table shows by itself; what is returned also looks for what the method needs on this machine
-        (the purifier's `check`)."""
+        table shows by itself; what is returned also looks at the weights of one that is `there`,
+        and for what the method needs on this machine (the purifier's `check`)."""
         module = request.module
 
         def check() -> None:
             try:
+                if there:
+                    checkpoint.verify()
                 if hasattr(module, "check"):
                     with self.fetching():
                         module.check(request.config, checkpoint, reads.image_shape)
@@ -193,7 +203,8 @@ class Planner:
 
         checkpoint.check_fits(reads, request.trained_as, classes=fact(module, "NEEDS_LABELS"),
                               any_size=takes_any_size(module, request.config))
-        key = repr((request.method, request.config, checkpoint.meta["config"], reads.image_shape))
+        key = repr((request.method, request.config, checkpoint.meta["config"], reads.image_shape,
+                    there and checkpoint.path))
         return self._looked.setdefault(key, check)      # one for all seeds and rows
 
     def _request(self, step: Step, state: "State") -> Request:
@@ -297,8 +308,7 @@ class State:
     seed: int
     images: ImageSet | None = None          # the current set; its pixels are the clean set's
     set_by: Artefact | None = None          # what makes it; None: it is the clean set
-    checkpoint: Artefact | None = None
-    trained_on: ImageSet | None = None      # what it sees
+    checkpoint: Artefact | None = None      # what a train step makes
     arguments: tuple[str, ...] = ()         # of the step being planned
 
     def data_set(self, settings: dict[str, str]) -> str | None:

@@ -56,7 +56,7 @@ DATA_KEYS, DEVICE_KEYS = (tuple(f.name for f in dataclasses.fields(group))
 LINE_KEYS = ("steps", "over", "reported", "only")
 KEYS = ("title", "data", "for", "let", "dataset", "source", "seeds", "settings", "rows", "columns",
         "derived", "evaluate")
-SIZE_KEYS = ("sets", "with", "over", "instead")     # of a smaller form only
+SIZE_KEYS = ("sets", "with", "over", "made")     # of a smaller form only
 
 
 def read(path: str, choice: Choice = WHOLE, overrides: tuple[str, ...] = ()) -> tuple[Table, ...]:
@@ -65,7 +65,7 @@ def read(path: str, choice: Choice = WHOLE, overrides: tuple[str, ...] = ()) -> 
     In a smaller form (`choice.size`), configs/tables/SIZE.yaml and the table's own section of that
     name replace its keys and (`over: {x: [1]}`) the values of its `over`; `columns: [a, b]` are
     those that are made unless others are chosen. Every step takes small data sets in the place of
-    its own (`sets`), or the lines that need other data sets are made otherwise (`instead`).
+    its own (`sets`), or the lines that need others do with checkpoints that are there (`made`).
     `overrides` are key=value for every command, or of its methods (scripts/tables/keys.py). Raises
     UserError that names file and line.
     """
@@ -185,18 +185,17 @@ def quicken(step: Step, small: dict[str, Node]) -> Step:
 
 
 def alone(table: Table, small: dict[str, Node], size: str) -> Table:
-    """A table of a smaller form that reads no data set but its own and embedded ones. A line that
-    the form has `instead` is made as that says; another that names another data set is left out,
-    and that is said."""
-    if "instead" not in small:
+    """A table of a smaller form that reads no data set but its own and embedded ones. A line whose
+    checkpoint is `made` trains none; another that names another data set is left out, and that is
+    said."""
+    if "made" not in small:
         return table
-    instead, left_out = section(small, "instead"), []
+    checkpoints, left_out = section(small, "made"), []
 
     def lines(of: tuple[Line, ...]) -> Iterator[Line]:
         for line in of:
-            if line.name in instead:
-                yield dataclasses.replace(line, steps=tuple(
-                    quicken(read_step(step), small) for step in as_list(instead[line.name])))
+            if line.name in checkpoints:
+                yield applying(config.text(checkpoints[line.name]), line)
             elif any(line.words.get(data.strip("{}"), data) in outlines.SIZES
                      for data in (step.settings.get("data", "") for step in line.steps)):
                 left_out.append(line.name)
@@ -210,6 +209,17 @@ def alone(table: Table, small: dict[str, Node], size: str) -> Table:
     return dataclasses.replace(
         table, rows=rows, columns=columns,
         derived=tuple(line for line in table.derived if not set(line.max_of) & set(left_out)))
+
+
+def applying(checkpoint: str, line: Line) -> Line:
+    """The line with its last step, a purify, of this checkpoint, in the place of the training right
+    before it."""
+    *before, purify = line.steps
+    while before and COMMANDS[before[-1].command].trains:
+        before.pop()
+    settings = purify.settings | {"checkpoint": checkpoint}
+    return dataclasses.replace(
+        line, steps=(*before, dataclasses.replace(purify, settings=settings)))
 
 
 def takes(step: Step, key: str, value: str) -> bool:
