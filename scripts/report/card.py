@@ -9,7 +9,7 @@ from core.checkpoint import describe
 from core.imageset import title
 from core.manual import typed
 from scripts.documents.names import NAMES
-from scripts.report.curves import curve
+from scripts.report.curves import CARD, curve
 from scripts.report.elements import Markup, join, link, tag
 from scripts.report.gather import Kept, methods_of
 from scripts.tables.render import number
@@ -35,8 +35,7 @@ def card(kept: Kept, name: str, back: str, known: list[dict],
             f"{100 * record['accuracy_best']:.1f} % (an oracle), on its own training set "
             f"{100 * record['train_accuracy']:.1f} %."),
         tag("p", "Published: ", sourced(known)) if known else None,
-        curve(*points(kept), 340, 130, labels=True),
-        tag("p", "Line: on its own training set. Points: on clean test images.", class_="about"),
+        curve(*points(kept), *CARD, labels=True),
         tag("h4", "Lineage"), lineage(record),
         tag("h4", "Command lines"),
         join([tag("p", "All of it at once:"), tag("pre", kept.cell)]) if kept.cell else None,
@@ -84,7 +83,7 @@ def value_of(value: object) -> str:
 
 
 def digest(value: str | None) -> Markup | None:
-    return tag("code", value[:16], title=value) if value else None
+    return tag("code", value[:16]) if value else None
 
 
 def facts(record: dict) -> Markup:

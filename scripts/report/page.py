@@ -7,7 +7,7 @@ from string import Template
 from core import reading, records
 from scripts.documents.names import name_of
 from scripts.report.card import card, points, sourced
-from scripts.report.curves import curve
+from scripts.report.curves import axes, curve
 from scripts.report.elements import Markup, image, join, lines, link, tag, text
 from scripts.report.gather import Folder, Results, Row, Table
 from scripts.report.prints import Picture, Printed, blocks, found_by
@@ -66,7 +66,7 @@ def page(results: Results, roots: list[Path], out: Path, *, embed: bool = False)
         "script": (HERE / "page.js").read_text("utf-8"),
         "summary": summary(results, roots), "published": published_number(made),
         "contents": tag("ul", *made.contents),
-        "filters": filters(made), "chapters": chapters, "cards": cards,
+        "filters": filters(made), "chapters": chapters, "axes": axes(), "cards": cards,
         "left_out": left_out(results)}
     return Template((HERE / "page.html").read_text("utf-8")).substitute(parts)
 
