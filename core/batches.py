@@ -22,7 +22,7 @@ from core.device import Device
 from core.errors import UserError
 from core.imageset import ImageSet, to_floats
 from core.run import Run
-from core.views import Views, apply, draw
+from core.views import Views, fresh
 
 DEVICE_BYTES = 32 << 30     # larger sets, and those above half of what the card has free, stay in
                             # the memory map and are sent batch by batch
@@ -113,13 +113,9 @@ class Batches:
             images = to_floats(augment(images, *(draw[rows] for draw in draws),
                                        padding=self.augmentation.crop_padding))
             if self.augmentation.views is not None:
-                images = self._viewed(images, epoch * self.length + step)
+                images = fresh(images, self.augmentation.views, self.run.stream(
+                    f"{self.name}/views", epoch * self.length + step))
             yield images, self.labels[rows]
-
-    def _viewed(self, images: torch.Tensor, step: int) -> torch.Tensor:
-        generator = self.run.stream(f"{self.name}/views", step)
-        return apply(images, draw(self.augmentation.views, len(images), tuple(images.shape[2:]),
-                                  generator, images.device))
 
     def _order(self, generator: torch.Generator) -> torch.Tensor:
         """The epoch's order of the rows, int64 (N,)."""

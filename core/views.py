@@ -246,6 +246,12 @@ def apply(images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
     return torch.cat([viewed(images[rows], drawn.part(rows)) for rows in parts])
 
 
+def fresh(images: torch.Tensor, views: Views, generator: torch.Generator) -> torch.Tensor:
+    """A view of each of these images, by draws of its own."""
+    return apply(images, draw(views, len(images), tuple(images.shape[2:]), generator,
+                              images.device))
+
+
 def viewed(images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
     """`apply` to all images at once."""
     with torch.autocast(images.device.type, enabled=False):

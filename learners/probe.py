@@ -113,9 +113,7 @@ def linear_probe(network: nn.Module, channels: int, data: ImageSet, test: ImageS
         for images, labels in loop.steps(batches):
             number = epoch * len(batches) + loop.step
             if not padded:
-                images = views.apply(images, views.draw(
-                    cropped, len(images), data.image_shape, run.stream(f"{name}/views", number),
-                    images.device))
+                images = views.fresh(images, cropped, run.stream(f"{name}/views", number))
             with torch.no_grad(), run.device.autocast():
                 found = network.features(images).float()
             set_rate(optimizer, rate, run.device)

@@ -31,7 +31,7 @@ from core.ranges import (
 )
 from core.run import Run
 from core.streams import BLOCK
-from core.views import Drawn, apply, draw
+from core.views import Drawn, apply, draw, fresh
 from poisons.crafting import add_noise, craft_rows, report_seen, targets_of
 from poisons.frozen import FrozenSurrogate
 from poisons.noise import LIFT
@@ -84,11 +84,11 @@ def bound(config: Config) -> tuple[str, float]:
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus its own noise, towards the next class or, not
     `targeted`, away from its own."""
+    views = contrastive_views(config.surrogate.strength, config.flip)
+
     def augmented(images: torch.Tensor, labels: torch.Tensor, step: int
                   ) -> tuple[torch.Tensor, torch.Tensor]:
-        views = contrastive_views(config.surrogate.strength, config.flip)
-        return apply(images, draw(views, len(images), clean.image_shape,
-                                  run.stream("aap/surrogate", step), images.device)), labels
+        return fresh(images, views, run.stream("aap/surrogate", step)), labels
 
     frozen = FrozenSurrogate(
         train_surrogate(clean, config.surrogate, run, transform=augmented), run.device)

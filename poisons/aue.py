@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from core.imageset import ImageSet
 from core.ranges import Share
 from core.run import Run
-from core.views import apply, draw
+from core.views import fresh
 from poisons.frozen import FrozenSurrogate
 from poisons.transforms import contrastive_views
 from poisons.turns import Shared, bound, take_turns
@@ -48,8 +48,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     views = contrastive_views(config.strength, config.flip)
 
     def augmented(images: torch.Tensor, name: str, step: int) -> torch.Tensor:
-        return apply(images, draw(views, len(images), tuple(images.shape[2:]),
-                                  run.stream(f"aue/{name}", step), images.device))
+        return fresh(images, views, run.stream(f"aue/{name}", step))
 
     def noise_loss(frozen: FrozenSurrogate, noised: torch.Tensor, labels: torch.Tensor, step: int
                    ) -> torch.Tensor:

@@ -49,7 +49,7 @@ from core.ranges import (
 )
 from core.run import Run
 from core.training import Normalised, check_normalisation
-from core.views import Views, apply, draw
+from core.views import Views, fresh
 from models.classifiers import Architecture, check_images
 from models.contrastive import (
     BYOL_PROJECTED,
@@ -65,7 +65,7 @@ from poisons.noise import Noise, require_rows, uniform_noise
 Algorithm = Literal["simclr", "moco", "byol"]
 OR_OF_CLASSES = " or one noise a class (method=cp)"     # where the noise of each row is too much
 # (contrastive loss of this noise, a function of nothing; noise of each row; labels) -> the loss
-NoiseLoss = Callable[[Callable[[], torch.Tensor], torch.Tensor, torch.Tensor], torch.Tensor]
+Descended = Callable[[Callable[[], torch.Tensor], torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def build(clean: ImageSet, config: Shared, run: Run) -> nn.Module:
     return run.device.place(method)
 
 
-class Batches:
+class Passes:
     """The rows of an epoch's batches: (True, ...) those that the surrogate learns from, from one
     shuffled pass after the other, then (False, ...) those whose noise moves, from a pass of their
     own. The last incomplete batch of a pass is dropped. None of the first kind without `learns`."""
@@ -203,7 +203,7 @@ class Batches:
 
 
 def craft(clean: ImageSet, noise: Noise, config: Shared, run: Run, *, by_class: bool = False,
-          noise_loss: NoiseLoss = lambda contrast, delta, labels: contrast(),
+          noise_loss: Descended = lambda contrast, delta, labels: contrast(),
           learns: bool = True) -> None:
     """Optimise `noise`, of classes or of rows, in place; resumable. What the noise descends is
     `noise_loss`; where that asks for no contrastive loss, there is no surrogate (not `learns`), and
@@ -214,13 +214,12 @@ def craft(clean: ImageSet, noise: Noise, config: Shared, run: Run, *, by_class: 
         method = build(clean, config, run)
         optimizer = sgd(nn.ModuleList(method.trained()), run.device, lr=first_rate(config),
                         momentum=config.momentum, weight_decay=config.weight_decay)
-    batches = Batches(len(clean), config, run, learns)
+    batches = Passes(len(clean), config, run, learns)
     dual = config.algorithm == "moco" or config.dual_branch == "paper"
 
     def views(noised: torch.Tensor, name: str, step: int) -> list[torch.Tensor]:
         noised = noised.clamp(0, 1)
-        return [apply(noised, draw(config.views, len(noised), noised.shape[2:],
-                                   run.stream(f"{name}/view{which}", step), noised.device))
+        return [fresh(noised, config.views, run.stream(f"{name}/view{which}", step))
                 for which in (1, 2)]
 
     def learn(images: torch.Tensor, delta: torch.Tensor, step: int) -> torch.Tensor:

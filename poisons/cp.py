@@ -26,7 +26,7 @@ from core.errors import ConfigError, UserError
 from core.imageset import ImageSet
 from core.run import Run
 from poisons.contrast import OR_OF_CLASSES, Shared, bound, craft, uniform
-from poisons.noise import Noise, publish, require_rows
+from poisons.noise import Noise, publish, require_rows, within
 
 __all__ = ["Config", "bound", "poison"]
 
@@ -66,7 +66,7 @@ def first_noise(clean: ImageSet, config: Config, run: Run) -> torch.Tensor:
     if config.kind == "classwise":
         drawn = torch.rand(clean.num_classes, 3, *clean.image_shape,
                            generator=run.stream("cp/start"))
-        return drawn.mul_(2).sub_(1).mul_(config.epsilon)
+        return within(config.epsilon, drawn)
     if config.start is None:
         return uniform(clean, config, run)
     require_rows(clean, run, OR_OF_CLASSES)

@@ -72,6 +72,11 @@ def uniform_noise(rows: slice, shape: tuple[int, int], epsilon: float, run: Run)
     rows are asked for with it."""
     drawn = by_block(rows, lambda block: torch.rand(
         BLOCK, 3, *shape, generator=run.stream(f"{run.job.method}/start", block)))
+    return within(epsilon, drawn)
+
+
+def within(epsilon: float, drawn: torch.Tensor) -> torch.Tensor:
+    """What was drawn from [0, 1), in place, as noise within the budget."""
     return drawn.mul_(2).sub_(1).mul_(epsilon)
 
 

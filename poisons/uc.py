@@ -35,7 +35,7 @@ from core.ranges import (
 )
 from core.run import Run
 from core.training import Normalised, cosine
-from core.views import Enlargement, Views, apply, draw
+from core.views import Enlargement, Views, fresh
 from models.classifiers import Architecture, classifier
 from models.generator import SMALLEST, Generator
 from poisons.clip import load_tower
@@ -253,7 +253,6 @@ def train_generator(number: int, clean: ImageSet, clusters: torch.Tensor, centre
 def viewed(images: torch.Tensor, config: Config, generator: torch.Generator) -> torch.Tensor:
     """Each image enlarged, cropped at a place of its own to the size that it had, and mirrored or
     not."""
-    shape = tuple(images.shape[2:])
     views = Views(scale=None, resize=config.enlarged, jitter=0.0, grey=0.0,
                   flip=0.5 if config.flip else 0.0)
-    return apply(images, draw(views, len(images), shape, generator, images.device))
+    return fresh(images, views, generator)

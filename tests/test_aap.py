@@ -95,6 +95,7 @@ def test_the_surrogate_learns_from_its_own_augmentation(tmp_path, small, monkeyp
         return draw(views, count, shape, generator, device)
 
     monkeypatch.setattr(aap, "draw", noting)
+    monkeypatch.setattr("core.views.draw", noting)          # of `fresh`
     with new_run(tmp_path / "out", method="aap") as run:
         aap.poison(small, CONFIG, run)
     assert seen[:3] == [contrastive_views(0.2, True)] * 3       # 276 rows, the last too

@@ -258,7 +258,7 @@ def test_signed_descent_lowers_the_loss_and_leaves_other_rows(tmp_path, small):
         start = cp.first_noise(small, config, run)
         noise = Noise(start.clone())
         contrast.craft(small, noise, config, run)
-        moved = set(next(rows for trains, rows in contrast.Batches(40, config, run).epoch(0)
+        moved = set(next(rows for trains, rows in contrast.Passes(40, config, run).epoch(0)
                          if not trains).tolist())
         for row in range(40):
             assert torch.equal(noise.delta[row], start[row]) == (row not in moved)
