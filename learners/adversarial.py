@@ -27,7 +27,7 @@ from core.imageset import ImageSet
 from core.pgd import Norm, gradient_of, lengths, pgd
 from core.ranges import Count, Positive, StepSize, check
 from core.run import Run
-from core.training import RateSchedule, Result, train_classifier
+from core.training import RateSchedule, Result
 from learners import standard
 
 VERSION = 1
@@ -69,9 +69,7 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
         logits = model(attack(model, images, labels, config, noise))
         return F.cross_entropy(logits, labels), logits
 
-    _, result = train_classifier(standard.build(train, config, run), train, test, config, run,
-                                 loss=loss)
-    return result
+    return standard.fit(train, test, config, run, loss=loss)
 
 
 def attack(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, config: Config,

@@ -19,7 +19,7 @@ import torch
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.run import Run
-from core.training import Result, train_classifier
+from core.training import Result
 from learners import standard
 from learners.operations import OPERATIONS, apply_each
 
@@ -63,9 +63,7 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
     def before_crop(images: torch.Tensor, step: int) -> torch.Tensor:
         return augmented(images, policy, run.rng("autoaugment", step))
 
-    _, result = train_classifier(standard.build(train, config, run), train, test, config, run,
-                                 before_crop=before_crop)
-    return result
+    return standard.fit(train, test, config, run, before_crop=before_crop)
 
 
 def augmented(images: torch.Tensor, policy: Policy, draw: np.random.Generator) -> torch.Tensor:

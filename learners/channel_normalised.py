@@ -23,7 +23,7 @@ import torch
 
 from core.imageset import ImageSet, to_floats
 from core.run import Run
-from core.training import Result, train_classifier
+from core.training import Result
 from learners import colours, standard
 
 VERSION = 1
@@ -44,6 +44,4 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
         levels = images.permute(0, 2, 3, 1).mul(255).round_().to(torch.uint8)
         return to_floats(FUNCTIONS[config.mode](levels)), labels
 
-    _, result = train_classifier(standard.build(train, config, run), train, test, config, run,
-                                 transform=transform)
-    return result
+    return standard.fit(train, test, config, run, transform=transform)

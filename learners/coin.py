@@ -18,7 +18,7 @@ from core.filters import COIN_REACH, warp
 from core.imageset import ImageSet, Rounding, quantize, to_floats
 from core.ranges import Range
 from core.run import Run
-from core.training import Result, train_classifier
+from core.training import Result
 from learners import standard
 
 VERSION = 1
@@ -42,6 +42,4 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
         warped = warp(images.permute(0, 2, 3, 1), (2 * drawn - 1) * reach)
         return to_floats(quantize(warped, config.rounding)), labels
 
-    _, result = train_classifier(standard.build(train, config, run), train, test, config, run,
-                                 transform=transform)
-    return result
+    return standard.fit(train, test, config, run, transform=transform)

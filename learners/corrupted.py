@@ -15,7 +15,7 @@ from core.imageset import ImageSet, quantize, to_floats
 from core.luma import luma
 from core.ranges import Levels, Weight
 from core.run import Run
-from core.training import Result, train_classifier
+from core.training import Result
 from learners import standard
 
 VERSION = 1
@@ -53,9 +53,7 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
             return to_floats(quantize(corrupt, "floor")), labels
         return corrupt.permute(0, 3, 1, 2), labels
 
-    _, result = train_classifier(standard.build(train, config, run), train, test, config, run,
-                                 transform=transform)
-    return result
+    return standard.fit(train, test, config, run, transform=transform)
 
 
 def corrupted(images: torch.Tensor, gray: torch.Tensor, shift: torch.Tensor, noise: torch.Tensor

@@ -15,7 +15,7 @@ from core.errors import ConfigError
 from core.imageset import ImageSet
 from core.ranges import Range
 from core.run import Run
-from core.training import Result, train_classifier
+from core.training import Result
 from learners import standard
 
 VERSION = 1
@@ -44,6 +44,4 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
         hole = inside(corners, torch.full_like(corners, config.size), shape)
         return images.where(~hole, 0), labels
 
-    _, result = train_classifier(standard.build(train, config, run), train, test, config, run,
-                                 transform=transform)
-    return result
+    return standard.fit(train, test, config, run, transform=transform)

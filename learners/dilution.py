@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from core.imageset import ImageSet, joined
 from core.run import Run
-from core.training import Result, train_classifier
+from core.training import Result
 from learners import standard
 
 VERSION = 1
@@ -29,6 +29,4 @@ class Config(standard.Config):
 def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
     """Train a fresh classifier on `train` and `run.clean` together and score it on the clean
     `test`."""
-    _, result = train_classifier(standard.build(train, config, run), joined(train, run.clean), test,
-                                 config, run)
-    return result
+    return standard.fit(joined(train, run.clean), test, config, run)

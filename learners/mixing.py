@@ -21,7 +21,7 @@ from core.device import to_device
 from core.imageset import ImageSet
 from core.ranges import Count, Positive, Share
 from core.run import Run
-from core.training import Result, train_classifier
+from core.training import Result
 from learners import standard
 
 # mix(images (B, 3, H, W), their partners, shares to keep (n,), rng) -> (mixed, shares kept (n, 1));
@@ -46,9 +46,7 @@ def fit(mix: Mix, train: ImageSet, test: ImageSet, config: Config, run: Run) -> 
         shares = F.one_hot(labels, train.num_classes).float()
         return mixed(images, shares, mix, config, run.rng("mixing", step))
 
-    _, result = train_classifier(standard.build(train, config, run), train, test, config, run,
-                                 transform=transform)
-    return result
+    return standard.fit(train, test, config, run, transform=transform)
 
 
 def mixed(images: torch.Tensor, shares: torch.Tensor, mix: Mix, config: Config,

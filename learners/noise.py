@@ -18,7 +18,7 @@ from core.imageset import ImageSet
 from core.ranges import LinfRadius
 from core.run import Run
 from core.streams import BLOCK
-from core.training import Result, train_classifier
+from core.training import Result
 from learners import standard
 
 VERSION = 1
@@ -39,11 +39,9 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
             generator=run.stream("noise", step, images.device))
         return drawn.mul_(config.amount).add_(images).clamp_(0, 1), labels
 
-    network = standard.build(train, config, run)
     if config.once:
-        train, transform = noisy(train, config.amount, run), None
-    _, result = train_classifier(network, train, test, config, run, transform=transform)
-    return result
+        return standard.fit(noisy(train, config.amount, run), test, config, run)
+    return standard.fit(train, test, config, run, transform=transform)
 
 
 def noisy(train: ImageSet, amount: float, run: Run) -> ImageSet:

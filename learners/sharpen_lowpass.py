@@ -22,7 +22,7 @@ from core.filters import check_kept, sharpen_and_low_pass
 from core.imageset import ImageSet
 from core.ranges import Positive, PositiveOrZero, Share
 from core.run import Run
-from core.training import Result, train_classifier
+from core.training import Result
 from learners import standard
 
 VERSION = 1
@@ -51,6 +51,4 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
                                     spread=config.spread, keep=config.keep)
         return F.pad(255 * left, (0, 0, 1, 1, 1, 1))
 
-    _, result = train_classifier(standard.build(train, config, run), train, test, config, run,
-                                 before_crop=before_crop)
-    return result
+    return standard.fit(train, test, config, run, before_crop=before_crop)

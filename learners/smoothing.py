@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from core.imageset import ImageSet
 from core.ranges import BelowOne
 from core.run import Run
-from core.training import Result, train_classifier
+from core.training import Result
 from learners import standard
 
 VERSION = 1
@@ -29,6 +29,4 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
         logits = model(images)
         return F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing), logits
 
-    _, result = train_classifier(standard.build(train, config, run), train, test, config, run,
-                                 loss=loss)
-    return result
+    return standard.fit(train, test, config, run, loss=loss)

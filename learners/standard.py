@@ -31,9 +31,10 @@ class Config(Protocol):
         check_images(self.architecture, shape, self.stem)
 
 
-def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
-    """Train a fresh classifier on `train` and score it on the clean `test`."""
-    _, result = train_classifier(build(train, config, run), train, test, config, run)
+def fit(train: ImageSet, test: ImageSet, config: Config, run: Run, **changes) -> Result:
+    """Train a fresh classifier on `train` and score it on the clean `test`. `changes` are what
+    other learners put in the place of its parts: a `loss`, a `transform` (`train_classifier`)."""
+    _, result = train_classifier(build(train, config, run), train, test, config, run, **changes)
     return result
 
 

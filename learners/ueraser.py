@@ -36,7 +36,7 @@ from core.device import to_device
 from core.imageset import ImageSet
 from core.ranges import Count, CountOrZero, Range, Weight
 from core.run import Run
-from core.training import Result, train_classifier
+from core.training import Result
 from learners import standard
 from learners.plasma import brighten, vary_contrast
 from learners.trivial import trivial_augment
@@ -78,9 +78,7 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
                   for copy in range(config.copies if many else 1)]
         return hardest(model, copies, labels, config.form)
 
-    _, result = train_classifier(standard.build(train, config, run), train, test, config, run,
-                                 loss=loss)
-    return result
+    return standard.fit(train, test, config, run, loss=loss)
 
 
 def hardest(model: nn.Module, copies: list[torch.Tensor], labels: torch.Tensor, form: str

@@ -278,13 +278,13 @@ def test_the_released_refit_is_a_plain_loop(few, tmp_path):
 
 def test_an_epoch_of_a_diluted_set_is_a_pass_over_both(few, tmp_path, monkeypatch):
     train, clean = few.first(40), few.subset(np.arange(100, 124), "others")
-    seen, original = [], dilution.train_classifier
+    seen, original = [], standard.train_classifier
 
     def watched(model, images, *rest):
         seen.append(images)
         return original(model, images, *rest)
 
-    monkeypatch.setattr(dilution, "train_classifier", watched)
+    monkeypatch.setattr(standard, "train_classifier", watched)
     with new_run(tmp_path / "a") as run:
         run.clean = clean
         result = dilution.fit(train, TEST, dilution.Config(**SMALL, epochs=3), run)

@@ -10,7 +10,7 @@ from core import streams
 from core.errors import ConfigError
 from core.imageset import quantize, to_floats
 from core.request import parse
-from learners import corrupted, noise
+from learners import corrupted, noise, standard
 
 
 def test_corruption_is_eclipses_loop(transform_of, few, images):
@@ -50,13 +50,13 @@ def test_colour_noise_is_dunes_loop(transform_of, few, images):
 def test_noise_is_added_once_and_only_brightens(tmp_path, few, monkeypatch):
     """By 0 to 7 levels, all alike; every epoch sees the same set, and it is not the stored one."""
     seen = {}
-    monkeypatch.setattr(noise, "train_classifier",
-                        lambda network, train, *rest, transform: (None, seen.update(
-                            train=train, transform=transform)))
+    monkeypatch.setattr(standard, "train_classifier",
+                        lambda network, train, *rest, **changes: (None, seen.update(
+                            train=train, changes=changes)))
     before = few.images.copy()
     with new_run(tmp_path / "out") as run:
         noise.fit(few, few, noise.Config(), run)
-    assert seen["transform"] is None
+    assert not seen["changes"]
     added = seen["train"].images.astype(int) - few.images
     assert added.min() == 0
     counts = np.bincount(added[few.images < 240], minlength=9) / (few.images < 240).sum()

@@ -97,7 +97,7 @@ FAULTS = [
           "config.kld_weight if target", "0.01 if target",
           f"{KEYS}[purifiers-dvae-train-kld_weight]"),
     fault("a learner's config does not reach the loop", "learners/smoothing.py",
-          "run), train, test, config, run,", "run), train, test, Config(), run,",
+          "standard.fit(train, test, config, run", "standard.fit(train, test, Config(), run",
           f"{KEYS}[learners-smoothing-epochs]", f"{KEYS}[learners-smoothing-learning_rate]"),
     fault("a learner ignores the key that it adds", "learners/smoothing.py",
           "label_smoothing=config.label_smoothing", "label_smoothing=0.1",
