@@ -10,6 +10,7 @@ not rounded between operations (core.views). On a GPU networks compute in bf16, 
 float32 (`precision: fp32`).
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -110,10 +111,9 @@ def fit(make: Make, train: ImageSet, test: ImageSet, config: Pretraining, run: R
                     lambda: knn_accuracy(network, known, test, config.neighbours,
                                          config.knn_temperature, run))
     found = linear_probe(network, channels, known, test, config.probe, config.views, run)
-    return Result(
-        last=found.last, best=found.best, best_epoch=found.best_epoch, curve=found.curve,
-        train_accuracy=found.train_accuracy, epochs=loop.epochs, images=loop.images,
-        seconds=loop.seconds, images_per_second=loop.images_per_second, saw=saw, network=bare,
+    return dataclasses.replace(     # the accuracies are the probe's, the time the encoder's
+        found, epochs=loop.epochs, images=loop.images, seconds=loop.seconds,
+        images_per_second=loop.images_per_second, saw=saw, network=bare,
         probe={"data": config.probe.data, "images": known.meta["name"], "rows": len(known),
                "fingerprint": known.fingerprint, "features": channels,
                "loss_scale": config.loss_scale, "knn": [list(point) for point in knn]})

@@ -34,7 +34,7 @@ from core.ranges import (
     Share,
 )
 from core.run import Run
-from core.training import TEST_BATCH, count_right, in_order, right
+from core.training import TEST_BATCH, Result, count_right, in_order, result_of, right
 from core.views import Views
 
 # the labelled images that judge an encoder, and what of them stands in a record beside the set
@@ -63,26 +63,6 @@ class Probe(Keys):
     crop_padding: CountOrZero | None = added(None)
 
 
-@dataclass(frozen=True)
-class Probed:
-    """Clean test accuracy of a linear classifier; as in core.training.Result."""
-
-    curve: list[tuple[int, float]]      # (epoch of the classifier, accuracy)
-    train_accuracy: float               # on cropped and mirrored images, last epoch
-
-    @property
-    def last(self) -> float:
-        return self.curve[-1][1]
-
-    @property
-    def best_epoch(self) -> int:
-        return max(self.curve, key=lambda point: point[1])[0]
-
-    @property
-    def best(self) -> float:
-        return dict(self.curve)[self.best_epoch]
-
-
 def images_of(train: ImageSet, probe: Probe, run: Run) -> Judges:
     """What judges an encoder trained on `train`. Raises UserError if it is not there."""
     if probe.data == "released" or not train.meta["lineage"]:
@@ -92,9 +72,10 @@ def images_of(train: ImageSet, probe: Probe, run: Run) -> Judges:
 
 
 def linear_probe(network: nn.Module, channels: int, data: ImageSet, test: ImageSet, probe: Probe,
-                 seen: Views, run: Run, name: str = "probe") -> Probed:
+                 seen: Views, run: Run, name: str = "probe") -> Result:
     """Train a linear classifier on the features of `network`, frozen and in eval mode, of images
-    cropped and mirrored as `seen` or `probe.crop_padding` says; resumable under `name`."""
+    cropped and mirrored as `seen` or `probe.crop_padding` says; resumable under `name`. Its train
+    accuracy is on these."""
     network.eval()
     with run.initialisation(f"{name}/linear"):
         linear = nn.Linear(channels, data.num_classes).to(run.device.torch)
@@ -127,7 +108,7 @@ def linear_probe(network: nn.Module, channels: int, data: ImageSet, test: ImageS
             accuracy = count_right(linear, [(of_test, answers)]) / len(test)
         curve.append([epoch + 1, accuracy])
         loop.end_epoch(accuracy=accuracy)
-    return Probed([tuple(point) for point in curve], loop.means["train_accuracy"])
+    return result_of(curve, loop)
 
 
 @torch.no_grad()

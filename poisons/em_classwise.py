@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from core.batches import Batches
 from core.imageset import ImageSet
@@ -35,6 +34,7 @@ from poisons.minmin import (
     report_stop,
     train_step,
 )
+from poisons.noise import Noise
 
 __all__ = ["Config", "bound", "poison"]
 
@@ -48,20 +48,12 @@ class Config(Shared):
     share: Share = 0.2              # of each class, that the noise is made from; release: 0.2
 
 
-class ClassNoise(nn.Module):
-    """The noise of each class, (K, 3, H, W)."""
-
-    def __init__(self, clean: ImageSet) -> None:
-        super().__init__()
-        self.register_buffer("delta", torch.zeros(clean.num_classes, 3, *clean.image_shape))
-
-
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus the noise of its class."""
     say_not_shared(run)
     model, optimizer = build_surrogate(clean, config, run)
     frozen = FrozenSurrogate(model, run.device)
-    noise = ClassNoise(clean).to(run.device.torch)
+    noise = Noise(torch.zeros(clean.num_classes, 3, *clean.image_shape)).to(run.device.torch)
     minibatches = Endless(Batches(clean, config.batch_size, run, "surrogate"), config.train_steps)
     part = stratified(clean.labels, config.share, run.rng("subset"))
     errors: list[float] = []
@@ -143,7 +135,7 @@ class Endless:
 
 @torch.no_grad()
 def error_rate(frozen: FrozenSurrogate, clean: ImageSet, batches: list[np.ndarray],
-               noise: ClassNoise, run: Run) -> float:
+               noise: Noise, run: Run) -> float:
     """Share of the noised images in `batches` of rows that the surrogate, in eval mode, gets
     wrong."""
     def noised() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -71,7 +71,7 @@ def in_double(monkeypatch):
     """The attacks in double precision from the pixels on; weights start from the same floats.
     Returns a list that gets every class-wise noise as it is made."""
     load, load_noise = em.on_device, em.load_noise
-    build, noise = em.build_surrogate, em_classwise.ClassNoise
+    build, noise = em.build_surrogate, em_classwise.Noise
 
     def double_load(*arguments):
         images, labels = load(*arguments)
@@ -81,13 +81,13 @@ def in_double(monkeypatch):
         model, optimizer = build(*arguments)
         return model.double(), optimizer
 
-    def double_noise(clean):
-        made.append(noise(clean).double())
+    def double_noise(start):
+        made.append(noise(start.double()))
         return made[-1]
 
     made = []
     monkeypatch.setattr(em, "load_noise", lambda *arguments: load_noise(*arguments).double())
-    monkeypatch.setattr(em_classwise, "ClassNoise", double_noise)
+    monkeypatch.setattr(em_classwise, "Noise", double_noise)
     for attack in ATTACKS:
         monkeypatch.setattr(attack, "on_device", double_load)
         monkeypatch.setattr(attack, "build_surrogate", double_build)

@@ -1,6 +1,5 @@
 """Methods in words: what their modules, Configs and YAMLs say of them (`core.manual`)."""
 
-import importlib
 import inspect
 import re
 import textwrap
@@ -8,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from core import config, manual, variants
-from core.methods import list_methods
+from core.methods import find_method, list_methods
 from core.names import markdown_cell
 from scripts.documents.names import NAMES
 
@@ -29,7 +28,7 @@ def lines(room: str) -> str:
     if room == "protocols":
         return "".join(f"- `{path.stem}` {first_comment(path)}\n"
                        for path in sorted(Path("configs/learners").glob("*.yaml")))
-    return "".join(f"- `{name}` {manual.first_sentence(module_of(room, name))}\n"
+    return "".join(f"- `{name}` {manual.first_sentence(find_method(room, name))}\n"
                    for name in list_methods(room))
 
 
@@ -53,7 +52,7 @@ def page() -> str:
 
 def described(room: str, name: str) -> str:
     """A method's docstring, where it stands, its keys and its variants."""
-    module = module_of(room, name)
+    module = find_method(room, name)
     yaml = Path(f"configs/{room}/{name}.yaml")
     places = [str(path) for path in (Path(room, f"{name}.py"), yaml) if path.is_file()]
     text = f"{markdown(module.__doc__)}\n\nIn " + " and ".join(
@@ -81,10 +80,6 @@ def variant_lines(yaml: Path) -> Iterator[tuple[str, str]]:
             yield f"preset={name}", said
         for data_set, more in its_sets.items():
             yield f"preset={name} {manual.chosen_by(data_set)}", manual.said(more)
-
-
-def module_of(room: str, name: str):
-    return importlib.import_module(f"{room}.{name}")
 
 
 def first_comment(path: Path) -> str:

@@ -14,7 +14,6 @@
 """
 
 import argparse
-import importlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from core.commands import COMMANDS, Command
 from core.config import as_path
 from core.device import DeviceSettings
 from core.errors import UserError
-from core.methods import fact, list_methods
+from core.methods import fact, find_method, list_methods
 from core.names import printable
 from core.outlines import SIZES
 from core.settings import Settings
@@ -83,7 +82,7 @@ def methods_of(room: str) -> Callable[[], Lines]:
         methods = list_methods(room)
         for name in sorted({*methods, *manual.yamls(room)}):
             path = manual.CONFIGS / room / f"{name}.yaml"
-            yield name, (manual.first_sentence(module_of(room, name)) if name in methods
+            yield name, (manual.first_sentence(find_method(room, name)) if name in methods
                          else first_comment(path))
             for preset, text in presets(path):
                 yield f"  {preset}", text
@@ -196,14 +195,14 @@ def pages(room: str, word: str, applied_by: Command) -> Iterator[str]:
     """Of a method all that --help prints of it, of another YAML what it sets."""
     path = manual.CONFIGS / room / f"{word}.yaml"
     if word in list_methods(room):
-        module = module_of(room, word)
+        module = find_method(room, word)
         yield manual.page(module, word, applied_by)
         if hasattr(module, "TrainConfig"):
             yield manual.page(module, word, COMMANDS[fact(module, "TRAINED_BY")])
     elif path.is_file():
         tree = config.read_file(path)
         method = config.text(tree.value["method"])
-        lines = manual.variant_lines(tree, path, module_of(room, method).Config, method)
+        lines = manual.variant_lines(tree, path, find_method(room, method).Config, method)
         yield "\n".join([first_comment(path), *lines,
                          f"its keys: python scripts/list.py {method}"])
 
@@ -244,13 +243,9 @@ def keys() -> Lines:
     kinds = [(kind, "") for kind in (Settings, datasets.DataSettings, DeviceSettings)]
     for room in APPLIED_BY:
         for name in list_methods(room):
-            module = module_of(room, name)
+            module = find_method(room, name)
             kinds += [(getattr(module, half), prefix) for half, prefix in
                       (("Config", name), ("TrainConfig", f"{name}.train")) if hasattr(module, half)]
     for kind, prefix in kinds:
         for key in manual.keys(kind, prefix):
             yield key.name, " ".join(" ".join(key.lines()).split())
-
-
-def module_of(room: str, name: str):
-    return importlib.import_module(f"{room}.{name}")
