@@ -91,6 +91,9 @@ def read_variant(yamls: list[str], overrides: list[str], smoke: bool, data_set: 
     stem = yamls and config.as_path(yamls[0]).stem
     if protocol is not None:
         tree, replaced = under_protocol(tree, protocol, data_set, command)
+        if replaced and picked:
+            raise UserError(f"preset: {picked} is keys of {yamls[-1]}, all of which protocol= "
+                            "replaces: leave one of the two out, and type what is to be changed")
         stem = None if replaced else stem
     for word in overrides:
         config.apply(tree, word)

@@ -13,6 +13,7 @@ float32 (`precision: fp32`).
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,16 @@ from core.errors import UserError
 from core.graphs import set_rate, sgd
 from core.imageset import ImageSet
 from core.loop import Loop
-from core.ranges import BatchSize, BelowOne, Count, CountOrZero, Keys, Positive, PositiveOrZero
+from core.ranges import (
+    BatchSize,
+    BelowOne,
+    Count,
+    CountOrZero,
+    Keys,
+    Positive,
+    PositiveOrZero,
+    Range,
+)
 from core.run import Run
 from core.training import Normalised, Result, check_normalisation
 from core.views import Views
@@ -78,7 +88,8 @@ class Pretraining(Keys):
     # epochs between tests by neighbours on the clean test set; 0: after the last one only; ours
     test_every: CountOrZero = 50
     neighbours: Count = 200             # whose labels count in that test; InstDisc: 200
-    knn_temperature: Positive = 0.1     # of their weights; MoCo's demo: 0.1
+    # of their weights; MoCo's demo: 0.1. Float32 holds no exp(1/t) of much less than 0.02
+    knn_temperature: Annotated[float, Range(at_least=0.02)] = 0.1
     probe: Probe = field(default_factory=Probe)     # the linear classifier behind the encoder
 
     def __post_init__(self) -> None:

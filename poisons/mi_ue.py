@@ -20,13 +20,13 @@ every row is in memory. What an image gets depends on whom it shares a batch wit
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 
 from core.imageset import ImageSet
-from core.ranges import BatchSize, Count, Positive, PositiveOrZero, StepSize
+from core.ranges import BatchSize, Count, Positive, PositiveOrZero, Range, StepSize
 from core.run import Run
 from core.training import Normalised, check_normalisation
 from poisons.frozen import FrozenSurrogate
@@ -53,7 +53,8 @@ class Config(Shared):
     # mirror half of a batch's images before their noise is added, which is not mirrored: it is for
     # an image and its mirror image; release's command (--post-aug): yes
     flip: bool = True
-    temperature: Positive = 0.1     # t, of the softmax; release: 0.1
+    # t, of the softmax; release: 0.1. Float32 holds no exp(1/t) of much less
+    temperature: Annotated[float, Range(at_least=0.02)] = 0.1
     distance_weight: PositiveOrZero = 0.0   # zeta; release: 0, paper: 0.1
     # of the sums, as above; released: over all images, and a distance a channel
     form: Literal["released", "paper"] = "released"
@@ -92,6 +93,8 @@ def pair_loss(features: torch.Tensor, labels: torch.Tensor, config: Config) -> t
     own, other = (near * same).sum(1), (near * (1 - same)).sum(1)
     below = own + other if config.form == "released" else other.clamp(min=SMALL)
     loss = -(own / below).log()
+    if config.form == "paper":          # which says nothing where all are of one class
+        loss = loss.where(other > 0, 0.0)
     if config.distance_weight:
         # by subtraction: as matrix products, torch's way above 25 rows, an image is not at 0 from
         # itself, but at a hundredth or so

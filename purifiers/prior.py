@@ -116,6 +116,10 @@ def train(images: ImageSet, config: TrainConfig, run: Run) -> dict | None:
                         f"{config.batch_size} images equally")
     if config.ema_start == "source" and not config.init_from:
         raise UserError(f"{run.job.method}.train.ema_start: source needs init_from, a checkpoint")
+    kept = config.ema_decay**config.steps
+    if config.ema_start == "init" and not config.init_from and kept > 0.05:
+        run.say(f"ema_start: init: of the EMA, which purifies, {kept:.0%} stays its random start "
+                f"after {config.steps} steps; warmup forgets it")
     shape = config.shape_of(images.image_shape)
     model, ema, source = build_model(config, shape, run), None, None
     if config.init_from:

@@ -41,7 +41,8 @@ class Passes(Keys):
 
     t_star: Count = 100             # steps of noise, of the prior's T; AVATAR: 100
     passes: Count = 1               # to t_star and back; AVATAR: 1
-    # step whose abar the noise has; null: t_star - 1, where the network starts
+    # step whose abar the noise has: t_star - 1, where the network starts (null), or t_star, as LE's
+    # release
     start_index: CountOrZero | None = None
     # ancestral asks the network at every step, subsampled and ddim at `evaluations` of them
     sampler: Literal["ancestral", "subsampled", "ddim"] = "ancestral"
@@ -64,6 +65,10 @@ class Passes(Keys):
         if self.sampler in ("subsampled", "ddim") and self.evaluations > self.t_star:
             raise ConfigError("evaluations", f"{self.evaluations} are more than the "
                                              f"{self.t_star} steps of a pass (t_star)")
+        if self.start not in (self.t_star - 1, self.t_star):
+            raise ConfigError("start_index", f"{self.start}, but the network starts at step "
+                                             f"{self.t_star - 1} (t_star: {self.t_star}): it is "
+                                             f"{self.t_star - 1} or {self.t_star}")
 
     def visited(self) -> list[int]:
         """The steps at which a pass asks the network, noisiest first."""

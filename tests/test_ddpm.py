@@ -81,6 +81,15 @@ def test_a_warm_ema_forgets_its_start():
     assert left < 1e-15
 
 
+@pytest.mark.parametrize(("decay", "said"), [(0.9, True), (0.6, False)])
+def test_what_an_ema_keeps_is_said_where_it_is_much(few_path, decay, said):
+    """8 steps: 0.9^8 = 43 %, 0.6^8 = 1.7 %."""
+    outcome = run_command(train_ddpm.main, *TRAIN, f"data={few_path}", "ddpm.train.sample_every=0",
+                          "ddpm.train.ema_start=init", f"ddpm.train.ema_decay={decay}")
+    assert outcome.status == 0
+    assert ("which purifies, 43% stays its random start after 8 steps" in outcome.stderr) == said
+
+
 @pytest.mark.parametrize("loss", ["mean", "sum"])
 def test_training_is_ho_et_als(few, tmp_path, loss):
     """Two steps against a plain loop: noise at random steps, predict it, clip, Adam, EMA."""
@@ -332,6 +341,8 @@ def test_released_cast_wraps():
     (["ddpm.t_star=0"], "ddpm.t_star: 0 is out of range: it must be at least 1"),
     (["ddpm.t_star=2000"], "ddpm.t_star: 2000 steps, but"),
     (["ddpm.sampler=subsampled", "ddpm.evaluations=9"], "9 are more than the 5 steps"),
+    (["ddpm.start_index=6"], "start_index: 6, but the network starts at step 4 (t_star: 5)"),
+    (["ddpm.start_index=3"], "it is 4 or 5"),
 ])
 def test_bad_purification_keys(trained, few_path, keys, message):
     outcome = run_command(purify.main, *APPLY, f"data={few_path}", f"checkpoint={trained}", *keys)

@@ -86,7 +86,7 @@ def test_help_shows_every_key_of_every_method(room, name):
         "  data=cifar100  em.train_steps=20 em.weight_decay=5e-5", "  preset=eps16  "]),
     (purify.main, ["jcdp", "--help"], [
         "  jcdp.t_star = 20  ", "  jcdp.strength = 0.002 ",
-        "  preset=released  precision=fp32 jcdp.start_index=20"]),
+        "  preset=released  precision=fp32 jcdp.t_star=20 jcdp.start_index=20"]),
     (purify.main, ["--help", f"{ROOT}/configs/purifiers/dvae.yaml"], [
         "  dvae.stages = null ", "  dvae.train.*: keys of python train_vae.py"]),
     (train_vae.main, ["--help", "dvae"], [

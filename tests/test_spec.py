@@ -181,6 +181,23 @@ def test_small_says_which_lines_it_leaves_out(tiny, data, capsys):
     assert len(spec.read_one(str(tiny)).columns) == 4
 
 
+def test_small_leaves_a_vit_its_network_and_rate(here):
+    """Typed, for a preset of a protocol's own method would be the protocol's; on as many images as
+    the other cells."""
+    table = spec.read_one("dvae_transfer", Choice("small", rows=("clean",),
+                                                  columns=("none vit_small", "none"), seeds=(0,)),
+                          ("data=digits", "size=32", "split=first:100"))
+    cells = {cell.column.name: cell.record.job.config for cell in plan.Planner(table).cells()}
+    vit, usual = cells["none vit_small"], cells["none architecture=resnet18"]
+    changed = {"architecture": "vit_small", "optimizer": "adam", "learning_rate": 5e-4,
+               "weight_decay": 0.0, "nesterov": False}
+    assert {key: vit[key] for key in changed} == changed
+    assert {**usual, **changed} == vit
+    [step] = {line.name: line.learner for line in table.columns
+              if line.name == "none vit_small"}.values()
+    assert step.settings["split"] == "first:10000"
+
+
 def test_small_may_make_a_part_unless_others_are_chosen(here):
     def columns(*chosen: str) -> list[str]:
         return [line.name for line in

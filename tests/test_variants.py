@@ -173,6 +173,7 @@ def test_what_smoke_has_of_its_own_is_told(capsys):
     (["mine.yaml", "protocol=mixed.yaml"], r"mixed\.yaml is of mixup, which smooth.*/cpu12\.yaml$"),
     (["simclr", "protocol=short.yaml"], r"simclr does not go on from; .* leave protocol= out"),
     (["mine.yaml", "protocol=wrong.yaml"], r"wrong\.yaml:2: unknown key 'standard\.epoch'"),
+    (["bridge120", "preset=vit", "protocol=short.yaml"], r"^preset: vit is keys of .*120\.yaml, "),
 ])
 def test_a_mistake_about_a_protocol_is_named(tmp_path, words, message):
     for name, text in (("short", PROTOCOL), ("mine", LEARNER), ("other", "method: jpeg\n"),

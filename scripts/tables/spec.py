@@ -178,6 +178,9 @@ def quicken(step: Step, small: dict[str, Node]) -> Step:
                 for key, node in extra.items()}
     settings = {key: value for key, value in settings.items() if takes(step, key, value)}
     settings |= step.settings
+    split = section(small, "settings").get("split")
+    if split and settings.get("split") == "train" and "data" not in settings:
+        settings["split"] = config.text(split)      # all training images, of this form
     sets = section(small, "sets")
     if settings.get("data") in sets:
         settings["data"] = config.text(sets[settings["data"]])
