@@ -6,17 +6,22 @@ interrupted (the same line resumes).
 
 import contextlib
 import contextvars
+import ctypes
 import errno
 import functools
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from core import distributed, output, processes
+from core import distributed, output
 from core.errors import UserError
 from core.names import printable
 
+STARTER = "UNLEARNABLE_STARTER"     # environment: the process that a command is to end with
+PR_SET_PDEATHSIG = 1                # of linux/prctl.h
 # What no disk and no user causes: a mistake in the code, and its traceback is wanted.
 UNEXPLAINED = (None, errno.EBADF, errno.EFAULT, errno.ECHILD, errno.ESRCH)
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")      # torch's words on CUDA, on a CPU
@@ -29,7 +34,7 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
     def wrapped(argv: list[str] | None = None) -> int:
         output.prepare()
         try:
-            processes.end_with_starter()
+            end_with_starter()
             leads = distributed.world().leads           # rank 0 prints the artefact's path
             with contextlib.nullcontext() if leads else contextlib.redirect_stdout(None):
                 try:
@@ -77,3 +82,29 @@ def fail(message: str) -> int:
         output.flush()                  # now, where a full disk behind it hides nothing
     print(f"error{where}: {printable(message)}", file=sys.stderr)
     return 1
+
+
+def end_with_starter() -> None:
+    """In a command that a script, another command or torchrun started: have the kernel send
+    SIGTERM, upon which a run saves its state, if that process dies, however it dies (Linux). Raises
+    KeyboardInterrupt if it died already."""
+    starter = os.environ.get(STARTER, "")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        starter = str(os.getppid())
+    if not starter.isdecimal():
+        return
+    if os.getppid() == int(starter) and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(starter) and not alive(int(starter)):
+        raise KeyboardInterrupt
+
+
+def alive(number: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

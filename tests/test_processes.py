@@ -1,4 +1,4 @@
-"""core/processes.py: no command outlives the one that started it."""
+"""scripts/tables/processes.py: no command outlives the one that started it."""
 
 import os
 import signal
@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from core import processes
+from core import command
+from scripts.tables import processes
 
 # A command: it says that it is ready, works for a minute, and saves when it is asked to end.
 CHILD = """
 import signal, sys, time
 from pathlib import Path
-from core.processes import end_with_starter
+from core.command import end_with_starter
 
 def save(number, frame):
     Path("saved").touch()
@@ -29,7 +30,7 @@ time.sleep(60)
 """
 PARENT = """
 import sys
-from core import processes
+from scripts.tables import processes
 with processes.interruptible():
     child = processes.start(["-c", sys.argv[1]])
     print(child.pid, flush=True)
@@ -81,9 +82,9 @@ def test_a_child_ends_with_its_parent(number):
 def test_a_child_whose_parent_died_while_it_was_importing(monkeypatch):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    monkeypatch.setenv(processes.STARTER, str(gone.pid))
+    monkeypatch.setenv(command.STARTER, str(gone.pid))
     with pytest.raises(KeyboardInterrupt):
-        processes.end_with_starter()
+        command.end_with_starter()
 
 
 @pytest.mark.parametrize("starter", ["", "me", "this process", "1"])
@@ -91,8 +92,8 @@ def test_others_are_nobodys_children(monkeypatch, starter):
     """No starter, or one that lives and is not our parent (a grandparent's word, inherited)."""
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     starter = str(os.getpid()) if starter == "this process" else starter
-    monkeypatch.setenv(processes.STARTER, starter)
-    processes.end_with_starter()
+    monkeypatch.setenv(command.STARTER, starter)
+    command.end_with_starter()
 
 
 def test_a_second_interrupt_asks_again(monkeypatch):

@@ -14,11 +14,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from core import files, lock, processes
+from core import files, lock
 from core.device import DeviceSettings
 from core.errors import UserError
 from core.job import Job
-from scripts.tables import claims, estimates, plan, schedule, status, workers
+from scripts.tables import claims, estimates, plan, processes, schedule, status, workers
 
 # Stands for a command of a table: says that it begins, works in seconds, and leaves `out` whole.
 COMMAND = """

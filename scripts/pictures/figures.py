@@ -33,14 +33,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from core import processes, records
+from core import records
 from core.command import command
 from core.config import as_path, expand
 from core.datasets import clean_of
 from core.errors import UserError
 from scripts.pictures import bars, charts, grid, numbers, strips
 from scripts.pictures.style import picture_path, save
-from scripts.tables import measure, plan, spec
+from scripts.tables import measure, plan, processes, spec
 from scripts.tables.table import Choice, Table
 
 MOST_IMAGES = 100       # side by side

@@ -1,7 +1,7 @@
-"""Commands that another command starts: Ctrl-C reaches them through it, and they end with it."""
+"""Commands that another command starts: Ctrl-C reaches them through it, and they end with it
+(`core.command.end_with_starter`)."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -10,8 +10,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
-STARTER = "UNLEARNABLE_STARTER"     # environment: the process that a command is to end with
-PR_SET_PDEATHSIG = 1                # of linux/prctl.h
+from core.command import STARTER
 
 
 def start(words: Iterable[str], *, env: dict[str, str] | None = None, **options: Any
@@ -105,29 +104,3 @@ def stop(processes: Iterable[subprocess.Popen]) -> None:
             except KeyboardInterrupt:
                 for other in processes:
                     other.terminate()
-
-
-def end_with_starter() -> None:
-    """In a command that `start`, a script or torchrun started: have the kernel send SIGTERM, upon
-    which a run saves its state, if that process dies, however it dies (Linux). Raises
-    KeyboardInterrupt if it died already."""
-    starter = os.environ.get(STARTER, "")
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        starter = str(os.getppid())
-    if not starter.isdecimal():
-        return
-    if os.getppid() == int(starter) and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(starter) and not alive(int(starter)):
-        raise KeyboardInterrupt
-
-
-def alive(number: int) -> bool:
-    """Whether there is such a process."""
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
