@@ -21,7 +21,7 @@ from core.splits import split_rows
 from core.training import accuracy
 from learners import dilution, early_stopping, reweighted_head, standard
 from poisons.__main__ import main as poison
-from scripts.tables import plan, spec
+from scripts.tables import plan, spec, wording
 
 SMALL = {"architecture": "linear", "batch_size": 16, "crop_padding": 1}
 TEST = load(DataSettings("digits", "test"))
@@ -109,7 +109,7 @@ def test_on_digits_a_yaml_works_by_itself_and_its_record_says_what_it_saw(name):
     out = succeed(evaluate.main, CONFIGS / f"learners/{name}.yaml", "data=digits",
                   "--limit", "1300", f"{name}.epochs=1", f"{name}.architecture=linear", *more)
     record = records.load(out)
-    assert records.saw(record) == "200 clean labelled images (63 of them originals of the set)"
+    assert wording.saw(record) == "200 clean labelled images (63 of them originals of the set)"
     [seen] = record["learner_saw"]
     assert seen["rows"] == "1237 to 1436"
     assert seen["root"] == {"data": "digits", "size": 16, "split": "last:200"}

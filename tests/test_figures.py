@@ -21,7 +21,7 @@ from core import records
 from core.errors import UserError
 from core.imageset import ImageSet
 from scripts.pictures import bars, charts, figures, numbers, strips, style, toy
-from scripts.tables import plan, spec
+from scripts.tables import plan, spec, wording
 from scripts.tables.measure import (
     Point,
     clean_of,
@@ -264,7 +264,7 @@ def test_a_figure_prints_its_numbers_and_is_drawn(sweep, monkeypatch, name):
         point = points(spec.read_one("table.yaml"), planned())[-1]
         assert lines[-1] == (f"| lsp | vae 3 | {point.kld:.2f} | {point.psnr_poisoned:.2f} | "
                              f"{point.psnr_clean:.2f} | {point.kept:.2f} | "
-                             f"{records.spread(point.accuracies)} |")
+                             f"{wording.spread(point.accuracies)} |")
 
 
 def test_psnr_to_the_clean_image(sweep, monkeypatch):
@@ -541,7 +541,7 @@ def test_numbers_come_back_as_they_were_printed(sweep, monkeypatch, capsys):
     Path("points.md").write_text("# Title\n\n" + capsys.readouterr().out)
     for point, read in zip(measured, numbers.read_points(Path("points.md"), table), strict=True):
         assert (read.row, read.family, read.value) == (point.row, point.family, point.value)
-        assert records.spread(read.accuracies) == records.spread(point.accuracies)
+        assert wording.spread(read.accuracies) == wording.spread(point.accuracies)
         for key in ("psnr_poisoned", "psnr_clean", "kld"):
             there = getattr(point, key)
             assert getattr(read, key) == (None if there is None else pytest.approx(there, abs=.005))

@@ -15,6 +15,7 @@ from core import records, training
 from core.errors import UserError
 from learners import pretrained
 from models.classifiers import classifier
+from scripts.tables import wording
 
 SMALL = {"width": 2, "epochs": 1, "batch_size": 16, "crop_padding": 1}
 
@@ -123,7 +124,7 @@ def test_a_kept_network_is_loaded_as_it_was_and_scores_alike(kept):
     assert after["accuracy_last"] == before["accuracy_last"]
     [seen] = after["learner_saw"]
     assert seen["fingerprint"] == before["train"]["fingerprint"]
-    assert records.saw(after) == "the set itself, with their labels"
+    assert wording.saw(after) == "the set itself, with their labels"
 
 
 def test_what_a_network_saw_is_said_of_all_that_made_it(kept, few, tmp_path):
@@ -133,9 +134,9 @@ def test_what_a_network_saw_is_said_of_all_that_made_it(kept, few, tmp_path):
                            root={"data": "six"})
     first = succeed(evaluate.main, *tuning(other, record, "keep_network=true", f"test={other}"))
     assert load_file(first / "network.safetensors")["linear.weight"].shape == (6, 16)
-    assert records.saw(records.load(first)) == "other data: 40 images of digits, with their labels"
+    assert wording.saw(records.load(first)) == "other data: 40 images of digits, with their labels"
     second = records.load(succeed(evaluate.main, *tuning(data, first)))
-    assert records.saw(second) == ("other data: 40 images of six, with their labels; the set "
+    assert wording.saw(second) == ("other data: 40 images of six, with their labels; the set "
                                    "itself, with their labels")
 
 
@@ -143,7 +144,7 @@ def test_without_weights_a_fresh_network_is_trained_and_that_is_said(kept):
     data, _ = kept
     outcome = run_command(evaluate.main, *tuning(data, "null"))
     assert "pretrained.weights is null: a fresh network is trained" in outcome.stderr
-    assert records.saw(records.load(outcome.path)) == "nothing"
+    assert wording.saw(records.load(outcome.path)) == "nothing"
 
 
 def test_the_weights_count_by_content(kept, tmp_path):

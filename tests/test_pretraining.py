@@ -24,6 +24,7 @@ from core.views import Views, apply, draw
 from learners import advcl_reduced, byol, moco, pretraining, simclr
 from learners.probe import Probe, images_of, knn_accuracy, linear_probe, votes
 from models import contrastive as networks
+from scripts.tables import wording
 
 LINE = ("method=simclr", "simclr.architecture=linear", "simclr.epochs=1", "simclr.batch_size=16",
         "simclr.neighbours=5", "simclr.probe.epochs=1")
@@ -211,7 +212,7 @@ def test_a_probe_takes_clean_images_of_a_poisoned_set(data, tmp_path):
         assert record["probe"]["data"] == which
         assert record["probe"]["knn"][-1][0] == 1
         assert (record["probe"]["rows"], record["probe"]["features"]) == (40, 768)
-        assert records.saw(record) == {
+        assert wording.saw(record) == {
             "clean": "40 clean labelled images (40 of them originals of the set)",
             "released": "nothing"}[which]
 
@@ -241,7 +242,7 @@ def test_a_kept_encoder_is_fine_tuned_and_saw_no_labels(data, tmp_path):
     found = load_file(tuned / "network.safetensors")
     assert all(torch.equal(found[name], weights[name]) for name in weights)
     assert found["linear.weight"].shape == (10, 16)
-    assert records.saw(records.load(tuned)) == "the set itself"
+    assert wording.saw(records.load(tuned)) == "the set itself"
     outcome = run_command(evaluate.main, *tune, "pretrained.width=3")
     assert outcome.error == (f"{encoder} has width 2, but this training has 3: set "
                              "pretrained.width")

@@ -18,7 +18,7 @@ from core.errors import UserError
 from core.imageset import ImageSet
 from core.shapes import ROOT, misshapen
 from scripts.exchange import export
-from scripts.tables import render
+from scripts.tables import render, wording
 
 RECORDS = Path(__file__).resolve().parents[1] / "results"
 VALUES = (None, True, 3, -1, 2.5, 10**30, "x", [], {}, [[1]], {"a": 1})
@@ -113,7 +113,7 @@ def test_no_odd_type_in_a_record_is_a_traceback(tmp_path, name, capsys):
             continue
         evaluate.report(record, tmp_path)
         render.seconds_of(record)
-        records.saw(record)
+        wording.saw(record)
         for trained in record["purifier_trained_on"]:
             describe(trained)
 

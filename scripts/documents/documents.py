@@ -24,6 +24,7 @@ from core.errors import UserError
 from core.imageset import title
 from scripts.documents import methods
 from scripts.documents.names import name_of
+from scripts.tables import wording
 from scripts.tables.render import markdown
 
 PAGES = ("README.md", "docs/results.md")
@@ -97,6 +98,6 @@ def recorded(folder: str) -> str:
     found = [records.load(path.parent) for path in Path(folder).glob("*/record.json")]
     steps = [[title(step) for step in record["train"]["lineage"]] for record in found]
     lines = [[", then ".join(map(name_of, made)) or "clean",
-              records.spread([100 * record["accuracy_last"]])]
+              wording.spread([100 * record["accuracy_last"]])]
              for made, record in sorted(zip(steps, found, strict=True), key=lambda it: it[0])]
     return markdown(("trained on", "clean test accuracy (%)"), lines)

@@ -11,6 +11,7 @@ from core.manual import CONFIGS
 from core.methods import is_method
 from core.names import printable
 from scripts.documents.names import NAMES, name_of
+from scripts.tables import wording
 
 ROOT = CONFIGS.parent
 SHOWN = 8               # hex digits of a fingerprint, as in the names of folders
@@ -28,7 +29,7 @@ def sentence(record: dict) -> str:
     cifar10-train poisoned by LSP and purified by D-VAE, classifies 65.6 % of 10,000 clean test
     images correctly after its last epoch; measured ...'"""
     train, test = record["train"], record.get("test", {})
-    network = f"A {records.network_text(record.get('config', {}))}"
+    network = f"A {wording.network_text(record.get('config', {}))}"
     epochs = record.get("epochs")
     epochs = f" for {epochs:g} epoch{'s' * (epochs != 1)}" if epochs else ""
     learner = record.get("learner", "standard")
@@ -37,7 +38,7 @@ def sentence(record: dict) -> str:
     kept = record.get("kept_epoch")
     after = f"epoch {kept}, which was kept" if kept else "its last epoch"
     tested = f"{test['rows']:,} clean test images" if "rows" in test else "the clean test images"
-    return (f"{network}, trained{epochs}{way} (protocol {records.protocol_text(record)}, seed "
+    return (f"{network}, trained{epochs}{way} (protocol {wording.protocol_text(record)}, seed "
             f"{record.get('seed', 'unknown')}) on {rows}{train['name']}{made(record)}, classifies "
             f"{100 * record['accuracy_last']:.1f} % of {tested} correctly after {after} (one run); "
             f"{measured(record)}.")
@@ -79,7 +80,7 @@ def entry(record: dict) -> str:
     authors = " and ".join(braced(author.get("name") or " ".join(
         (author["given-names"], author["family-names"]))) for author in software["authors"])
     accuracy = f"{100 * record['accuracy_last']:.1f} %"
-    name = f"{records.lineage_text(record)}, {records.protocol_text(record)}: {accuracy}"
+    name = f"{records.lineage_text(record)}, {wording.protocol_text(record)}: {accuracy}"
     facts = {"title": f"{{{software['title']}}}: {escaped(name)}", "author": authors,
              "year": record.get("date", "")[:4],
              "note": escaped(f"record {record['fingerprint']}, {commit.text(record, 40)}"),

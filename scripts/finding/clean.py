@@ -14,7 +14,7 @@ from core.names import printable
 from core.unfinished import partial_of
 from core.workfolder import UNHASHED
 from scripts.finding.disk import Disk, Work, scan, work_at
-from scripts.tables import noted
+from scripts.tables import noted, wording
 from scripts.tables.estimates import about
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,7 +101,7 @@ def described(work: Work) -> str:
         return "damaged" if work.damage else "unfinished"
     meta, seconds = work.meta, None
     if work.kind == "record":
-        return (f"record, {records.lineage_text(meta)}, {records.protocol_text(meta)}: "
+        return (f"record, {records.lineage_text(meta)}, {wording.protocol_text(meta)}: "
                 f"{100 * meta['accuracy_last']:.1f} %")
     steps = meta.get("lineage") or []
     text = " > ".join([meta.get("name") or meta["trained_on"]["name"], *map(title, steps)])

@@ -19,6 +19,7 @@ from core.config import as_path
 from core.imageset import title
 from core.methods import find_method, is_method
 from core.names import printable
+from scripts.tables import wording
 
 # What stands under which heading, by the first part of its name; all else is settings.
 HEADINGS = {
@@ -48,7 +49,7 @@ def compared(*folders: Path) -> Iterator[str]:
     """The lines of a comparison. Raises UserError for what is no record."""
     one, other = map(records.load, folders)
     for folder, record in zip(folders, (one, other), strict=True):
-        yield f"{folder}: {records.lineage_text(record)}, {records.protocol_text(record)}"
+        yield f"{folder}: {records.lineage_text(record)}, {wording.protocol_text(record)}"
     same = one["fingerprint"] == other["fingerprint"]
     made = "the same record" if one == other else "the same work, made twice"
     yield made if same else "not the same work"
@@ -120,7 +121,7 @@ def as_text(name: str, value: Any) -> str:
         return f"{100 * value:.2f} %"
     if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40,64}", value):
         return value[:HEX]
-    return value if value is NONE else records.shown(value)
+    return value if value is NONE else wording.shown(value)
 
 
 def gap(name: str, first: Any, second: Any) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from core import records
 from core.errors import UserError
 from core.names import printable
+from scripts.tables import wording
 from scripts.tables.render import name_of, published
 
 FOLDERS = ("results", "runs")
@@ -24,7 +25,7 @@ def places(number: str) -> Iterator[str]:
                  if f"{100 * record[key]:.{digits}f}" == number]
         if found:
             yield printable(
-                f"{folder}: {records.lineage_text(record)}, {records.protocol_text(record)}, "
+                f"{folder}: {records.lineage_text(record)}, {wording.protocol_text(record)}, "
                 f"seed {record.get('seed', '?')}: {'; '.join(found)}")
     word = re.compile(rf"(?<![\d.]){re.escape(number)}(?![\d]|\.\d)")
     for page in (*sorted(Path("results").rglob("*.md")), *map(Path, PAGES)):

@@ -18,6 +18,7 @@ from scripts.pictures.strips import (
     strip_of,
     tile_rows,
 )
+from scripts.tables import wording
 
 NAMES = {"clean": "clean", "lsp": "LSP", "gray": "LSP, grey scale", "jpeg": "LSP, JPEG",
          "dvae": "LSP, D-VAE"}
@@ -29,8 +30,8 @@ IMAGES = 8
 def quickstart_records(folder: Path) -> dict[str, list[dict]]:
     """Name -> its records, one a seed. Raises UserError where there are none."""
     found: dict[str, list[dict]] = {}
-    for path, record in records.find(folder):
-        found.setdefault(path.name, []).append(record)
+    for path in records.folders(folder):
+        found.setdefault(path.name, []).append(records.load(path))
     if not any(name in found for name in NAMES):
         raise UserError(f"{folder}: no records; run scripts/quickstart.sh first")
     return {shown: found[name] for name, shown in NAMES.items() if name in found}
@@ -45,7 +46,7 @@ def print_quickstart(found: dict[str, list[dict]]) -> None:
     print("| trained on | clean test accuracy (%) | on its own training set (%) |")
     print("|---|---|---|")
     for name, accuracies in percent(found, "accuracy_last").items():
-        print(f"| {name} | {records.spread(accuracies)} | {statistics.mean(own[name]):.1f} |")
+        print(f"| {name} | {wording.spread(accuracies)} | {statistics.mean(own[name]):.1f} |")
     print(f"\ndigits, ResNet-18 of width 8, last epoch, n = {seeds_text(found)}. LSP's budget here "
           "is five times its paper's: such easy, high-contrast images are not poisoned by less.")
 
@@ -84,7 +85,7 @@ def show_bars(axis, accuracies: dict[str, list[float]]) -> None:
         if len(values) > 1:
             axis.scatter(values, [y] * len(values), s=14, color="white", edgecolor=style.INK,
                          zorder=3, clip_on=False)
-        axis.text(104, y, records.spread(values), va="center", fontsize=style.TEXT,
+        axis.text(104, y, wording.spread(values), va="center", fontsize=style.TEXT,
                   color=style.INK)
     axis.axvline(CHANCE, color=style.INK, linewidth=1, linestyle=":")
     axis.annotate("chance", (CHANCE, 1), xycoords=("data", "axes fraction"), xytext=(3, 1),

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from core import records
 from core.config import read_number, suggest
 from core.errors import UserError
 from core.names import markdown_cell, printable
+from scripts.tables import wording
 from scripts.tables.measure import COLUMNS, Point
 from scripts.tables.table import Table
 
@@ -26,7 +26,7 @@ def print_curves(found: dict[tuple[str, str], np.ndarray]) -> None:
     print_row(["trained on", *(f"epoch {epoch:.0f}" for epoch in epochs)])
     print("|---" * (len(epochs) + 1) + "|")
     for key, curve in found.items():
-        print_row([" x ".join(key), *(records.spread(list(values))
+        print_row([" x ".join(key), *(wording.spread(list(values))
                                       for values in curve[..., 1].T)])
 
 

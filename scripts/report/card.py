@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from core import records
 from core.checkpoint import describe
 from core.imageset import title
 from core.manual import typed
@@ -12,6 +11,7 @@ from scripts.documents.names import NAMES
 from scripts.report.curves import CARD, curve
 from scripts.report.elements import Markup, join, link, tag
 from scripts.report.gather import Kept, methods_of
+from scripts.tables import wording
 from scripts.tables.render import number
 
 FILES = ("record.json", "config.yaml", "log.jsonl", "meta.json")
@@ -67,7 +67,7 @@ def lineage(record: dict) -> Markup:
     learner = record.get("learner", "standard")
     items.append(tag("li", tag("b", NAMES.get(learner, learner)),
                      f" training, {record.get('protocol', '')}, seed {record.get('seed', 0)}; "
-                     f"{record['seconds']:,.0f} s; the defence saw {records.saw(record)}",
+                     f"{record['seconds']:,.0f} s; the defence saw {wording.saw(record)}",
                      settings({**record.get("config", {}), **record.get("settings", {})})))
     return tag("ol", *items)
 

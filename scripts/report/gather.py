@@ -29,7 +29,7 @@ from core.methods import is_method
 from core.remembered import NAMED
 from scripts.documents.names import NAMES
 from scripts.report import prints
-from scripts.tables import plan, render, spec
+from scripts.tables import plan, render, spec, wording
 from scripts.tables.measure import mean
 from scripts.tables.table import Choice
 from scripts.tables.table import Table as Wanted
@@ -321,7 +321,7 @@ def entry_of(places: dict[Path, dict], dataset: str, known: list[dict]) -> rende
     return render.Entry(
         "", attack or "clean", defence or "none", [100 * one["accuracy_last"] for one in found],
         tuple(map(mean, zip(*map(render.seconds_of, found), strict=True))),
-        records.saw(found[0]), *render.facts_of(Group(dataset), (attack or "clean",),
+        wording.saw(found[0]), *render.facts_of(Group(dataset), (attack or "clean",),
                                                 (defence or "none",), known, network,
                                                 render.evaluation(found[0].get("learner", ""),
                                                                   values)),

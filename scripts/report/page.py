@@ -4,13 +4,14 @@ import os
 from pathlib import Path
 from string import Template
 
-from core import reading, records
+from core import reading
 from scripts.documents.names import name_of
 from scripts.report.card import card, points, sourced
 from scripts.report.curves import axes, curve
 from scripts.report.elements import Markup, image, join, lines, link, tag, text
 from scripts.report.gather import Folder, Results, Row, Table
 from scripts.report.prints import Picture, Printed, blocks, found_by
+from scripts.tables import wording
 
 HERE = Path(__file__).parent
 START = "<!DOCTYPE html>\n<html"         # of every page of ours
@@ -152,7 +153,7 @@ def about(table: Table, made: Page) -> str:
     """Of what, with which network, and how much of the table there is."""
     found = [made.results.kept[place] for row in table.rows for place in row.entry.places]
     sizes = sorted({kept.record["train"].get("rows", 0) for kept in found} - {0})
-    networks = dict.fromkeys(records.network_text(kept.record.get("config", {})) for kept in found)
+    networks = dict.fromkeys(wording.network_text(kept.record.get("config", {})) for kept in found)
     seeds = len({kept.record.get("seed") for kept in found})
     protocols = dict.fromkeys(kept.record.get("protocol", "") for kept in found)
     words = [DATA_SETS.get(table.data, table.data),
@@ -185,11 +186,11 @@ def cells_of(row: Row, made: Page) -> dict[str, object]:
 def ours(places: tuple[Path, ...], accuracies: list[float], made: Page) -> Markup:
     """The accuracy, which opens its record; over several seeds, each of them does."""
     if len(places) == 1:
-        return link(f"#{card_of(places[0], made)}", records.spread(accuracies))
+        return link(f"#{card_of(places[0], made)}", wording.spread(accuracies))
     seeds = (link(f"#{card_of(place, made)}", f"{accuracy:.1f}",
                   title=f"seed {made.results.kept[place].record.get('seed', 0)}")
              for place, accuracy in zip(places, accuracies, strict=True))
-    return join([text(records.spread(accuracies)), tag("small", join(seeds, " "))])
+    return join([text(wording.spread(accuracies)), tag("small", join(seeds, " "))])
 
 
 def card_of(place: Path, made: Page) -> str:

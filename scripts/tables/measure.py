@@ -22,7 +22,7 @@ from core.errors import UserError
 from core.imageset import ImageSet
 from core.names import markdown_cell
 from core.perturbation import difference, measure
-from scripts.tables import plan
+from scripts.tables import plan, wording
 from scripts.tables.table import Table
 
 LPIPS_ROWS = 2048               # images of a set that its mean LPIPS is over
@@ -125,7 +125,7 @@ def print_points(found: list[Point]) -> None:
                    for key in known.values()]
         name = markdown_cell(f"{point.family} {point.value}")
         print(f"| {markdown_cell(point.row)} | {name} | {' | '.join(numbers)} | "
-              f"{records.spread(point.accuracies)} |")
+              f"{wording.spread(point.accuracies)} |")
 
 
 def number(value: float | None, digits: int) -> str:

@@ -30,7 +30,7 @@ from core.command import command
 from core.distributed import say
 from core.methods import fact, find_method, is_method
 from core.names import markdown_cell, printable
-from scripts.tables import estimates, plan, spec
+from scripts.tables import estimates, plan, spec, wording
 from scripts.tables.measure import mean, points, print_points
 from scripts.tables.table import Choice, Line, Table
 
@@ -79,7 +79,7 @@ class Entry:
         """What was chosen by test accuracy, in words."""
         if self.chosen:
             return f"† best of these: {self.chosen}"
-        return f"gap of best epoch: {records.spread(self.best)}" if self.best and self.reported \
+        return f"gap of best epoch: {wording.spread(self.best)}" if self.best and self.reported \
             else ""
 
 
@@ -146,7 +146,7 @@ def header(table: Table, cells: list[plan.Cell], entries: list[Entry]) -> str:
     last = [cell.record for cell in cells if cell.table is table]
     if not last or not (table.size or table.typed):
         return ""
-    networks = dict.fromkeys(records.network_text(record.job.config) for record in last)
+    networks = dict.fromkeys(wording.network_text(record.job.config) for record in last)
     rows = sorted({record.rows for record in last})
     count = f"{rows[0]:,}" + (f" to {rows[-1]:,}" if len(rows) > 1 else "")
     counts = sorted({len(e.accuracies) for e in entries if e.block == table.block and e.accuracies})
@@ -231,7 +231,7 @@ def entry(table: Table, row: Line, column: Line, found: dict[Path, dict],
     return Entry(
         table.block, row.name, column.name, [100 * record["accuracy_last"] for record in kept],
         tuple(map(mean, zip(*map(seconds_of, kept), strict=True))) or (None, None, None),
-        "; ".join(dict.fromkeys(records.saw(record) for record in kept)),
+        "; ".join(dict.fromkeys(wording.saw(record) for record in kept)),
         *facts_of(table, row.reported, column.reported, published, network, evaluated),
         tuple(found), best=probes_best(kept))
 
@@ -307,7 +307,7 @@ def long(entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
     for e in entries:
         gap = "" if e.gap is None else f"{e.gap:+.1f}"
         lines.append([
-            e.block, e.row, e.column, records.spread(e.accuracies), number(e.reported),
+            e.block, e.row, e.column, wording.spread(e.accuracies), number(e.reported),
             "; ".join(number(fact) for fact in e.also), gap, e.oracle,
             *("" if s is None else f"{s:.0f}" for s in e.seconds), e.saw, e.mark])
     used = [i for i, name in enumerate(HEAD) if name in ALWAYS or any(line[i] for line in lines)]
@@ -320,7 +320,7 @@ def wide(entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for e in entries:
         row = f"{e.row} ‡" if e.mark else e.row
-        lines.setdefault((e.block, row), {})[e.column] = records.spread(e.accuracies)
+        lines.setdefault((e.block, row), {})[e.column] = wording.spread(e.accuracies)
     several = any(e.block for e in entries)
     head = (*(("data",) if several else ()), "poison", *columns.values())
     return head, [[*((block,) if several else ()), row, *(cells.get(name, "") for name in columns)]

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from core import records
+from scripts.tables import wording
 
 CLEAN = {"name": "cifar10", "fingerprint": "c", "shape": [5000, 32, 32, 3], "num_classes": 10,
          "root": {"data": "cifar10", "split": "train"}, "lineage": []}
@@ -55,25 +55,25 @@ POISON = {**CLEAN, "fingerprint": "p", "lineage": ["lsp"]}
     (record(LSP, DVAE, DVAE, purifiers=[POISON, POISON]), "the poisoned set"),
 ])
 def test_what_the_defence_saw(found, text):
-    assert records.saw(found) == text
+    assert wording.saw(found) == text
 
 
 def test_a_purifier_that_fits_something_to_the_set_saw_it(monkeypatch):
     from purifiers import gray
 
     lineage = LSP, {"method": "gray", "fingerprint": "g"}
-    assert records.saw(record(*lineage)) == "nothing"
+    assert wording.saw(record(*lineage)) == "nothing"
     monkeypatch.setattr(gray, "SEES_SET", True, raising=False)
-    assert records.saw(record(*lineage)) == "the poisoned set"
+    assert wording.saw(record(*lineage)) == "the poisoned set"
 
 
 def test_a_test_set_from_a_file_is_known_as_one():
     """Its root has no split: the record of the classifier says what was the test set."""
     found = record(LSP, DVAE, purifiers=[of(data="test.npz")])
     del found["purifier_trained_on"][0]["root"]["split"]
-    assert records.saw(found).startswith("other data")
+    assert wording.saw(found).startswith("other data")
     found["test"]["root"] = {"data": "test.npz"}
-    assert records.saw(found) == "5,000 clean test images"
+    assert wording.saw(found) == "5,000 clean test images"
     older = copy.deepcopy(found)
     del older["test"]                       # of which nothing is asked to be there
-    assert records.saw(older).startswith("other data")
+    assert wording.saw(older).startswith("other data")
