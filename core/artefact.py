@@ -1,5 +1,5 @@
-"""A finished artefact, of whichever kind: its meta.json, its log and the digests of its files, read
-so that what is missing, damaged, edited or of another kind is said in one sentence.
+"""A finished artefact, of whichever kind: its meta.json and the digests of its files, read so that
+what is missing, damaged, edited or of another kind is said in one sentence.
 """
 
 import contextlib
@@ -67,20 +67,6 @@ def check_shape(value: dict, shape: dict, path: Path) -> None:
         fault = "lineage"
     if fault is not None:
         raise UserError(f"{path}: '{fault}' is not what it must be; {again(path.parent)}")
-
-
-def read_log(folder: Path) -> list[dict]:
-    """The lines of a finished artefact's log.jsonl. Raises UserError if it is damaged."""
-    path, meta = folder / "log.jsonl", read_any_meta(folder)
-    try:
-        if meta.get("log_sha256") not in (None, files.sha256(path)):
-            raise ValueError
-        lines = [reading.parse_json(line) for line in reading.text(path).splitlines()]
-        if not all(isinstance(line, dict) for line in lines):
-            raise ValueError
-    except (OSError, ValueError):
-        raise UserError(f"{path} is missing, damaged or edited; {again(folder)}") from None
-    return lines
 
 
 def again(folder: Path) -> str:

@@ -22,13 +22,6 @@ def of_code(folder: Path = ROOT) -> dict[str, str | bool | None]:
     return {"commit": commit, "dirty": bool(changed)}
 
 
-def text(found: dict, digits: int = 8) -> str:
-    """'commit 1a2b3c4d with changes', of what `of_code` or a record says."""
-    if not found.get("commit"):
-        return "an unrecorded commit"
-    return f"commit {found['commit'][:digits]}" + " with changes" * bool(found.get("dirty"))
-
-
 def git(folder: Path, *words: str) -> str:
     """What git says of a folder, whatever repository a hook that called us works on."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}

@@ -258,14 +258,6 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def free_cores() -> int:
-    """Cores that this process may use: a container or a batch system may have given it a few."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:                          # not on macOS
-        return os.cpu_count() or 1
-
-
 def nvidia_driver() -> str | None:
     """Version of NVIDIA's driver, as its management library says it."""
     try:

@@ -120,20 +120,6 @@ def append(path: Path, data: bytes) -> None:
         fsync(path.parent)
 
 
-def append_or_skip(path: Path, line: bytes) -> None:
-    """Add a line to a side file, which helps and which no work needs: whole, or not at all. A torn
-    last line of an earlier process gets its end first."""
-    operation("write", path)
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a+b", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-                line = b"\n" + line
-            if file.write(line) < len(line):        # a full disk
-                file.truncate(size)
-
-
 def rename(old: Path, new: Path) -> None:
     """Rename and sync the folder, so that the new name survives a power cut."""
     operation("rename", new)
@@ -295,12 +281,3 @@ class RowFile:
     def close(self) -> None:
         with named_errors(self.path):
             os.close(self._file)
-
-
-def save_image(path: Path, pixels: np.ndarray) -> None:
-    """Write uint8 (H, W, 3) as a PNG, whole or not at all."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="png")
-    write_bytes(path, buffer.getvalue())

@@ -5,8 +5,6 @@ import resource
 import shutil
 from pathlib import Path
 
-import torch
-
 from core.errors import UserError
 
 GROUPS = Path("/sys/fs/cgroup")
@@ -80,13 +78,6 @@ def require_memory(size: int, what: str, remedy: str) -> None:
     if size > left():
         raise UserError(f"{what} are {in_words(size)}, and {in_words(left())} of memory are left; "
                         f"{remedy}")
-
-
-def require_on_card(size: int, what: str, remedy: str, device: torch.device) -> None:
-    """The same for the memory of a GPU; any other device has none of its own."""
-    if device.type == "cuda" and size > (free := torch.cuda.mem_get_info(device)[0]):
-        raise UserError(f"{what} is {in_words(size)}, and {in_words(free)} of the GPU's memory are "
-                        f"left; {remedy}")
 
 
 def in_words(size: int) -> str:

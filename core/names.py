@@ -33,8 +33,3 @@ def chosen_name(typed: str | None, source: str) -> str:
     if typed and typed != component(typed):
         raise UserError(f"--name: '{typed}' cannot name a folder; write '{component(typed)}'")
     return typed or component(source)
-
-
-def markdown_cell(text: object) -> str:
-    """A cell of a Markdown table."""
-    return printable(text).replace("|", r"\|")

@@ -108,15 +108,6 @@ def no_number(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
-def read_json(path: Path, most: int = MOST_TEXT) -> Any:
-    """A JSON file of at most so many bytes."""
-    content = text(path, most)
-    try:
-        return parse_json(content)
-    except ValueError:
-        raise UserError(f"{path} is damaged: not readable JSON") from None
-
-
 # --- NumPy -----------------------------------------------------------------------------------
 
 

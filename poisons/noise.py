@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
+from core.errors import UserError
 from core.files import RowFile
 from core.imageset import ImageSet, Rounding, rows_at_once
-from core.memory import require_disk, require_memory, require_on_card
+from core.memory import in_words, require_disk, require_memory
 from core.run import Run
 from core.streams import BLOCK, by_block
 
@@ -99,6 +100,14 @@ def require_rows(clean: ImageSet, run: Run, instead: str = "") -> None:
     remedy = f"take fewer images (split=first:N){instead}"
     require_memory(3 * size, f"{run.job.method}: three copies of the {whose}", remedy)
     require_on_card(size, f"{run.job.method}: the {whose}", remedy, run.device.torch)
+
+
+def require_on_card(size: int, what: str, remedy: str, device: torch.device) -> None:
+    """The same as `core.memory.require_memory` for the memory of a GPU; any other device has none
+    of its own."""
+    if device.type == "cuda" and size > (free := torch.cuda.mem_get_info(device)[0]):
+        raise UserError(f"{what} is {in_words(size)}, and {in_words(free)} of the GPU's memory are "
+                        f"left; {remedy}")
 
 
 def publish(clean: ImageSet, noise: Noise, rounding: Rounding, run: Run, *, by_class: bool = False

@@ -9,6 +9,7 @@ Training drops an epoch's last short batch, which ddim keeps.
 """
 
 import copy
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -277,6 +278,7 @@ def save_samples(model: nn.Module, images: torch.Tensor, config: TrainConfig, ru
                  ) -> None:
     """A PNG of up to 32 samples, in 50 reverse steps from training images noised as far as the
     model is trained: for all 1,000 steps that is as good as from noise."""
+    from PIL import Image
     from torchvision.utils import make_grid
 
     schedule, top = config.schedule, config.t_train_max
@@ -292,7 +294,8 @@ def save_samples(model: nn.Module, images: torch.Tensor, config: TrainConfig, ru
             x0 = diffusion.predict_x0(x, eps, jump)
             x = diffusion.ancestral(x, x0, jump, None, None if jump.last else draw())
     levels = make_grid((x + 1).div_(2).clamp_(0, 1), nrow=8).mul_(255).round_().byte().cpu()
-    files.save_image(run.work / f"samples-{number:07d}.png", levels.permute(1, 2, 0).numpy())
+    Image.fromarray(levels.permute(1, 2, 0).numpy()).save(buffer := io.BytesIO(), format="png")
+    files.write_bytes(run.work / f"samples-{number:07d}.png", buffer.getvalue())
 
 
 # --- what the purifiers load -----------------------------------------------------------------

@@ -23,7 +23,6 @@ import purify
 import train_vae
 from core import config as yaml_config
 from core import streams
-from core.artefact import read_log
 from core.checkpoint import Checkpoint
 from core.errors import UserError
 from core.imageset import ImageSet, from_arrays
@@ -31,6 +30,7 @@ from core.request import parse
 from models.dvae import DVAE
 from models.resnet import BasicBlock, make_stem
 from purifiers import autoencoding, dvae
+from scripts.tables.measure import read_log
 
 YAML = CONFIGS / "purifiers" / "dvae.yaml"
 TINY = ["dvae.train.width=8", "dvae.train.latent_channels=16", "dvae.train.epochs=2",

@@ -36,20 +36,20 @@ def test_timings_that_cannot_be_read_or_written_are_skipped(tmp_path, monkeypatc
         path = tmp_path / "file" / "timings.jsonl"
     monkeypatch.setattr(estimates, "TIMINGS", path)
     assert estimates.read_timings() == ([], 0)
-    files.append_or_skip(path, b"x\n")
+    estimates.append_or_skip(path, b"x\n")
     assert place != "nothing" or path.read_bytes() == b"x\n"
 
 
 def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
     path = tmp_path / "timings.jsonl"
     path.write_bytes(b"one\ntor")
-    files.append_or_skip(path, b"two\n")
+    estimates.append_or_skip(path, b"two\n")
     assert path.read_bytes() == b"one\ntor\ntwo\n"
 
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)       # as a disk that gets full in the line
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 3, limit[1]))
     try:
-        files.append_or_skip(path, b"three\n")
+        estimates.append_or_skip(path, b"three\n")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert path.read_bytes() == b"one\ntor\ntwo\n"

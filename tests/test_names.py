@@ -8,10 +8,11 @@ from conftest import CONFIGS, run_command, succeed, write_imageset
 import evaluate
 import purify
 from core.job import Job
-from core.names import component, markdown_cell, printable
+from core.names import component, printable
 from scripts.exchange import import_poison
 from scripts.pictures import inspect_poison
 from scripts.tables.render import latex, markdown
+from scripts.tables.wording import markdown_cell
 
 GRAY = CONFIGS / "purifiers" / "gray.yaml"
 NASTY = "\x1b[2J\x1b]0;title\x07\r\nrow\u202egnp\x00|$\\frac{"

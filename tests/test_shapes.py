@@ -12,13 +12,14 @@ from conftest import run_command, write_imageset
 import evaluate
 import purify
 from core import files, records
-from core.artefact import read_any_meta, read_log
+from core.artefact import read_any_meta
 from core.checkpoint import Checkpoint, describe
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.shapes import ROOT, misshapen
 from scripts.exchange import export
 from scripts.tables import render, wording
+from scripts.tables.measure import read_log
 
 RECORDS = Path(__file__).resolve().parents[1] / "results"
 VALUES = (None, True, 3, -1, 2.5, 10**30, "x", [], {}, [[1]], {"a": 1})

@@ -12,6 +12,7 @@ from methods import HALVES, line_of, run_small
 from core import memory
 from core.errors import UserError
 from core.imageset import ImageSet
+from poisons.noise import require_on_card
 
 ROWS = 16
 # Of 224 pixels, four steps of the smallest DDPM take minutes.
@@ -66,11 +67,11 @@ def test_noise_of_every_image_that_memory_cannot_hold_is_refused(name, clean, tm
 def test_noise_of_every_image_that_a_gpu_cannot_hold_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1_500_000, 80_000_000))
     said = ("the noise", "take fewer images")
-    memory.require_on_card(1_500_000, *said, torch.device("cuda"))
-    memory.require_on_card(1_500_001, *said, torch.device("cpu"))
+    require_on_card(1_500_000, *said, torch.device("cuda"))
+    require_on_card(1_500_001, *said, torch.device("cpu"))
     with pytest.raises(UserError, match=r"the noise is 1\.5 MB, and 1\.5 MB of the GPU's memory "
                                         "are left; take fewer images"):
-        memory.require_on_card(1_500_001, *said, torch.device("cuda"))
+        require_on_card(1_500_001, *said, torch.device("cuda"))
 
 
 def test_noise_of_every_image_that_the_disk_cannot_hold_is_refused(clean, tmp_path, monkeypatch):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from core import config, manual, variants
 from core.methods import find_method, list_methods
-from core.names import markdown_cell
 from scripts.documents.names import NAMES
+from scripts.tables.wording import markdown_cell
 
 ROOMS = {"poisons": "Attacks", "purifiers": "Purifiers", "learners": "Learners"}
 HEAD = """# Every method

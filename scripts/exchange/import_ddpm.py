@@ -152,7 +152,11 @@ def from_diffusers(folder: Path) -> tuple[Path, dict[str, torch.Tensor], int | N
 
 def read_config(path: Path) -> dict:
     """The keys of a small JSON file."""
-    found = reading.read_json(path, MOST_CONFIG)
+    text = reading.text(path, MOST_CONFIG)
+    try:
+        found = reading.parse_json(text)
+    except ValueError:
+        raise UserError(f"{path} is damaged: not readable JSON") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged: it holds no keys")
     return found

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from core import commit, records
+from core import records
 from core.imageset import title
 from core.manual import CONFIGS
 from core.methods import is_method
@@ -67,8 +67,9 @@ def measured(record: dict) -> str:
     when = f"measured on {date[:10]}" if date else "measured on a day that is not recorded"
     versions, device = record.get("versions", {}), record.get("device", {})
     on = device.get("hardware") or device.get("name")
-    return (f"{when} with {commit.text(record)} and torch {versions.get('torch', '(unknown)')}"
-            + (f" on {on}" if on else "") + f"; record {record['fingerprint'][:SHOWN]}")
+    return (f"{when} with {wording.commit_text(record)} and torch "
+            f"{versions.get('torch', '(unknown)')}" + (f" on {on}" if on else "")
+            + f"; record {record['fingerprint'][:SHOWN]}")
 
 
 # --- BibTeX ----------------------------------------------------------------------------------
@@ -83,7 +84,7 @@ def entry(record: dict) -> str:
     name = f"{records.lineage_text(record)}, {wording.protocol_text(record)}: {accuracy}"
     facts = {"title": f"{{{software['title']}}}: {escaped(name)}", "author": authors,
              "year": record.get("date", "")[:4],
-             "note": escaped(f"record {record['fingerprint']}, {commit.text(record, 40)}"),
+             "note": escaped(f"record {record['fingerprint']}, {wording.commit_text(record, 40)}"),
              "url": software.get("repository-code", "")}
     lines = [f"  {key:<6} = {{{value}}}" for key, value in facts.items() if value]
     return f"@misc{{record-{record['fingerprint'][:SHOWN]},\n" + ",\n".join(lines) + "\n}"

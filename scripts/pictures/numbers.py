@@ -9,10 +9,11 @@ import numpy as np
 
 from core.config import read_number, suggest
 from core.errors import UserError
-from core.names import markdown_cell, printable
+from core.names import printable
 from scripts.tables import wording
 from scripts.tables.measure import COLUMNS, Point
 from scripts.tables.table import Table
+from scripts.tables.wording import markdown_cell
 
 SPREAD = re.compile(r"(?P<mean>\S+)(?: ± (?P<deviation>\S+) \((?P<count>\d+)\))?")
 

@@ -9,12 +9,12 @@ from core.artefact import read_array
 from core.datasets import clean_of
 from core.errors import UserError
 from core.imageset import ImageSet
-from core.names import markdown_cell
 from scripts.documents import names
 from scripts.pictures import style
 from scripts.tables import plan
 from scripts.tables.measure import records_of, sets_of
 from scripts.tables.table import Table
+from scripts.tables.wording import markdown_cell
 
 GAINS = (20, 10, 8, 5, 4, 3, 2, 1.5, 1)     # magnifications of residuals to choose from
 LABEL, TILE = 1.2, 0.4      # inches: of a label left of the tiles; of a tile at least

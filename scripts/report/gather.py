@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core import config, records
-from core.artefact import read_log
 from core.commands import COMMANDS
 from core.config import Node
 from core.errors import UserError
@@ -30,7 +29,7 @@ from core.remembered import NAMED
 from scripts.documents.names import NAMES
 from scripts.report import prints
 from scripts.tables import plan, render, spec, wording
-from scripts.tables.measure import mean
+from scripts.tables.measure import mean, read_log
 from scripts.tables.table import Choice
 from scripts.tables.table import Table as Wanted
 

@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core import config, records
-from core.artefact import read_any_meta, read_log
+from core import config, files, reading, records
+from core.artefact import again, read_any_meta
 from core.datasets import clean_of
 from core.distance import build_lpips
 from core.errors import UserError
 from core.imageset import ImageSet
-from core.names import markdown_cell
 from core.perturbation import difference, measure
 from scripts.tables import plan, wording
 from scripts.tables.table import Table
+from scripts.tables.wording import markdown_cell
 
 LPIPS_ROWS = 2048               # images of a set that its mean LPIPS is over
 COLUMNS = {"KLD reached (nats)": "kld", "PSNR to poisoned (dB)": "psnr_poisoned",
@@ -167,6 +167,20 @@ def kld_reached(checkpoint: Path) -> float | None:
         return None
     return next((line["kld"] for line in reversed(read_log(checkpoint))
                  if isinstance(line.get("kld"), (int, float))), None)
+
+
+def read_log(folder: Path) -> list[dict]:
+    """The lines of a finished artefact's log.jsonl. Raises UserError if it is damaged."""
+    path, meta = folder / "log.jsonl", read_any_meta(folder)
+    try:
+        if meta.get("log_sha256") not in (None, files.sha256(path)):
+            raise ValueError
+        lines = [reading.parse_json(line) for line in reading.text(path).splitlines()]
+        if not all(isinstance(line, dict) for line in lines):
+            raise ValueError
+    except (OSError, ValueError):
+        raise UserError(f"{path} is missing, damaged or edited; {again(folder)}") from None
+    return lines
 
 
 def mean(values: Iterable[float | None]) -> float | None:

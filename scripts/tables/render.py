@@ -29,10 +29,11 @@ from core.checkpoint import history
 from core.command import command
 from core.distributed import say
 from core.methods import fact, find_method, is_method
-from core.names import markdown_cell, printable
+from core.names import printable
 from scripts.tables import estimates, plan, spec, wording
 from scripts.tables.measure import mean, points, print_points
 from scripts.tables.table import Choice, Line, Table
+from scripts.tables.wording import markdown_cell
 
 # docs/reported.md says what its columns are
 REPORTED = Path(__file__).resolve().parents[2] / "results/reported.csv"

@@ -19,13 +19,12 @@ import torch
 
 from core import files, records
 from core.command import command
-from core.device import free_cores
 from core.distributed import say
 from core.errors import UserError
 from core.workfolder import otherwise
 from scripts.tables import estimates, noted, plan, spec, status, workers
 from scripts.tables.estimates import Estimates, about
-from scripts.tables.schedule import Scheduler
+from scripts.tables.schedule import Scheduler, free_cores
 from scripts.tables.table import Choice
 
 

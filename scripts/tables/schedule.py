@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 
 from core import files, lock
-from core.device import free_cores
 from core.distributed import say
 from core.errors import UserError
 from core.unfinished import partial_of
@@ -257,3 +256,11 @@ def why_of(artefact: plan.Artefact, code: int) -> str:
         cause = ("it made something else than was planned, because a YAML or the code was changed "
                  "meanwhile: start again")
     return f"{cause}; see {log_of(artefact)}"
+
+
+def free_cores() -> int:
+    """Cores that this process may use: a container or a batch system may have given it a few."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:                          # not on macOS
+        return os.cpu_count() or 1

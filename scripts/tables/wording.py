@@ -7,6 +7,7 @@ from typing import Any
 from core.checkpoint import describe_one, history
 from core.manual import typed
 from core.methods import fact, find_method, is_method
+from core.names import printable
 from core.splits import same_data, share_images
 
 
@@ -84,3 +85,15 @@ def spread(values: list[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} ({len(values)})"
+
+
+def commit_text(found: dict, digits: int = 8) -> str:
+    """'commit 1a2b3c4d with changes', of what `core.commit` or a record says."""
+    if not found.get("commit"):
+        return "an unrecorded commit"
+    return f"commit {found['commit'][:digits]}" + " with changes" * bool(found.get("dirty"))
+
+
+def markdown_cell(text: object) -> str:
+    """A cell of a Markdown table."""
+    return printable(text).replace("|", r"\|")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from core import commit, files, lock
 from core.errors import UserError
+from scripts.tables import wording
 
 WORKERS = Path("runs/workers")
 # What an artefact depends on: the commands, what they import, and the YAMLs that they read
@@ -113,7 +114,7 @@ def code() -> str:
 
 def version() -> str:
     """Of this code, for people."""
-    return commit.text(commit.of_code())
+    return wording.commit_text(commit.of_code())
 
 
 def unseen(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
