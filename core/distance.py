@@ -1,5 +1,4 @@
-"""How far two sets of images are apart: PSNR and SSIM, of float (B, 3, H, W) in [0, 1], and LPIPS,
-of the same in [-1, 1]."""
+"""LPIPS: how far two batches of images are apart, float (B, 3, H, W) in [-1, 1]."""
 
 import functools
 import warnings
@@ -14,55 +13,12 @@ from core import outlines, reading, torchfile
 from core.distributed import note
 from core.errors import UserError
 
-Window = Literal["gaussian", "uniform"]
-SSIM_SIDE = {"gaussian": 11, "uniform": 7}
 Net = Literal["alex", "vgg", "squeeze"]
 # LPIPS's trunk -> torchvision's name, smallest side that reaches its last layer
 TRUNKS = {"alex": ("alexnet", 31), "vgg": ("vgg16", 16), "squeeze": ("squeezenet1_1", 17)}
 WEIGHTS = {"alex": "alexnet-owt-7be5be79", "vgg": "vgg16-397923af",
            "squeeze": "squeezenet1_1-b8a52dc0"}
 SQUEEZE = Path(__file__).parent / "weights" / "squeezenet1_1.npz"   # torchvision's, as float16
-
-
-def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio of each image (B,), dB; inf where equal.
-
-    For a set, average the squared error first and convert once: the mean of per-image PSNRs
-    differs. (D-VAE's code does so for each batch.)
-    """
-    return -10 * (a - b).square().flatten(1).mean(1).log10()
-
-
-def ssim(a: torch.Tensor, b: torch.Tensor, window: Window = "gaussian") -> torch.Tensor:
-    """Structural similarity of each image (B,), in [-1, 1].
-
-    Wang et al. 2004: 11x11 Gaussian window of sigma 1.5 without padding, K1 0.01, K2 0.03,
-    channels averaged. With window uniform as scikit-image's default: 7x7 equal weights, variances
-    divided by one less than their 49 pixels. Images must be as wide as the window (SSIM_SIDE).
-    """
-    if window == "uniform":
-        side = SSIM_SIDE["uniform"]
-        sample = side**2 / (side**2 - 1)
-
-        def blur(x: torch.Tensor) -> torch.Tensor:
-            return F.avg_pool2d(x, side, stride=1)
-    else:
-        offsets = torch.arange(11, dtype=a.dtype, device=a.device) - 5
-        line = torch.exp(-offsets.square() / (2 * 1.5**2))
-        line = line / line.sum()
-        weights, sample = (line[:, None] * line).expand(3, 1, 11, 11), 1.0
-
-        def blur(x: torch.Tensor) -> torch.Tensor:
-            return F.conv2d(x, weights, groups=3)
-
-    mean_a, mean_b = blur(a), blur(b)
-    variance_a = sample * (blur(a * a) - mean_a.square())
-    variance_b = sample * (blur(b * b) - mean_b.square())
-    covariance = sample * (blur(a * b) - mean_a * mean_b)
-    c1, c2 = 0.01**2, 0.03**2
-    similarity = ((2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-                  / ((mean_a.square() + mean_b.square() + c1) * (variance_a + variance_b + c2)))
-    return similarity.flatten(1).mean(1)
 
 
 def build_lpips(net: Net, weights: str | None, resize: int | None, shape: tuple[int, int],

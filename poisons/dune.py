@@ -32,7 +32,7 @@ import torch.nn.functional as F
 
 from core import files
 from core.config import Place
-from core.distance import SSIM_SIDE, Net, build_lpips, check_lpips, psnr, ssim
+from core.distance import Net, build_lpips, check_lpips
 from core.errors import ConfigError, UserError
 from core.imageset import ImageSet, Rounding
 from core.pgd import pgd
@@ -56,6 +56,7 @@ SMOKE = {"steps": 2, "checkpoints": 2, "swarm.images": 8, "swarm.particles": 4,
          "swarm.iterations": 3, "penalties": "psnr+ssim", "surrogate.width": 8,
          "surrogate.epochs": 2, "surrogate.batch_size": 64, "surrogate.milestones": []}
 PATHS = ("lpips_weights",)
+SSIM_SIDE = 7       # pixels of its window
 
 Cost = Callable[[np.ndarray], np.ndarray]       # of positions (particles, 3): (particles,)
 Price = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]    # of clean and shifted images: (B,)
@@ -111,9 +112,9 @@ class Config(Keys):
 
     def check_images(self, shape: tuple[int, int]) -> None:
         """Before anything begins: whether their quality can be told."""
-        if self.pays("ssim") and min(shape) < SSIM_SIDE["uniform"]:
-            raise ConfigError("penalties", f"SSIM needs images of {SSIM_SIDE['uniform']} pixels, "
-                                           f"and these have {shape[0]}x{shape[1]}: write psnr")
+        if self.pays("ssim") and min(shape) < SSIM_SIDE:
+            raise ConfigError("penalties", f"SSIM needs images of {SSIM_SIDE} pixels, and these "
+                                           f"have {shape[0]}x{shape[1]}: write psnr")
         if self.pays("lpips"):
             check_lpips(self.lpips_net, self.lpips_weights, self.lpips_resize, shape)
 
@@ -223,9 +224,33 @@ def make_price(shape: tuple[int, int], config: Config, run: Run) -> Price:
         if config.pays("psnr"):
             total += (config.min_psnr - psnr(clean, shifted)).clamp_(min=0)
         if config.pays("ssim"):
-            total += (config.min_ssim - ssim(clean, shifted, "uniform")).clamp_(min=0)
+            total += (config.min_ssim - ssim(clean, shifted)).clamp_(min=0)
         if lpips is not None:
             total += (lpips(clean, shifted) - config.max_lpips).clamp_(min=0)
         return total
 
     return price
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio of each image (B,), dB; inf where equal."""
+    return -10 * (a - b).square().flatten(1).mean(1).log10()
+
+
+def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Structural similarity of each image (B,), in [-1, 1], as scikit-image's default: windows of
+    equal weights without padding, variances divided by one less than their 49 pixels, K1 0.01,
+    K2 0.03, channels averaged. Source: Wang et al. 2004, whose windows are Gaussian."""
+    sample = SSIM_SIDE**2 / (SSIM_SIDE**2 - 1)
+
+    def blur(x: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(x, SSIM_SIDE, stride=1)
+
+    mean_a, mean_b = blur(a), blur(b)
+    variance_a = sample * (blur(a * a) - mean_a.square())
+    variance_b = sample * (blur(b * b) - mean_b.square())
+    covariance = sample * (blur(a * b) - mean_a * mean_b)
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = ((2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+                  / ((mean_a.square() + mean_b.square() + c1) * (variance_a + variance_b + c2)))
+    return similarity.flatten(1).mean(1)

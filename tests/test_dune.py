@@ -446,3 +446,63 @@ def test_images_that_are_too_small_to_tell_their_quality_are_refused():
         dune.Config(penalties="psnr+ssim").check_images((6, 9))
     for allowed in (dune.Config(colour=False), dune.Config(penalties="psnr")):
         allowed.check_images((6, 9))
+
+
+# --- PSNR and SSIM ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.rand(3, 3, 14, 17, generator=generator)
+    return a, (a + 0.2 * torch.randn(a.shape, generator=generator)).clamp(0, 1)
+
+
+def test_ssim_is_scikit_images(pair):
+    a, b = (images.double() for images in pair)
+    expected = [structural_similarity(*(x.permute(1, 2, 0).numpy() for x in both), channel_axis=-1,
+                                      data_range=1) for both in zip(a, b, strict=True)]
+    np.testing.assert_allclose(dune.ssim(a, b), expected, atol=1e-12)
+    np.testing.assert_allclose(dune.ssim(*pair), expected, atol=2e-5)
+    small = torch.rand(1, 3, 7, 7)
+    assert dune.ssim(small, small).item() == pytest.approx(1)
+
+
+def test_ssim_of_equal_flat_and_opposite_images(pair):
+    a, b = pair
+    torch.testing.assert_close(dune.ssim(a, a), torch.ones(3))
+    torch.testing.assert_close(dune.ssim(a, b), dune.ssim(b, a))
+    black, white = torch.zeros(1, 3, 16, 16).double(), torch.ones(1, 3, 16, 16).double()
+    assert dune.ssim(black, white).item() == pytest.approx(1e-4 / (1 + 1e-4))    # c1 / (1 + c1)
+    assert (dune.ssim(a, 1 - a) < 0).all()
+
+
+def test_each_image_has_a_score_of_its_own(pair):
+    a, b = pair
+    for metric in (dune.psnr, dune.ssim):
+        together = metric(a, b)
+        assert together.shape == (3,)
+        for i in range(3):
+            torch.testing.assert_close(metric(a[i : i + 1], b[i : i + 1])[0], together[i])
+
+
+def test_psnr_is_its_formula(pair):
+    a, b = (x.double().numpy() for x in pair)
+    expected = [10 * math.log10(1 / ((x - y) ** 2).mean()) for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(dune.psnr(*pair), expected, rtol=1e-5)
+    assert dune.psnr(pair[0], pair[0]).tolist() == [math.inf] * 3
+
+
+@pytest.mark.parametrize(("level", "decibel"), [(8 / 255, 30.07), (1 / 255, 48.13), (1, 0)])
+def test_psnr_of_a_constant_shift(level, decibel):
+    flat = torch.zeros(1, 3, 32, 32)
+    assert dune.psnr(flat, flat + level).item() == pytest.approx(decibel, abs=0.005)
+
+
+@pytest.mark.parametrize(("radius", "decibel"), [(1.0, 34.87), (1.3041, 32.57)])
+def test_psnr_of_the_two_l2_budgets_at_32_pixels(radius, decibel):
+    """20 log10(sqrt(3 * 32 * 32) / radius): of LSP, here and in ISS."""
+    delta = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    delta = delta / delta.norm() * radius
+    flat = torch.full((1, 3, 32, 32), 0.5)
+    assert dune.psnr(flat, flat + delta).item() == pytest.approx(decibel, abs=0.01)
