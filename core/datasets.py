@@ -8,7 +8,7 @@
     photos                      520 tiles of scikit-learn's two photographs, no download: another
                                 distribution for a small diffusion model; size 16 or 32
     photographs                 crops of eight photographs of scikit-image and scikit-learn, a class
-                                each, no download (`core.photographs`); size 64 or 224
+                                each, no download (`core.embedded`); size 64 or 224
     folder:PATH                 one folder of images per class, resized to `size` (`core.pictures`)
     FILE.npz                    arrays `images` uint8 (N, H, W, 3) and `labels`
     PATH                        an ImageSet folder
@@ -33,10 +33,9 @@ from core import config, large, memory, outlines, pictures, reading
 from core.artefact import read_meta
 from core.config import Place
 from core.distributed import note, world
-from core.embedded import digits, photos
+from core.embedded import digits, photographs, photos
 from core.errors import UserError
 from core.imageset import ImageSet, check_arrays, content_digest, from_arrays
-from core.photographs import photographs
 from core.ranges import Count, Keys, Share
 from core.remembered import NAMED, place
 from core.splits import WHICH, same_data, share_images, short, split_of, split_rows

@@ -1,4 +1,4 @@
-"""core/photographs.py, on stand-ins for the photographs and, where scikit-image is, on them."""
+"""core/embedded.py, on stand-ins for the photographs and, where scikit-image is, on them."""
 
 import hashlib
 import importlib.util
@@ -6,7 +6,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from core import photographs
+from core import embedded
 from core.datasets import DataSettings, load, load_test
 from core.errors import UserError
 
@@ -21,22 +21,22 @@ SHA256 = {      # of the six as scikit-image 0.26 ships them, which its _registr
 def stand_ins(monkeypatch):
     """Instead of each photograph an image of its size that says which half a pixel lies in, for
     crops of either size: where squares are averaged, the halves meet between two of them."""
-    files = {file: name for name, (_, file, _) in photographs.PHOTOGRAPHS.items()}
+    files = {file: name for name, (_, file, _) in embedded.PHOTOGRAPHS.items()}
 
     def of_size(size):
         def stand_in(path):
             name = path.name
             height, width = SHAPES[name]
-            side = photographs.PHOTOGRAPHS[name][2] * {64: 2, 224: 1}[size]
+            side = embedded.PHOTOGRAPHS[name][2] * {64: 2, 224: 1}[size]
             image = np.random.default_rng(list(SHAPES).index(name)).integers(
                 0, 100, (height, width, 3), np.uint8)
             image[:, width // side // 2 * side :] += 128
             return image
 
-        monkeypatch.setattr(photographs, "read", stand_in)
+        monkeypatch.setattr(embedded, "read", stand_in)
 
-    monkeypatch.setattr(photographs, "of_package",
-                        lambda package, file: photographs.Path(files[file]))
+    monkeypatch.setattr(embedded, "of_package",
+                        lambda package, file: embedded.Path(files[file]))
     of_size(224)
     return of_size
 
@@ -63,14 +63,14 @@ def test_they_have_64_pixels_unless_another_size_is_named(stand_ins):
 
 def test_means():
     image = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
-    np.testing.assert_array_equal(photographs.means(image, 1), image)
-    assert photographs.means(image, 2).shape == (2, 2, 3)
-    assert photographs.means(image, 2)[1, 1, 2] == round(image[2:4, 2:4, 2].mean())
+    np.testing.assert_array_equal(embedded.means(image, 1), image)
+    assert embedded.means(image, 2).shape == (2, 2, 3)
+    assert embedded.means(image, 2)[1, 1, 2] == round(image[2:4, 2:4, 2].mean())
 
 
 def test_crops_reach_all_corners():
     half = np.arange(300 * 225 * 3).reshape(300, 225, 3)
-    crops = photographs.cut(half, 224)
+    crops = embedded.cut(half, 224)
     assert len(crops) == 24
     np.testing.assert_array_equal(crops[0], half[:224, :224])
     np.testing.assert_array_equal(crops[1], half[:224, 1:])
@@ -86,10 +86,10 @@ def test_what_to_install_is_said(monkeypatch):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_photographs_are_those_whose_licence_was_read(name):
-    package, file, _ = photographs.PHOTOGRAPHS[name]
+    package, file, _ = embedded.PHOTOGRAPHS[name]
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
-    path = photographs.of_package(package, file)
-    assert photographs.read(path).shape == (*SHAPES[name], 3)
+    path = embedded.of_package(package, file)
+    assert embedded.read(path).shape == (*SHAPES[name], 3)
     if name in SHA256:
         assert hashlib.sha256(path.read_bytes()).hexdigest().startswith(SHA256[name])
