@@ -32,8 +32,9 @@ class Loop:
 
     `objects` are what the steps change: anything with state_dict/load_state_dict, or lists of
     numbers (a curve), kept by reference. Whatever else the steps need must follow from
-    (seed, epoch, step). State is saved when SAVE_SECONDS have passed, at Ctrl-C and at the end;
-    with `save_epochs` after every epoch, for loops whose epochs change files too.
+    (seed, epoch, step), or from `number`, which counts the steps on over the epochs. State is saved
+    when SAVE_SECONDS have passed, at Ctrl-C and at the end; with `save_epochs` after every epoch,
+    for loops whose epochs change files too.
     """
 
     def __init__(self, run: Run, name: str, epochs: int, *, save_epochs: bool = False,
@@ -41,6 +42,7 @@ class Loop:
         self.run, self.name, self.epochs, self.objects = run, name, epochs, objects
         self.save_epochs = save_epochs
         self.epoch = self.step = self.images = 0
+        self.number = 0                     # of the step, counted on over the epochs
         self.timed, self.seconds = 0, 0.0   # images and time in steps, over all processes; the
                                             # first step of each compiles and does not count
         self.means: dict[str, float] = {}   # of the last whole epoch
@@ -82,7 +84,7 @@ class Loop:
                                           initial=self.epoch * length + self.step)
         started = time.perf_counter()
         for batch in batches.epoch(self.epoch, self.step):
-            before = self.images
+            before, self.number = self.images, self.epoch * len(batches) + self.step
             yield batch
             self.step += 1
             if self._warm:

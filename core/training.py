@@ -222,13 +222,12 @@ def train_classifier(
         model.train()
         for images, labels in loop.steps(batches):
             set_rate(optimizer, rate_at(epoch, loop.step), run.device)
-            step = epoch * len(batches) + loop.step
             if transform is not None:
-                images, labels = transform(images, labels, step)
+                images, labels = transform(images, labels, loop.number)
             if loss is cross_entropy:       # other losses may draw by the step's number
                 loop.add(len(labels), **recorded(images, labels))
             else:
-                loop.add(len(labels), **descend(images, labels, step=step))
+                loop.add(len(labels), **descend(images, labels, step=loop.number))
         if after_epoch is not None and after_epoch(epoch, model):
             loop.stop()
         last = epoch == loop.epochs - 1

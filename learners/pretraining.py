@@ -195,9 +195,8 @@ def pretrain(step: Step, train: ImageSet, config: Pretraining, run: Run, knn: li
     for epoch in loop:
         step.method.train()
         for images, _ in loop.steps(batches):
-            number = epoch * len(batches) + loop.step
-            rate = learning_rate(config, number, epochs, len(batches))
-            loop.add(len(images), loss=step(images, number, rate))
+            rate = learning_rate(config, loop.number, epochs, len(batches))
+            loop.add(len(images), loss=step(images, loop.number, rate))
         last, tested = epoch == loop.epochs - 1, {}
         if last or (config.test_every and (epoch + 1) % config.test_every == 0):
             tested = {"knn_accuracy": neighbours()}

@@ -92,9 +92,8 @@ def linear_probe(network: nn.Module, channels: int, data: ImageSet, test: ImageS
     for epoch in loop:
         rate = probe.learning_rate * probe.gamma ** sum(epoch >= at for at in probe.milestones)
         for images, labels in loop.steps(batches):
-            number = epoch * len(batches) + loop.step
             if not padded:
-                images = views.fresh(images, cropped, run.stream(f"{name}/views", number))
+                images = views.fresh(images, cropped, run.stream(f"{name}/views", loop.number))
             with torch.no_grad(), run.device.autocast():
                 found = network.features(images).float()
             set_rate(optimizer, rate, run.device)

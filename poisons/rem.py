@@ -114,9 +114,9 @@ def min_min_max(clean: ImageSet, config: Config, run: Run, inner: "Adversary") -
     loop = Loop(run, run.job.method, -(-config.train_steps // len(minibatches)), model=model,
                 optimizer=optimizer)
 
-    for epoch in loop:
+    for _ in loop:
         for rows in loop.steps(minibatches):
-            number = epoch * len(minibatches) + loop.step
+            number = loop.number
             run.world.share(model)
             frozen.update(model)
             images, labels = on_device(clean, rows, run)

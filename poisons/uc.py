@@ -236,9 +236,8 @@ def train_generator(number: int, clean: ImageSet, clusters: torch.Tensor, centre
     loop = Loop(run, name, config.epochs, model=generator, optimizer=optimizer)
     for epoch in loop:
         for images, _ in loop.steps(batches):
-            step = epoch * len(batches) + loop.step
-            set_rate(optimizer, rate_at(step), run.device)
-            images = viewed(images, config, run.stream(f"uc/views{number}", step))
+            set_rate(optimizer, rate_at(loop.number), run.device)
+            images = viewed(images, config, run.stream(f"uc/views{number}", loop.number))
             loss = divergence(frozen.features((images + noise()).clamp(0, 1)), centre)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

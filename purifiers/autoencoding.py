@@ -45,8 +45,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, step: Callable, im
     for epoch in loop:
         set_rate(optimizer, cosine(config.learning_rate, 0.0, epoch / config.epochs), run.device)
         for x, labels in loop.steps(batches):
-            number = epoch * len(batches) + loop.step
-            generator = run.stream(f"{name}/noise", number, x.device)
+            generator = run.stream(f"{name}/noise", loop.number, x.device)
             loop.add(len(x), **step(x, labels, generator, epoch))
         loop.end_epoch()
     save_weights(model, run, name)

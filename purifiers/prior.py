@@ -140,10 +140,10 @@ def train(images: ImageSet, config: TrainConfig, run: Run) -> dict | None:
     epochs = -(-config.steps // len(batches))
     step = training_step(model, optimizer, config, run)
     loop = Loop(run, "ddpm", epochs, model=model, optimizer=optimizer, ema=ema)
-    for epoch in loop:
+    for _ in loop:
         model.train()
         for x, _ in loop.steps(batches):
-            number = epoch * len(batches) + loop.step
+            number = loop.number
             if config.crop:
                 x = random_crops(x, config.crop, run.stream("ddpm/crop", number, x.device))
             loss = step(x, number)
@@ -151,7 +151,7 @@ def train(images: ImageSet, config: TrainConfig, run: Run) -> dict | None:
             loop.add(len(x), loss=loss)
             done, every = number + 1, config.sample_every
             if every and (done % every == 0 or done == config.steps) and world.leads:
-                save_samples(ema, x, config, run, number + 1)
+                save_samples(ema, x, config, run, done)
         loop.end_epoch()
     save_weights(model, run, "model")
     save_weights(ema, run, "ema")
