@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     request = parse(argv, __doc__, "evaluate")
     train = request.load_data()
     test = datasets.load_test(train, request.data)
+    datasets.note_doubts(train, test)
     clean = request.load_clean(train, test)
     run = request.open(identity.record(request, train, test, clean=clean))
     sets = {"train": train, "test": test, **({} if clean is None else {"clean": clean})}

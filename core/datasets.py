@@ -159,6 +159,18 @@ def load_test(train: ImageSet, settings: DataSettings) -> ImageSet:
     return test
 
 
+def note_doubts(train: ImageSet, test: ImageSet) -> None:
+    """Say of a test set what keeps accuracy on it from being on clean, unseen images."""
+    if made := [step["method"] for step in test.meta["lineage"]]:
+        note(f"the test images went through {' and '.join(made)}: accuracy on them is not clean "
+             "test accuracy")
+    roots = [{**images.meta["root"], "digest": images.meta.get("root_digest")}
+             for images in (train, test)]
+    if share_images(*roots):
+        note(f"test images are among those that {train.meta['name']} was made from: accuracy on "
+             "them is not of unseen images")
+
+
 def check_alike(what: str, images: ImageSet, train: ImageSet, source: str | None) -> None:
     """Raise UserError unless images have size and classes of those that are trained on."""
     if images.num_classes > train.num_classes or images.image_shape != train.image_shape:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 from core import files
 from core.artefact import read_any_meta
+from core.commands import COMMANDS
 from core.errors import UserError
 from core.names import component
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,13 @@ class Job:
         content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)
                    if field.name not in ("name", "preset", "digests")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def code(self) -> dict[str, str]:
+        """SHA-256 of its method's module, by the module's path; no part of the identity."""
+        rooms = {command.kind: command.room for command in COMMANDS.values()}
+        path = ROOT / rooms.get(self.kind, "") / f"{self.method}.py"
+        return {str(path.relative_to(ROOT)): files.sha256(path)} if path.is_file() else {}
 
     @property
     def default_out(self) -> Path:

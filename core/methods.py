@@ -73,6 +73,9 @@ def find_method(room: str, name: str, origin: str = "") -> ModuleType:
     """The module of a method. Raises UserError that names the nearest if there is none."""
     if not is_method(room, name):
         place = f"{origin}: " if origin else ""
+        if name.isidentifier() and importlib.util.find_spec(f"{room}.{name}") is not None:
+            raise UserError(f"{place}method: {room}/{name}.py has no VERSION, and is no method "
+                            "without one")
         raise UserError(f"{place}method: there is no {room}/{name}.py"
                         + config.suggest(name, list_methods(room), "methods"))
     return importlib.import_module(f"{room}.{name}")

@@ -28,6 +28,7 @@ from core.device import Device, DeviceSettings, resolve, unlike
 from core.distributed import say
 from core.errors import UserError
 from core.job import Job
+from core.names import printable
 from core.unfinished import PARTIAL, partial_of
 
 POLL_SECONDS = 0.2      # between two looks at a lock that another process holds
@@ -68,6 +69,24 @@ class WorkFolder:
         except (ValueError, KeyError, TypeError):
             return "damaged"
         return "this" if found == self.job.fingerprint else "other"
+
+    def _apart(self) -> str:
+        """How the artefact that is at OUT differs from this job, as far as it says."""
+        parts = []
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError,
+                                 AttributeError):
+            there = files.read_json(self.out / "meta.json")["lineage"][-1]
+            if there["method"] != self.job.method:
+                return f"of {printable(there['method'])}, not of {self.job.method}"
+            pairs = {f"{self.job.method}.{key}": (there["config"].get(key), value)
+                     for key, value in self.job.config.items()}
+            pairs["seed"] = there["seed"], self.job.seed
+            parts = ["{} is {} there, {} here".format(
+                key, *(printable(json.dumps(value)) for value in both))
+                for key, both in pairs.items() if both[0] != both[1]]
+            if there["inputs"] != self.job.inputs:
+                parts.append("another input")
+        return "; ".join(parts[:3]) or "another config, seed, input, --limit or --smoke"
 
     def holder(self) -> str | None:
         """Whose work OUT.partial holds: the fingerprint in meta.json once that is there (run.json
@@ -122,8 +141,8 @@ class WorkFolder:
             raise UserError(
                 f"{self.out}/meta.json is damaged; remove {self.out} to make it again"
                 if occupant == "damaged" else
-                f"{self.out} holds other work (another config, seed, input, --limit or --smoke); "
-                f"choose another {self._option}, or --force to move it aside"
+                f"{self.out} holds other work ({self._apart()}); choose another {self._option}, or "
+                "--force to move it aside"
                 if (self.out / "meta.json").exists() else
                 f"{self.out} is there already and not of this code's making; choose another "
                 f"{self._option}, or --force to move it aside")
@@ -195,7 +214,7 @@ class WorkFolder:
         files.mkdir(self.path / "state")
         files.write_sealed(self.path / "run.json", {
             "fingerprint": self.job.fingerprint, "device": config.plain(device.as_settings()),
-            "inputs": self.job.digests, "versions": versions()})
+            "inputs": self.job.digests, "versions": versions(), "code": self.job.code})
 
     def _write_config(self, settings: dict, device: Device) -> None:
         resolved = {**settings, **config.plain(device.as_settings())}
@@ -229,6 +248,10 @@ class WorkFolder:
             if (then := begun["versions"].get(package)) != now:
                 say(f"begun with {package} {then}, going on with {now}: the rest may differ "
                     "in its last bits from a run of one version")
+        for module, digest in self.job.code.items():
+            if begun.get("code", {}).get(module, digest) != digest:
+                say(f"begun with another {module}, which was changed since: what is made already "
+                    f"stays; remove {self.path} to make all of it again")
         return device
 
     def _read_begun(self) -> dict:

@@ -555,6 +555,21 @@ def test_without_a_test_set_one_is_asked_for(tmp_path, images, labels):
         load_test(load(settings), settings)
 
 
+@pytest.mark.parametrize(("words", "said"), [
+    (["data=digits"], ""), (["data={poisoned}"], ""),
+    (["data=digits", "split=test"], "test images are among those that digits was made from"),
+    (["data=digits", "test={poisoned}"], "the test images went through random_signs: accuracy"),
+    (["data={poisoned}", "test=digits"], ""),
+])
+def test_accuracy_on_images_that_are_not_clean_or_not_unseen_is_said(tmp_path, words, said):
+    poisoned = succeed(poison, "random_signs", "data=digits", f"out={tmp_path / 'poisoned'}")
+    outcome = run_command(evaluate.main, "em60", "--dry-run",
+                          *(word.format(poisoned=poisoned) for word in words))
+    assert outcome.status == 0
+    assert said in outcome.stderr
+    assert ("accuracy on" in outcome.stderr) == bool(said)
+
+
 def test_a_test_set_that_does_not_fit_is_refused(tmp_path, images, labels):
     data = write_imageset(tmp_path / "set", images, labels)
     for name, other, classes in (("small", images[:, :8, :8], 10), ("many", images, 11)):

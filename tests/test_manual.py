@@ -120,6 +120,9 @@ def test_help_alone_lists_the_methods_and_an_unknown_one_names_the_nearest():
     outcome = run_command(poisons_main.main, "--help", "emm")
     assert (outcome.status, outcome.stdout) == (1, "")
     assert outcome.error == "--help: method: there is no poisons/emm.py; did you mean 'em'?"
+    helper = run_command(poisons_main.main, "--help", "frozen")     # a module, but no method
+    assert helper.error == ("--help: method: poisons/frozen.py has no VERSION, and is no method "
+                            "without one")
     assert "jpeg is not trained" in run_command(train_vae.main, "--help", "jpeg").error
 
 

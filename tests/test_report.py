@@ -179,6 +179,40 @@ def test_of_several_seeds_each_opens_its_record(results):
     assert [title for title in page.all("title") if "seed" in title] == ["seed 0", "seed 1"]
 
 
+def test_a_record_that_is_there_twice_counts_once(results):
+    shutil.copytree(results / "em", results / "copy")
+    page = page_of(results)
+    assert any("75.0" in text for text in page.inside.values())
+    assert "75.0 ±" not in " ".join(page.inside.values())
+
+
+def test_other_epochs_are_no_other_seed(results):
+    """Records of one protocol that was changed otherwise stand in tables of their own; how often a
+    network was tested does not matter."""
+    for name, seed, overrides in (("more", 1, {"test_every": 0}), ("short", 2, {"epochs": 2})):
+        shutil.copytree(results / "em", results / name)
+        edit_record(results / name, seed=seed, fingerprint=name[0] * 64, accuracy_last=0.45,
+                    overrides=overrides)
+    text = (Path("page") / "index.html").read_text() if page_of(results) else ""
+    assert "60.0 ± 21.2 (2)" in text
+    assert re.search(r"<h3>Records, digits10, epochs=2</h3>", text)
+
+
+def test_rows_of_the_same_methods_say_what_differs(results):
+    for quality in (10, 50):
+        shutil.copytree(results / "em", results / f"q{quality}")
+        record = json.loads((results / "em/record.json").read_text())
+        step = {"method": "jpeg", "preset": "jpeg", "version": 1, "seed": 0, "settings": {},
+                "config": {"quality": quality, "rounding": "round"}, "fingerprint": "0" * 64,
+                "inputs": {}}
+        edit_record(results / f"q{quality}", fingerprint=f"{quality}" * 32,
+                    train={**record["train"], "lineage": [*record["train"]["lineage"], step]})
+    found = " ".join(page_of(results).inside.values())
+    assert "JPEGjpeg.quality=10" in found
+    assert "JPEGjpeg.quality=50" in found
+    assert "rounding=" not in found.split("JPEGjpeg.quality=50")[1][:40]
+
+
 def test_what_a_record_says_is_text(results):
     evil = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
     record = json.loads((results / "em/record.json").read_text())

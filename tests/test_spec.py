@@ -22,6 +22,11 @@ project, here, tiny, several = tables.project, tables.here, tables.tiny, tables.
     ("configs/purifiers/jpeg.yaml", "configs/purifiers/jpg.yaml", r"jpg\.yaml: no such file"),
     ("jpeg.quality:", "jpeg.qualty:", r"tiny\.yaml:\d+: .*unknown key 'jpeg.qualty'.*quality"),
     ('"{quality}"', '"{qality}"', r"there is no \{qality\} here; known: .*\{quality\}"),
+    ('"{quality}"', "30", r"jpeg: over: quality: no step reads \{quality\}; write it where"),
+    ("      purify: configs/purifiers/jpeg.yaml\n", "      - purify: configs/purifiers/gray.yaml\n"
+     "      - poison: configs/poisons/lsp.yaml\n        lsp.patch: 2\n"
+     "      - purify: configs/purifiers/jpeg.yaml\n  ",
+     r"tiny\.yaml:\d+: jpeg: poison starts from the clean set, and what purify makes before it"),
     ("only: [lsp]", "only: [lps]", r"only: there is no 'lps'; did you mean 'lsp'|only: .*'lps'"),
     ("      purify:", "      purfy:", r"tiny\.yaml:\d+: a step names one of poison, train_vae"),
     ('["jpeg quality=10", ', '["jpg", ', r"iss_best: there is no column 'jpg'"),

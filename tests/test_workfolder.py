@@ -272,6 +272,32 @@ def test_another_torch_is_said_at_resume(tmp_path, monkeypatch, capsys):
     assert f"begun with torch {torch.__version__.split('+')[0]}" in capsys.readouterr().err
 
 
+def test_another_module_of_the_method_is_said_at_resume(tmp_path, monkeypatch, capsys):
+    """What it made already stays. A job of no method here has none."""
+    assert list(job().code) == ["poisons/lsp.py"]
+    assert job(method="none").code == {}
+    for module, changed in (("a" * 64, False), ("b" * 64, True)):
+        monkeypatch.setattr(Job, "code", {"poisons/lsp.py": module})
+        with Run(job(), out=tmp_path / "set"):
+            pass
+        said = capsys.readouterr().err
+        assert ("begun with another poisons/lsp.py" in said) == changed
+        assert (f"remove {tmp_path / 'set'}.partial to make all of it again" in said) == changed
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"config": {"a": 2}}, "lsp.a is 1 there, 2 here"), ({"seed": 1}, "seed is 0 there, 1 here"),
+    ({"inputs": {"data": "e"}}, "another input"), ({"method": "ar"}, "of lsp, not of ar"),
+    ({"version": 2}, "another config, seed, input, --limit or --smoke"),
+])
+def test_other_work_is_told_apart(tmp_path, changes, said):
+    with Run(job(), out=tmp_path / "set") as run:
+        run.finish({"kind": "imageset", "lineage": [run.lineage_entry()]})
+    with pytest.raises(UserError) as error, Run(job(**changes), out=tmp_path / "set"):
+        pass
+    assert f"set holds other work ({said}); choose another out=" in str(error.value)
+
+
 # --- folders that are not ours ---------------------------------------------------------------
 
 

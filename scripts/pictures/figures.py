@@ -128,7 +128,10 @@ def make_paper(arguments: argparse.Namespace, settings: list[str]) -> None:
     figure = PAPER[arguments.figure]
     table = spec.read_one(arguments.table, Choice.of(arguments), tuple(settings))
     data = Path(table.settings.get("data", table.dataset)).stem
-    path = picture_path(arguments.out or f"results/figures/{arguments.figure}-{data}.png")
+    name = arguments.figure
+    if Path(table.path).stem != arguments.figure:       # another table's is another picture
+        name = f"{name}-{Path(table.path).stem}"
+    path = picture_path(arguments.out or f"results/figures/{name}-{data}.png")
     if figure.read and arguments.numbers:
         found = figure.read(arguments.numbers, table)
     else:

@@ -293,22 +293,47 @@ class Group:
 
 def by_protocol(title: str, found: dict[Path, dict], results: Results, reasons: dict[Path, str]
                 ) -> Iterator[Table]:
-    """A table for each data set, size and protocol of records that no table reaches. Beside them
-    stand published numbers, but not beside what was retired for a reason."""
+    """A table for each data set, size and protocol of records that no table reaches, each of them
+    once. Beside them stand published numbers, but not beside what was retired for a reason; beside
+    rows of the same methods, the keys in which they differ."""
     groups: dict[tuple, dict[tuple, dict[Path, dict]]] = {}
     for place, record in sorted(found.items(), key=lambda it: it[1].get("seed", 0)):
         lineage = record["train"]["lineage"]
         methods = tuple(step["method"] for step in lineage)
         values = str([config.plain(step.get("config")) for step in lineage])
+        made = {key: value for key, value in (record.get("overrides") or {}).items()
+                if key != "test_every"}         # which changes no accuracy of the last epoch
         group = (results.kept[place].data, record["train"].get("rows", 0),
-                 record.get("protocol", ""))
-        cells = groups.setdefault(group, {})
-        cells.setdefault((methods, values, reasons.get(place, "")), {})[place] = record
+                 wording.protocol_text({**record, "overrides": made}))
+        places = groups.setdefault(group, {}).setdefault(
+            (methods, values, reasons.get(place, "")), {})
+        if record["fingerprint"] not in {one["fingerprint"] for one in places.values()}:
+            places[place] = record
     known = render.published()
     for (data, _, protocol), cells in sorted(groups.items()):
-        listed = [row_of(entry_of(places, data if data in NAMED and not note else "", known),
-                         results.kept, note=note) for (*_, note), places in sorted(cells.items())]
+        apart = keys_apart({cell: next(iter(places.values())) for cell, places in cells.items()})
+        listed = [row_of(entry_of(places, data if data in NAMED and not cell[-1] else "", known),
+                         results.kept, note=cell[-1] or apart[cell])
+                  for cell, places in sorted(cells.items())]
         yield Table(f"{title}, {protocol}", data, listed)
+
+
+def keys_apart(cells: dict[tuple, dict]) -> dict[tuple, str]:
+    """'jpeg.quality=10' for each cell (methods, ...): in what it differs from others of the same
+    methods, as far as fits."""
+    found = {}
+    for cell, record in cells.items():
+        others = [keys_of(other) for it, other in cells.items() if it[0] == cell[0]]
+        apart = [f"{key}={wording.shown(value)}" for key, value in keys_of(record).items()
+                 if any(other.get(key, value) != value for other in others)]
+        found[cell] = ", ".join(apart[:3])
+    return found
+
+
+def keys_of(record: dict) -> dict[str, object]:
+    """The keys of all that made a record's set."""
+    return {f"{step['method']}.{key}": value for step in record["train"]["lineage"]
+            for key, value in (step.get("config") or {}).items()}
 
 
 def entry_of(places: dict[Path, dict], dataset: str, known: list[dict]) -> render.Entry:

@@ -35,6 +35,7 @@ is its own; numbers of the others say so).
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -269,6 +270,7 @@ def read_lines(nodes: dict[str, Node], small: dict[str, Node], words: dict[str, 
             if step.command == "evaluate":
                 raise UserError(f"{step.origin}: {name}: evaluate is the last step of a row or "
                                 "column, if it names one")
+        check_steps(name, found, learner, over, words)
         values = [[(key, config.text(value)) for value in as_list(fewer.get(key, item))]
                   for key, item in over.items()]
         for chosen in itertools.product(*values):
@@ -278,6 +280,23 @@ def read_lines(nodes: dict[str, Node], small: dict[str, Node], words: dict[str, 
                               tuple(fill(one, words | values_of, node.origin)
                                     for one in reported), only))
     return tuple(lines)
+
+
+def check_steps(name: str, steps: list[Step], learner: Step | None, over: dict[str, Node],
+                words: dict[str, str]) -> None:
+    """Raise UserError for an `over` that no step reads, which would make equal lines, and for a
+    step whose set the poison after it, which starts from the clean one, leaves."""
+    values = [[*step.yamls, *step.settings.values()]
+              for step in (*steps, *([learner] if learner else []))]
+    read = set(re.findall(r"\{(\w+)\}", " ".join(itertools.chain(*values))))
+    if read <= {*over, *words, *keys.PLACES}:       # else a misspelt one will be named
+        for key in over.keys() - read:
+            raise UserError(f"{over[key].origin}: {name}: over: {key}: no step reads {{{key}}}; "
+                            "write it where the value goes")
+    for (before, step), own in zip(itertools.pairwise(steps), values[1:], strict=False):
+        if before.command == "purify" and step.command == "poison" and "{set}" not in own:
+            raise UserError(f"{step.origin}: {name}: poison starts from the clean set, and what "
+                            "purify makes before it would be lost: leave one of them out")
 
 
 def names_of(node: Node) -> tuple[str, ...]:
