@@ -6,7 +6,7 @@ source scripts/setup.sh
 
 tables=()
 while [ $# -gt 0 ] && [[ $1 != -* && $1 != *=* ]]; do
-  tables+=("configs/tables/$1.yaml")
+  tables+=("$1")
   shift
 done
 python scripts/run_table.py ${tables[@]+"${tables[@]}"} "$@"

@@ -18,6 +18,7 @@ import csv
 import dataclasses
 import functools
 import io
+import re
 import shlex
 import statistics
 from collections.abc import Callable, Iterable
@@ -36,14 +37,15 @@ from scripts.tables.table import Choice, Line, Table
 from scripts.tables.wording import markdown_cell
 
 # docs/reported.md says what its columns are
+ACCURACY = "accuracy (%)"
 REPORTED = Path(__file__).resolve().parents[2] / "results/reported.csv"
-HEAD = ("data", "poison", "defence", "accuracy (%)", "reported", "also published", "gap", "oracle",
+HEAD = ("data", "poison", "defence", ACCURACY, "reported", "also published", "gap", "oracle",
         "training the purifier (s)", "purifying (s)", "training (s)", "the defence saw",
         "does it poison?")
 # Points of accuracy that a poison costs an undefended classifier at least. Published ones cost 23
 # and more; random signs, which are none, 0 to 1 (docs/results.md).
 LEAST_COST = 5.0
-ALWAYS = ("poison", "defence", "accuracy (%)")      # the others where some cell has them
+ALWAYS = ("poison", "defence", ACCURACY)      # the others where some cell has them
 
 
 @dataclass(frozen=True)
@@ -349,10 +351,22 @@ def markdown(head: tuple[str, ...], lines: list[list[str]]) -> str:
 
 
 def as_csv(head: tuple[str, ...], lines: list[list[str]]) -> str:
+    """An accuracy stands in three columns there."""
+    if ACCURACY in head:
+        at = head.index(ACCURACY)
+        head = (*head[:at], ACCURACY, "sd", "runs", *head[at + 1 :])
+        lines = [[*line[:at], *apart(line[at]), *line[at + 1 :]] for line in lines]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(
         [map(printable, row) for row in (head, *lines)])
     return text.getvalue()
+
+
+def apart(spread: str) -> tuple[str, str, str]:
+    """Mean, standard deviation and how many, of `wording.spread`."""
+    if found := re.fullmatch(r"(\S+) ± (\S+) \((\d+)\)", spread):
+        return found.groups()
+    return ("", "", "0") if spread == "-" else (spread, "", "1")
 
 
 def latex(head: tuple[str, ...], lines: list[list[str]]) -> str:

@@ -264,6 +264,9 @@ def read_lines(nodes: dict[str, Node], small: dict[str, Node], words: dict[str, 
                 reported = names_of(node.value["reported"])
             if "only" in node.value:
                 only = config.build(tuple[str, ...], node.value["only"], "only")
+        elif isinstance(node.value, dict) and (stray := node.value.keys() & set(LINE_KEYS)):
+            raise UserError(f"{node.origin}: {name}: {min(stray)}: put its steps under `steps:` "
+                            "beside it")
         found = [quicken(read_step(step), small) for step in as_list(steps)]
         learner = found.pop() if found and found[-1].command == "evaluate" else None
         for step in found:
@@ -314,8 +317,9 @@ def read_step(node: Node, allowed: tuple[str, ...] = tuple(COMMANDS)) -> Step:
                         "configs/purifiers/jpeg.yaml`")
     commands = [key for key in node.value if key in allowed]
     if len(commands) != 1:
+        found = commands or list(node.value)[:1]
         raise UserError(f"{node.origin}: a step names one of {', '.join(allowed)}"
-                        + (f", not {' and '.join(commands)}" if commands else ""))
+                        + (f", not {' and '.join(found)}" if found else ""))
     command = commands[0]
     yamls = tuple(manual.yaml_of(COMMANDS[command].room, config.text(item), node.origin)
                   for item in as_list(node.value[command]))
