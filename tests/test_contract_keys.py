@@ -111,6 +111,7 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "ddpm.train.attention": ([[8]], {}),
     "ddpm.train.crop": ([4], {}),
     "evaluations": ([1], {"sampler": "subsampled"}),
+    "start_index": ([2], {}),                   # t_star of SMOKE: all else is refused
     "reweighted_head.c": ([1e-3], {"refit": "frozen"}),
     "patience": ([1], {"epochs": 4, "learning_rate": 1.0}),     # soon worse than before
     "jcdp.lpips_net": (["alex"], SQUEEZE),      # refused: these are another network's weights
