@@ -430,7 +430,7 @@ columns:
   none: []
   vae:
     over: {{kld: [1, 2, 4]}}
-    steps: {{purify: {CONFIGS}/purifiers/gray.yaml}}
+    steps: {{purify: {CONFIGS}/purifiers/jpeg.yaml, jpeg.quality: "{{kld}}"}}
 """
 HEAD = ("| poison | purifier | KLD reached (nats) | PSNR to poisoned (dB) | PSNR to clean (dB) | "
         "LPIPS to clean | accuracy (%) |")

@@ -91,8 +91,8 @@ def test_a_dry_run_prints_the_whole_plan_without_data(asked):
 def test_a_table_prints_without_data():
     outcome = run_command(render.main, "table.yaml", "--format", "csv")
     assert outcome.status == 0
-    assert [line.split(",")[:4] for line in outcome.stdout.splitlines()][1] == \
-        ["cifar10", "clean", "none", "-"]
+    assert [line.split(",")[:6] for line in outcome.stdout.splitlines()][1] == \
+        ["cifar10", "clean", "none", "", "", "0"]
 
 
 def test_sizes_and_classes_are_those_of_the_sets():

@@ -55,7 +55,8 @@ def test_printed_tables_are_their_records(path):
     _, name, settings = PRINTED[path]
     outcome = run_command(render.main, CONFIGS / f"tables/{name}.yaml", *settings,
                           "--format", "csv")
-    now = {(row["poison"], row["defence"]): row["accuracy (%)"]
+    now = {(row["poison"], row["defence"]): "{accuracy (%)} ± {sd} ({runs})".format(**row)
+           if row["sd"] else row["accuracy (%)"] or "-"
            for row in csv.DictReader(outcome.stdout.splitlines())}
     printed = documents.cells(f"results/{path}")
     assert printed
