@@ -29,7 +29,7 @@ TRAINED_BY = "train_ddpm"
 PATHS = ("init_from",)
 SMOKE = {"train.width": 32, "train.multipliers": [1, 1], "train.blocks": 1, "train.attention": [],
          "train.steps": 4, "train.batch_size": 16, "train.sample_every": 4, "t_star": 2,
-         "evaluations": 2}
+         "start_index": None, "evaluations": 2}
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ VERSION = 1
 CHECKPOINT = "ddpm"             # whose checkpoints it applies
 PERCEPTUAL_PULL = 50            # 4 x 20 at strength 1 has 47 at most
 PATHS = ("lpips_weights",)
-SMOKE = {"t_star": 2, "passes": 1, "evaluations": 2, "threshold": 1, "lpips_net": "squeeze",
-         "lpips_resize": 32}
+SMOKE = {"t_star": 2, "start_index": None, "passes": 1, "evaluations": 2, "threshold": 1,
+         "lpips_net": "squeeze", "lpips_resize": 32}
 
 
 @dataclass(frozen=True)
