@@ -20,10 +20,9 @@ CIFAR-100 too), images keep their order (the release's are shuffled), and the ge
 train mode while it learns (the release's is in eval mode for the first batch after such a test). It
 sees a batch once, where the release repeats the same pass for every step on the batch: batch norm's
 running statistics follow as far as they do there. Rounding down meets whole levels of noise as
-whole ones. None of it is in bf16, whatever
-`precision` says; on a GPU matrix products may be in TF32, but for `precision: fp32`, as the
-release's. GUE-adv, against
-adversarial training, is not here.
+whole ones. None of it is in bf16, whatever `precision` says; on a GPU matrix products may be in
+TF32, but for `precision: fp32`, as the release's. GUE-adv, against adversarial training, is not
+here.
 """
 
 import copy

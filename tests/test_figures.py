@@ -193,6 +193,14 @@ def record_data(cell: plan.Cell) -> str:
     return next(word for word in cell.record.arguments if word.startswith("data=")).split("=")[1]
 
 
+@pytest.mark.parametrize(("figure", "table", "out"), [
+    ("fig5", "configs/tables/fig5.yaml", "fig5-digits"), ("fig5", "mine.yaml", "fig5-mine-digits"),
+    ("le_fig3_images", "configs/tables/le_fig3.yaml", "le_fig3_images-digits"),
+])
+def test_a_figure_of_another_table_does_not_replace_the_committed_one(figure, table, out):
+    assert figures.default_out(figure, table, "digits") == f"results/figures/{out}.png"
+
+
 def test_a_kld_that_was_never_there(few_path, tmp_path):
     """An artefact whose log has none, such as an auto-encoder's checkpoint; one without a log, as
     an imported one."""

@@ -29,8 +29,9 @@ project, here, tiny, several = tables.project, tables.here, tables.tiny, tables.
      r"tiny\.yaml:\d+: jpeg: poison starts from the clean set, and what purify makes before it"),
     ("only: [lsp]", "only: [lps]", r"only: there is no 'lps'; did you mean 'lsp'|only: .*'lps'"),
     ("      purify:", "      purfy:", r"tiny\.yaml:\d+: a step names one of .*, not purfy"),
-    ("    steps:\n      purify: configs/purifiers/jpeg.yaml\n      jpeg", "    purify: "
-     "configs/purifiers/jpeg.yaml\n    jpeg", r"jpeg: o[a-z]+: put its steps under `steps:` besi"),
+    ("    steps:\n      purify: configs/purifiers/jpeg.yaml\n      jpeg",
+     "    purify: configs/purifiers/jpeg.yaml\n    jpeg",
+     r"jpeg: o[a-z]+: put its steps under `steps:` beside it"),
     ('["jpeg quality=10", ', '["jpg", ', r"iss_best: there is no column 'jpg'"),
     ("columns:", "colums:", r"tiny\.yaml:\d+: unknown key 'colums'.*columns"),
     ("data: ", "dta: ", r"settings: unknown key 'dta'"),

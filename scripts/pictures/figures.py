@@ -74,10 +74,10 @@ def main(argv: list[str] | None = None) -> None:
     for name, figure in PAPER.items():
         paper = figures.add_parser(name, help=figure.draw.__doc__.splitlines()[0])
         Choice.add_to(paper)
-        table = name.removesuffix("_images")
-        paper.add_argument("--table", default=f"configs/tables/{table}.yaml", metavar="TABLE.yaml")
-        paper.add_argument("--out", type=expand,
-                           help="the PNG to write (results/figures/NAME-DATA.png)")
+        paper.add_argument("--table", default=f"configs/tables/{table_of(name)}.yaml",
+                           metavar="TABLE.yaml")
+        paper.add_argument("--out", type=expand, help="the PNG to write (results/figures/"
+                           "NAME-DATA.png; NAME-TABLE-DATA.png of another table)")
         if figure.read:
             paper.add_argument("--numbers", type=as_path, metavar="FILE",
                                help="what this figure printed: drawn in the place of the cells")
@@ -123,15 +123,24 @@ def chosen_rows(arguments: argparse.Namespace) -> slice:
 # --- figures of the papers -------------------------------------------------------------------
 
 
+def table_of(figure: str) -> str:
+    """The table that a figure is of, by its name."""
+    return figure.removesuffix("_images")
+
+
+def default_out(figure: str, table: str, data: str) -> str:
+    """Where a figure goes: one of another table is no other version of the committed one."""
+    name = Path(table).stem
+    other = "" if name == table_of(figure) else f"-{name}"
+    return f"results/figures/{figure}{other}-{data}.png"
+
+
 def make_paper(arguments: argparse.Namespace, settings: list[str]) -> None:
     """Read the table, see that its cells are there, measure, print, draw."""
     figure = PAPER[arguments.figure]
     table = spec.read_one(arguments.table, Choice.of(arguments), tuple(settings))
     data = Path(table.settings.get("data", table.dataset)).stem
-    name = arguments.figure
-    if Path(table.path).stem != arguments.figure:       # another table's is another picture
-        name = f"{name}-{Path(table.path).stem}"
-    path = picture_path(arguments.out or f"results/figures/{name}-{data}.png")
+    path = picture_path(arguments.out or default_out(arguments.figure, table.path, data))
     if figure.read and arguments.numbers:
         found = figure.read(arguments.numbers, table)
     else:
