@@ -45,7 +45,7 @@ HEAD = ("data", "poison", "defence", ACCURACY, "reported", "also published", "ga
 # Points of accuracy that a poison costs an undefended classifier at least. Published ones cost 23
 # and more; random signs, which are none, 0 to 1 (docs/results.md).
 LEAST_COST = 5.0
-ALWAYS = ("poison", "defence", ACCURACY)      # the others where some cell has them
+ALWAYS = ("poison", "defence", ACCURACY)    # the others where some cell has them
 
 
 @dataclass(frozen=True)

@@ -297,7 +297,8 @@ def check_steps(name: str, steps: list[Step], learner: Step | None, over: dict[s
             raise UserError(f"{over[key].origin}: {name}: over: {key}: no step reads {{{key}}}; "
                             "write it where the value goes")
     for (before, step), own in zip(itertools.pairwise(steps), values[1:], strict=False):
-        if before.command == "purify" and step.command == "poison" and "{set}" not in own:
+        if before.command == "purify" and step.command == "poison" \
+                and not any("{set}" in value for value in own):
             raise UserError(f"{step.origin}: {name}: poison starts from the clean set, and what "
                             "purify makes before it would be lost: leave one of them out")
 
