@@ -1,5 +1,6 @@
 """What every attack, purifier and learner shares: one idea a file."""
 
+import contextlib
 import sys
 
 if sys.version_info < (3, 11):      # noqa: UP036 - for whoever starts it with an older one
@@ -9,3 +10,16 @@ try:
 except ImportError:
     sys.exit("error: Linux and macOS are supported, and this system has no file locks (fcntl); on "
              "Windows, use the Windows Subsystem for Linux (WSL)")
+
+
+def quiet_if_interrupted(kind, error, trace, otherwise=sys.excepthook) -> None:
+    """Of Ctrl-C while modules are still being imported, before core.command can explain it, no
+    traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        with contextlib.suppress(OSError):
+            print("interrupted", file=sys.stderr)
+    else:
+        otherwise(kind, error, trace)
+
+
+sys.excepthook = quiet_if_interrupted

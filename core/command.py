@@ -4,17 +4,20 @@
 interrupted (the same line resumes).
 """
 
+import argparse
 import contextlib
 import contextvars
 import ctypes
 import errno
 import functools
 import os
+import re
 import shlex
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from core import distributed, output
 from core.errors import UserError
@@ -65,6 +68,19 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
         return 0
 
     return wrapped
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a command line of ours; the description is a module's docstring, as it stands there."""
+
+    def __init__(self, prog: str, description: str | None = None, **options):
+        super().__init__(prog, description=description, **options)
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2; a key that was typed as an option is said to be none."""
+        option = re.search(r"unrecognized arguments: .*?--([A-Za-z_][\w.]*)", message)
+        super().error(message + (f"; if it is a key, write {option[1]}=VALUE" if option else ""))
 
 
 def this_line() -> str:

@@ -6,20 +6,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_CODE = (":!results", ":!docs")       # what no number depends on
+CODE = ("*.py", "*.yaml", "*.yml")      # of what git does not know; a picture is none
 SECONDS = 20                            # on a slow disk that others share
 
 
 def of_code(folder: Path = ROOT) -> dict[str, str | bool | None]:
-    """`commit` (40 hex digits) and `dirty`: whether the code or a YAML differs from it, or has a
-    file that git does not know. Both None where the folder is no checkout, or git does not say."""
+    """`commit` (40 hex digits) and `dirty`: whether a file of code differs from it, or is one
+    that git does not know. Both None where the folder is no checkout, or git does not say."""
     try:
         top, commit = git(folder, "rev-parse", "--show-toplevel", "HEAD").splitlines()
         if Path(top).resolve() != folder.resolve():     # a copy inside another repository
             raise ValueError
-        changed = git(folder, "status", "--porcelain", "--", ".", *NO_CODE)
+        changed = git(folder, "status", "--porcelain", "-uno", "--", ".", *NO_CODE)
+        strange = git(folder, "ls-files", "--others", "--exclude-standard", "--", *CODE, *NO_CODE)
     except (OSError, ValueError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
-    return {"commit": commit, "dirty": bool(changed)}
+    return {"commit": commit, "dirty": bool(changed or strange)}
 
 
 def git(folder: Path, *words: str) -> str:

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from core import config, large, memory, outlines, pictures, reading
-from core.artefact import read_meta
+from core.artefact import read_meta, unfinished
 from core.config import Place
 from core.distributed import note, world
 from core.embedded import digits, photographs, photos
@@ -84,8 +84,8 @@ def root_of(data: str | None) -> str | None:
 
 def load(settings: DataSettings, key: str = "data", digest: str | None = None) -> ImageSet:
     """The ImageSet that the settings name. Raises UserError that says what is missing where, and
-    blames `key` for an unknown name; with a `digest` also if the whole set, before its split is
-    taken, is another one."""
+    blames `key`, if it is not empty, for a name or path of nothing; with a `digest` also if the
+    whole set, before its split is taken, is another one."""
     if not settings.data:
         raise UserError("no data: write data=cifar10, data=digits, or data=PATH of an ImageSet")
     source, split = settings.data, settings.split
@@ -101,22 +101,37 @@ def load(settings: DataSettings, key: str = "data", digest: str | None = None) -
         whole = with_test(whole, settings)
     elif source in NAMED:
         whole = load_named(source, base, settings)
-    elif source.startswith("folder:"):
-        whole = load_folder(Path(source.removeprefix("folder:")), settings)
-    elif source.lower().endswith(".npz"):
-        whole = load_npz(Path(source), settings)
-    elif Path(source).exists() or "/" in source or partial_of(Path(source)).exists():
-        reject_size(settings)
-        whole = with_test(ImageSet.load(source), settings)
     else:
-        raise UserError(f"{key}: '{source}' is neither a path nor a known data set"
-                        + config.suggest(source, [*NAMED, "folder:PATH", "FILE.npz"],
-                                         "known data sets"))
+        check_there(source, key)
+        whole = load_path(source, settings)
     if split == "test" and source not in NAMED:
         raise UserError(f"split: {source} has no test split; name the test set with test=")
     if digest is not None and digest != digest_of(whole):
         raise UserError(f"{source} holds other images or labels than it did when the set was made")
     return split_of(whole, split)
+
+
+def check_there(source: str, key: str) -> None:
+    """Raise UserError that blames `key`, if there is one, for no path at which something is."""
+    path = Path(source.removeprefix("folder:"))
+    kind = "file" if source.lower().endswith(".npz") else "folder"
+    blame = f"{key}: " if key else ""
+    if path.exists():
+        return
+    if kind == "file" or ":" in source or "/" in source or partial_of(path).exists():
+        raise UserError(f"{blame}{path}: no such {kind}{unfinished(path)}")
+    raise UserError(f"{blame}'{source}' is neither a path nor a known data set" + config.suggest(
+        source, [*NAMED, "folder:PATH", "FILE.npz"], "known data sets"))
+
+
+def load_path(source: str, settings: DataSettings) -> ImageSet:
+    """What lies at folder:PATH, FILE.npz or PATH, an ImageSet."""
+    if source.startswith("folder:"):
+        return load_folder(Path(source.removeprefix("folder:")), settings)
+    if source.lower().endswith(".npz"):
+        return load_npz(Path(source), settings)
+    reject_size(settings)
+    return with_test(ImageSet.load(source), settings)
 
 
 def with_test(whole: ImageSet, settings: DataSettings) -> ImageSet:
@@ -269,7 +284,7 @@ def recall(spec: dict, digest: str | None, root: str, whose: str, remedy: str) -
         raise UserError(f"{whose}: {spec} in its meta.json names no data; {remedy}")
     try:
         spec = {key: tuple(value) if key == "classes" else value for key, value in spec.items()}
-        return load(DataSettings(**spec, root=root), digest=digest)
+        return load(DataSettings(**spec, root=root), key="", digest=digest)
     except UserError as error:
         raise UserError(f"{whose}: {error}; {remedy}") from None
 

@@ -216,7 +216,8 @@ def variant_lines(tree: config.Node, path: Path, kind: type, prefix: str) -> Ite
     changed = [f"{prefix}.{field.name}={typed(value)}" for field in dataclasses.fields(kind)
                for value in [getattr(config.build(kind, section, prefix), field.name)]
                if value != default_of(field)]
-    yield from spread(str(path.relative_to(CONFIGS.parent)), " ".join(changed) or "the defaults")
+    yield from spread(str(path.relative_to(CONFIGS.parent)),
+                      " ".join([*changed, *beside(values)]) or "the defaults")
     own = values.value.get("data")
     if own is not None and sets and own.value not in sets:
         yield from spread(f"  data={own.value}", "the file's values")
@@ -227,6 +228,12 @@ def variant_lines(tree: config.Node, path: Path, kind: type, prefix: str) -> Ite
         yield from spread(f"  preset={name}", said(own) or "the file's values")
         for data_set, more in its_sets.items():
             yield from spread(f"    {chosen_by(data_set)}", said(more))
+
+
+def beside(values: config.Node) -> list[str]:
+    """What a YAML says beside its method's section and the data set that it is meant for."""
+    return [f"{key}={config.text(node)}" for key, node in values.value.items()
+            if key not in ("method", "data", "preset") and not isinstance(node.value, dict)]
 
 
 def chosen_by(section: str) -> str:

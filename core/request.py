@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from core import config, distributed, manual, outlines
+from core.command import Parser
 from core.commands import COMMANDS, OWNER, Command
 from core.config import TYPED
 from core.datasets import DataSettings, load, load_clean, note_missing_classes
@@ -223,6 +224,8 @@ def parse(argv: list[str] | None, doc: str, name: str, data_set: str | None = No
               f"{parser.format_help()}\n{top_keys(command)}")
         raise SystemExit(0)
 
+    if stray := [word for word in arguments.config if word.startswith("=")]:
+        raise UserError(f"'{printable(stray[0])}' stands alone: write key=value without spaces")
     yamls = [manual.yaml_of(command.room, word, f"'{word}' is neither a YAML file nor key=value")
              for word in arguments.config if not config.is_setting(word)]
     overrides = [word for word in arguments.config if config.is_setting(word)]
@@ -267,8 +270,7 @@ def parse(argv: list[str] | None, doc: str, name: str, data_set: str | None = No
 
 
 def parser_of(command: Command, doc: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=command.line, description=doc, add_help=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(command.line, doc, add_help=False)
     parser.add_argument("-h", "--help", nargs="?", const="", metavar="METHOD",
                         help="this, or a method's keys: default, range and what they are")
     parser.add_argument("config", nargs="*", metavar="FILE.yaml | key=value",

@@ -94,6 +94,14 @@ def test_wrong_usage_exits_2(main, arguments):
     assert "Traceback" not in outcome.stderr
 
 
+def test_a_key_that_is_typed_in_another_way_is_shown_as_it_should_be():
+    for words in (["--data", "runs/x"], ["--data=runs/x"]):
+        said = run_command(poison, "lsp", *words).stderr
+        assert said.endswith("; if it is a key, write data=VALUE\n")
+    for words in (["data", "=", "digits"], ["data", "=digits"]):
+        refused(run_command(poison, "lsp", *words), "stands alone: write key=value without spaces")
+
+
 @pytest.mark.parametrize("main", [poison, purify.main, train_vae.main, evaluate.main])
 def test_without_a_method_the_choices_are_named(main):
     refused(run_command(main), "no method", "method=")
@@ -210,9 +218,9 @@ def test_values_that_yaml_alone_would_misread_are_understood():
 
 @pytest.mark.parametrize(("source", "words"), [
     (None, "no data"),
-    ("data=none/at/all", "none/at/all: no such folder; it should be an ImageSet"),
-    ("data=./", "it has no meta.json"), ("data=none.npz", "none.npz: no such file"),
-    ("data=folder:none", "none: no such folder"), ("data=somefile", "somefile"),
+    ("data=none/at/all", "data: none/at/all: no such folder"),
+    ("data=./", "it has no meta.json"), ("data=none.npz", "data: none.npz: no such file"),
+    ("data=folder:none", "data: none: no such folder"), ("data=somefile", "somefile"),
 ])
 def test_missing_data_is_named(source, words):
     Path("somefile").write_text("not a set")
@@ -418,7 +426,7 @@ def test_a_missing_test_set_is_asked_for(tmp_path, few):
     refused(run_command(evaluate.main, EM60, "data=own.npz", f"out={OUT}"),
             "own.npz has no test set of its own: name one with test=")
     refused(run_command(evaluate.main, EM60, "data=own.npz", "test=none.npz", f"out={OUT}"),
-            "none.npz: no such file")
+            "test: none.npz: no such file")
     np.savez("small.npz", images=few.images[:, :8, :8], labels=few.labels)
     refused(run_command(evaluate.main, EM60, "data=own.npz", "test=small.npz", f"out={OUT}"),
             "small.npz has 8x8 images", "own.npz has 16x16")

@@ -24,13 +24,14 @@ def test_a_commit_and_what_was_changed_since(checkout, monkeypatch):
     head = commit.git(checkout, "rev-parse", "HEAD").strip()
     assert commit.of_code(checkout) == {"commit": head, "dirty": False}
     # No number depends on these.
-    for name in ("docs/page.md", "results/small/record.json", "runs/log"):
+    for name in ("docs/page.md", "results/small/record.json", "runs/log", "lsp.png", "own/a.npz"):
         (checkout / name).parent.mkdir(exist_ok=True, parents=True)
         (checkout / name).write_text("x")
     assert commit.of_code(checkout) == {"commit": head, "dirty": False}
-    (checkout / "new.py").write_text("")
-    assert commit.of_code(checkout) == {"commit": head, "dirty": True}
-    (checkout / "new.py").unlink()
+    for name in ("new.py", "own/new.yaml"):
+        (checkout / name).write_text("")
+        assert commit.of_code(checkout) == {"commit": head, "dirty": True}
+        (checkout / name).unlink()
     (checkout / "method.py").write_text("VERSION = 2\n")
     assert commit.of_code(checkout) == {"commit": head, "dirty": True}
     monkeypatch.setenv("GIT_DIR", "/nowhere")           # as in a hook of another repository

@@ -22,15 +22,7 @@ from core.errors import UserError
 from core.imageset import ImageSet
 from scripts.pictures import bars, charts, figures, numbers, strips, style, toy
 from scripts.tables import plan, spec, wording
-from scripts.tables.measure import (
-    Point,
-    clean_of,
-    curves,
-    kld_reached,
-    points,
-    print_points,
-    sets_of,
-)
+from scripts.tables.measure import Point, clean_of, curves, kld_reached, points, sets_of
 from tests.conftest import CONFIGS, ROOT, run_command, write_imageset
 
 TABLE = f"""
@@ -545,7 +537,7 @@ def test_numbers_come_back_as_they_were_printed(sweep, monkeypatch, capsys):
     monkeypatch.chdir(sweep)
     table = spec.read_one("table.yaml")
     measured = points(table, planned())
-    print_points(measured)
+    numbers.print_points(measured)
     Path("points.md").write_text("# Title\n\n" + capsys.readouterr().out)
     for point, read in zip(measured, numbers.read_points(Path("points.md"), table), strict=True):
         assert (read.row, read.family, read.value) == (point.row, point.family, point.value)
@@ -591,6 +583,18 @@ def test_a_point_without_a_number_is_left_out():
     drawing = charts.draw_trade_off(table, measured, "digits", to)
     assert [text.get_text() for text in drawing.axes[0].texts] == ["30"]
     style.save(drawing, Path("figure.png"))
+
+
+@pytest.mark.parametrize("draw", [charts.draw_rate, charts.draw_trade_off, charts.draw_sweep])
+def test_a_column_that_nothing_varies_is_said_to_be_left_out(draw, capsys):
+    table = spec.read_one(str(CONFIGS / "tables/fig2a.yaml"))
+    measured = [Point("em", "none", "", [50.0], None, 20.0, None, 0.1),
+                Point("em", "gray", "", [60.0], 22.0, 20.0, None, 0.1),
+                *(Point("em", "vae", kld, [70.0], 22.0, 20.0, float(kld), 0.1)
+                  for kld in ("1", "2"))]
+    draw(table, measured, "digits", argparse.Namespace(to="poisoned"))
+    said = capsys.readouterr().err
+    assert said == "note: not in this figure, which plots what `over` varies: em x gray\n"
 
 
 def test_a_chart_of_nothing_says_so():

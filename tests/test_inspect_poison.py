@@ -24,6 +24,8 @@ def test_an_inspection_prints_and_draws(tmp_path):
                                                tmp_path / "folder").error
     same = run_command(inspect_poison.main, poison, poison)
     assert "does not differ from the set it is compared with" in same.error
+    clean = run_command(inspect_poison.main, "digits")
+    assert clean.error.startswith("digits does not differ from the set it is compared with: name a ")
 
 
 def test_the_spectrum_of_a_wave():

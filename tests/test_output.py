@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -182,3 +183,14 @@ def test_only_the_style_imports_matplotlib():
                  if "import matplotlib" in path.read_text("utf-8")
                  or "from matplotlib" in path.read_text("utf-8")}
     assert importing == {str(Path("scripts/pictures/style.py"))}
+
+
+def test_ctrl_c_while_modules_are_imported_is_no_traceback():
+    def importing(then: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "-c", f"import core; {then}"], cwd=ROOT,
+                              capture_output=True, text=True)
+
+    done = importing("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    assert done.stderr == "interrupted\n"
+    assert done.returncode == -signal.SIGINT            # 130 in a shell
+    assert "AttributeError" in importing("core.nothing").stderr     # any other keeps its own

@@ -1,6 +1,8 @@
 """Printed tables: marks, gaps, seconds, published numbers, several data sets."""
 
+import csv
 import dataclasses
+import io
 import json
 import math
 import statistics
@@ -15,7 +17,7 @@ from tables import planned
 from core import imageset
 from core.imageset import ImageSet, from_arrays
 from core.methods import list_methods
-from scripts.tables import plan, render, spec
+from scripts.tables import noted, plan, render, spec
 from scripts.tables.measure import share_kept
 from scripts.tables.table import FORMS
 from tests.conftest import ROOT, run_command
@@ -90,6 +92,11 @@ def test_the_table_prints_what_the_records_say(tiny):
     text = run_command(render.main, tiny, "--distances").stdout
     [line] = [line for line in text.splitlines() if f"jpeg {best[-2:]} |" in line]
     assert line.split(" | ")[2] == f"{psnr:.2f}"
+    head, *lines = csv.reader(io.StringIO(
+        run_command(render.main, tiny, "--distances", "--format", "csv").stdout))
+    [line] = [line for line in lines if line[1] == f"jpeg {best[-2:]}"]
+    assert line[head.index("PSNR to poisoned (dB)")] == f"{psnr:.2f}"
+    assert line[head.index("runs")] == "2"
 
 def test_what_is_kept_of_a_poison_is_its_share_in_what_is_left(monkeypatch):
     """Three tenths of each image's poison, and something beside that lies across it; images that
@@ -187,6 +194,18 @@ def test_a_table_without_a_record_says_what_makes_it_and_shows_no_empty_grid(tin
     wide = run_command(render.main, tiny, "--seeds=7", "--wide").stdout
     assert wide.startswith(said)
     assert wide.endswith(")\n\n")
+
+
+def test_a_table_without_a_record_says_which_lines_of_it_were_run_here(tiny, tmp_path, monkeypatch):
+    """What was typed to run_table.py has to be typed here too."""
+    monkeypatch.setattr(noted, "PLANS", tmp_path)
+    for words in ([str(tiny), "--seeds=7"], [str(tiny), "--seeds=7", "standard.width=2"],
+                  ["other.yaml"]):
+        noted.note(words, [], sets=False)
+    said = run_command(render.main, tiny, "--seeds", "7").stdout.splitlines()[0]
+    assert f"); what was run here of it: {tiny} --seeds=7 standard.width=2" in said
+    assert "other.yaml" not in said
+    assert said.count("standard.width=2") == 1
 
 
 def test_seconds_are_of_each_kind_of_work():

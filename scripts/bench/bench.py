@@ -9,13 +9,12 @@ a time). `of peak` is the share of the machine's own largest matrix product (fp3
 run is bf16). Run it with nothing else running.
 """
 
-import argparse
 
 import torch
 
 import core.run
 from core import config, files
-from core.command import command
+from core.command import Parser, command
 from core.device import DeviceSettings, resolve
 from scripts.bench import attacks, classifiers, data, diffusion, vaes, views
 from scripts.bench.clock import Bench
@@ -31,8 +30,7 @@ BENCHES = {
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python scripts/bench.py",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/bench.py", __doc__)
     parser.add_argument("names", nargs="*", metavar="NAME | key=value",
                         help=f"some of {', '.join(BENCHES)}; by default all but streamed, levers")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds after the warm-up")

@@ -7,11 +7,10 @@
 A set is anything that data= takes. What is measured replaces its row of the file; the others stay.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from core.command import command
+from core.command import Parser, command
 from core.datasets import DataSettings, load
 from core.errors import UserError
 from scripts.detection import verdict
@@ -26,9 +25,7 @@ COLUMNS = ("like", "name", "kind", "images", *PROBES, "above")
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.detection.measured",
-                                     description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python -m scripts.detection.measured", __doc__)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("set", nargs="+", metavar="NAME=SET")
     parser.add_argument("--like", help="the clean data set beside it (default: what SET was made "

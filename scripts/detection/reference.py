@@ -8,13 +8,12 @@ there are enough images the parts share none, else they overlap and only the see
 measured replaces its rows of the file; the others stay.
 """
 
-import argparse
 import sys
 
 import numpy as np
 
 from core import streams
-from core.command import command
+from core.command import Parser, command
 from core.datasets import DataSettings, load
 from core.imageset import ImageSet
 from scripts.detection.probes import EPOCHS, PROBES, TRAINED, sample, scores
@@ -28,9 +27,7 @@ COLUMNS = (*IDENTITY, "repeats", "mean", "least", "most")
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.detection.reference",
-                                     description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python -m scripts.detection.reference", __doc__)
     parser.add_argument("set", nargs="*", help=f"of {', '.join(SIZES)}; all, if none is named")
     parser.add_argument("--probes", nargs="+", choices=PROBES, default=PROBES)
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of linear and two-layer")

@@ -13,13 +13,12 @@ method of a room, `names` the learners' YAMLs in one line. docs/methods.md is wr
 tests/test_documents.py fails where a page is not what this gives.
 """
 
-import argparse
 import re
 from collections import Counter
 from pathlib import Path
 
 from core import files, records
-from core.command import command
+from core.command import Parser, command
 from core.errors import UserError
 from core.imageset import title
 from scripts.documents import methods
@@ -34,8 +33,7 @@ NONE_YET = "-"          # of scripts/table.py: a cell without a record
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python scripts/documents.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/documents.py", __doc__)
     parser.parse_args(argv)
     for page, text in pages().items():
         if not Path(page).is_file() or Path(page).read_text("utf-8") != text:

@@ -67,10 +67,12 @@ def described(room: str, name: str) -> str:
 
 
 def variant_lines(yaml: Path) -> Iterator[tuple[str, str]]:
-    """What a method's YAML changes on other data sets, and in its presets."""
+    """What a method's YAML sets beside its keys, and changes on other data sets and in presets."""
     if not yaml.is_file():
         return
-    _, sets, presets = variants.split(config.read_file(yaml))
+    values, sets, presets = variants.split(config.read_file(yaml))
+    if said := manual.beside(values):
+        yield str(yaml), " ".join(said)
     for name, changes in sets.items():
         if said := manual.said(changes):
             yield manual.chosen_by(name), said

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from core import files, lock
-from core.command import command
+from core.command import Parser, command
 from core.config import as_path, expand
 from core.datasets import clean_of
 from core.errors import UserError
@@ -32,8 +32,7 @@ SUFFIX = {"npy": ".npy", "npz": ".npz", "pt": ".pt", "png": ""}
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python scripts/export.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/export.py", __doc__)
     parser.add_argument("set", type=expand, metavar="SET", help="an image set's folder")
     parser.add_argument("--as", dest="form", choices=tuple(SUFFIX), required=True)
     parser.add_argument("--out", type=as_path, required=True)

@@ -9,7 +9,6 @@ FOLDER is in diffusers' form (config.json and diffusion_pytorch_model.safetensor
 --split say what it was trained on: they go into every record, so say it right.
 """
 
-import argparse
 import math
 import re
 from dataclasses import replace
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 
 from core import checkpoint, files, reading, torchfile
-from core.command import command
+from core.command import Parser, command
 from core.config import as_path, plain, read_number
 from core.errors import ConfigError, UserError
 from core.job import Job
@@ -70,8 +69,7 @@ IMAGES = {("cifar10", "train"): 50_000, ("cifar10", "test"): 10_000, ("cifar100"
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python scripts/import_ddpm.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/import_ddpm.py", __doc__)
     parser.add_argument("source", type=as_path)
     parser.add_argument("--data", required=True, help="what it was trained on, such as cifar10")
     parser.add_argument("--split", required=True, help="train, test, or what you know")

@@ -20,7 +20,7 @@ from typing import get_args
 import numpy as np
 
 from core import decoding, pictures, streams
-from core.command import command
+from core.command import Parser, command
 from core.config import as_path
 from core.datasets import note_missing_classes
 from core.decoding import How, Listing
@@ -34,8 +34,7 @@ from core.request import positive
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python scripts/import_folder.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/import_folder.py", __doc__)
     parser.add_argument("folder", type=as_path, metavar="FOLDER")
     parser.add_argument("--size", type=positive, required=True, help="side in pixels")
     parser.add_argument("--fit", choices=get_args(pictures.Fit), default="squash")

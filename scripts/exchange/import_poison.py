@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from core import config, files
-from core.command import command
+from core.command import Parser, command
 from core.config import as_path, expand
 from core.datasets import DataSettings, load, note_missing_classes, remember_test
 from core.errors import UserError
@@ -41,8 +41,7 @@ VERSION = 3
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python scripts/import_poison.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/import_poison.py", __doc__)
     parser.add_argument("source", type=as_path, metavar="FILE")
     parser.add_argument("--base", type=expand, required=True,
                         help="the clean set, as data= takes it")

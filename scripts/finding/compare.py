@@ -6,7 +6,6 @@ RECORD is a folder that evaluate.py made. A line for each entry that both have a
 differs, and for each setting that one of them alone has ("-" is the other's).
 """
 
-import argparse
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from core import config as config_of
 from core import records
-from core.command import command
+from core.command import Parser, command
 from core.config import as_path
 from core.imageset import title
 from core.methods import find_method, is_method
@@ -38,8 +37,7 @@ ROOMS = ("poisons", "purifiers", "learners")
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python scripts/compare.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/compare.py", __doc__)
     parser.add_argument("records", nargs=2, type=as_path, metavar="RECORD")
     arguments = parser.parse_args(argv)
     print("\n".join(printable(line) for line in compared(*arguments.records)))

@@ -13,13 +13,12 @@
                                             nothing needs, when asked
 """
 
-import argparse
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from core import config, datasets, manual, variants
-from core.command import command
+from core.command import Parser, command
 from core.commands import COMMANDS, Command
 from core.config import as_path
 from core.device import DeviceSettings
@@ -42,8 +41,7 @@ Lines = Iterator[tuple[str, str]]       # a name, and what it is
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python scripts/list.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/list.py", __doc__)
     parser.add_argument("words", nargs="*", metavar="NAME | runs [FOLDER] | cite RECORD")
     parser.add_argument("--clean", action="store_true",
                         help="of runs: remove what nothing needs, after asking")

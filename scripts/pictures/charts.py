@@ -7,9 +7,11 @@ seeds the means are joined, and their spread of accuracy (standard deviation) st
 
 import math
 import statistics
+from collections.abc import Iterable
 
 import numpy as np
 
+from core.distributed import note
 from core.errors import UserError
 from scripts.pictures import style
 from scripts.pictures.style import MUTED, SERIES, look_of, name_of
@@ -51,6 +53,15 @@ def refuse_nothing(table: Table, found) -> None:
                         "this figure shows")
 
 
+def note_left_out(measured: list[Point], drawn: Iterable[tuple[str, str]]) -> None:
+    """Say which columns a figure has no series of: those that nothing varies, or another does."""
+    left = dict.fromkeys(f"{point.row} x {point.family}" for point in measured
+                         if point.psnr_poisoned is not None
+                         and (point.row, point.family) not in drawn)
+    if left:
+        note(f"not in this figure, which plots what `over` varies: {', '.join(left)}")
+
+
 def show_points(axis, x, series: list[Point], key: str, look: tuple[str, str], label: str,
                 hollow: bool = False) -> None:
     """`key` of the points against x: joined where every one is the mean of several seeds."""
@@ -79,6 +90,7 @@ def draw_rate(table: Table, measured: list[Point], data: str, arguments) -> obje
     lines = {row.name: swept(measured, row.name, "vae", "kld") for row in table.rows}
     lines = {row: line for row, line in lines.items() if line}
     refuse_nothing(table, lines)
+    note_left_out(measured, [(row, "vae") for row in lines])
     looks = {row: SERIES[i % len(SERIES)] for i, row in enumerate(lines)}
     figure = style.sheet(3.7)
     left, right = figure.subplots(1, 2)
@@ -143,6 +155,8 @@ def draw_trade_off(table: Table, measured: list[Point], data: str, arguments) ->
     axes[-1].set_xlabel(f"PSNR to the {arguments.to} image (dB)")
     style.head(figure, f"{table.title}: {data}, {seeds_text(table)}")
     style.legend(figure, *axes, columns=2)
+    note_left_out(measured, [(row, family) for row in rows for family in families
+                             if swept(measured, row, family, by)])
     for axis, row in zip(axes, rows, strict=True):
         style.label_points(axis, texts[row], levels[row])
     return figure
@@ -199,6 +213,7 @@ def draw_sweep(table: Table, measured: list[Point], data: str, arguments) -> obj
     if len(names) != 1 or len(values) < 2:
         raise UserError(f"{table.path}: this figure plots one variable of `over` that has several "
                         f"values, not {', '.join(sorted(names)) or 'none'}")
+    note_left_out(measured, lines)
     [name] = names
     figure = style.sheet(6.3)
     axes = figure.subplots(3, 1, sharex=True)

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from core import records
-from core.command import command
+from core.command import Parser, command
 from core.config import as_path, expand
 from core.datasets import clean_of
 from core.errors import UserError
@@ -58,8 +58,7 @@ class Paper(NamedTuple):
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python scripts/figures.py",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/figures.py", __doc__)
     figures = parser.add_subparsers(dest="figure", required=True)
     of_sets = figures.add_parser("grid", help="rows of images with residuals")
     of_sets.add_argument("sets", nargs="+", metavar="[NAME=]SET", help="ImageSet folders, perhaps "
@@ -207,11 +206,11 @@ def stages(table: Table, cells: list[plan.Cell], arguments) -> dict[str, list[st
 
 
 EPOCHS = Paper(charts.draw_epochs, curves, numbers.print_curves, numbers.read_curves, sets=False)
-TRADE_OFF = Paper(charts.draw_trade_off, points, measure.print_points, numbers.read_points)
-SWEEP = Paper(charts.draw_sweep, perceptual_points, measure.print_points, numbers.read_points)
+TRADE_OFF = Paper(charts.draw_trade_off, points, numbers.print_points, numbers.read_points)
+SWEEP = Paper(charts.draw_sweep, perceptual_points, numbers.print_points, numbers.read_points)
 IMAGES = Paper(strips.draw_stages, stages, strips.print_stages, None)
 PAPER = {
-    "fig2a": Paper(charts.draw_rate, points, measure.print_points, numbers.read_points),
+    "fig2a": Paper(charts.draw_rate, points, numbers.print_points, numbers.read_points),
     "fig2b": TRADE_OFF,
     "fig3": EPOCHS, "fig4": IMAGES, "fig5": TRADE_OFF, "dvae_augmentation": EPOCHS,
     "le_fig2": IMAGES, "le_fig3": SWEEP, "le_fig3_images": IMAGES,

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from core import streams
-from core.command import command
+from core.command import Parser, command
 from core.config import as_path, expand
 from core.datasets import DataSettings, clean_of, load
 from core.errors import UserError
@@ -53,8 +53,7 @@ BANDS = (("low", 0, 1 / 8), ("middle", 1 / 8, 1 / 4), ("high", 1 / 4, 1))  # cyc
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python scripts/inspect_poison.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/inspect_poison.py", __doc__)
     parser.add_argument("set", type=expand, metavar="SET",
                         help="a poisoned (or purified) image set")
     parser.add_argument("clean", type=expand, metavar="CLEAN", nargs="?",
@@ -77,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.like or arguments.epochs:
         parser.error("--like and --epochs go with --detect")
     out = style.picture_path(arguments.out or f"{Path(arguments.set).name}.png")
-    poison = ImageSet.load(arguments.set)
+    poison = load(DataSettings(arguments.set, root=arguments.root), "SET")
     clean = load(DataSettings(arguments.clean, root=arguments.root), "CLEAN") if arguments.clean \
         else clean_of(poison, arguments.root)
     found = measure(clean, poison)
@@ -85,7 +84,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{arguments.clean} has other labels than {arguments.set}: row i of one is "
                         "not row i of the other")
     if found.changed_rows == 0:
-        raise UserError(f"{arguments.set} does not differ from the set it is compared with")
+        raise UserError(f"{arguments.set} does not differ from the set it is compared with: name a "
+                        "poisoned or purified one")
     spectra = Spectra.of(clean, poison)
     means = class_means(clean, poison)
     print_summary(arguments.set, poison, clean, found, spectra, means)

@@ -11,9 +11,9 @@ from core.config import read_number, suggest
 from core.errors import UserError
 from core.names import printable
 from scripts.tables import wording
-from scripts.tables.measure import COLUMNS, Point
+from scripts.tables.measure import COLUMNS, Point, lines_of
+from scripts.tables.render import markdown
 from scripts.tables.table import Table
-from scripts.tables.wording import markdown_cell
 
 SPREAD = re.compile(r"(?P<mean>\S+)(?: ± (?P<deviation>\S+) \((?P<count>\d+)\))?")
 
@@ -21,18 +21,18 @@ SPREAD = re.compile(r"(?P<mean>\S+)(?: ± (?P<deviation>\S+) \((?P<count>\d+)\))
 # --- printing --------------------------------------------------------------------------------
 
 
+def print_points(found: list[Point]) -> None:
+    """Of `measure.points`, as `table.py --distances` does."""
+    print(markdown(*lines_of({"": found})), end="")
+
+
 def print_curves(found: dict[tuple[str, str], np.ndarray]) -> None:
     """Of `measure.curves`."""
     epochs = next(iter(found.values()))[0, :, 0]
-    print_row(["trained on", *(f"epoch {epoch:.0f}" for epoch in epochs)])
-    print("|---" * (len(epochs) + 1) + "|")
-    for key, curve in found.items():
-        print_row([" x ".join(key), *(wording.spread(list(values))
-                                      for values in curve[..., 1].T)])
-
-
-def print_row(cells: list[str]) -> None:
-    print("| " + " | ".join(map(markdown_cell, cells)) + " |")
+    head = ("trained on", *(f"epoch {epoch:.0f}" for epoch in epochs))
+    print(markdown(head, [[" x ".join(key), *(wording.spread(list(values))
+                                              for values in curve[..., 1].T)]
+                          for key, curve in found.items()]), end="")
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ def read_points(path: Path, table: Table) -> list[Point]:
                for column in table.columns}
     rows = [row.name for row in table.rows]
     found = []
-    for line, cells in read_table(path, ["poison", "purifier", "accuracy (%)"]):
+    for line, cells in read_table(path, ["poison", "purifier", wording.ACCURACY]):
         for name, known in ((cells["poison"], rows), (cells["purifier"], columns)):
             if name not in known:
                 raise UserError(f"{line}: {table.path} has no '{printable(name)}'"
@@ -53,7 +53,7 @@ def read_points(path: Path, table: Table) -> list[Point]:
         values = {key: number_of(cells[name], line) for name, key in COLUMNS.items()
                   if cells.get(name)}
         found.append(Point(cells["poison"], column.family, " ".join(column.variables.values()),
-                           read_spread(cells["accuracy (%)"], line),
+                           read_spread(cells[wording.ACCURACY], line),
                            **{"psnr_poisoned": None, "psnr_clean": None, "kld": None, **values}))
     return found
 

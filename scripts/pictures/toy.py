@@ -15,14 +15,13 @@ and draws the first two. Source: Yu et al., ICML 2024, theorems 3.2 and 3.3, rem
 proposition 3.5, reconstructed.
 """
 
-import argparse
 import math
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from core.command import command
+from core.command import Parser, command
 from core.config import expand
 from scripts.pictures import style
 
@@ -34,8 +33,7 @@ A, S = 0.3, 0.1
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python scripts/toy.py",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/toy.py", __doc__)
     parser.add_argument("--out", type=expand, default="results/figures/toy.png",
                         help="the PNG to write")
     parser.add_argument("--seed", type=int, default=0)

@@ -8,10 +8,9 @@ record: the lines that made it, its lineage, its curve. Pictures stay where they
 from there; --embed puts them into the page, so that it can be sent alone.
 """
 
-import argparse
 
 from core import files
-from core.command import command
+from core.command import Parser, command
 from core.config import as_path
 from core.errors import UserError
 from core.records import COMMITTED
@@ -21,8 +20,7 @@ from scripts.report.gather import gather
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python scripts/report.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/report.py", __doc__)
     parser.add_argument("results", nargs="*", type=as_path, default=[COMMITTED], metavar="RESULTS",
                         help="folders of records (results)")
     parser.add_argument("--out", required=True, type=as_path, metavar="FOLDER",

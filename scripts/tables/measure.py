@@ -23,7 +23,6 @@ from core.imageset import ImageSet
 from core.perturbation import difference, measure
 from scripts.tables import plan, wording
 from scripts.tables.table import Table
-from scripts.tables.wording import markdown_cell
 
 LPIPS_ROWS = 2048               # images of a set that its mean LPIPS is over
 COLUMNS = {"KLD reached (nats)": "kld", "PSNR to poisoned (dB)": "psnr_poisoned",
@@ -115,17 +114,18 @@ def points(table: Table, cells: list[plan.Cell], *, perceptual: bool = False
     return found
 
 
-def print_points(found: list[Point]) -> None:
+def lines_of(found: dict[str, list[Point]]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """The points of each block (a data set; '' where a table has one alone) as a table, one line a
+    cell, with the columns that some cell has a number in."""
+    every = [(block, point) for block, group in found.items() for point in group]
     known = {name: key for name, key in COLUMNS.items()
-             if any(getattr(point, key) is not None for point in found)}
-    print("| poison | purifier | " + " | ".join([*known, "accuracy (%)"]) + " |\n"
-          + "|---" * (len(known) + 3) + "|")
-    for point in found:
-        numbers = [number(getattr(point, key), 4 if key == "lpips_clean" else 2)
-                   for key in known.values()]
-        name = markdown_cell(f"{point.family} {point.value}")
-        print(f"| {markdown_cell(point.row)} | {name} | {' | '.join(numbers)} | "
-              f"{wording.spread(point.accuracies)} |")
+             if any(getattr(point, key) is not None for _, point in every)}
+    several = any(found)
+    lines = [[*([block] if several else []), point.row, f"{point.family} {point.value}".strip(),
+              *(number(getattr(point, key), 4 if key == "lpips_clean" else 2)
+                for key in known.values()), wording.spread(point.accuracies)]
+             for block, point in every]
+    return (*(["data"] if several else []), "poison", "purifier", *known, wording.ACCURACY), lines
 
 
 def number(value: float | None, digits: int) -> str:

@@ -51,3 +51,12 @@ def read(folder: Path) -> list[Noted]:
         found.append(Noted(path, str(value["line"]), frozenset(value["until"]),
                            frozenset(value["artefacts"])))
     return found
+
+
+def lines_of(table: str, but: str) -> list[str]:
+    """The lines of run_table.py for one table that were run here, `but` that one."""
+    try:
+        found = read(PLANS)
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return sorted({one.line for one in found if shlex.split(one.line)[:1] == [table]} - {but})

@@ -27,17 +27,16 @@ from pathlib import Path
 
 from core import records
 from core.checkpoint import history
-from core.command import command
+from core.command import Parser, command
 from core.distributed import say
 from core.methods import fact, find_method, is_method
 from core.names import printable
-from scripts.tables import estimates, plan, spec, wording
-from scripts.tables.measure import mean, points, print_points
+from scripts.tables import estimates, noted, plan, spec, wording
+from scripts.tables.measure import lines_of, mean, points
 from scripts.tables.table import Choice, Line, Table
-from scripts.tables.wording import markdown_cell
+from scripts.tables.wording import ACCURACY, markdown_cell
 
 # docs/reported.md says what its columns are
-ACCURACY = "accuracy (%)"
 REPORTED = Path(__file__).resolve().parents[2] / "results/reported.csv"
 HEAD = ("data", "poison", "defence", ACCURACY, "reported", "also published", "gap", "oracle",
         "training the purifier (s)", "purifying (s)", "training (s)", "the defence saw",
@@ -88,8 +87,7 @@ class Entry:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python scripts/table.py",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/table.py", __doc__)
     parser.add_argument("table", metavar="TABLE.yaml")
     parser.add_argument("settings", nargs="*", metavar="key=value")
     Choice.add_to(parser)
@@ -97,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     form.add_argument("--wide", action="store_true", help="rows x columns, accuracies only")
     form.add_argument("--distances", action="store_true",
                       help="PSNR, LPIPS and what is kept of the poison, of the cells whose sets "
-                      "are here, as markdown")
+                      "are here")
     parser.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown")
     parser.add_argument("--jobs", help=argparse.SUPPRESS)       # so that run_table's words fit
     for word in ("--sets", "--worker"):
@@ -105,14 +103,13 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_intermixed_args(argv)
     tables = spec.read(arguments.table, Choice.of(arguments), tuple(arguments.settings))
     cells = plan.cells_of(tables)
+    writer = {"markdown": markdown, "csv": as_csv, "latex": latex}[arguments.format]
     if arguments.distances:
         kept = records.committed()
-        for table in tables:
-            if table.block:
-                print(f"\n{table.block}\n")
-            print_points(points(table, [cell for cell in cells if cell.table is table
-                                        and not plan.wanted([cell], kept, sets=True)],
-                                perceptual=True))
+        found = {table.block: points(table, [
+            cell for cell in cells if cell.table is table
+            and not plan.wanted([cell], kept, sets=True)], perceptual=True) for table in tables}
+        print(writer(*lines_of(found)), end="")
         return
     entries = [entry for table in tables for entry in collect(table, cells)]
     above = [header(table, cells, entries) for table in tables]
@@ -122,7 +119,6 @@ def main(argv: list[str] | None = None) -> None:
         above.append(unmeasured(tables, cells, [arguments.table, *words])
                      + ("; what stands below is published" if entries else ""))
     head, lines = (wide if arguments.wide else long)(entries)
-    writer = {"markdown": markdown, "csv": as_csv, "latex": latex}[arguments.format]
     for text in filter(None, above):
         if arguments.format == "csv":           # whose reader expects the head first
             say(text)
@@ -140,8 +136,10 @@ def unmeasured(tables: Iterable[Table], cells: list[plan.Cell], words: list[str]
     timings = estimates.Estimates()
     times = [timings.of(artefact) for artefact in plan.wanted(cells, {})]
     titles = "; ".join(dict.fromkeys(table.title for table in tables))
+    others = noted.lines_of(words[0], but=shlex.join(words))
     return (f"{titles}: none of its {len(cells)} cells has a record yet. python "
-            f"scripts/run_table.py {shlex.join(words)} makes them ({estimates.total(times)})")
+            f"scripts/run_table.py {shlex.join(words)} makes them ({estimates.total(times)})"
+            + (f"; what was run here of it: {'; '.join(others)}" if others else ""))
 
 
 def header(table: Table, cells: list[plan.Cell], entries: list[Entry]) -> str:

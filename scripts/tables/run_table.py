@@ -9,7 +9,6 @@ several hosts of one file system, and --status says how far they are. Each comma
 runs/logs/. Then: python scripts/table.py with the same words prints the table.
 """
 
-import argparse
 import contextlib
 import os
 import shlex
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 
 from core import files, records
-from core.command import command
+from core.command import Parser, command
 from core.distributed import say
 from core.errors import UserError
 from core.workfolder import otherwise
@@ -30,8 +29,7 @@ from scripts.tables.table import Choice
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python scripts/run_table.py",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/run_table.py", __doc__)
     parser.add_argument("words", nargs="+", metavar="TABLE.yaml | key=value")
     Choice.add_to(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and an estimate")

@@ -10,6 +10,7 @@ from core.methods import fact, find_method, is_method
 from core.names import printable
 from core.splits import same_data, share_images
 
+ACCURACY = "accuracy (%)"       # the head of a table's column of them
 
 def saw(record: dict) -> str:
     """What the defence learned from, beside the set that the classifier is trained on: 'nothing',
