@@ -25,7 +25,7 @@ def test_an_inspection_prints_and_draws(tmp_path):
     same = run_command(inspect_poison.main, poison, poison)
     assert "does not differ from the set it is compared with" in same.error
     clean = run_command(inspect_poison.main, "digits")
-    assert clean.error.startswith("digits does not differ from the set it is compared with: name a ")
+    assert clean.error.startswith("digits does not differ from the set it is compared with: name ")
 
 
 def test_the_spectrum_of_a_wave():
