@@ -80,7 +80,7 @@ def test_a_dry_run_prints_the_whole_plan_without_data(asked):
         assert all(path in made for path in re.findall(r"(?:data|checkpoint)=(runs/\S+)", line))
         made.add(out)
     said = outcome.stderr
-    assert said.count("note: cifar10 and svhn not in 'data': planned by size") == 1
+    assert said.count("note: cifar10 and svhn not in 'data': the plan knows only") == 1
     assert said.count("note: lpips_net: alex needs https://") == 1
     assert "16 cells; 24 artefacts to make" in said
     assert not Path("runs").exists()

@@ -109,8 +109,13 @@ def total(times: list[float | None]) -> str:
     """One job's time for what has been timed here before, and how much has not."""
     known = [seconds for seconds in times if seconds is not None]
     unknown = len(times) - len(known)
-    text = f"estimate {about(sum(known))} for {len(known)} of them" if known else "no estimate"
-    return text + (f", {unknown} never timed here" if unknown else "")
+    if not times:
+        return "nothing to do"
+    if not known:
+        return "no estimate: none of them was ever timed here"
+    text = f"estimate {about(sum(known))}"
+    return f"{text} for {len(known)} of them, and {unknown} were never timed here" if unknown \
+        else text
 
 
 def chains(missing: Iterable[Artefact], seconds: Callable[[Artefact], float]

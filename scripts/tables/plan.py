@@ -341,9 +341,9 @@ def cells_of(tables: Iterable[Table], *, fetch: bool = False) -> list[Cell]:
             raise UserError(f"{first.path}: by its `only:`, none of these rows has one of these "
                             "columns")
         if missing := outlines.unknown():
-            note(f"{' and '.join(missing)} not in '{first.settings.get('root', 'data')}': "
-                 "planned by size; folders have a number in the place of a fingerprint, and no "
-                 "record can be told to be of this table")
+            note(f"{' and '.join(missing)} not in '{first.settings.get('root', 'data')}': the plan "
+                 "knows only how many images there are, so its folders have made-up names, and "
+                 "finished records are not recognised")
         return cells
 
 
