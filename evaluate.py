@@ -19,9 +19,10 @@ from core.workfolder import otherwise
 def main(argv: list[str] | None = None) -> None:
     request = parse(argv, __doc__, "evaluate")
     train = request.load_data()
-    test = datasets.load_test(train, request.data)
+    with distributed.world().leader_first():
+        test = datasets.load_test(train, request.data)
+        clean = request.load_clean(train, test)
     datasets.note_doubts(train, test)
-    clean = request.load_clean(train, test)
     run = request.open(identity.record(request, train, test, clean=clean))
     sets = {"train": train, "test": test, **({} if clean is None else {"clean": clean})}
     if request.plan(run, {role: datasets.describe(images) for role, images in sets.items()}):

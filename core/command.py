@@ -83,6 +83,14 @@ class Parser(argparse.ArgumentParser):
         super().error(message + (f"; if it is a key, write {option[1]}=VALUE" if option else ""))
 
 
+def positive(text: str) -> int:
+    """An option's value: a whole number, at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
 def this_line() -> str:
     """The command line as typed, for 'the same line resumes'."""
     words = list(sys.orig_argv)

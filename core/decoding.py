@@ -92,8 +92,8 @@ def decode(listing: Listing, how: How, job: Job, out: Path, *, name: str, root: 
     """
     settings = {"method": "decode", "folder": str(listing.folder), **how.decides}
     with Run(job, out=out, settings=settings, device=DeviceSettings(device="cpu"), force=force,
-             wait=True, option=option) as run:
-        run.world = World()             # rank 0 decodes; the others find it on the disk
+             wait=True, option=option,
+             world=World()) as run:     # whoever comes first decodes; the others find it
         if run.done:
             return
         shape = (len(listing.files), how.size, how.size, 3)

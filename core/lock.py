@@ -19,6 +19,7 @@ from core.errors import UserError
 NAME = "lock"
 SIGN = b"A command of this repository works in this folder.\n"
 HOLDER_BYTES = 400              # the line about the holder has one length: it is written in place
+LOOKS = (0.001, 0.01, 0.0)      # seconds until the next try: `holder` has the lock for a moment
 OLDER = ("run.json", "meta.json")       # without the sign: made before there was one
 
 
@@ -53,10 +54,14 @@ def take(folder: Path) -> int:
 def _locked(descriptor: int, path: Path) -> bool:
     """Lock it; False if the file is no longer the one of that name."""
     with files.named_errors(path):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Held(describe(os.pread(descriptor, HOLDER_BYTES, len(SIGN)))) from None
+        for wait in LOOKS:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(wait)
+        else:
+            raise Held(describe(os.pread(descriptor, HOLDER_BYTES, len(SIGN))))
         with contextlib.suppress(FileNotFoundError):
             return os.stat(path).st_ino == os.fstat(descriptor).st_ino
     return False

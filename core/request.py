@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from core import config, distributed, manual, outlines
-from core.command import Parser
+from core.command import Parser, positive
 from core.commands import COMMANDS, OWNER, Command
 from core.config import TYPED
 from core.datasets import DataSettings, load, load_clean, note_missing_classes
@@ -308,10 +308,3 @@ def top_keys(command: Command) -> str:
              for key in manual.keys(group) if key.name not in hidden]
     return "\n".join(["keys beside the method's, as key=value or in a YAML:",
                       *(line for key in found for line in key.lines())])
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number

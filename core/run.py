@@ -5,6 +5,7 @@ streams, sweeps over rows, the log, states to resume from. Where all that lies o
 
 import contextlib
 import math
+import os
 import signal
 import sys
 import threading
@@ -32,7 +33,8 @@ class Run:
 
     Methods use `device`, `stream` and `rng`, `say` and `note`, `work` (the folder to write into);
     ImageSet.map_rows and Loop do their sweeps and states for them. Under torchrun the processes
-    work in the folder that rank 0 opened. Raises UserError as WorkFolder does.
+    work in the folder that rank 0 opened, unless `world` says that each has its own. Raises
+    UserError as WorkFolder does.
     """
 
     def __init__(
@@ -45,9 +47,10 @@ class Run:
         force: bool = False,
         wait: bool = False,
         option: str = "out=",
+        world: distributed.World | None = None,
     ) -> None:
         self.job = job
-        self.world = distributed.world()
+        self.world = world or distributed.world()
         self.folder = WorkFolder(job, out or job.default_out, force=force, wait=wait,
                                  leads=self.world.leads, option=option)
         self.out, self.work = self.folder.out, self.folder.path
@@ -312,7 +315,9 @@ class Interrupt:
                 return
             raise KeyboardInterrupt
         self.asked, self._asked_at = True, time.monotonic()
-        distributed.say("stopping after this step; once more stops at once")
+        if distributed.rank() == 0:
+            with contextlib.suppress(OSError):  # not sys.stderr, which may be writing just now
+                os.write(2, b"stopping after this step; once more stops at once\n")
 
 
 def check_finite(values: dict[str, Any], what: str, when: str = "") -> None:

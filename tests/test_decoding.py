@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CONFIGS, Death, content, operations, run_command, succeed
+from conftest import CONFIGS, ROOT, Death, content, operations, process, run_command, succeed
 from PIL import Image
 
 from core import decoding, large, memory, outlines, pictures
@@ -378,6 +378,20 @@ def test_classes_are_a_list_and_are_remembered(imagenet):
     test = load_test(poisoned, DataSettings(str(made), root=str(imagenet)))
     assert test.meta["classes"] == meta["classes"]
     assert meta["test_digest"] == test.fingerprint
+
+
+def test_processes_find_what_the_first_of_them_decoded(imagenet):
+    """Two share a learner: training images and test images are decoded once, by one of them."""
+    both = process(ROOT / "evaluate.py", "method=simclr", "data=imagenet100", f"size={SIZE}",
+                   f"root={imagenet}", "threads=1", "simclr.width=2", "simclr.steps=1",
+                   "simclr.batch_size=16", "simclr.neighbours=5", "simclr.probe.epochs=1",
+                   "out=record", ranks=2)
+    try:
+        _, stderr = both.communicate(timeout=120)
+    finally:
+        both.kill()
+    assert both.returncode == 0, stderr
+    assert len(list(large.DECODED.glob("*/meta.json"))) == 2
 
 
 @pytest.mark.parametrize(("change", "message"), [

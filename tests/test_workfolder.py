@@ -391,6 +391,26 @@ def test_a_folder_renamed_between_mkdir_and_open_is_made_again(tmp_path, monkeyp
     assert (tmp_path / "set.partial" / "lock").exists()
 
 
+def test_who_only_looks_is_in_nobodys_way(tmp_path, monkeypatch):
+    """A lock that another has for a moment is tried again; one that is kept is not waited for."""
+    flock, tries = lock.fcntl.flock, []
+
+    def busy(descriptor, how):
+        tries.append(how)
+        if len(tries) < blocked:
+            raise BlockingIOError
+        flock(descriptor, how)
+
+    monkeypatch.setattr(lock.fcntl, "flock", busy)
+    for blocked in (1, 2, 3):
+        tries.clear()
+        os.close(lock.take(tmp_path / "set.partial"))
+        assert len(tries) == blocked
+    blocked = 100
+    with pytest.raises(lock.Held):
+        lock.take(tmp_path / "set.partial")
+
+
 @pytest.mark.parametrize("left", [b"", lock.SIGN[:9], bytes(60)])
 def test_a_lock_whose_maker_died_while_it_signed_is_taken(tmp_path, left):
     (tmp_path / "set.partial").mkdir()

@@ -14,7 +14,7 @@ import torch
 
 import core.run
 from core import config, files
-from core.command import Parser, command
+from core.command import Parser, command, positive
 from core.device import DeviceSettings, resolve
 from scripts.bench import attacks, classifiers, data, diffusion, vaes, views
 from scripts.bench.clock import Bench
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser("python scripts/bench.py", __doc__)
     parser.add_argument("names", nargs="*", metavar="NAME | key=value",
                         help=f"some of {', '.join(BENCHES)}; by default all but streamed, levers")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds after the warm-up")
+    parser.add_argument("--rounds", type=positive, default=5, help="timed rounds after the warm-up")
     parser.add_argument("--json", type=config.as_path, help="also write the numbers here")
     parser.add_argument("--smoke", action="store_true", help="tiny models, one round")
     arguments = parser.parse_intermixed_args(argv)

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 from core import streams
-from core.command import Parser, command
+from core.command import Parser, command, positive
 from core.datasets import DataSettings, load
 from core.imageset import ImageSet
 from scripts.detection.probes import EPOCHS, PROBES, TRAINED, sample, scores
@@ -30,9 +30,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser("python -m scripts.detection.reference", __doc__)
     parser.add_argument("set", nargs="*", help=f"of {', '.join(SIZES)}; all, if none is named")
     parser.add_argument("--probes", nargs="+", choices=PROBES, default=PROBES)
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of linear and two-layer")
-    parser.add_argument("--images", type=int, nargs="+", help="only these sizes")
-    parser.add_argument("--repeats", type=int, default=3, help="parts of each size")
+    parser.add_argument("--epochs", type=positive, default=EPOCHS, help="of linear and two-layer")
+    parser.add_argument("--images", type=positive, nargs="+", help="only these sizes")
+    parser.add_argument("--repeats", type=positive, default=3, help="parts of each size")
     parser.add_argument("--cifar10", default="cifar10", help="where it is, as data= takes it")
     arguments = parser.parse_args(argv)
     for name in arguments.set or SIZES:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from core import checkpoint, files, reading, torchfile
-from core.command import Parser, command
+from core.command import Parser, command, positive
 from core.config import as_path, plain, read_number
 from core.errors import ConfigError, UserError
 from core.job import Job
@@ -73,19 +73,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("source", type=as_path)
     parser.add_argument("--data", required=True, help="what it was trained on, such as cifar10")
     parser.add_argument("--split", required=True, help="train, test, or what you know")
-    parser.add_argument("--images", type=int, help="how many; known for cifar10, cifar100, svhn")
-    parser.add_argument("--size", type=int, help="side of its images (32)")
-    parser.add_argument("--t-train-max", type=int, metavar="N",
+    parser.add_argument("--images", type=positive,
+                        help="how many; known for cifar10, cifar100, svhn")
+    parser.add_argument("--size", type=positive, help="side of its images (32)")
+    parser.add_argument("--t-train-max", type=positive, metavar="N",
                         help="it was trained on the first N steps of its schedule only")
     parser.add_argument("--out", type=as_path)
     parser.add_argument("--force", action="store_true",
                         help="move other work in the way aside (finished) or drop it (unfinished)")
     arguments = parser.parse_args(argv)
 
-    for key in ("images", "size", "t_train_max"):
-        value = getattr(arguments, key)
-        if value is not None and value < 1:
-            raise UserError(f"--{key.replace('_', '-')}: {value} is no positive number")
     images = arguments.images or IMAGES.get((arguments.data, arguments.split))
     if images is None:
         raise UserError(f"--images: how many images of {arguments.data} {arguments.split}?")

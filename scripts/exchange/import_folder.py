@@ -20,7 +20,7 @@ from typing import get_args
 import numpy as np
 
 from core import decoding, pictures, streams
-from core.command import Parser, command
+from core.command import Parser, command, positive
 from core.config import as_path
 from core.datasets import note_missing_classes
 from core.decoding import How, Listing
@@ -29,7 +29,6 @@ from core.imageset import ImageSet
 from core.job import Job
 from core.names import chosen_name
 from core.remembered import place
-from core.request import positive
 
 
 @command

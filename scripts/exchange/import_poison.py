@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from core import config, files
-from core.command import Parser, command
+from core.command import Parser, command, positive
 from core.config import as_path, expand
 from core.datasets import DataSettings, load, note_missing_classes, remember_test
 from core.errors import UserError
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--base", type=expand, required=True,
                         help="the clean set, as data= takes it")
     parser.add_argument("--split", default="train", help="of the base, such as first:40000")
-    parser.add_argument("--size", type=int, help="of the base: folders and digits")
+    parser.add_argument("--size", type=positive, help="of the base: folders and digits")
     parser.add_argument("--test", type=expand,
                         help="the clean test set, where the base has none of its own")
     parser.add_argument("--root", type=expand, default="data",

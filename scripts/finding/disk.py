@@ -164,9 +164,7 @@ def work_at(path: Path, start: Path) -> Work | None:
         return None
     try:
         meta = read_any_meta(path)
-        said = files.read_json(path / "record.json") if meta["kind"] == "record" else meta
-        if not isinstance(said, dict):
-            raise UserError(f"{path / 'record.json'} is damaged")
+        said = records.load(path) if meta["kind"] == "record" else meta
     except (UserError, OSError, ValueError) as error:
         return Work(path, size_of(path), damage=str(error) or "it is damaged",
                     others_digests=digests_in_damaged(path / "meta.json"),

@@ -57,8 +57,8 @@ def seeds_text(found: dict[str, list]) -> str:
 
 
 def draw_quickstart(folder: Path, found: dict[str, list[dict]]):
-    """Images of the first seed over the accuracies of all."""
-    seed = sorted(folder.glob("seed*"))[0]
+    """Images of the first seed, or of the one that the folder is of, over all accuracies."""
+    seed = min(folder.glob("seed*"), default=folder)
     poisoned, purified = ImageSet.load(seed / "lsp"), ImageSet.load(seed / "dvae")
     clean = clean_of(poisoned, "data").images[:IMAGES]
     strips = [Strip("clean", clean / 255, None), strip_of("LSP", poisoned.images[:IMAGES], clean),

@@ -87,7 +87,8 @@ def main(argv: list[str] | None = None) -> None:
             paper.add_argument("--images", type=int, default=4, help="images a strip")
             paper.add_argument("--first", type=int, default=0, help="row number of the first image")
     arguments, settings = parser.parse_known_args(argv)     # key=value may stand anywhere
-    if settings and (arguments.figure not in PAPER or any(word[0] == "-" for word in settings)):
+    if settings and (arguments.figure not in PAPER
+                     or any(word.startswith("-") for word in settings)):
         parser.error(f"unrecognized arguments: {' '.join(settings)}")
     if arguments.figure == "grid":
         make_grid(arguments)

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from core import streams
-from core.command import Parser, command
+from core.command import Parser, command, positive
 from core.config import as_path, expand
 from core.datasets import DataSettings, clean_of, load
 from core.errors import UserError
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--detect", action="store_true", help="is SET poisoned?")
     parser.add_argument("--like", metavar="NAME", help="with --detect: the clean data set whose "
                         "scores stand beside (default: the one that SET was made from)")
-    parser.add_argument("--epochs", type=int, help="with --detect: of UDP's two probes "
+    parser.add_argument("--epochs", type=positive, help="with --detect: of UDP's two probes "
                         f"(default: {EPOCHS}, UDP's)")
     arguments = parser.parse_args(argv)
     if arguments.detect:
@@ -98,9 +98,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def detect(arguments: argparse.Namespace) -> None:
     """Print the probes' scores and the verdict."""
-    epochs = EPOCHS if arguments.epochs is None else arguments.epochs
-    if epochs < 1:
-        raise UserError(f"--epochs must be at least 1, not {epochs}")
+    epochs = arguments.epochs or EPOCHS
     whole = load(DataSettings(arguments.set, root=arguments.root), "SET")
     suspect = sample(whole)
     reference = verdict.reference_of(suspect, arguments.like)

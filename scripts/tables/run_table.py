@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from core import files, records
-from core.command import Parser, command
+from core.command import Parser, command, positive
 from core.distributed import say
 from core.errors import UserError
 from core.workfolder import otherwise
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("words", nargs="+", metavar="TABLE.yaml | key=value")
     Choice.add_to(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and an estimate")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="commands at once")
+    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="commands at once")
     parser.add_argument("--worker", action="store_true",
                         help="one of several on this runs/, perhaps on other hosts: needs a file "
                              "system with locks, and the others' commit")
@@ -43,8 +43,6 @@ def main(argv: list[str] | None = None) -> None:
                         help="also the sets and checkpoints behind records that are there: figures "
                              "read them")
     arguments = parser.parse_intermixed_args(argv)
-    if arguments.jobs < 1:
-        raise UserError(f"--jobs {arguments.jobs}: must be at least 1")
     paths = [word for word in arguments.words if "=" not in word]
     settings = tuple(word for word in arguments.words if "=" in word)
     if not paths:

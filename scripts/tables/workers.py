@@ -20,8 +20,8 @@ from scripts.tables import wording
 WORKERS = Path("runs/workers")
 # What an artefact depends on: the commands, what they import, and the YAMLs that they read
 CODE = ("*.py", "core/*.py", "models/*.py", "poisons/*.py", "purifiers/*.py", "learners/*.py",
-        "scripts/tables/*.py", "configs/poisons/*.yaml", "configs/purifiers/*.yaml",
-        "configs/learners/*.yaml")
+        "poisons/*.csv", "learners/*.csv", "core/weights/*", "scripts/tables/*.py",
+        "configs/poisons/*.yaml", "configs/purifiers/*.yaml", "configs/learners/*.yaml")
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)        # of flock(2)
 # File systems whose locks other hosts never see
 LOCAL_LOCKS = ("fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone", "vboxsf")
