@@ -16,7 +16,7 @@ from core.methods import fact, find_method, takes_any_size
 from core.perturbation import measure
 from core.request import Request, blamed
 from core.run import Run
-from core.splits import share_images
+from core.splits import identified, share_images
 
 
 def open_run(request: Request, poisoned: ImageSet, checkpoint: Checkpoint | None) -> Run:
@@ -108,9 +108,7 @@ def find_checkpoint(request: Request, poisoned: ImageSet) -> Checkpoint | None:
             note(f"{given} was trained on {describe(saw)}, another set than this one")
         return checkpoint
     for one in history(saw):
-        roots = [{**meta["root"], "digest": meta.get("root_digest")}
-                 for meta in (one, poisoned.meta)]
-        if share_images(*roots):
+        if share_images(identified(one), identified(poisoned.meta)):
             note(f"{given} was trained on {describe(saw)}: " + (
                 "if those are poisoned, it learned the poison too" if one["lineage"] else
                 "clean originals of these images, which is fair for AVATAR only"))

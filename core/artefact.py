@@ -3,15 +3,15 @@ what is missing, damaged, edited or of another kind is said in one sentence.
 """
 
 import contextlib
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from core import files, reading, shapes
 from core.errors import UserError
-from core.unfinished import partial_of
 
 FORMAT = 1
+PARTIAL = ".partial"    # OUT.partial: where a command works until OUT is whole (core.workfolder)
 KINDS = {"imageset": "an ImageSet", "checkpoint": "a checkpoint", "record": "a record"}
 
 
@@ -48,6 +48,15 @@ def read_meta(path: Path, kind: str) -> dict:
             raise
         raise UserError(f"{path}/meta.json is damaged; {again(path)}") from None
     return meta
+
+
+def partial_of(out: Path) -> Path:
+    return out.with_name(out.name + PARTIAL)
+
+
+def is_partial(path: PurePath) -> bool:
+    """Whether a path is such a folder, or lies in one."""
+    return any(part.endswith(PARTIAL) for part in path.parts)
 
 
 def unfinished(path: Path) -> str:

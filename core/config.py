@@ -8,6 +8,7 @@ file goes under it, and `key=value` arguments go on top; where the field is a te
 behind `=` is taken as it was typed. Files are bounded, for they may be somebody else's.
 """
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -113,17 +114,7 @@ def renamed(tree: Node, method: Node | None) -> Node:
 
 def parse(text: str, name: str) -> Node:
     """YAML text to nodes, the caller's to change. `name` goes into every origin."""
-    return copy(parse_once(text, name))
-
-
-def copy(node: Node) -> Node:
-    """The node with what is below it."""
-    value = node.value
-    if isinstance(value, dict):
-        value = {key: copy(item) for key, item in value.items()}
-    elif isinstance(value, list):
-        value = [copy(item) for item in value]
-    return dataclasses.replace(node, value=value)
+    return copy.deepcopy(parse_once(text, name))
 
 
 @functools.lru_cache(maxsize=256)           # a table's plan reads its YAMLs for every cell

@@ -48,7 +48,7 @@ def nt_xent(*views: torch.Tensor, temperature: float, world: World = ALONE) -> t
     over all views but itself. Of several processes, each gives an equal share of the rows, and all
     get the whole batch's loss."""
     with in_float32(views[0]):
-        z = torch.cat([gathered(view.float(), world) for view in views])
+        z = torch.cat([from_all(view.float(), world) for view in views])
         image = torch.arange(len(z), device=z.device) % (len(z) // len(views))
         itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
         log_p = (z @ z.T / temperature).masked_fill(itself, -math.inf).log_softmax(1)
@@ -183,11 +183,11 @@ def update_target(target: nn.Module, network: nn.Module, momentum: float) -> Non
 # --- beside them -----------------------------------------------------------------------------
 
 
-def check_queue(queue: int, batch_size: int, key: str = "queue") -> None:
+def check_queue(queue: int, batch_size: int) -> None:
     """Raise ConfigError unless whole batches fill the queue."""
     if queue % batch_size:
-        raise ConfigError(key, f"a queue of {queue} keys is not filled by whole batches of "
-                               f"{batch_size}: write a multiple of batch_size")
+        raise ConfigError("queue", f"a queue of {queue} keys is not filled by whole batches of "
+                                   f"{batch_size}: write a multiple of batch_size")
 
 
 def cosine_rate(rate: float, epoch: int, epochs: int) -> float:
@@ -211,6 +211,6 @@ class _Gathered(torch.autograd.Function):
         return gradient[world.part(len(gradient))] * world.size, None
 
 
-def gathered(part: torch.Tensor, world: World) -> torch.Tensor:
+def from_all(part: torch.Tensor, world: World) -> torch.Tensor:
     """Every process's equal share of a batch, in order, with gradient to the own one."""
     return part if world.size == 1 else _Gathered.apply(part, world)

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from core import config, large, memory, outlines, pictures, reading
-from core.artefact import read_meta, unfinished
+from core.artefact import partial_of, read_meta, unfinished
 from core.config import Place
 from core.distributed import note, world
 from core.embedded import digits, photographs, photos
@@ -38,8 +38,7 @@ from core.errors import UserError
 from core.imageset import ImageSet, check_arrays, content_digest, from_arrays
 from core.ranges import Count, Keys, Share
 from core.remembered import NAMED, place
-from core.splits import WHICH, same_data, share_images, short, split_of, split_rows
-from core.unfinished import partial_of
+from core.splits import WHICH, identified, same_data, share_images, short, split_of, split_rows
 
 TORCHVISION = {
     "cifar10": ("CIFAR10", "the folder cifar-10-batches-py or cifar-10-python.tar.gz"),
@@ -179,9 +178,7 @@ def note_doubts(train: ImageSet, test: ImageSet) -> None:
     if made := [step["method"] for step in test.meta["lineage"]]:
         note(f"the test images went through {' and '.join(made)}: accuracy on them is not clean "
              "test accuracy")
-    roots = [{**images.meta["root"], "digest": images.meta.get("root_digest")}
-             for images in (train, test)]
-    if share_images(*roots):
+    if share_images(identified(train.meta), identified(test.meta)):
         note(f"test images are among those that {train.meta['name']} was made from: accuracy on "
              "them is not of unseen images")
 
@@ -228,8 +225,8 @@ def load_clean(train: ImageSet, test: ImageSet, clean: str | None, split: str,
     found = split_of(whole, split)
     what = f"clean: {clean or root['data']}"
     check_alike(what, found, train, settings.data)
-    roots = {images: {**of.meta["root"], "digest": of.meta.get("root_digest")}
-             for images, of in (("clean", found), ("train", train), ("test", test))}
+    roots = {name: identified(images.meta)
+             for name, images in (("clean", found), ("train", train), ("test", test))}
     if share_images(roots["clean"], roots["test"]):
         raise UserError(f"{what} is the test set, which measures: no learner sees it")
     if whole.meta["root"].get("split", "train") == "train":

@@ -184,7 +184,7 @@ def kind_of(settings: DeviceSettings) -> str:
     return settings.device.partition(":")[0]
 
 
-def keep_freed_memory(keep: bool = True) -> None:
+def keep_freed_memory() -> None:
     """Tell glibc not to hand large freed blocks back to the kernel.
 
     By default every large activation is mapped, faulted in page by page and unmapped again, at
@@ -195,8 +195,8 @@ def keep_freed_memory(keep: bool = True) -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):               # not glibc
         return
-    mallopt(mmap_max, 0 if keep else 65536)
-    mallopt(trim_threshold, -1 if keep else 128 << 10)
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, -1)                     # never
 
 
 def auto_precision(device: torch.device) -> str:

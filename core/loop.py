@@ -183,3 +183,15 @@ class Loop:
                 value[:] = state["objects"][key]
             else:
                 value.load_state_dict(state["objects"][key])
+
+
+def note_beyond(run: Run, end: int, unit: str = "epochs", **marks: int | tuple[int, ...]) -> None:
+    """Say which of the epochs (or steps) that keys name a training of `end` of them never comes to,
+    so that a rate never falls or a phase never ends."""
+    if run.job.settings.get("smoke"):
+        return
+    for key, at in marks.items():
+        late = [mark for mark in ((at,) if isinstance(at, int) else at) if mark >= end]
+        if late:
+            run.say(f"note: training ends after {end} {unit} and does not come to {key} "
+                    + ", ".join(map(str, late)))

@@ -231,11 +231,8 @@ def safetensors(path: Path) -> dict[str, Any]:
     return found
 
 
-def finite(weights: dict[str, Any], path: Path, *, floats: bool = False) -> None:
-    """Raise UserError for NaN and infinity in a state dict: a network of them says nothing; with
-    `floats`, for numbers of any other kind too."""
+def finite(weights: dict[str, Any], path: Path) -> None:
+    """Raise UserError for NaN and infinity in a state dict: a network of them says nothing."""
     for name, tensor in weights.items():
-        if floats and not tensor.is_floating_point():
-            raise UserError(f"{path}: {name} is of {tensor.dtype}, which weights are not")
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(f"{path}: {name} holds NaN or infinity")

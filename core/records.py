@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import itertools
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from core import files, shapes
-from core.artefact import again, check_shape, read_meta, verify
+from core.artefact import again, check_shape, is_partial, read_meta, verify
 from core.checkpoint import learned_from, save_weights
 from core.errors import UserError
 from core.imageset import ImageSet, title
@@ -14,7 +16,6 @@ from core.manual import typed
 from core.methods import fact, find_method, is_method
 from core.run import Run
 from core.training import Result
-from core.unfinished import is_partial
 from core.workfolder import versions
 
 COMMITTED = Path("results")     # records kept in git; they count as done
@@ -78,13 +79,16 @@ def folders(below: str | Path) -> list[Path]:
             if not is_partial(path.relative_to(below))]
 
 
+def whole(*below: str | Path) -> Iterator[tuple[Path, dict]]:
+    """Folder and record of each one below these folders that is whole, in path order."""
+    for folder in itertools.chain.from_iterable(map(folders, below)):
+        with contextlib.suppress(UserError, OSError):
+            yield folder, load(folder)
+
+
 def committed() -> dict[str, Path]:
     """Fingerprint -> folder of the records kept in git. An edited or damaged one does not count."""
-    found = {}
-    for folder in folders(COMMITTED):
-        with contextlib.suppress(UserError, KeyError):
-            found[load(folder)["fingerprint"]] = folder
-    return found
+    return {record["fingerprint"]: folder for folder, record in whole(COMMITTED)}
 
 
 def lineage_text(record: dict) -> str:

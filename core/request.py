@@ -30,10 +30,10 @@ from core.settings import (
     build_section,
     build_settings,
     check_section,
+    given_keys,
     read_variant,
     smoke_node,
     smoke_settings,
-    typed,
 )
 from core.workfolder import otherwise
 
@@ -248,7 +248,7 @@ def parse(argv: list[str] | None, doc: str, name: str, data_set: str | None = No
         tree.value["smoke"] = config.Node("true", TYPED)
     if "smoke" in tree.value and config.build(bool, tree.value["smoke"], "smoke"):
         own = {f"{method}.{key}" for key in module.SMOKE}
-        if unused := sorted(own.intersection(typed(section, method))):
+        if unused := sorted(own.intersection(given_keys(section, method))):
             distributed.note(f"--smoke has its own {', '.join(unused)}: what is typed does not "
                              "count; --limit N takes few rows without it")
         section = config.merge(section, smoke_node(module))

@@ -156,13 +156,13 @@ def check_section(module: ModuleType, section: config.Node, method: str, command
         if name not in known and not (trained and key == "train"):
             raise UserError(f"{node.origin}: unknown key '{name}'{config.suggest(key, known)}")
         if trained and trains != (key == "train"):
-            for given in typed(node, name):
+            for given in given_keys(node, name):
                 owner = COMMANDS["purify" if trains else fact(module, "TRAINED_BY")]
                 raise UserError(f"{TYPED}: {given}: {command.line} takes none; it is a key of "
                                 f"{owner.line}")
 
 
-def typed(node: config.Node, name: str) -> Iterator[str]:
+def given_keys(node: config.Node, name: str) -> Iterator[str]:
     """Dotted names of the values at or below a node that came as key=value."""
     if isinstance(node.value, str) or (node.origin == TYPED and isinstance(node.value, list)):
         if node.origin == TYPED:
@@ -170,7 +170,7 @@ def typed(node: config.Node, name: str) -> Iterator[str]:
         return
     items = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
     for key, item in items:
-        yield from typed(item, f"{name}.{key}")
+        yield from given_keys(item, f"{name}.{key}")
 
 
 def build_section(module: ModuleType, section: config.Node, method: str) -> tuple[Any, Any]:

@@ -85,6 +85,11 @@ def short(split: str) -> str:
     return split if len(split) <= 24 else split[:21] + "..."
 
 
+def identified(meta: dict) -> dict:
+    """The root of a set, or of what is told of one, with its digest."""
+    return {**meta["root"], "digest": meta.get("root_digest")}
+
+
 def same_data(one: dict, other: dict) -> bool:
     """Whether two roots are of the same data, by name or by `digest` where both have one."""
     return one.get("digest") == other.get("digest") is not None or all(

@@ -22,7 +22,7 @@ from core.device import Device
 from core.errors import ConfigError, UserError
 from core.graphs import Recorded, adam, set_rate, sgd
 from core.imageset import ImageSet, to_floats
-from core.loop import Loop
+from core.loop import Loop, note_beyond
 from core.ranges import (
     BatchSize,
     BelowOne,
@@ -101,6 +101,8 @@ class Protocol(Keys):
             raise ConfigError("nesterov", "needs a momentum above 0")
         if self.warmup_epochs and self.schedule in ("warm_multistep", "onecycle"):
             raise ConfigError("warmup_epochs", f"{self.schedule} climbs by itself; leave it out")
+        if self.schedule == "multistep" and not self.milestones:
+            raise ConfigError("milestones", "multistep needs the epochs at which the rate falls")
         check_normalisation(self.mean, self.std)
         if self.shuffle_block and not self.shuffle:
             raise ConfigError("shuffle_block", "goes with shuffle: leave one of them out")
@@ -209,6 +211,7 @@ def train_classifier(
         last_step=protocol.steps, before_crop=before_crop, augmentation=protocol.augmentation)
     epochs = protocol.epochs if protocol.steps is None else -(-protocol.steps // len(batches))
     total_steps = protocol.steps or epochs * len(batches)
+    note_marks(protocol, run)
 
     def rate_at(epoch: int, step: int) -> float:
         return learning_rate(protocol, epoch * len(batches) + step, total_steps, len(batches))
@@ -238,6 +241,15 @@ def train_classifier(
             curve.append([epoch + 1, tested["accuracy"]])
         loop.end_epoch(**tested, learning_rate=rate_at(epoch, loop.step - 1))
     return model, dataclasses.replace(result_of(curve, loop), network=trained)
+
+
+def note_marks(protocol: Protocol, run: Run) -> None:
+    """Say which epochs (or steps) of its schedule the protocol ends before."""
+    if "multistep" in protocol.schedule:
+        unit = "epochs" if protocol.steps is None else "steps"
+        note_beyond(run, protocol.steps or protocol.epochs, unit, milestones=protocol.milestones)
+    if protocol.steps is None and protocol.warmup_epochs > protocol.epochs:
+        note_beyond(run, protocol.epochs, warmup_epochs=protocol.warmup_epochs)
 
 
 def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable,

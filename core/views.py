@@ -71,7 +71,8 @@ class Views(Keys):
     blur: Weight = 0.0                  # probability of a Gaussian blur; CP: none
     # its least and largest width in pixels; MoCo v2, SimCLR
     blur_sigma: tuple[Positive, ...] = (0.1, 2.0)
-    # pixels a side of the blur; null: a tenth of the view's side (3 at 32, 23 at 224); SimCLR
+    # pixels a side of the blur; null: a tenth of the view's side (3 at 32, 23 at 224), at least 3;
+    # SimCLR
     blur_kernel: Annotated[int, Range(at_least=3, in_steps_of=2)] | None = None
     solarize: Weight = 0.0              # probability of inverting what is bright; CP: none
     cutout: CountOrZero = 0             # pixels a side of a black square; its centre is any pixel
@@ -173,7 +174,7 @@ def draw(views: Views, count: int, shape: tuple[int, int], generator: torch.Gene
     if views.blur:
         low, high = views.blur_sigma
         drawn["sigma"] = torch.where(blurred < views.blur, low + (high - low) * sigma, 0)
-        drawn["kernel"] = views.blur_kernel or 2 * (min(size) // 20) + 1
+        drawn["kernel"] = views.blur_kernel or max(3, 2 * (min(size) // 20) + 1)
     if views.solarize:
         drawn["solarized"] = solarized < views.solarize
     if views.cutout:

@@ -23,13 +23,12 @@ from typing import Any, Literal
 import torch
 
 from core import config, files, lock, reading, torchfile
-from core.artefact import FORMAT
+from core.artefact import FORMAT, PARTIAL, partial_of
 from core.device import Device, DeviceSettings, resolve, unlike
 from core.distributed import say
 from core.errors import UserError
 from core.job import Job
 from core.names import printable
-from core.unfinished import PARTIAL, partial_of
 
 POLL_SECONDS = 0.2      # between two looks at a lock that another process holds
 SEAL_BYTES = 32         # of SHA-256, behind every state

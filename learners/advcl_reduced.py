@@ -30,8 +30,7 @@ from learners.probe import images_of, linear_probe
 from models.contrastive import Projected, double_norms, norm_head, single_norms, use_norms
 
 VERSION = 1
-SMOKE = {"width": 8, "epochs": 2, "steps": None, "batch_size": 64, "test_every": 1,
-         "neighbours": 10, "probe.epochs": 2, "probe.batch_size": 16, "iterations": 2}
+SMOKE = {**pretraining.SMOKE, "iterations": 2}
 
 
 @dataclass(frozen=True)

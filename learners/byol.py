@@ -17,8 +17,7 @@ from learners import pretraining
 from models.contrastive import BYOL_HIDDEN, BYOL_PROJECTED, Projected, byol_head
 
 VERSION = 1
-SMOKE = {"width": 8, "epochs": 2, "steps": None, "batch_size": 64, "test_every": 1,
-         "neighbours": 10, "probe.epochs": 2, "probe.batch_size": 16, "hidden": 32, "projected": 16}
+SMOKE = {**pretraining.SMOKE, "hidden": 32, "projected": 16}
 SHARED = True
 EVAL = "byol-linear"
 

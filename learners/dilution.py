@@ -3,10 +3,9 @@
 Standard training otherwise: an epoch is a pass over both. How many is `clean_split`'s matter.
 Source: BridgePure (arXiv 2412.21061), table 6: 500 or 4,000 clean images more.
 
-Deviations: BridgePure adds images that are no originals of its 40,000 (`preset=n500`, `n4000`),
-those behind them, where these are the last of the data set. A set whose clean images stand in the
-place of poisoned ones, as with `poison_rate` of ISS's code, is made by `python -m poisons ...
-fraction=`.
+Deviations: BridgePure adds images that are not among the first 40,000, which it poisons; presets
+`n500` and `n4000` add the last ones of the data set. A set whose clean images stand in the place of
+poisoned ones, as with `poison_rate` of ISS's code, is made by `python -m poisons ... fraction=`.
 """
 
 from dataclasses import dataclass

@@ -37,13 +37,15 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
         judged.append(accuracy(model, run.clean, run))
         best = best_of(judged)
         if best == epoch:
-            run.keep("best", {"weights": model.state_dict()})
+            run.keep("best", {"weights": model.state_dict(), "epoch": epoch})
         return config.patience is not None and epoch - best >= config.patience
 
     model, result = train_classifier(standard.build(train, config, run), train, test, config, run,
                                      after_epoch=judge, noted=judged)
-    model.load_state_dict(run.load_state("best", required=True)["weights"])
-    kept, last = best_of(judged) + 1, accuracy(model, test, run)
+    best = run.load_state("best", required=True)
+    model.load_state_dict(best["weights"])
+    # On a GPU, epochs that a killed run repeats may score otherwise: these weights count.
+    kept, last = best["epoch"] + 1, accuracy(model, test, run)
     run.note("early_stopping", kept_epoch=kept, validation_accuracies=judged)
     if last > result.best:                  # of an epoch that was not tested
         result = dataclasses.replace(result, best=last, best_epoch=kept)

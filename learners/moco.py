@@ -17,8 +17,7 @@ from learners import pretraining
 from models.contrastive import Projected, head
 
 VERSION = 1
-SMOKE = {"width": 8, "epochs": 2, "steps": None, "batch_size": 64, "test_every": 1,
-         "neighbours": 10, "probe.epochs": 2, "probe.batch_size": 16, "queue": 192}
+SMOKE = {**pretraining.SMOKE, "queue": 192}
 SHARED = True
 EVAL = "mocov2-linear"
 

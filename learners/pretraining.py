@@ -25,7 +25,7 @@ from core.contrastive import RATES, cosine_rate
 from core.errors import UserError
 from core.graphs import set_rate, sgd
 from core.imageset import ImageSet
-from core.loop import Loop
+from core.loop import Loop, note_beyond
 from core.ranges import (
     BatchSize,
     BelowOne,
@@ -51,6 +51,8 @@ from learners.probe import (
 from models import contrastive as networks
 from models.classifiers import Architecture, Stem, check_images
 
+SMOKE = {"width": 8, "epochs": 2, "steps": None, "batch_size": 64, "test_every": 1,
+         "neighbours": 10, "probe.epochs": 2, "probe.batch_size": 16}
 # (encoder, channels of its features) -> a method of core.contrastive's kind
 Make = Callable[[nn.Module, int], nn.Module]
 # (images of the whole batch, its generator, this process's rows) -> what the method compares
@@ -191,6 +193,7 @@ def pretrain(step: Step, train: ImageSet, config: Pretraining, run: Run, knn: li
     """Take the steps, resumable, with tests of `neighbours()`, which are put into `knn`."""
     batches = Batches(train, config.batch_size, run, "pretraining", last_step=config.steps)
     epochs = config.epochs if config.steps is None else -(-config.steps // len(batches))
+    note_beyond(run, epochs, warmup_epochs=config.warmup_epochs)
     loop = Loop(run, "pretraining", epochs, method=step.method, optimizer=step.optimizer, knn=knn)
     for epoch in loop:
         step.method.train()

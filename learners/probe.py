@@ -22,7 +22,7 @@ from core.datasets import clean_of
 from core.errors import UserError
 from core.graphs import set_rate, sgd
 from core.imageset import ImageSet
-from core.loop import Loop
+from core.loop import Loop, note_beyond
 from core.ranges import (
     BatchSize,
     BelowOne,
@@ -88,6 +88,7 @@ def linear_probe(network: nn.Module, channels: int, data: ImageSet, test: ImageS
     cropped = dataclasses.replace(seen, **PLAIN)
     of_test, answers = features(network, test, run)
     curve: list[list] = []
+    note_beyond(run, probe.epochs, milestones=probe.milestones)
     loop = Loop(run, name, probe.epochs, linear=linear, optimizer=optimizer, curve=curve)
     for epoch in loop:
         rate = probe.learning_rate * probe.gamma ** sum(epoch >= at for at in probe.milestones)

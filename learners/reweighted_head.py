@@ -53,10 +53,9 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
         raise UserError("reweighted_head: the refit of the head diverged; refit=frozen does not")
     last = accuracy(model, test, run)
     run.note("refit", before=result.last, after=last, images=len(run.clean))
-    if last > result.best:
-        result = dataclasses.replace(result, best=last, best_epoch=result.epochs)
-    return dataclasses.replace(result, last=last, curve=[*result.curve[:-1],
-                                                         (result.epochs, last)])
+    curve = [*result.curve[:-1], (result.epochs, last)]
+    best_epoch, best = max(curve, key=lambda point: point[1])
+    return dataclasses.replace(result, last=last, best=best, best_epoch=best_epoch, curve=curve)
 
 
 def refit_as_released(model: nn.Module, head: nn.Linear, config: Config, run: Run) -> None:

@@ -19,8 +19,7 @@ from learners import pretraining
 from models.contrastive import Projected, head
 
 VERSION = 1
-SMOKE = {"width": 8, "epochs": 2, "steps": None, "batch_size": 64, "test_every": 1,
-         "neighbours": 10, "probe.epochs": 2, "probe.batch_size": 16}
+SMOKE = pretraining.SMOKE
 SHARED = True
 EVAL = "simclr-linear"
 

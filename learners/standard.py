@@ -1,7 +1,6 @@
 """Standard training: cross-entropy on the set as it is, crop and flip. The field's yardstick.
 
-Protocols of other studies are YAMLs of this learner: em60 (the default), avatar120, bridge120,
-rem40k, tap200; each says whose it is.
+Protocols of other studies are YAMLs of this learner; each says whose it is.
 
 Deviations: on a GPU the network computes in bf16, where those studies have float32 (`precision:
 fp32`).

@@ -34,6 +34,7 @@ from torch import nn
 from core.batches import steps_an_epoch
 from core.device import to_device
 from core.imageset import ImageSet
+from core.loop import note_beyond
 from core.ranges import Count, CountOrZero, Range, Weight
 from core.run import Run
 from core.training import Result
@@ -71,6 +72,8 @@ class Config(standard.Config):
 def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
     """Train a fresh classifier on the hardest copies of `train`; score it on the clean `test`."""
     steps = steps_an_epoch(len(train), config.batch_size, config.drop_last)
+    if config.copies > 1 and config.copies_epochs is not None and config.steps is None:
+        note_beyond(run, config.epochs, copies_epochs=config.copies_epochs)
 
     def loss(model, images, labels, step):
         many = config.copies_epochs is None or step // steps < config.copies_epochs

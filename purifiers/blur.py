@@ -30,7 +30,7 @@ class Config(Keys):
     shape: Literal["gaussian", "mean"] = "gaussian"     # of the weights
     # pixels a side; ISS and REM: 3
     kernel: Annotated[int, Range(at_least=1, in_steps_of=2)] = 3
-    # of the Gaussian, in pixels; null: binomial weights, as OpenCV's without one; ISS: 0.1
+    # of the Gaussian, in pixels; null: binomial weights, as OpenCV's up to kernel 5; ISS: 0.1
     sigma: Positive | None = 0.1
 
     def check_images(self, shape: tuple[int, int]) -> None:

@@ -9,7 +9,7 @@ Deviations: pixels are rounded to the nearest level (released code truncates: `r
 the network holds only the layers that the method uses; no monitoring classifier; on a GPU it trains
 in bf16 (released: `precision: fp32`). At 224x224 the release cannot run: its embedding of 128
 channels is added to 512, and its purification allocates 50,000 images of 32x32. Here the embedding
-is as wide as the trunk, and one vector a class (a map would be 40 million numbers).
+is as wide as the trunk, and the YAML has one vector a class (a map would be 40 million numbers).
 """
 
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from core.errors import UserError
 from core.files import RowFile
 from core.graphs import adam
 from core.imageset import ImageSet, Rounding, quantize
+from core.loop import note_beyond
 from core.ranges import Count, CountOrZero, Keys, PositiveOrZero, Range
 from core.run import Run
 from models.dvae import DVAE, kl_divergence
@@ -88,6 +89,8 @@ def train_stage(images: ImageSet, number: int, stage: Stage, config: TrainConfig
     Writes `stage<number>.safetensors` into the run and returns the model in eval mode.
     """
     name = f"stage{number}"
+    if number == 1:
+        note_beyond(run, config.epochs, p_hat_start=config.p_hat_start)
     model = build_model(images, config, run, name)
     optimizer = adam(model, run.device, lr=config.learning_rate)
     step = training_step(model, optimizer, stage, config, run)
@@ -170,6 +173,9 @@ def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
     if config.save_perturbation:
         saved = {number: RowFile(run.work / f"p_hat{number}.npy", poisoned.images.shape, "float16")
                  for _, number, output in stages if output != "reconstruct"}
+        if not saved:
+            raise UserError("dvae.save_perturbation: no stage that is applied takes p_hat off its "
+                            "images (output: reconstruct)")
     rows = purify_rows(poisoned, stages, latent, rounding, run, saved)
     purified = poisoned.map_rows(rows, run, rounding=rounding, device=run.device.torch,
                                  beside=tuple(saved.values()))

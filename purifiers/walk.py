@@ -18,6 +18,7 @@ import torch
 
 from core.checkpoint import Checkpoint
 from core.config import added, rebuild
+from core.distributed import note
 from core.errors import ConfigError, UserError
 from core.imageset import ImageSet
 from core.ranges import Count, CountOrZero, Keys
@@ -103,6 +104,10 @@ def check(config: Passes, checkpoint: Checkpoint, method: str, shape: tuple[int,
     if config.fit == "whole" and trained.crop and shape != (side, side):
         raise UserError(f"{method}.fit: {checkpoint.path} was trained on crops of {side}x{side}; "
                         f"for {shape[0]}x{shape[1]} images write {method}.fit=tiles")
+    if config.fit == "resize" and side < min(shape):
+        note(f"{method}.fit: resize: images of {shape[0]}x{shape[1]} are made as small as those of "
+             f"{checkpoint.path}, {side}x{side}, and enlarged again, which blurs them; tiles does "
+             "not")
     if config.fit == "tiles" and side > min(shape):
         raise UserError(f"{method}.fit: tiles of {side}x{side}, the size of {checkpoint.path}, are "
                         f"larger than the {shape[0]}x{shape[1]} images; write {method}.fit=resize")

@@ -34,7 +34,9 @@ python purify.py configs/purifiers/dvae.yaml --smoke data="$out/lsp" checkpoint=
 python -m poisons configs/poisons/reuse.yaml --smoke data=digits size=32 reuse.source="$out/dvae" out="$out/reuse"
 each 'python train_ddpm.py configs/purifiers/$name.yaml --smoke split=test threads=1 out="$as-trained"' ddpm
 each 'python train_ddpm.py configs/purifiers/$name.yaml --smoke preset=$preset split=test threads=1 out="$as-trained"' \
-  ddpm:cpu ddpm:fast ddpm:finetune ddpm:ho ddpm:released
+  ddpm:cpu ddpm:fast ddpm:ho ddpm:released
+python train_ddpm.py configs/purifiers/ddpm.yaml --smoke preset=finetune split=test threads=1 ddpm.train.init_from="$out/ddpm-trained" \
+  out="$out/ddpm-finetuned"
 each 'python purify.py configs/purifiers/$name.yaml --smoke threads=1 data="$out/lsp" checkpoint="$out/ddpm-trained" out="$as"' ddpm jcdp
 each 'python purify.py configs/purifiers/$name.yaml --smoke preset=$preset threads=1 data="$out/lsp" checkpoint="$out/ddpm-trained" out="$as"' \
   ddpm:avatar_released jcdp:released

@@ -2,5 +2,4 @@
 
 from start import start
 
-if __name__ == "__main__":           # and not again in a process that it spawns
-    start("scripts.tables.render")
+start("scripts.tables.render")

@@ -4,11 +4,12 @@ what a record says of it."""
 import copy
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, new_run, run_command, succeed, write_imageset
+from conftest import CONFIGS, Death, new_run, run_command, succeed, write_imageset
 from sklearn.linear_model import LogisticRegression
 
 import evaluate
@@ -17,6 +18,7 @@ from core.batches import Batches
 from core.datasets import DataSettings, load, load_clean
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.loop import Loop
 from core.splits import split_rows
 from core.training import accuracy
 from learners import dilution, early_stopping, reweighted_head, standard
@@ -168,6 +170,28 @@ def test_the_test_images_choose_nothing(few, tmp_path):
     assert torch.equal(one.network.linear.weight, two.network.linear.weight)
 
 
+def test_weights_of_a_killed_process_keep_their_epoch(few, tmp_path, scripted, monkeypatch):
+    """On a GPU an epoch that is repeated may score otherwise, when the best weights are written
+    already. Killed after the third of four epochs, resumed after the second."""
+    end_epoch, ended = Loop.end_epoch, []
+
+    def dying(loop, **told):
+        ended.append(loop.epoch)
+        if ended == [0, 1, 2]:
+            raise Death
+        monkeypatch.setattr("core.run.SAVE_SECONDS", 0.0 if loop.epoch < 2 else math.inf)
+        end_epoch(loop, **told)
+
+    monkeypatch.setattr(Loop, "end_epoch", dying)
+    scripted([0.2, 0.7, 0.9])
+    with pytest.raises(Death):
+        stopped(few, tmp_path / "a", TEST)
+    scripted([0.6, 0.1])
+    result = stopped(few, tmp_path / "a", TEST)
+    assert ended == [0, 1, 2, 2, 3]
+    assert result.kept_epoch == 3
+
+
 def test_an_epoch_that_was_kept_and_not_tested_is_the_best_if_it_is(few, tmp_path, scripted):
     scripted([0.2, 0.9, 0.1, 0.1])
     result = stopped(few, tmp_path / "a", TEST, test_every=0, learning_rate=1.0)
@@ -209,6 +233,20 @@ def test_the_frozen_refit_is_scikit_learns_logistic_regression(few, tmp_path, c)
                                    atol=1e-3)
         if c == 1.0:
             assert torch.equal(result.network.linear.weight, model.linear.weight)
+
+
+def test_the_best_accuracy_is_one_of_the_curve(few, tmp_path):
+    """Also where the refit, here on wrong labels, takes away the best one."""
+    wrong = dataclasses.replace(few.first(60), labels=(few.labels[:60] + 1) % 10)
+    with new_run(tmp_path / "a") as run:
+        run.clean = wrong
+        result = reweighted_head.fit(few, TEST, reweighted_head.Config(
+            **SMALL, epochs=3, refit="frozen", learning_rate=0.5), run)
+        [note] = [line for line in run.folder.log.lines() if line["loop"] == "refit"]
+    assert note["after"] < note["before"]
+    assert result.curve[-1] == (3, result.last)
+    assert result.best == max(accuracy for _, accuracy in result.curve)
+    assert (result.best_epoch, result.best) in result.curve
 
 
 @pytest.mark.parametrize("refit", ["released", "frozen"])

@@ -191,6 +191,9 @@ def test_fine_tuning_starts_from_a_checkpoint(trained, few_path, tmp_path):
     refused = run_command(train_ddpm.main, *TRAIN, f"data={few_path}",
                           "ddpm.train.ema_start=source")
     assert refused.error == ("ddpm.train.ema_start: source needs init_from, a checkpoint")
+    refused = run_command(train_ddpm.main, "ddpm", "preset=finetune",
+                          f"data={few_path}")
+    assert refused.error.startswith("ddpm.train.init_from: CHECKPOINT: no such folder")
 
 
 @pytest.mark.slow

@@ -21,9 +21,9 @@ from core.methods import list_methods
 from core.request import parse
 from poisons.__main__ import main as poison
 from scripts.documents import documents
-from scripts.documents.names import NAMES
 from scripts.tables import run_table, spec
 from scripts.tables.table import Choice
+from scripts.tables.wording import NAMES
 
 ROOMS = ("poisons", "purifiers", "learners", "models", "core", "configs", "scripts", "tests",
          "docs")

@@ -436,6 +436,13 @@ def test_labels_decide_what_is_subtracted(tmp_path, poisoned, checkpoint):
     assert (ours != theirs).mean() > 0.05
 
 
+def test_a_perturbation_that_no_stage_takes_off_cannot_be_saved(poisoned, checkpoint):
+    outcome = run_command(
+        purify.main, YAML, f"data={poisoned}", f"checkpoint={checkpoint}", "dvae.stages=1",
+        "dvae.output=reconstruct", "dvae.save_perturbation=true", "--limit", "4")
+    assert outcome.error.startswith("dvae.save_perturbation: no stage that is applied takes p_hat")
+
+
 def test_impossible_requests_are_refused(poisoned, checkpoint):
     for argument, words in [("dvae.stages=3", "has only 2 stages"),
                             ("dvae.stages=0", "dvae.stages: 0 is out of range"),

@@ -133,6 +133,13 @@ def test_every_fit_purifies_and_gives_another_result(small, of_crops, line):
     assert meta["lineage"][-1]["config"]["overlap"] == 4
 
 
+def test_images_that_a_prior_makes_smaller_are_said(small, of_crops):
+    outcome = run_command(purify.main, *DDPM, f"data={small}", f"checkpoint={of_crops}",
+                          "ddpm.fit=resize", "--limit", "2")
+    assert outcome.status == 0
+    assert outcome.stderr.count("images of 16x16 are made as small as those of") == 1
+
+
 @pytest.mark.parametrize(("keys", "message"), [
     ([], r"ddpm.fit: .*crops was trained on crops of 8x8; for 16x16 images write ddpm.fit=tiles"),
     (["ddpm.fit=tiles"], "ddpm.overlap: 16 pixels, but the tiles of .* have 8; write less")])

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, new_run
+from conftest import CONFIGS, ROOT, new_run
 
 from core.imageset import ImageSet, from_arrays
 from core.request import parse
 from learners import cutmix, cutout, mixup
+from scripts.tables import plan, spec
 
 SHAPE = (10, 14)        # height and width differ, so that one in the other's place shows
 
@@ -156,3 +157,13 @@ def test_presets_are_the_other_releases():
     assert preset("cutmix", "kornia") == cutmix.Config(rounds=1, probability=1.0, box="inside")
     assert preset("cutmix", "batch") == cutmix.Config(rounds=1, draws="batch")
     assert preset("mixup", "em_release") == mixup.Config(em_release=True)
+
+
+def test_apbenchs_table_mixes_as_apbench_does(monkeypatch):
+    """Each image once, as kornia does by default, and not twice with probability one half."""
+    monkeypatch.chdir(ROOT)
+    cells = plan.cells_of(spec.read("configs/tables/em_imagenet.yaml"))
+    found = {cell.column.name: cell.record.job.config for cell in cells}
+    assert {(found[name]["rounds"], found[name]["probability"])
+            for name in ("cutmix", "mixup")} == {(1, 1)}
+    assert found["cutmix"]["box"] == "inside"

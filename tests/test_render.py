@@ -47,7 +47,8 @@ def test_what_a_column_is_reported_as_is_published(path):
     """A mistyped `reported:` would leave the numbers out without a word."""
     if path.stem in FORMS:
         pytest.skip("not a table")
-    known = {name for fact in render.published() for name in (fact["attack"], render.name_of(fact))}
+    known = {name for fact in render.published()
+             for name in (fact["attack"], render.filed_under(fact))}
     for table in spec.read(str(path)):
         for line in (*table.rows, *table.columns):
             for name in line.reported:
@@ -270,7 +271,7 @@ def test_a_tables_source_is_beside_its_cells():
 def test_a_table_of_re_runs_has_its_sources_number_beside_every_poison(data):
     published = render.published()
     table = spec.read_one("bridgepure_table1", overrides=(f"data={data}",))
-    has = {(fact["attack"], render.name_of(fact)) for fact in published
+    has = {(fact["attack"], render.filed_under(fact)) for fact in published
            if fact["source"] == "BridgePure" and fact["dataset"] == data}
     for row in table.rows:
         for column in table.columns:

@@ -287,6 +287,7 @@ def test_a_protocol_with_mean_and_std_trains_on_normalised_images(tmp_path, few)
     {"test_every": -1}, {"steps": 0}, {"clip_norm": 0}, {"mean": (0.5, 0.5, 0.5)},
     {"std": (1, 1, 1)},
     {"warmup_epochs": -1}, {"warmup_epochs": 1, "schedule": "onecycle"},
+    {"schedule": "multistep"},
     {"mean": (0.5,), "std": (0.5,)}, {"mean": (0.5,) * 3, "std": (0.5,) * 2},
     {"views": Views()}, {"views": Views(), "flip": False},
     {"views": Views(size=16), "crop_padding": 0, "flip": False},
@@ -294,6 +295,25 @@ def test_a_protocol_with_mean_and_std_trains_on_normalised_images(tmp_path, few)
 def test_impossible_protocols_are_refused(keys):
     with pytest.raises(ConfigError):
         Protocol(**keys)
+
+
+@pytest.mark.parametrize(("keys", "said"), [
+    ({"epochs": 60, "schedule": "multistep", "milestones": (30, 60, 90)},
+     "note: training ends after 60 epochs and does not come to milestones 60, 90\n"),
+    ({"steps": 90, "schedule": "multistep", "milestones": (30, 90)},
+     "note: training ends after 90 steps and does not come to milestones 90\n"),
+    ({"epochs": 4, "warmup_epochs": 10},
+     "note: training ends after 4 epochs and does not come to warmup_epochs 10\n"),
+    ({"epochs": 60, "schedule": "multistep", "milestones": (30, 59)}, ""),
+    ({"epochs": 60, "milestones": (90,)}, ""), ({"epochs": 4, "warmup_epochs": 4}, "")])
+def test_what_a_schedule_never_comes_to_is_said(tmp_path, capsys, keys, said):
+    """The rate of the last epoch is the one before it, and of four warm epochs the whole one."""
+    with new_run(tmp_path / "out") as run:
+        training.note_marks(Protocol(**keys), run)
+    assert capsys.readouterr().err == said
+    assert learning_rate(Protocol(epochs=4, warmup_epochs=4), 3, 4, 1) == 0.1
+    falling = Protocol(epochs=60, schedule="multistep", milestones=(60,))
+    assert learning_rate(falling, 59, 60, 1) == 0.1
 
 
 # --- a learner's own loss and transform ------------------------------------------------------
@@ -572,7 +592,7 @@ PROTOCOLS = {
                "schedule": "cosine", "weight_decay": 1e-4, "clip_norm": None, "test_every": 25},
     "dvae224": {**AT_224, "epochs": 100, "schedule": "cosine", **CLIP_5,
                 "views": Views(scale=(0.08, 1), jitter=0, grey=0)},
-    "uc90": {**AT_224, "epochs": 90, "steps": 90 * 8, "batch_size": 512, "drop_last": False,
+    "uc90": {**AT_224, "epochs": 90, "batch_size": 512, "drop_last": False,
              "schedule": "cosine", "clip_norm": None, "mean": (0.5, 0.5, 0.5),
              "std": (0.5, 0.5, 0.5),
              "views": Views(scale=None, resize=256 / 224, jitter=0, grey=0)},
@@ -588,6 +608,13 @@ def test_a_protocol_is_as_long_on_svhn(name):
     line = [str(CONFIGS / f"learners/{name}.yaml"), "data=svhn"]
     expected = 30 if name == "em60" else PROTOCOLS[name]["epochs"]
     assert parse(line, "", "evaluate").config.epochs == expected
+
+
+def test_steps_of_a_protocol_are_of_its_own_data_set():
+    """UC's 90 epochs of Pets, 8 steps each: of another set they would be other epochs."""
+    for data, steps in (("pets", 90 * 8), ("cifar10", None), ("imagenet100", None)):
+        found = parse([str(CONFIGS / "learners/uc90.yaml"), f"data={data}"], "", "evaluate").config
+        assert (found.epochs, found.steps) == (90, steps)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

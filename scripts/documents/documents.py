@@ -22,9 +22,9 @@ from core.command import Parser, command
 from core.errors import UserError
 from core.imageset import title
 from scripts.documents import methods
-from scripts.documents.names import name_of
 from scripts.tables import wording
 from scripts.tables.render import markdown
+from scripts.tables.wording import name_of
 
 PAGES = ("README.md", "docs/results.md")
 FILLED = re.compile(r"(<!-- (\w+): (.*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -93,7 +93,7 @@ def accuracies(*paths: str) -> str:
 
 def recorded(folder: str) -> str:
     """A line for each record of a folder: what it was trained on, and its accuracy."""
-    found = [records.load(path.parent) for path in Path(folder).glob("*/record.json")]
+    found = [records.load(path) for path in records.folders(folder)]
     steps = [[title(step) for step in record["train"]["lineage"]] for record in found]
     lines = [[", then ".join(map(name_of, made)) or "clean",
               wording.spread([100 * record["accuracy_last"]])]

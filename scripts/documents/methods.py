@@ -8,8 +8,7 @@ from pathlib import Path
 
 from core import config, manual, variants
 from core.methods import find_method, list_methods
-from scripts.documents.names import NAMES
-from scripts.tables.wording import markdown_cell
+from scripts.tables.wording import NAMES, markdown_cell
 
 ROOMS = {"poisons": "Attacks", "purifiers": "Purifiers", "learners": "Learners"}
 HEAD = """# Every method

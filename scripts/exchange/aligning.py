@@ -369,7 +369,7 @@ def nearest_rows(images: np.ndarray, base: ImageSet) -> tuple[np.ndarray, np.nda
     """For images said to be the base's, in order: the row whose outline is most like each, which is
     its own where that is as like, and how like its own is (1: the same up to brightness and
     contrast)."""
-    ours, theirs = outlines(images), outlines(base.images)
+    ours, theirs = shapes_of(images), shapes_of(base.images)
     nearest, own = np.empty(len(images), np.int64), np.empty(len(images), np.float32)
     for start in range(0, len(ours), SLICE_ROWS):
         rows = np.arange(start, min(start + SLICE_ROWS, len(ours)))
@@ -384,7 +384,7 @@ def one_to_one(images: np.ndarray, base: ImageSet, labels: np.ndarray | None
     """A row of the base for each image, no row twice (-1: none is left), and how alike the nearest
     outlines are. Among outlines as near as the nearest the pixels decide, for some images of
     CIFAR-10 are nearly there twice; among equally alike ones the label does."""
-    ours, theirs = outlines(images), outlines(base.images)
+    ours, theirs = shapes_of(images), shapes_of(base.images)
     count = min(CANDIDATES, len(base))
     rows, alike = np.empty((len(images), count), np.int64), np.empty((len(images), count))
     likeness = np.empty(len(images), np.float32)
@@ -433,7 +433,7 @@ def centred(images: np.ndarray) -> np.ndarray:
     return flat / np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-6)
 
 
-def outlines(images: np.ndarray) -> np.ndarray:
+def shapes_of(images: np.ndarray) -> np.ndarray:
     """Each image as means over a grid of about 8x8 blocks (small ones: its pixels), less their
     mean, of length 1: float32 (n, features)."""
     n, height, width, _ = images.shape

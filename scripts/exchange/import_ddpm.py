@@ -22,6 +22,7 @@ from core.config import as_path, plain, read_number
 from core.errors import ConfigError, UserError
 from core.job import Job
 from core.names import printable
+from core.outlines import SIZES
 from core.remembered import place
 from core.run import Run
 from models.unet import UNet
@@ -63,8 +64,7 @@ KNOWN = {*NETWORK_AND_NOISE, "t_train_max"}
 MOST_STEPS = 100_000            # of a schedule; Ho et al. have 1,000
 MOST_CONFIG = 1 << 20           # bytes of a config.json; diffusers' have a thousand
 WRAPPERS = {"module", "_orig_mod"}      # DataParallel's, EMA's and torch.compile's part of a name
-IMAGES = {("cifar10", "train"): 50_000, ("cifar10", "test"): 10_000, ("cifar100", "train"): 50_000,
-          ("cifar100", "test"): 10_000, ("svhn", "train"): 73_257, ("svhn", "test"): 26_032}
+COUNTED = ("cifar10", "cifar100", "svhn")       # data sets whose number of images is known
 
 
 @command
@@ -83,7 +83,9 @@ def main(argv: list[str] | None = None) -> None:
                         help="move other work in the way aside (finished) or drop it (unfinished)")
     arguments = parser.parse_args(argv)
 
-    images = arguments.images or IMAGES.get((arguments.data, arguments.split))
+    images = arguments.images
+    if images is None and arguments.data in COUNTED and arguments.split in ("train", "test"):
+        images = SIZES[arguments.data][1 + (arguments.split == "test")]
     if images is None:
         raise UserError(f"--images: how many images of {arguments.data} {arguments.split}?")
     source = arguments.source

@@ -10,8 +10,8 @@ from core.imageset import title
 from core.manual import CONFIGS
 from core.methods import is_method
 from core.names import printable
-from scripts.documents.names import NAMES, name_of
 from scripts.tables import wording
+from scripts.tables.wording import NAMES, name_of
 
 ROOT = CONFIGS.parent
 SHOWN = 8               # hex digits of a fingerprint, as in the names of folders

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from core import files, lock, records
+from core.artefact import partial_of
 from core.errors import UserError
 from core.imageset import title
 from core.names import printable
-from core.unfinished import partial_of
 from core.workfolder import UNHASHED
 from scripts.finding.disk import Disk, Work, scan, work_at
 from scripts.tables import noted, wording

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from core import config, files, lock, reading, records
-from core.artefact import read_any_meta
+from core.artefact import is_partial, partial_of, read_any_meta
 from core.errors import UserError
-from core.unfinished import is_partial, partial_of
 from scripts.tables import noted
 
 OF_TABLES = ("logs", "claims", "workers", "plans", "timings.jsonl")     # in runs/, no artefacts

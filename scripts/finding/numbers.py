@@ -1,15 +1,13 @@
 """Where a number is from: the records, printed tables and pages that hold it; published ones."""
 
-import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from core import records
-from core.errors import UserError
 from core.names import printable
 from scripts.tables import wording
-from scripts.tables.render import name_of, published
+from scripts.tables.render import filed_under, published
 
 FOLDERS = ("results", "runs")
 PAGES = ("docs/results.md", "README.md")
@@ -20,7 +18,7 @@ KINDS = {"accuracy_last": "last epoch", "accuracy_best": "best epoch, an oracle'
 def places(number: str) -> Iterator[str]:
     """A line for each place of an accuracy in percent, as it was printed: '65.6'."""
     digits = len(number.partition(".")[2])
-    for folder, record in whole_records():
+    for folder, record in records.whole(*FOLDERS):
         found = [text for key, text in KINDS.items()
                  if f"{100 * record[key]:.{digits}f}" == number]
         if found:
@@ -36,12 +34,4 @@ def places(number: str) -> Iterator[str]:
     for fact in published():
         if f"{fact['accuracy']:.{digits}f}" == number:
             yield (f"results/reported.csv: {fact['source']} {fact['table']} ({fact['kind']}): "
-                   f"{fact['dataset']}, {fact['attack']}, {name_of(fact)}, {fact['arch']}")
-
-
-def whole_records() -> Iterator[tuple[Path, dict]]:
-    """Those here, in path order; without damaged ones."""
-    for below in FOLDERS:
-        for folder in records.folders(below):
-            with contextlib.suppress(UserError):
-                yield folder, records.load(folder)
+                   f"{fact['dataset']}, {fact['attack']}, {filed_under(fact)}, {fact['arch']}")

@@ -1,10 +1,9 @@
 """`figures.py grid`: a row of clean images, then of each set its images and their residuals, with
 the accuracy of classifiers that were trained on it."""
 
-import contextlib
 import json
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from core import records
@@ -38,15 +37,12 @@ def load_alike(words: list[str]) -> list[tuple[str, ImageSet]]:
             for name, path, found in zip(names, paths, sets, strict=True)]
 
 
-def finished(folders: Iterable[Path]) -> Iterator[dict]:
+def finished(folders: Iterable[Path]) -> Iterable[dict]:
     """Every record below these folders, once; what is no whole record is passed over."""
-    seen = set()
-    for path in (path for folder in folders for path in sorted(folder.rglob("record.json"))):
-        with contextlib.suppress(UserError, OSError):
-            record = records.load(path.parent)
-            if record["fingerprint"] not in seen:
-                seen.add(record["fingerprint"])
-                yield record
+    found: dict[str, dict] = {}
+    for _, record in records.whole(*folders):
+        found.setdefault(record["fingerprint"], record)
+    return found.values()
 
 
 def accuracies_of(sets: list[ImageSet], found: Iterable[dict]) -> tuple[list[list[float]], str]:

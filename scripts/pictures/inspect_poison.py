@@ -166,7 +166,7 @@ def print_summary(path: str, poison: ImageSet, clean: ImageSet, found, spectra: 
     chance = 100 / clean.num_classes
     probe = linear_probe(clean, poison, streams.rng(0, "probe"))
     nearest = nearest_mean(clean, poison, streams.rng(0, "probe"))
-    shared = np.square(means).mean() / max(mean_square(clean, poison), 1e-12)
+    shared = np.square(means).mean() / (255**2 * 10 ** (-found.psnr / 10))
     steps = " > ".join(poison.made_by) or "clean"
     print(printable(f"{path}: {steps}; {len(poison)} images of {clean.num_classes} classes"))
     for name, text in (
@@ -185,14 +185,6 @@ def print_summary(path: str, poison: ImageSet, clean: ImageSet, found, spectra: 
                                          for band, low, high in BANDS)),
     ):
         print(f"  {name:20} {text}")
-
-
-def mean_square(clean: ImageSet, poison: ImageSet) -> float:
-    total = 0
-    for rows in clean.slices():
-        delta = difference(clean, poison, rows)
-        total += int(np.square(delta, dtype=np.int64).sum())
-    return total / clean.images.size
 
 
 # --- picture ---------------------------------------------------------------------------------

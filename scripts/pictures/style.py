@@ -9,7 +9,7 @@ from pathlib import Path
 
 from core import files
 from core.names import printable
-from scripts.documents.names import NAMES
+from scripts.tables.wording import NAMES
 
 WIDTH = 6.6             # inches, which a README shows 800 pixels wide: 9 points are 15 of them
 DOTS = 200              # an inch

@@ -7,12 +7,12 @@ from pathlib import Path
 from core.checkpoint import describe
 from core.imageset import title
 from core.manual import typed
-from scripts.documents.names import NAMES
 from scripts.report.curves import CARD, curve
 from scripts.report.elements import Markup, join, link, tag
 from scripts.report.gather import Kept, methods_of
 from scripts.tables import wording
 from scripts.tables.render import number
+from scripts.tables.wording import NAMES
 
 FILES = ("record.json", "config.yaml", "log.jsonl", "meta.json")
 SAID = {"dataset", "attack", "defence", "accuracy", "sd", "source", "table", "named"}

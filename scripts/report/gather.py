@@ -26,7 +26,6 @@ from core.config import Node
 from core.errors import UserError
 from core.methods import is_method
 from core.remembered import NAMED
-from scripts.documents.names import NAMES
 from scripts.report import prints
 from scripts.tables import plan, render, spec, wording
 from scripts.tables.measure import mean, read_log
@@ -280,7 +279,7 @@ def methods_of(record: dict) -> tuple[list[str], list[str]]:
 
 
 def named(methods: list[str]) -> str:
-    return " + ".join(NAMES.get(method, method) for method in methods)
+    return " + ".join(wording.NAMES.get(method, method) for method in methods)
 
 
 @dataclass(frozen=True)

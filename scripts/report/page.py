@@ -5,13 +5,13 @@ from pathlib import Path
 from string import Template
 
 from core import reading
-from scripts.documents.names import name_of
 from scripts.report.card import card, points, sourced
 from scripts.report.curves import axes, curve
 from scripts.report.elements import Markup, image, join, lines, link, tag, text
 from scripts.report.gather import Folder, Results, Row, Table
 from scripts.report.prints import Picture, Printed, blocks, found_by
 from scripts.tables import wording
+from scripts.tables.wording import name_of
 
 HERE = Path(__file__).parent
 START = "<!DOCTYPE html>\n<html"         # of every page of ours

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core import reading
+from core.artefact import is_partial
 from core.methods import list_methods
-from core.unfinished import is_partial
-from scripts.documents.names import NAMES, name_of
+from scripts.tables.wording import NAMES, name_of
 
 ORACLE = "best of several"      # the defence of a derived column, for the filter
 

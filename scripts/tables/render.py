@@ -263,7 +263,7 @@ def facts_of(table: Table, attacks: tuple[str, ...], defences: tuple[str, ...],
     and all others. Those of further names than the first come last, and say theirs (`named`)."""
     facts = [{**fact, **other_names(fact, attacks, defences)} for fact in published
              if fact["dataset"] == table.dataset and fact["attack"] in attacks
-             and name_of(fact) in defences and fact.get("eval", "") == evaluated
+             and filed_under(fact) in defences and fact.get("eval", "") == evaluated
              and plainly(fact["arch"]) == plainly(network)]
     facts.sort(key=lambda fact: ("named" in fact, fact["source"] != table.source,
                                  fact["kind"] != "paper", fact["source"].lower() != attacks[0]))
@@ -276,7 +276,7 @@ def facts_of(table: Table, attacks: tuple[str, ...], defences: tuple[str, ...],
 def other_names(fact: dict, attacks: tuple[str, ...], defences: tuple[str, ...]
                 ) -> dict[str, str]:
     """`named`: what a published number is filed under beside the cell's own names, if anything."""
-    names = [name for name, own in ((fact["attack"], attacks), (name_of(fact), defences))
+    names = [name for name, own in ((fact["attack"], attacks), (filed_under(fact), defences))
              if name != own[0]]
     return {"named": ", ".join(names)} if names else {}
 
@@ -294,7 +294,7 @@ def plainly(network: str) -> str:
     return network.replace("_", "").replace("-", "")
 
 
-def name_of(fact: dict) -> str:
+def filed_under(fact: dict) -> str:
     """The defence, with its diffusion model's training where that is part of the experiment."""
     return ", ".join(fact[key] for key in ("defence", "prior") if key in fact)
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from core import files, lock
+from core.artefact import partial_of
 from core.distributed import say
 from core.errors import UserError
-from core.unfinished import partial_of
 from scripts.tables import claims, estimates, plan, processes, status, workers
 from scripts.tables.claims import log_of
 from scripts.tables.estimates import Estimates, about

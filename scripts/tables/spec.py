@@ -239,12 +239,7 @@ def takes(step: Step, key: str, value: str) -> bool:
 
 def section(tree: dict[str, Node], key: str) -> dict[str, Node]:
     """The `name: ...` lines under a key; none if it is absent."""
-    node = tree.get(key)
-    if node is None:
-        return {}
-    if not isinstance(node.value, dict):
-        raise UserError(f"{node.origin}: {key}: expected `name: ...` lines")
-    return node.value
+    return variants.section(tree[key], key) if key in tree else {}
 
 
 def read_lines(nodes: dict[str, Node], small: dict[str, Node], words: dict[str, str]

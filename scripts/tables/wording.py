@@ -1,5 +1,5 @@
-"""What is said of a record wherever it is shown: its protocol, its network, what the defence saw,
-the spread of its numbers."""
+"""What is said of a method or of a record wherever it is shown: names, protocol, network, what the
+defence saw, the spread of numbers."""
 
 import statistics
 from typing import Any
@@ -8,9 +8,35 @@ from core.checkpoint import describe_one, history
 from core.manual import typed
 from core.methods import fact, find_method, is_method
 from core.names import printable
-from core.splits import same_data, share_images
+from core.splits import identified, same_data, share_images
 
 ACCURACY = "accuracy (%)"       # the head of a table's column of them
+# How the methods' names are written, everywhere but in commands and YAMLs
+NAMES = {
+    "em": "EM", "em_classwise": "EM, class-wise", "rem": "REM", "rem_lite": "REM, lite",
+    "sem": "SEM", "tap": "TAP", "hypo": "HYPO", "sep": "SEP", "pil": "PIL", "lsp": "LSP",
+    "ar": "AR", "ops": "OPS", "cuda": "CUDA", "uc": "UC", "gue": "GUE", "dc": "DC",
+    "dune": "DUNE", "aue": "AUE", "aap": "AAP", "mi_ue": "MI-UE",
+    "cp": "CP", "tue": "TUE", "cp_c": "CP-C", "cp_s": "CP-S",
+    "reuse": "re-used p_hat",
+    "random_signs": "random signs",
+    "gray": "grey scale", "jpeg": "JPEG", "bdr": "BDR", "dvae": "D-VAE", "vae": "VAE",
+    "ae": "AE", "ddpm": "DDPM", "avatar": "AVATAR", "jcdp": "JCDP",
+    "ortho": "orthogonal projection", "coin": "COIN", "sharpen_lowpass": "RSK + FF",
+    "advcl_reduced": "AdvCL, reduced",
+    "ueraser": "UEraser", "ueraser_max": "UEraser, max",
+    "iss_best": "best of these (an oracle)",
+}
+
+
+def name_of(label: str) -> str:
+    """A row or column of a table, whose first word may be a method: 'jcdp strength=1' -> 'JCDP,
+    strength 1'."""
+    first, *rest = label.replace(",", "").split() or [label]
+    words = [NAMES.get(first, first), *rest]
+    return " ".join(words[:1]) + "".join(f", {word.replace('=', ' ')}" if "=" in word
+                                         else f" {word}" for word in words[1:])
+
 
 def saw(record: dict) -> str:
     """What the defence learned from, beside the set that the classifier is trained on: 'nothing',
@@ -35,7 +61,7 @@ def seen(one: dict, record: dict) -> str:
         return one["name"]
     train, labelled = record["train"], one.get("labelled", False)
     lineage, count = train["lineage"], f"{one['shape'][0]:,}"
-    root, own, test = ({**of["root"], "digest": of.get("root_digest")} if of else {"data": ""}
+    root, own, test = (identified(of) if of else {"data": ""}
                        for of in (one, train, record.get("test")))
     if one["lineage"]:
         behind = {train.get("fingerprint"), *(step.get("fingerprint") for step in lineage),
