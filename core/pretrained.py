@@ -51,7 +51,7 @@ def kept(path: Path, train: ImageSet, config: Network, section: str
     if file.name not in meta["digests"] or "shape" not in of:
         raise UserError(f"{file}: no such file; evaluate again with keep_network=true")
     verify(file, meta)
-    theirs = record.get("config", {})
+    theirs = record["config"]
     for key, value in plain(config).items():
         if key in ("architecture", "width", "mean", "std") and theirs.get(key) != value:
             raise UserError(f"{path} has {key} {theirs.get(key)}, but this training has {value}: "

@@ -96,7 +96,7 @@ def lineage_text(record: dict) -> str:
     'digits > lsp > adversarial_eps4 (epsilon=4/255, norm=linf)'"""
     texts = [record["train"]["root"]["data"].rsplit("/", 1)[-1],
              *(title(step) for step in record["train"]["lineage"])]
-    beside = label(record.get("learner", "standard"), record.get("config", {}))
+    beside = label(record["learner"], record["config"])
     return " > ".join([*texts, *([labelled(record["protocol"], beside)] if beside else [])])
 
 

@@ -25,6 +25,10 @@ SEEN = ({**TRAINED_ON, "labelled?": bool, "rows?": str, "originals?": int}, Only
 STEP = {"method": str, "preset?": str, "version?": int, "seed?": int, "config?": dict,
         "settings?": dict, "fingerprint?": str, "inputs?": {str: str}, "seconds?": float,
         "trained_on?": (TRAINED_ON, None)}
+# as a record tells it; the last two are of later versions, and of what is trained
+MADE = {"method": str, "preset": str, "version": int, "seed": int, "config": dict,
+        "settings": dict, "fingerprint": str, "inputs": {str: str}, "seconds?": float,
+        "trained_on?": (TRAINED_ON, None)}
 COMMON = {"fingerprint": str, "digests": {str: str}, "log_sha256?": str, "versions?": {str: str}}
 META = {
     "imageset": {**COMMON, "name": str, "classes": [str], "root": ROOT, "lineage": [STEP],
@@ -38,12 +42,14 @@ META = {
 RECORD = {
     "accuracy_last": float, "accuracy_best": float, "best_epoch": int, "curve": [[int, float]],
     "train_accuracy": float, "seconds": float, "images_per_second": float, "fingerprint": str,
-    "train": {"name": str, "root": NAMED_ROOT, "lineage": [STEP], "fingerprint?": str,
+    "learner": str, "protocol": str, "config": dict, "settings": dict, "seed": int,
+    "epochs": int,
+    "train": {"name": str, "root": NAMED_ROOT, "lineage": [MADE], "fingerprint": str, "rows": int,
               "root_digest?": (str, None), "shape?": [int, int, int, int], "num_classes?": int},
-    "test?": {"root": NAMED_ROOT, "root_digest?": (str, None)},
+    "test": {"root": NAMED_ROOT, "root_digest?": (str, None), "rows": int},
     "purifier_trained_on": [TRAINED_ON], "learner_saw?": [SEEN],
     "probe?": ({"data": {"clean", "released"}, "knn": [[int, float]]}, None),
-    "kept_epoch?": (int, None), "learner?": str, "protocol?": str, "config?": dict,
+    "kept_epoch?": (int, None),
     "overrides?": (dict, None), "commit?": (str, None), "dirty?": (bool, None), "date?": str,
 }
 MOST = 2**63                    # of a number

@@ -1,6 +1,5 @@
 """What a record says that the defence saw: the poisoned set, clean images of which kind, others."""
 
-import copy
 
 import pytest
 
@@ -74,6 +73,3 @@ def test_a_test_set_from_a_file_is_known_as_one():
     assert wording.saw(found).startswith("other data")
     found["test"]["root"] = {"data": "test.npz"}
     assert wording.saw(found) == "5,000 clean test images"
-    older = copy.deepcopy(found)
-    del older["test"]                       # of which nothing is asked to be there
-    assert wording.saw(older).startswith("other data")

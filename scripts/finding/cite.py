@@ -28,19 +28,15 @@ def sentence(record: dict) -> str:
     """'A resnet18 of width 16, trained for 12 epochs (protocol cpu12, seed 0) on 10,000 images of
     cifar10-train poisoned by LSP and purified by D-VAE, classifies 65.6 % of 10,000 clean test
     images correctly after its last epoch; measured ...'"""
-    train, test = record["train"], record.get("test", {})
-    network = f"A {wording.network_text(record.get('config', {}))}"
-    epochs = record.get("epochs")
-    epochs = f" for {epochs:g} epoch{'s' * (epochs != 1)}" if epochs else ""
-    learner = record.get("learner", "standard")
-    way = "" if learner == "standard" else f" by {labelled(record)}"
-    rows = f"{train['rows']:,} images of " if "rows" in train else ""
+    train, epochs = record["train"], record["epochs"]
+    network = f"A {wording.network_text(record['config'])}"
+    way = "" if record["learner"] == "standard" else f" by {labelled(record)}"
     kept = record.get("kept_epoch")
     after = f"epoch {kept}, which was kept" if kept else "its last epoch"
-    tested = f"{test['rows']:,} clean test images" if "rows" in test else "the clean test images"
-    return (f"{network}, trained{epochs}{way} (protocol {wording.protocol_text(record)}, seed "
-            f"{record.get('seed', 'unknown')}) on {rows}{train['name']}{made(record)}, classifies "
-            f"{100 * record['accuracy_last']:.1f} % of {tested} correctly after {after} (one run); "
+    return (f"{network}, trained for {epochs} epoch{'s' * (epochs != 1)}{way} (protocol "
+            f"{wording.protocol_text(record)}, seed {record['seed']}) on {train['rows']:,} images "
+            f"of {train['name']}{made(record)}, classifies {100 * record['accuracy_last']:.1f} % "
+            f"of {record['test']['rows']:,} clean test images correctly after {after} (one run); "
             f"{measured(record)}.")
 
 
@@ -58,7 +54,7 @@ def made(record: dict) -> str:
 def labelled(record: dict) -> str:
     learner = record["learner"]
     return records.labelled(NAMES.get(learner, learner),
-                            records.label(learner, record.get("config", {})))
+                            records.label(learner, record["config"]))
 
 
 def measured(record: dict) -> str:
@@ -103,7 +99,7 @@ def escaped(said: str) -> str:
 
 def of_methods(record: dict) -> list[str]:
     """The entries of references.bib whose comment names a method of the record: '% LSP: lsp'."""
-    methods = {record.get("learner"), *(step["method"] for step in record["train"]["lineage"])}
+    methods = {record["learner"], *(step["method"] for step in record["train"]["lineage"])}
     bib = (ROOT / "docs/references.bib").read_text("utf-8")
     entries = re.finditer(r"^% [^:\n]*: ([^\n]*)\n(@\w+\{.*?\n\})", bib, re.MULTILINE | re.DOTALL)
     return [found[2] for found in entries if methods.intersection(found[1].split(", "))]

@@ -81,7 +81,7 @@ def entries(record: dict) -> dict[str, Any]:
     train = {key: value for key, value in record["train"].items() if key != "lineage"}
     steps = record["train"]["lineage"]
     found = dict(leaves({**told, "train": train, "config": whole(
-        "learners", record.get("learner", ""), record.get("config", {}))}))
+        "learners", record["learner"], record["config"])}))
     found["train.lineage"] = " > ".join(map(title, steps)) or "clean"
     for number, step in enumerate(steps):
         before = [other["method"] for other in steps[:number]].count(step["method"])
@@ -89,7 +89,7 @@ def entries(record: dict) -> dict[str, Any]:
         room = next((room for room in ROOMS if is_method(room, step["method"])), "")
         kept = {key: value for key, value in step.items()
                 if key not in ("method", "preset", "config", "fingerprint", "inputs")}
-        config = whole(room, step["method"], step.get("config", {}))
+        config = whole(room, step["method"], step["config"])
         found |= leaves({**kept, **config}, f"train.{name}")
     return found
 

@@ -51,8 +51,7 @@ def lineage(record: dict) -> Markup:
     train = record["train"]
     root = train["root"]
     split = f", {root['split']}" if "split" in root else ""
-    rows = f"{train['rows']:,} images of " if "rows" in train else ""
-    items = [tag("li", f"{rows}{root.get('data', train['name'])}{split}",
+    items = [tag("li", f"{train['rows']:,} images of {root['data']}{split}",
                  digest(train.get("root_digest")))]
     for step in train["lineage"]:
         seen = f"; its network learned from {describe(step['trained_on'])}" \
@@ -60,15 +59,13 @@ def lineage(record: dict) -> Markup:
         seconds = f"; {step['seconds']:,.0f} s" if "seconds" in step else ""
         items.append(tag(
             "li", tag("b", NAMES.get(step["method"], step["method"])),
-            f", seed {step['seed']}" if "seed" in step else "",
-            f", version {step['version']}" if "version" in step else "", f"{seconds}{seen}",
-            settings({**step.get("config", {}), **step.get("settings", {})}),
-            digest(step.get("fingerprint"))))
-    learner = record.get("learner", "standard")
+            f", seed {step['seed']}, version {step['version']}{seconds}{seen}",
+            settings({**step["config"], **step["settings"]}), digest(step["fingerprint"])))
+    learner = record["learner"]
     items.append(tag("li", tag("b", NAMES.get(learner, learner)),
-                     f" training, {record.get('protocol', '')}, seed {record.get('seed', 0)}; "
+                     f" training, {record['protocol']}, seed {record['seed']}; "
                      f"{record['seconds']:,.0f} s; the defence saw {wording.saw(record)}",
-                     settings({**record.get("config", {}), **record.get("settings", {})})))
+                     settings({**record["config"], **record["settings"]})))
     return tag("ol", *items)
 
 

@@ -202,7 +202,7 @@ def section_of(index: dict[str, Node], key: str, kind: type) -> dict:
 
 def data_of(record: dict, index: dict[str, Node]) -> str:
     """The data set behind a record: by its own name, also of a copy that the index knows."""
-    root = record["train"]["root"].get("data", record["train"]["name"])
+    root = record["train"]["root"]["data"]
     copies = spec.section(index, "copies")
     return config.text(copies[root]) if root in copies else Path(root).stem
 
@@ -273,7 +273,7 @@ def methods_of(record: dict) -> tuple[list[str], list[str]]:
     not plain training."""
     steps = [step["method"] for step in record["train"]["lineage"]]
     purifiers = [method for method in steps if is_method("purifiers", method)]
-    learner = record.get("learner", "standard")
+    learner = record["learner"]
     return ([method for method in steps if method not in purifiers],
             purifiers + ([learner] if learner != "standard" else []))
 
@@ -296,13 +296,13 @@ def by_protocol(title: str, found: dict[Path, dict], results: Results, reasons: 
     once. Beside them stand published numbers, but not beside what was retired for a reason; beside
     rows of the same methods, the keys in which they differ."""
     groups: dict[tuple, dict[tuple, dict[Path, dict]]] = {}
-    for place, record in sorted(found.items(), key=lambda it: it[1].get("seed", 0)):
+    for place, record in sorted(found.items(), key=lambda it: it[1]["seed"]):
         lineage = record["train"]["lineage"]
         methods = tuple(step["method"] for step in lineage)
-        values = str([config.plain(step.get("config")) for step in lineage])
+        values = str([config.plain(step["config"]) for step in lineage])
         made = {key: value for key, value in (record.get("overrides") or {}).items()
                 if key != "test_every"}         # which changes no accuracy of the last epoch
-        group = (results.kept[place].data, record["train"].get("rows", 0),
+        group = (results.kept[place].data, record["train"]["rows"],
                  wording.protocol_text({**record, "overrides": made}))
         places = groups.setdefault(group, {}).setdefault(
             (methods, values, reasons.get(place, "")), {})
@@ -332,20 +332,20 @@ def keys_apart(cells: dict[tuple, dict]) -> dict[tuple, str]:
 def keys_of(record: dict) -> dict[str, object]:
     """The keys of all that made a record's set."""
     return {f"{step['method']}.{key}": value for step in record["train"]["lineage"]
-            for key, value in (step.get("config") or {}).items()}
+            for key, value in step["config"].items()}
 
 
 def entry_of(places: dict[Path, dict], dataset: str, known: list[dict]) -> render.Entry:
     """Records of one cell, seed by seed, as an entry of a table."""
     found = list(places.values())
     attack, defence = ("+".join(part) for part in methods_of(found[0]))
-    values = found[0].get("config", {})
+    values = found[0]["config"]
     network = values.get("architecture", "resnet18")
     return render.Entry(
         "", attack or "clean", defence or "none", [100 * one["accuracy_last"] for one in found],
         tuple(map(mean, zip(*map(render.seconds_of, found), strict=True))),
         wording.saw(found[0]), *render.facts_of(Group(dataset), (attack or "clean",),
                                                 (defence or "none",), known, network,
-                                                render.evaluation(found[0].get("learner", ""),
+                                                render.evaluation(found[0]["learner"],
                                                                   values)),
         tuple(places), best=render.probes_best(found))

@@ -152,10 +152,10 @@ def word_of(head: str) -> str:
 def about(table: Table, made: Page) -> str:
     """Of what, with which network, and how much of the table there is."""
     found = [made.results.kept[place] for row in table.rows for place in row.entry.places]
-    sizes = sorted({kept.record["train"].get("rows", 0) for kept in found} - {0})
-    networks = dict.fromkeys(wording.network_text(kept.record.get("config", {})) for kept in found)
-    seeds = len({kept.record.get("seed") for kept in found})
-    protocols = dict.fromkeys(kept.record.get("protocol", "") for kept in found)
+    sizes = sorted({kept.record["train"]["rows"] for kept in found})
+    networks = dict.fromkeys(wording.network_text(kept.record["config"]) for kept in found)
+    seeds = len({kept.record["seed"] for kept in found})
+    protocols = dict.fromkeys(kept.record["protocol"] for kept in found)
     words = [DATA_SETS.get(table.data, table.data),
              " or ".join(f"{size:,}" for size in sizes) + " training images" if sizes else "",
              ", ".join(networks).replace("resnet18", "ResNet-18"), ", ".join(protocols),
@@ -188,7 +188,7 @@ def ours(places: tuple[Path, ...], accuracies: list[float], made: Page) -> Marku
     if len(places) == 1:
         return link(f"#{card_of(places[0], made)}", wording.spread(accuracies))
     seeds = (link(f"#{card_of(place, made)}", f"{accuracy:.1f}",
-                  title=f"seed {made.results.kept[place].record.get('seed', 0)}")
+                  title=f"seed {made.results.kept[place].record['seed']}")
              for place, accuracy in zip(places, accuracies, strict=True))
     return join([text(wording.spread(accuracies)), tag("small", join(seeds, " "))])
 

@@ -61,11 +61,10 @@ def seen(one: dict, record: dict) -> str:
         return one["name"]
     train, labelled = record["train"], one.get("labelled", False)
     lineage, count = train["lineage"], f"{one['shape'][0]:,}"
-    root, own, test = (identified(of) if of else {"data": ""}
-                       for of in (one, train, record.get("test")))
+    root, own, test = (identified(of) for of in (one, train, record["test"]))
     if one["lineage"]:
-        behind = {train.get("fingerprint"), *(step.get("fingerprint") for step in lineage),
-                  *(given for step in lineage for given in step.get("inputs", {}).values())}
+        behind = {train["fingerprint"], *(step["fingerprint"] for step in lineage),
+                  *(given for step in lineage for given in step["inputs"].values())}
         return "the poisoned set" if one.get("fingerprint") in behind else describe_one(one)
     if share_images(root, test):
         return f"{count} clean test images" + (", with their labels" if labelled else "")
@@ -86,11 +85,11 @@ def seen(one: dict, record: dict) -> str:
 def protocol_text(record: dict) -> str:
     """'em60 --limit 500, epochs=2': the protocol, and what of it was changed, as far as the record
     knows."""
-    changed, settings = record.get("overrides") or {}, record.get("settings", {})
+    changed, settings = record.get("overrides") or {}, record["settings"]
     options = [" --smoke"] if settings.get("smoke") else []
     if settings.get("limit") is not None:
         options.append(f" --limit {settings['limit']}")
-    return ", ".join([record.get("protocol", "unknown protocol") + "".join(options),
+    return ", ".join([record["protocol"] + "".join(options),
                       *(f"{key}={shown(value)}" for key, value in changed.items())])
 
 
