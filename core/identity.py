@@ -60,14 +60,15 @@ def make(request: Request, images: ImageSet, inputs: dict[str, str], method_conf
     null is allowed, it names none. `digests`: of each input's files, by role."""
     counted, paths = what_counts(request, method_config)
     digests = {"data": images.digests} if digests is None else digests
+    section = request.method + ".train" * request.command.trains
     for key, path in paths.items():
         if path == "":
-            raise UserError(f"{request.method}.{key}: name a folder, or a file")
+            raise UserError(f"{section}.{key}: name a folder, or a file")
         if path:
             try:
                 inputs[key] = resolve(path)
             except UserError as error:
-                raise UserError(f"{request.method}.{key}: {error}") from None
+                raise UserError(f"{section}.{key}: {error}") from None
             digests[key] = digests_at(path)
     settings = {"smoke": True} if request.smoke else {}
     if request.limit is not None:

@@ -31,7 +31,7 @@ from poisons.surrogates import Training, train_surrogate
 
 VERSION = 1
 SMOKE = {"steps": 3, "surrogate.architecture": "resnet18", "surrogate.width": 8,
-         "surrogate.epochs": 1, "surrogate.batch_size": 64, "surrogate.milestones": []}
+         "surrogate.epochs": 1, "surrogate.batch_size": 64}
 
 
 @dataclass(frozen=True)

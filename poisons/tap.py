@@ -30,7 +30,7 @@ from poisons.transforms import shift_and_flip
 
 VERSION = 2     # 1: the start clipped to [0, 1] too
 SMOKE = {"steps": 3, "restarts": 2, "surrogate.width": 8, "surrogate.epochs": 1,
-         "surrogate.batch_size": 64, "surrogate.milestones": []}
+         "surrogate.batch_size": 64}
 CIFAR_MEAN, CIFAR_STD = (0.49147, 0.48226, 0.44677), (0.24703, 0.24349, 0.26159)    # code
 
 
