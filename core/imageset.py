@@ -189,7 +189,11 @@ class ImageSet:
             step = slice_rows or rows_at_once(self.image_shape)
             for start, stop in run.sweep(Path(file).stem, len(self), step, target, *beside):
                 slice_ = torch.from_numpy(np.array(self.images[start:stop])).to(device)
-                target.write(start, function(slice_, slice(start, stop)).cpu().numpy())
+                made = function(slice_, slice(start, stop)).cpu().numpy()
+                if made.shape != slice_.shape:
+                    raise ValueError(f"{run.job.method}: rows {start} to {stop - 1} are "
+                                     f"{tuple(slice_.shape)}, and became {made.shape}")
+                target.write(start, made)
         meta = {**self.meta, "fingerprint": run.job.fingerprint,
                 "lineage": [*self.meta["lineage"], run.lineage_entry()]}
         return ImageSet(np.load(run.work / file, mmap_mode="r"), self.labels, meta)

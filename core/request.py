@@ -294,6 +294,8 @@ def help_for(word: str, command: Command) -> str:
     if word.endswith((".yaml", ".yml")):
         word = config.build(str, config.read([word]).value.get("method", config.Node("", word)),
                             "method")
+    elif word not in list_methods(command.room) and word in manual.yamls(command.room):
+        return help_for(manual.yaml_of(command.room, word), command)
     module = find_method(command.room, word, "--help")
     if command.trains and not hasattr(module, "TrainConfig"):
         raise UserError(f"--help: {word} is not trained; its keys: "

@@ -74,7 +74,12 @@ class WorkFolder:
         parts = []
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError,
                                  AttributeError):
-            there = files.read_json(self.out / "meta.json")["lineage"][-1]
+            there = files.read_json(self.out / "meta.json")
+            if there["kind"] == "record":
+                there = files.read_json(self.out / "record.json")
+                there = {**there, "method": there["learner"], "inputs": self.job.inputs}
+            elif there["kind"] == "imageset":
+                there = there["lineage"][-1]
             if there["method"] != self.job.method:
                 return f"of {printable(there['method'])}, not of {self.job.method}"
             pairs = {f"{self.job.method}.{key}": (there["config"].get(key), value)
@@ -83,7 +88,7 @@ class WorkFolder:
             parts = ["{} is {} there, {} here".format(
                 key, *(printable(json.dumps(value)) for value in both))
                 for key, both in pairs.items() if both[0] != both[1]]
-            if there["inputs"] != self.job.inputs:
+            if there.get("inputs", self.job.inputs) != self.job.inputs:
                 parts.append("another input")
         return "; ".join(parts[:3]) or "another config, seed, input, --limit or --smoke"
 
@@ -196,7 +201,17 @@ class WorkFolder:
         if (self.path / "meta.json").exists():
             self._tidy()
             return None
+        if self._force and self._changed_since(self._read_begun()):
+            device = resolve(asked)
+            self._clear()
+            self._begin(settings, device)
+            return device
         return self._resume(settings, asked)
+
+    def _changed_since(self, begun: dict) -> list[str]:
+        """The modules of the method that are others than those that this was begun with."""
+        return [module for module, digest in self.job.code.items()
+                if begun.get("code", {}).get(module, digest) != digest]
 
     def _clear(self) -> None:
         # First what says whose this is: what a death leaves then is nobody's, never half a state.
@@ -247,10 +262,9 @@ class WorkFolder:
             if (then := begun["versions"].get(package)) != now:
                 say(f"begun with {package} {then}, going on with {now}: the rest may differ "
                     "in its last bits from a run of one version")
-        for module, digest in self.job.code.items():
-            if begun.get("code", {}).get(module, digest) != digest:
-                say(f"begun with another {module}, which was changed since: what is made already "
-                    f"stays; remove {self.path} to make all of it again")
+        for module in self._changed_since(begun):
+            say(f"begun with another {module}, which was changed since: what is made already "
+                "stays; --force makes all of it again")
         return device
 
     def _read_begun(self) -> dict:

@@ -64,7 +64,8 @@ def test_other_images_have_no_originals_among_them(few):
     (None, "test", "clean_split: the test images measure, so no learner sees them"),
     ("test.npz", "train", "clean: test.npz is the test set, which measures"),
     ("poisoned", "train", "clean: poisoned is not clean (it was made by lsp)"),
-    ("photos", "last:5", None), ("large.npz", "train", "clean: large.npz has 32x32 images of 10"),
+    ("photos", "last:5", "clean: photos has 'china' as class 0, but digits has '0'"),
+    ("large.npz", "train", "clean: large.npz has 32x32 images of 10"),
     ("nowhere", "train", "clean: 'nowhere' is neither a path nor a known data set"),
     (None, "lsat:5", "split: 'lsat:5' is not train, test"),
 ])
@@ -73,9 +74,6 @@ def test_what_is_not_clean_or_does_not_fit_is_one_sentence(few, clean, split, me
     np.savez("large.npz", images=TEST.images.repeat(2, 1).repeat(2, 2), labels=TEST.labels)
     write_imageset(datasets.Path("poisoned"), few.images, few.labels, lineage=[{"method": "lsp"}])
     test = load(DataSettings("test.npz"))
-    if message is None:
-        assert len(load_clean(few, test, clean, split, DataSettings("digits"))) == 5
-        return
     with pytest.raises(UserError) as error:
         load_clean(few, test, clean, split, DataSettings("digits"))
     assert str(error.value).startswith(message)

@@ -124,8 +124,9 @@ def test_a_module_holds_what_the_design_asks(room, name):
     assert isinstance(module.VERSION, int)
     assert module.VERSION >= 1
     assert isinstance(module.SMOKE, dict)
-    assert module.__doc__
-    assert "Source:" in module.__doc__ or name in ("identity", "standard")
+    assert module.__doc__, f"{room}/{name}.py needs a docstring"
+    assert "Source:" in module.__doc__ or name in ("identity", "standard"), \
+        f"the docstring of {room}/{name}.py needs a line 'Source: ...'"
     verb = {"poisons": "poison", "purifiers": "purify", "learners": "fit"}[room]
     assert getattr(module, verb).__doc__
     if room == "poisons":

@@ -1,5 +1,6 @@
 """Data sets: digits, torchvision's real loaders, folders, .npz files, splits and test sets."""
 
+import dataclasses
 import hashlib
 import io
 import pickle
@@ -20,7 +21,7 @@ import evaluate
 import purify
 import train_vae
 from core import datasets
-from core.datasets import DataSettings, load, load_test
+from core.datasets import DataSettings, load, load_clean, load_test
 from core.errors import UserError
 from core.splits import share_images
 from poisons.__main__ import main as poison
@@ -534,6 +535,20 @@ def test_a_test_folder_has_the_classes_of_the_training_folder(tmp_path, names, w
     else:
         with pytest.raises(UserError, match=words):
             load_test(load(settings), settings)
+
+
+def test_images_of_other_classes_are_refused():
+    """photos' 'china' is no digit 0; an .npz knows numbers alone."""
+    settings = DataSettings("digits", test="photos")
+    train = load(settings)
+    said = r"photos.* has 'china' as class 0, but digits has '0'"
+    with pytest.raises(UserError, match=said):
+        load_test(train, settings)
+    with pytest.raises(UserError, match=said):
+        load_clean(train, load(DataSettings("digits", "test")), "photos", "last:5", settings)
+    two = train.subset(np.flatnonzero(train.labels < 2), "two")
+    np.savez("two.npz", images=two.images, labels=two.labels)
+    assert load_test(train, dataclasses.replace(settings, test="two.npz")).num_classes == 2
 
 
 def test_an_unknown_test_set_is_blamed_on_its_key(few_path):

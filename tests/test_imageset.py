@@ -304,6 +304,16 @@ def test_a_row_that_diverged_is_named(tmp_path, large, bad):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("wrong", [lambda part: part[: len(part) // 2],
+                                   lambda part: part.repeat_interleave(2, 0),
+                                   lambda part: part.permute(0, 3, 1, 2)])
+def test_a_method_that_loses_or_adds_rows_is_named(tmp_path, large, wrong):
+    """Its rows would lie under the labels of others."""
+    with new_run(tmp_path / "out", method="mine") as run, \
+            pytest.raises(ValueError, match=r"^mine: rows 0 to \d+ are \(.*\), and became \("):
+        large.map_rows(lambda part, rows: wrong(part), run)
+
+
 def test_lineage_grows_and_the_rest_of_meta_stays(tmp_path, images, labels):
     first = make(images, labels)
     with new_run(tmp_path / "a", method="one") as run:

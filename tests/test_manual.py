@@ -95,6 +95,7 @@ def test_help_shows_every_key_of_every_method(room, name):
     (train_ddpm.main, ["--help", "ddpm"], ["  ddpm.train.width = 128 "]),
     (evaluate.main, ["standard", "--help", "standard.width=3"], [
         "  standard.width = 64  ", "configs/learners/rem40k.yaml  standard.steps=40000"]),
+    (evaluate.main, ["--help", "em60"], ["  standard.width = 64  "]),
 ])
 def test_each_command_prints_its_half(main, words, lines):
     outcome = run_command(main, *words)

@@ -104,6 +104,17 @@ def test_a_step_may_name_its_checkpoint(tiny, few_path):
         planned(tiny)
 
 
+@pytest.mark.parametrize(("steps", "said"), [
+    ("\n    poison: configs/poisons/ops.yaml", "poison starts from the clean set, and what"),
+    ("\n    purify: configs/purifiers/jpeg.yaml\n    data: photos",
+     "data: purify reads the set that the steps before")])
+def test_a_column_that_leaves_the_rows_set_unread_is_refused(tiny, steps, said):
+    changed(tiny, "  none: []", f"  none: []\n  other:{steps}")
+    assert planned(tiny, Choice(rows=("clean",)))           # which has no set of its own
+    with pytest.raises(UserError, match=rf"tiny\.yaml:\d+: {said}"):
+        planned(tiny, Choice(rows=("lsp",)))
+
+
 def test_a_step_may_name_a_checkpoint_that_its_table_makes(tiny, few_path):
     """By the folder that another column trains into: no cell trains it again, and each waits for
     it. One sweep over folders is no other matter."""

@@ -209,6 +209,13 @@ def test_a_table_without_a_record_says_which_lines_of_it_were_run_here(tiny, tmp
     assert said.count("standard.width=2") == 1
 
 
+def test_a_line_can_be_without_published_numbers(tiny):
+    tables.changed(tiny, "  none: []", "  none: {reported: [], steps: []}")
+    shown = run_command(render.main, tiny, "--seeds=7").stdout
+    assert "15.0 LE" not in shown
+    assert "none of its 4 cells has a record yet" in shown
+
+
 def test_seconds_are_of_each_kind_of_work():
     """Training the purifier with what it goes on from, purifying, training the classifier; the
     poison's are no defence's."""

@@ -15,7 +15,7 @@ from methods import make_missing
 from tables import changed, planned
 
 from core.errors import UserError
-from scripts.tables import noted, plan, run_table
+from scripts.tables import noted, plan, render, run_table
 from scripts.tables.table import Choice
 from tests.conftest import ROOT, run_command
 
@@ -98,6 +98,8 @@ def test_an_edited_record_is_named(tiny):
         outcome = run_command(run_table.main, tiny, *choice.words)
         assert outcome.status == 1
         assert re.search(r"clean x none, seed 0: .*record\.json does not match", outcome.stderr)
+        shown = run_command(render.main, tiny, *choice.words)
+        assert f"note: {cell.record.out} is no whole record of clean x none, seed 0" in shown.stderr
     finally:
         record.write_text(text)
 

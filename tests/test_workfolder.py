@@ -282,7 +282,32 @@ def test_another_module_of_the_method_is_said_at_resume(tmp_path, monkeypatch, c
             pass
         said = capsys.readouterr().err
         assert ("begun with another poisons/lsp.py" in said) == changed
-        assert (f"remove {tmp_path / 'set'}.partial to make all of it again" in said) == changed
+        assert ("--force makes all of it again" in said) == changed
+
+
+def test_force_drops_what_another_module_began(tmp_path, monkeypatch):
+    """And not what this one did."""
+    for number, (module, kept) in enumerate((("a", False), ("a", True), ("b", False))):
+        monkeypatch.setattr(Job, "code", {"poisons/lsp.py": module * 64})
+        with Run(job(), out=tmp_path / "set", force=True) as run:
+            assert (run.load_state("walk") is not None) == kept, number
+            run.save_state("walk", {"epoch": 1})
+
+
+def test_a_record_and_a_checkpoint_say_what_they_are_of(tmp_path):
+    with Run(job(), out=tmp_path / "record") as run:
+        core.files.write_json(run.work / "record.json", {"learner": "lsp", "config": {"a": 1},
+                                                    "seed": 0})
+        run.finish({"kind": "record"})
+    with Run(job(), out=tmp_path / "checkpoint") as run:
+        run.finish({"kind": "checkpoint", "method": "lsp", "config": {"a": 1}, "seed": 0})
+    for name in ("record", "checkpoint"):
+        for changes, said in (({"config": {"a": 2}}, "lsp.a is 1 there, 2 here"),
+                              ({"seed": 1}, "seed is 0 there, 1 here"),
+                              ({"method": "ar"}, "of lsp, not of ar")):
+            with pytest.raises(UserError) as error, Run(job(**changes), out=tmp_path / name):
+                pass
+            assert f"{name} holds other work ({said}); choose another out=" in str(error.value)
 
 
 @pytest.mark.parametrize(("changes", "said"), [

@@ -211,6 +211,8 @@ class Planner:
         """The request that the step's line will be parsed to."""
         settings = {key: value for key, value in self.table.settings.items() if key in DEVICE_KEYS}
         clean = {key: value for key, value in self.table.settings.items() if key in DATA_KEYS}
+        if state.folder is not None:
+            refuse_other_set(step, state.folder)
         if COMMANDS[step.command].takes_clean or state.folder is None:
             settings |= clean
         else:
@@ -345,6 +347,19 @@ def cells_of(tables: Iterable[Table], *, fetch: bool = False) -> list[Cell]:
                  "knows only how many images there are, so its folders have made-up names, and "
                  "finished records are not recognised")
         return cells
+
+
+def refuse_other_set(step: Step, folder: str) -> None:
+    """Raise UserError for a step that leaves unread the set in `folder`, which the steps before it
+    make, unless one of its keys names that."""
+    if folder in step.settings.values():
+        return
+    if step.command == "poison":
+        raise UserError(f"{step.origin}: poison starts from the clean set, and what the steps "
+                        "before it made would be lost: leave one of them out")
+    if "data" in step.settings and step.command in ("purify", "evaluate"):
+        raise UserError(f"{step.origin}: data: {step.command} reads the set that the steps before "
+                        "it made, which would be lost: leave data out")
 
 
 def nothing() -> None:

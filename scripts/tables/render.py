@@ -28,7 +28,7 @@ from pathlib import Path
 from core import records
 from core.checkpoint import history
 from core.command import Parser, command
-from core.distributed import say
+from core.distributed import note, say
 from core.methods import fact, find_method, is_method
 from core.names import printable
 from scripts.tables import estimates, noted, plan, spec, wording
@@ -170,7 +170,8 @@ def collect(table: Table, cells: list[plan.Cell],
             place_of: Callable[[plan.Artefact], Path | None] | None = None) -> list[Entry]:
     """The table's cells in its order, derived columns last in each row. `place_of` finds the folder
     of a record: if none is given, among those that are committed or made here."""
-    if place_of is None:
+    ours = place_of is None
+    if ours:
         place_of = functools.partial(plan.place_of, committed=records.committed())
     found: dict[tuple[str, str], dict[Path, dict]] = {}
     measured, beside = {}, {}
@@ -183,6 +184,8 @@ def collect(table: Table, cells: list[plan.Cell],
         place = place_of(cell.record)
         if place is not None:
             here[place] = records.load(place)
+        elif ours and cell.record.out.exists():
+            note(f"{cell.record.out} is no whole record of {cell}: left out")
     known = published()
     entries = []
     for row in table.rows:

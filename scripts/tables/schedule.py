@@ -251,7 +251,8 @@ def why_of(artefact: plan.Artefact, code: int) -> str:
     elif code < 0:
         cause = f"killed by signal {-code}"
     elif code > 0:
-        cause = f"exit status {code}"
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        cause = f"exit status {code}: {last}"
     else:
         cause = ("it made something else than was planned, because a YAML or the code was changed "
                  "meanwhile: start again")

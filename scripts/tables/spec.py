@@ -290,7 +290,7 @@ def check_steps(name: str, steps: list[Step], learner: Step | None, over: dict[s
     if read <= {*over, *words, *keys.PLACES}:       # else a misspelt one will be named
         for key in over.keys() - read:
             raise UserError(f"{over[key].origin}: {name}: over: {key}: no step reads {{{key}}}; "
-                            "write it where the value goes")
+                            f"write it where the value goes, in quotes: \"{{{key}}}\"")
     for (before, step), own in zip(itertools.pairwise(steps), values[1:], strict=False):
         if before.command == "purify" and step.command == "poison" \
                 and not any("{set}" in value for value in own):
@@ -299,11 +299,11 @@ def check_steps(name: str, steps: list[Step], learner: Step | None, over: dict[s
 
 
 def names_of(node: Node) -> tuple[str, ...]:
-    """`reported:`, a name or a list of some."""
+    """`reported:`, a name or a list of some, or of none."""
     several = isinstance(node.value, list)
     found = config.build(tuple[str, ...] if several else str, node, "reported")
-    if not found:
-        raise UserError(f"{node.origin}: reported: it names nothing")
+    if not found and not several:
+        raise UserError(f"{node.origin}: reported: it names nothing; [] is for no number")
     return found if several else (found,)
 
 
