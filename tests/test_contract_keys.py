@@ -39,7 +39,7 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "pretrained.freeze": (["body"], {"architecture": "two_linear"}),
     "train.width": ([3], {}),
     "train.stem": (["imagenet"], {}),
-    "milestones": ([[1]], {"schedule": "multistep", "epochs": 2}),
+    "milestones": ([[1]], {"schedule": "multistep", "epochs": 2, "milestones": [2]}),
     "gamma": ([0.5], {"schedule": "multistep", "epochs": 2, "milestones": [1]}),
     "mean": ([[0.1, 0.2, 0.3]], MEAN_STD),
     "std": ([[0.2, 0.5, 0.9]], MEAN_STD),
@@ -55,8 +55,8 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "views.scale": ([[0.1, 0.2]], {}),
     "views.ratio": ([[1.0, 1.1]], {}),
     "views.resize": ([1.25], {"scale": None}),
-    "views.blur": ([1.0], {"blur_kernel": 3}),      # a tenth of 16 pixels is one
-    "views.blur_sigma": ([[1.0, 1.5]], {"blur": 1.0, "blur_kernel": 3}),
+    "views.blur": ([1.0], {}),
+    "views.blur_sigma": ([[1.0, 1.5]], {"blur": 1.0}),
     "views.blur_kernel": ([5], {"blur": 1.0, "blur_kernel": 3}),
     "probe.milestones": ([[1]], {}),
     "probe.gamma": ([0.5], {"milestones": [1]}),
@@ -76,8 +76,9 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
                           ("update_in_noise_steps", False))},
     "dune.epsilon": ([1 / 255], {"step_size": 2 / 255}),
     "dune.penalties": (["none"], {"min_psnr": 40.0}),
-    "sep.surrogate.warmup_epochs": ([3], {"schedule": "multistep"}),    # theirs climbs by itself
-    "dune.surrogate.warmup_epochs": ([3], {"schedule": "multistep"}),
+    "sep.surrogate.warmup_epochs": (      # theirs climbs by itself
+        [3], {"schedule": "multistep", "milestones": [2]}),
+    "dune.surrogate.warmup_epochs": ([3], {"schedule": "multistep", "milestones": [2]}),
     # on a network that colours hardly move
     "dune.min_ssim": ([1.0], {"min_psnr": 0.0, "surrogate.architecture": "resnet18",
                               "surrogate.width": 2}),
