@@ -16,7 +16,7 @@ from core.errors import UserError
 from core.imageset import ImageSet
 from poisons.__main__ import main as poison_main
 from scripts.tables import plan, run_table, spec
-from scripts.tables.table import FORMS, Choice
+from scripts.tables.table import FORMS, Choice, Step
 from tests.conftest import ROOT, run_command, succeed
 
 # fixtures
@@ -113,6 +113,14 @@ def test_a_column_that_leaves_the_rows_set_unread_is_refused(tiny, steps, said):
     assert planned(tiny, Choice(rows=("clean",)))           # which has no set of its own
     with pytest.raises(UserError, match=rf"tiny\.yaml:\d+: {said}"):
         planned(tiny, Choice(rows=("lsp",)))
+
+
+def test_a_poison_may_read_the_rows_set_or_a_file_in_it():
+    for value in ("runs/purified/x", "runs/purified/x/p_hat1.npy"):
+        step = Step("poison", (), {"reuse.source": value}, "tiny.yaml:3")
+        plan.refuse_other_set(step, "runs/purified/x")
+        with pytest.raises(UserError, match=r"^tiny\.yaml:3: poison starts from the clean set"):
+            plan.refuse_other_set(step, "runs/purified/other")
 
 
 def test_a_step_may_name_a_checkpoint_that_its_table_makes(tiny, few_path):

@@ -26,7 +26,7 @@ project, here, tiny, several = tables.project, tables.here, tables.tiny, tables.
     ("      purify: configs/purifiers/jpeg.yaml\n", "      - purify: configs/purifiers/gray.yaml\n"
      "      - poison: configs/poisons/lsp.yaml\n        lsp.patch: 2\n"
      "      - purify: configs/purifiers/jpeg.yaml\n  ",
-     r"tiny\.yaml:\d+: jpeg: poison starts from the clean set, and what purify makes before it"),
+     r"tiny\.yaml:\d+: poison starts from the clean set, and what the steps before it made"),
     ("only: [lsp]", "only: [lps]", r"only: there is no 'lps'; did you mean 'lsp'|only: .*'lps'"),
     ("      purify:", "      purfy:", r"tiny\.yaml:\d+: a step names one of .*, not purfy"),
     ("    steps:\n      purify: configs/purifiers/jpeg.yaml\n      jpeg",

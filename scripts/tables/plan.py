@@ -352,7 +352,7 @@ def cells_of(tables: Iterable[Table], *, fetch: bool = False) -> list[Cell]:
 def refuse_other_set(step: Step, folder: str) -> None:
     """Raise UserError for a step that leaves unread the set in `folder`, which the steps before it
     make, unless one of its keys names that."""
-    if folder in step.settings.values():
+    if any(folder in value for value in step.settings.values()):
         return
     if step.command == "poison":
         raise UserError(f"{step.origin}: poison starts from the clean set, and what the steps "

@@ -282,8 +282,7 @@ def read_lines(nodes: dict[str, Node], small: dict[str, Node], words: dict[str, 
 
 def check_steps(name: str, steps: list[Step], learner: Step | None, over: dict[str, Node],
                 words: dict[str, str]) -> None:
-    """Raise UserError for an `over` that no step reads, which would make equal lines, and for a
-    step whose set the poison after it, which starts from the clean one, leaves."""
+    """Raise UserError for an `over` that no step reads, which would make equal lines."""
     values = [[*step.yamls, *step.settings.values()]
               for step in (*steps, *([learner] if learner else []))]
     read = set(re.findall(r"\{(\w+)\}", " ".join(itertools.chain(*values))))
@@ -291,11 +290,6 @@ def check_steps(name: str, steps: list[Step], learner: Step | None, over: dict[s
         for key in over.keys() - read:
             raise UserError(f"{over[key].origin}: {name}: over: {key}: no step reads {{{key}}}; "
                             f"write it where the value goes, in quotes: \"{{{key}}}\"")
-    for (before, step), own in zip(itertools.pairwise(steps), values[1:], strict=False):
-        if before.command == "purify" and step.command == "poison" \
-                and not any("{set}" in value for value in own):
-            raise UserError(f"{step.origin}: {name}: poison starts from the clean set, and what "
-                            "purify makes before it would be lost: leave one of them out")
 
 
 def names_of(node: Node) -> tuple[str, ...]:
