@@ -193,20 +193,16 @@ class WorkFolder:
             raise UserError(
                 f"{self.path} holds other unfinished work (another config, seed, input, --limit or "
                 f"--smoke); choose another {self._option}, or --force to drop it")
-        if holder != self.job.fingerprint:
-            device = resolve(asked)
-            self._clear()
-            self._begin(settings, device)
-            return device
-        if (self.path / "meta.json").exists():
-            self._tidy()
-            return None
-        if self._force and self._changed_since(self._read_begun()):
-            device = resolve(asked)
-            self._clear()
-            self._begin(settings, device)
-            return device
-        return self._resume(settings, asked)
+        if holder == self.job.fingerprint:
+            if (self.path / "meta.json").exists():
+                self._tidy()
+                return None
+            if not (self._force and self._changed_since(self._read_begun())):
+                return self._resume(settings, asked)
+        device = resolve(asked)
+        self._clear()
+        self._begin(settings, device)
+        return device
 
     def _changed_since(self, begun: dict) -> list[str]:
         """The modules of the method that are others than those that this was begun with."""
