@@ -11,7 +11,9 @@ import sys
 
 from core import commit, datasets, distributed, identity, records
 from core.command import command
+from core.methods import returned
 from core.request import parse
+from core.training import Result
 from core.workfolder import otherwise
 
 
@@ -38,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
                 run.say(f"clean images: {len(clean)} of {clean.meta['name']}, rows "
                         f"{clean.meta['rows']}; {clean.meta['originals']} are originals of the set")
             code, overrides = commit.of_code(), request.overrides   # before others edit them
-            result = request.module.fit(train, test, request.config, run)
+            result = returned(request.module.fit(train, test, request.config, run), Result,
+                              request.module)
             records.write(run, result, train, test, code=code, overrides=overrides)
     report(records.load(run.out), run.out)
 

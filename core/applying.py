@@ -12,7 +12,7 @@ from core.device import kind_of
 from core.distributed import note
 from core.errors import UserError
 from core.imageset import ImageSet
-from core.methods import fact, find_method, takes_any_size
+from core.methods import fact, find_method, returned, takes_any_size
 from core.perturbation import measure
 from core.request import Request, blamed
 from core.run import Run
@@ -35,7 +35,8 @@ def apply(request: Request, poisoned: ImageSet, checkpoint: Checkpoint | None, r
     """Purify inside the run, which it finishes. Labels reach methods that need them alone."""
     run.checkpoint, run.parts = checkpoint, request.parts
     seen = poisoned if request.needs_labels else poisoned.without_labels()
-    purified = request.module.purify(seen, request.config, run)
+    purified = returned(request.module.purify(seen, request.config, run), ImageSet,
+                        request.module)
     found = measure(poisoned, purified)
     run.note("change", **{**vars(found), "psnr": min(found.psnr, 999.0)})
     dataclasses.replace(purified, labels=poisoned.labels).save(run)

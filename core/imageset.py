@@ -21,6 +21,7 @@ from core.errors import UserError
 from core.run import Run
 
 SLICE_ROWS = 4 * streams.BLOCK      # rows of at most 64x64 that are in memory as floats together
+FAR = 2.0           # a mean above it is of no images in [0, 1], whatever a method adds to them
 Rounding = Literal["round", "floor"]
 
 
@@ -157,16 +158,21 @@ class ImageSet:
         computes in exact float32 (with `exact`; else in the run's precision), and returns the same
         shape; values outside [0, 1] are clipped. No float copy of the whole set exists: it meets
         `slice_rows` (`rows_at_once`) at a time. `beside` are further files that it writes by row.
-        Raises UserError with the row if a result is not finite.
+        Raises UserError with the rows if a result is not finite, or in grey levels.
         """
 
         def pixels(images: torch.Tensor, rows: slice) -> torch.Tensor:
             with run.device.exact() if exact else contextlib.nullcontext():
                 floats = function(images.to(dtype).div_(255), rows)
-            if not torch.isfinite(floats.sum()):
-                bad = torch.isfinite(floats).flatten(1).all(1).logical_not().nonzero()[0].item()
-                raise UserError(f"{run.out}: row {rows.start + bad} has non-finite pixels; the "
-                                f"method '{run.job.method}' diverged on it")
+            level = floats.mean().item()
+            if not -FAR < level < FAR:                  # nor is it that of what is not finite
+                bad = torch.isfinite(floats).flatten(1).all(1).logical_not().nonzero()
+                if len(bad):
+                    raise UserError(f"{run.out}: row {rows.start + bad[0].item()} has non-finite "
+                                    f"pixels; the method '{run.job.method}' diverged on it")
+                raise UserError(f"{run.out}: rows {rows.start} to {rows.stop - 1} have a mean of "
+                                f"{level:.3g}, where images are in [0, 1]: the method "
+                                f"'{run.job.method}' gives grey levels, or diverged")
             return quantize(floats, rounding)
 
         return self.map_pixels(pixels, run, device=device, file=file, beside=beside,

@@ -31,6 +31,9 @@ FACTS = {
     "EVAL": "",             # of a learner: what results/reported.csv calls its way of measuring
 }
 
+# Functions of every method in a room, beside Config and SMOKE
+FUNCTIONS = {"poisons": ("poison", "bound"), "purifiers": ("purify",), "learners": ("fit",)}
+
 
 def fact(module: ModuleType, name: str) -> Any:
     """One of FACTS, as the module says it or by default."""
@@ -78,4 +81,18 @@ def find_method(room: str, name: str, origin: str = "") -> ModuleType:
                             "without one")
         raise UserError(f"{place}method: there is no {room}/{name}.py"
                         + config.suggest(name, list_methods(room), "methods"))
-    return importlib.import_module(f"{room}.{name}")
+    module = importlib.import_module(f"{room}.{name}")
+    for needed in ("Config", "SMOKE", *FUNCTIONS[room]):
+        if not hasattr(module, needed):
+            raise UserError(f"{room}/{name}.py has no {needed}; docs/extending.md shows what a "
+                            "method has")
+    return module
+
+
+def returned(made: Any, kind: type, module: ModuleType) -> Any:
+    """What a method's function returned. Raises UserError if that is no `kind`."""
+    if not isinstance(made, kind):
+        raise UserError(f"{module.__name__.replace('.', '/')}.py returned "
+                        f"{type(made).__name__}, not the {kind.__name__} that a method of "
+                        f"{module.__name__.partition('.')[0]}/ makes")
+    return made

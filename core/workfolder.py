@@ -451,6 +451,10 @@ def place_of(out: Path) -> Path:
         raise UserError(f"out: '{out}' is not a new folder; name one")
     if out.name.endswith(PARTIAL):
         raise UserError(f"out: '{out}' is the name of an unfinished run; choose another")
+    for folder in out.parents:
+        if (folder / "meta.json").exists():
+            raise UserError(f"out: '{out}' lies in {folder}, which is finished work: name a "
+                            "folder outside it")
     if not out.is_symlink():
         return out
     target = Path(os.path.realpath(out))

@@ -19,8 +19,10 @@ import torch
 from core import files, identity
 from core.command import command
 from core.datasets import remember_test
+from core.distributed import note
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.methods import returned
 from core.perturbation import check_bound, linear_probe, measure
 from core.request import Request, parse
 from core.run import Run
@@ -34,6 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     run = request.open(identity.poison(request, clean))
     if request.plan(run, {"clean set": f"{clean.meta['name']}, {len(clean)} rows"}):
         return
+    if clean.meta["lineage"]:
+        note(f"{clean.meta['name']} is not clean (lineage: {' + '.join(clean.made_by)}): the noise "
+             "goes on top of what that did")
     with run:
         if not run.done:
             clean = remember_test(clean, request.data)
@@ -44,7 +49,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def poison_all(request: Request, clean: ImageSet, run: Run) -> ImageSet:
-    poisoned = request.module.poison(clean, request.config, run)
+    poisoned = returned(request.module.poison(clean, request.config, run), ImageSet,
+                        request.module)
     inspect(request, clean, poisoned, run)
     return poisoned
 

@@ -23,6 +23,7 @@ import train_vae
 from core import files, identity, memory
 from core.command import command
 from core.job import Job
+from core.methods import find_method
 from core.request import parse
 from core.run import Run
 from poisons.__main__ import main as poison
@@ -521,6 +522,29 @@ def test_an_out_that_cannot_be_is_refused(out):
     assert outcome.status == 1
     assert outcome.error
     assert Path("file").read_text() == "mine"
+
+
+def test_an_out_in_finished_work_is_refused(few_path):
+    inside = few_path / "mine"
+    outcome = run_command(poison, LSP, f"data={few_path}", PATCH, "--limit", 100, f"out={inside}")
+    refused(outcome, f"out: '{inside}' lies in {few_path}, which is finished work", out=inside)
+
+
+def test_poisoning_what_is_not_clean_is_said(few_path):
+    once = succeed(poison, LSP, f"data={few_path}", PATCH, "--limit", 100, "out=once")
+    twice = run_command(poison, LSP, f"data={once}", PATCH, f"out={OUT}")
+    assert "note: few is not clean (lineage: lsp): the noise goes on top" in twice.stderr
+    assert "is not clean" not in lsp("--limit", 100, "out=clean").stderr
+
+
+@pytest.mark.parametrize(("room", "name", "function"), [
+    ("poisons", "lsp", "poison"), ("purifiers", "gray", "purify"), ("learners", "standard", "fit")])
+def test_a_method_that_returns_nothing_is_named(monkeypatch, few_path, room, name, function):
+    module = find_method(room, name)
+    monkeypatch.setattr(module, function, lambda *arguments, **keywords: None)
+    main = {"poisons": poison, "purifiers": purify.main, "learners": evaluate.main}[room]
+    refused(run_command(main, f"method={name}", f"data={few_path}", f"out={OUT}", "--smoke"),
+            f"{room}/{name}.py returned NoneType, not the ")
 
 
 @pytest.fixture

@@ -142,9 +142,11 @@ def test_a_record_is_cited_with_what_it_knows(tmp_path):
     sentence, entry, *methods = cite.text(newer(tmp_path / "r")).split("\n\n")
     assert sentence == (
         "A resnet18 of width 16, trained for 12 epochs (protocol cpu12, epochs=2, seed 0) on "
-        "10,000 images of cifar10-train poisoned by EM and purified by D-VAE, classifies 66.5 % of "
-        "10,000 clean test images correctly after its last epoch (one run); measured on 2026-11-26 "
-        "with commit abababab and torch 2.14.1 on Intel(R) Xeon(R) Processor; record c1010032.")
+        "10,000 images of cifar10-train poisoned by EM (batch_size=128, width=16) and purified by "
+        "D-VAE (latent=mean), classifies 66.5 % of the 10,000 test images of cifar10-test.npz "
+        "correctly after its last epoch (one run), where the defence saw the poisoned set; "
+        "measured on 2026-11-26 with commit abababab and torch 2.14.1 on Intel(R) Xeon(R) "
+        "Processor; record c1010032.")
     assert entry.startswith("@misc{record-c1010032,\n  title  = {{Purifying unlearnable ex")
     assert r"cifar10-train.npz $>$ em $>$ dvae, cpu12, epochs=2: 66.5 \%}," in entry
     assert "  year   = {2026},\n" in entry
@@ -159,7 +161,7 @@ def test_a_changed_tree_and_an_older_record_are_told(tmp_path):
     assert "measured on 2026-11-26 with an unrecorded commit and torch" in cite.text(
         newer(tmp_path / "b", commit=None, dirty=None))
     old = listed("cite", str(EM))
-    assert "poisoned by EM, classifies" in old
+    assert "poisoned by EM (batch_size=128, width=16), classifies" in old
     assert "measured on a day that is not recorded with an unrecorded commit" in old
     assert "year" not in old.partition("\n\n")[2].partition("\n\n")[0]
 

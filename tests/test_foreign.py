@@ -130,6 +130,7 @@ def test_files_that_are_none(tmp_path, base):
 
 @pytest.mark.parametrize(("name", "found", "message"), [
     ("text.pkl", {b"\xff": 1}, "holds a dict of"),
+    ("names.pkl", {"img": 1}, "arrays by name, images or noise as data, images, x and labels as"),
     ("ragged.pkl", [(np.zeros((2, 3)), 0), (np.zeros((3, 2)), 1)], "holds a list"),
     ("nested.pkl", [([[1], [2, 3]], 0), ([[1], [2, 3]], 1)], "no arrays of numbers"),
     ("ragpair.pkl", (np.zeros((2, 3, 32, 32)), [[1], [2, 3]]), "its labels are no numbers"),

@@ -304,6 +304,20 @@ def test_a_row_that_diverged_is_named(tmp_path, large, bad):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("function", "passes"), [
+    (lambda part: part * 255, False), (lambda part: part - 1000, False),
+    (lambda part: part * 3e38, False), (lambda part: part + 1, True), (lambda part: -part, True)])
+def test_grey_levels_are_no_images_of_0_to_1(tmp_path, large, function, passes):
+    """They would be white all over; a sum that goes over 1 is clipped."""
+    with new_run(tmp_path / "out", method="mine") as run:
+        if passes:
+            made = large.map_rows(lambda part, rows: function(part), run)
+            assert set(np.unique(made.images[0])) <= {0, 255}
+        else:
+            with pytest.raises(UserError, match=r"rows 0 to .* a mean of .* 'mine' gives grey"):
+                large.map_rows(lambda part, rows: function(part), run)
+
+
 @pytest.mark.parametrize("wrong", [lambda part: part[: len(part) // 2],
                                    lambda part: part.repeat_interleave(2, 0),
                                    lambda part: part.permute(0, 3, 1, 2)])

@@ -79,6 +79,7 @@ def test_an_imported_part_knows_its_rows(tmp_path, clean, poisoned):
     np.savez(tmp_path / "part.npz", data=poisoned[rows], labels=labels)
     part = run_import(tmp_path / "part.npz", base)
     assert part.status == 0, part.stderr
+    assert "8 of the base's 60 images are there; the set has no others" in part.stderr
     again = load(DataSettings(**ImageSet.load(part.path).meta["root"]))
     np.testing.assert_array_equal(again.images, clean.images[rows])
     np.testing.assert_array_equal(again.labels, labels)

@@ -18,6 +18,7 @@ from core import manual
 from core.commands import COMMANDS
 from core.config import added
 from core.errors import UserError
+from core.methods import find_method
 from core.ranges import Count, Keys, LinfRadius, Positive
 from poisons import __main__ as poisons_main
 
@@ -125,6 +126,15 @@ def test_help_alone_lists_the_methods_and_an_unknown_one_names_the_nearest():
     assert helper.error == ("--help: method: poisons/frozen.py has no VERSION, and is no method "
                             "without one")
     assert "jpeg is not trained" in run_command(train_vae.main, "--help", "jpeg").error
+
+
+@pytest.mark.parametrize(("room", "name", "needed"), [
+    ("poisons", "lsp", "bound"), ("purifiers", "gray", "purify"), ("learners", "standard", "fit"),
+    ("poisons", "lsp", "SMOKE"), ("purifiers", "gray", "Config")])
+def test_a_module_that_lacks_what_a_method_has_is_named(monkeypatch, room, name, needed):
+    monkeypatch.delattr(find_method(room, name), needed)
+    with pytest.raises(UserError, match=rf"^{room}/{name}\.py has no {needed}; docs/extending"):
+        find_method(room, name)
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS, key=lambda kind: kind.__module__ + kind.__name__),

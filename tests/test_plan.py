@@ -16,7 +16,7 @@ from core.errors import UserError
 from core.imageset import ImageSet
 from poisons.__main__ import main as poison_main
 from scripts.tables import plan, run_table, spec
-from scripts.tables.table import FORMS, Choice, Step
+from scripts.tables.table import FORMS, Choice
 from tests.conftest import ROOT, run_command, succeed
 
 # fixtures
@@ -105,22 +105,39 @@ def test_a_step_may_name_its_checkpoint(tiny, few_path):
 
 
 @pytest.mark.parametrize(("steps", "said"), [
-    ("\n    poison: configs/poisons/ops.yaml", "poison starts from the clean set, and what"),
-    ("\n    purify: configs/purifiers/jpeg.yaml\n    data: photos",
-     "data: purify reads the set that the steps before")])
-def test_a_column_that_leaves_the_rows_set_unread_is_refused(tiny, steps, said):
-    changed(tiny, "  none: []", f"  none: []\n  other:{steps}")
-    assert planned(tiny, Choice(rows=("clean",)))           # which has no set of its own
+    ("{poison: configs/poisons/ops.yaml}", "lsp x other: no step after this poison reads"),
+    ("{purify: configs/purifiers/jpeg.yaml, data: photos}", "lsp x other: no step after this poi"),
+    ("{train_vae: configs/purifiers/vae.yaml}", "lsp x other: no step after this train_vae reads"),
+    ("[{purify: configs/purifiers/gray.yaml}, {poison: configs/poisons/ops.yaml}]",
+     "lsp x other: no step after this p")])
+def test_a_step_that_nothing_after_it_reads_is_refused(tiny, steps, said):
+    changed(tiny, "  none: []", f"  none: []\n  other: {steps}")
     with pytest.raises(UserError, match=rf"tiny\.yaml:\d+: {said}"):
         planned(tiny, Choice(rows=("lsp",)))
+    if steps.startswith("{p"):                              # where the row has no set of its own
+        assert planned(tiny, Choice(rows=("clean",)))
 
 
-def test_a_poison_may_read_the_rows_set_or_a_file_in_it():
-    for value in ("runs/purified/x", "runs/purified/x/p_hat1.npy"):
-        step = Step("poison", (), {"reuse.source": value}, "tiny.yaml:3")
-        plan.refuse_other_set(step, "runs/purified/x")
-        with pytest.raises(UserError, match=r"^tiny\.yaml:3: poison starts from the clean set"):
-            plan.refuse_other_set(step, "runs/purified/other")
+def test_a_poison_may_read_a_file_in_the_rows_set(tiny, few_path):
+    """Which is there already: its bytes count."""
+    made = succeed(poison_main, "configs/poisons/lsp.yaml", f"data={few_path}", "lsp.patch=8",
+                   "threads=1")
+    (made / "noise.npy").write_bytes((made / "images.npy").read_bytes())
+    changed(tiny, "  none: []", "  none: []\n  dc:\n    poison: configs/poisons/reuse.yaml\n"
+            '    reuse.source: "{set}"')
+    assert planned(tiny, Choice(rows=("lsp",), columns=("dc",)))
+    changed(tiny, '"{set}"', '"{set}/noise.npy"')
+    [cell, _] = planned(tiny, Choice(rows=("lsp",), columns=("dc",)))
+    assert f"reuse.source={made}/noise.npy" in cell.record.needs[0].arguments
+
+
+def test_two_seeds_of_a_cell_are_two_runs(tiny):
+    changed(tiny, "  standard.epochs: 1\n", "  standard.epochs: 1\n  seed: 3\n")
+    assert plan.cells_of(spec.read(str(tiny), Choice(seeds=(0,))))
+    with pytest.raises(UserError, match=r"tiny\.yaml:\d+: clean x none: seeds 0 and 1 are one r"):
+        plan.cells_of(spec.read(str(tiny)))
+    changed(tiny, "seed: 3", 'seed: "{seed}"')
+    assert len(plan.cells_of(spec.read(str(tiny)))) == 8
 
 
 def test_a_step_may_name_a_checkpoint_that_its_table_makes(tiny, few_path):

@@ -22,11 +22,15 @@ project, here, tiny, several = tables.project, tables.here, tables.tiny, tables.
     ("configs/purifiers/jpeg.yaml", "configs/purifiers/jpg.yaml", r"jpg\.yaml: no such file"),
     ("jpeg.quality:", "jpeg.qualty:", r"tiny\.yaml:\d+: .*unknown key 'jpeg.qualty'.*quality"),
     ('"{quality}"', '"{qality}"', r"there is no \{qality\} here; known: .*\{quality\}"),
+    ("[10, 50]", "[]", r"tiny\.yaml:\d+: jpeg: over: a key without a value makes no line"),
+    ("[10, 50]", "[10, 10]", r"tiny\.yaml:\d+: there are two of the name 'jpeg quality=10'"),
+    ("iss_best:", "none:", r"tiny\.yaml:\d+: derived: there is a column of the name 'none'"),
+    ("threads: 1", "seed: 1", r"seed=1: no key of a table; --seeds 1 makes that one"),
     ('"{quality}"', "30", r"jpeg: over: quality: no step reads \{quality\}; write it where"),
     ("      purify: configs/purifiers/jpeg.yaml\n", "      - purify: configs/purifiers/gray.yaml\n"
      "      - poison: configs/poisons/lsp.yaml\n        lsp.patch: 2\n"
      "      - purify: configs/purifiers/jpeg.yaml\n  ",
-     r"tiny\.yaml:\d+: poison starts from the clean set, and what the steps before it made"),
+     r"no step after this p[a-z]+ reads what it makes .poison starts from the clean set"),
     ("only: [lsp]", "only: [lps]", r"only: there is no 'lps'; did you mean 'lsp'|only: .*'lps'"),
     ("      purify:", "      purfy:", r"tiny\.yaml:\d+: a step names one of .*, not purfy"),
     ("    steps:\n      purify: configs/purifiers/jpeg.yaml\n      jpeg",

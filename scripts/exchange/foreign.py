@@ -129,7 +129,9 @@ def of_object(found: Any, path: Path, source: str) -> Foreign:
         reading.unfolds(sum(tensor.nbytes for tensor in found), path.stat().st_size, path,
                         free=NONE_FREE)
         return Foreign(f"{source}, a list of tensors", as_array(torch.stack(found), path))
-    raise UserError(f"{path}: holds {describe(found)}, which is no poison that is known here")
+    raise UserError(f"{path}: holds {describe(found)}, which is no poison that is known here: an "
+                    "array, (images, labels), or arrays by name, images or noise as "
+                    f"{', '.join(IMAGE_KEYS)} and labels as {', '.join(LABEL_KEYS)}")
 
 
 def describe(found: Any) -> str:

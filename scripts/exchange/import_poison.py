@@ -91,6 +91,9 @@ def main(argv: list[str] | None = None) -> None:
     with Run(job, out=arguments.out, settings={"method": "import", **origin, **shown},
              force=arguments.force, wait=True, option="--out") as run:
         if not run.done:
+            if len(clean) < len(base):
+                run.say(f"{len(clean):,} of the base's {len(base):,} images are there; the set "
+                        "has no others")
             save(aligned, clean, found, origin, run)
     ImageSet.load(run.out)
     print(run.out)
@@ -106,8 +109,9 @@ def save(aligned: aligning.Aligned, clean: ImageSet, found: Perturbation, origin
     run.say(found.in_words())
     share = nearest_mean(clean, poisoned, run.rng("probe"))
     if share is not None:
-        run.say(f"nearest class mean of the perturbation: {share:.1%} held out (chance "
-                f"{1 / clean.num_classes:.1%}: the poison of another order, or none by class)")
+        run.say(f"nearest class mean of the perturbation: {share:.1%} held out; near chance, "
+                f"{1 / clean.num_classes:.1%}, it goes by no class, or its rows are in another "
+                "order")
     poisoned.meta["lineage"][-1]["imported"] = origin
     poisoned.save(run)
 

@@ -1,14 +1,15 @@
 """A record as a sentence that cites its number, and the BibTeX of it and of its methods."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
-from core import records
+from core import config, records
 from core.imageset import title
 from core.manual import CONFIGS
-from core.methods import is_method
+from core.methods import find_method, is_method
 from core.names import printable
 from scripts.tables import wording
 from scripts.tables.wording import NAMES, name_of
@@ -26,8 +27,9 @@ def text(folder: Path) -> str:
 
 def sentence(record: dict) -> str:
     """'A resnet18 of width 16, trained for 12 epochs (protocol cpu12, seed 0) on 10,000 images of
-    cifar10-train poisoned by LSP and purified by D-VAE, classifies 65.6 % of 10,000 clean test
-    images correctly after its last epoch; measured ...'"""
+    cifar10-train poisoned by LSP and purified by D-VAE (latent=mean), classifies 65.6 % of the
+    10,000 test images of cifar10-test.npz correctly after its last epoch (one run), where the
+    defence saw the poisoned set; measured ...'"""
     train, epochs = record["train"], record["epochs"]
     network = f"A {wording.network_text(record['config'])}"
     way = "" if record["learner"] == "standard" else f" by {labelled(record)}"
@@ -36,19 +38,42 @@ def sentence(record: dict) -> str:
     return (f"{network}, trained for {epochs} epoch{'s' * (epochs != 1)}{way} (protocol "
             f"{wording.protocol_text(record)}, seed {record['seed']}) on {train['rows']:,} images "
             f"of {train['name']}{made(record)}, classifies {100 * record['accuracy_last']:.1f} % "
-            f"of {record['test']['rows']:,} clean test images correctly after {after} (one run); "
-            f"{measured(record)}.")
+            f"of the {record['test']['rows']:,} test images of {test_of(record)} correctly after "
+            f"{after} (one run), where the defence saw {wording.saw(record)}; {measured(record)}.")
 
 
 def made(record: dict) -> str:
     """' poisoned by EM and purified by JPEG and D-VAE'; ', clean'."""
     steps = record["train"]["lineage"]
-    purifiers = [name_of(title(step)) for step in steps if is_method("purifiers", step["method"])]
-    poisons = [name_of(title(step)) for step in steps
-               if not is_method("purifiers", step["method"])]
+    purifiers = [made_by(step) for step in steps if is_method("purifiers", step["method"])]
+    poisons = [made_by(step) for step in steps if not is_method("purifiers", step["method"])]
     parts = [f"{verb} by {', then '.join(names)}" for verb, names in
              (("poisoned", poisons), ("purified", purifiers)) if names]
     return f" {' and '.join(parts)}" if parts else ", clean"
+
+
+def made_by(step: dict) -> str:
+    """'EM (epsilon=16/255)': a step of a lineage, with the keys that are not at the method's
+    defaults, which are its source's for its first data set."""
+    room = "purifiers" if is_method("purifiers", step["method"]) else "poisons"
+    known = is_method(room, step["method"])             # no import, nor what has another name now
+    usual = config.plain(find_method(room, step["method"]).Config()) if known else {}
+    return records.labelled(name_of(title(step)), ", ".join(changes(step["config"], usual)))
+
+
+def changes(values: dict, usual: dict, prefix: str = "") -> Iterator[str]:
+    """'surrogate.width=16': the values that are not as usual, as they would be typed."""
+    for key, value in values.items():
+        before = usual.get(key, value)
+        if isinstance(value, dict) and isinstance(before, dict):
+            yield from changes(value, before, f"{prefix}{key}.")
+        elif value != before:
+            yield f"{prefix}{key}={wording.shown(value)}"
+
+
+def test_of(record: dict) -> str:
+    """'cifar10', 'cifar10-test.npz'"""
+    return Path(record["test"]["root"]["data"]).name
 
 
 def labelled(record: dict) -> str:

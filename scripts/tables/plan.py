@@ -105,9 +105,8 @@ class Planner:
             if not (named(column, row.only) and named(row, column.only)):
                 continue
             state = State(seed)
-            for line in (row, column):
-                for step in line.steps:
-                    self._plan(step.fill(state.variables(line)), state)
+            steps = [self._plan(step.fill(state.variables(line)), state)
+                     for line in (row, column) for step in line.steps]
             line = row if row.learner else column
             learner = line.learner or self.table.evaluate
             if row.learner and column.learner:
@@ -115,7 +114,9 @@ class Planner:
                                 "a learner too; let one of them be, or leave this cell out by "
                                 "`only:`")
             record = self._plan(learner.fill(state.variables(line)), state)
-            yield Cell(self.table, row, column, seed, record)
+            cell = Cell(self.table, row, column, seed, record)
+            refuse_unread(cell, steps)
+            yield cell
 
     def _plan(self, step: Step, state: "State") -> Artefact:
         request = self._request(step, state)
@@ -211,8 +212,6 @@ class Planner:
         """The request that the step's line will be parsed to."""
         settings = {key: value for key, value in self.table.settings.items() if key in DEVICE_KEYS}
         clean = {key: value for key, value in self.table.settings.items() if key in DATA_KEYS}
-        if state.folder is not None:
-            refuse_other_set(step, state.folder)
         if COMMANDS[step.command].takes_clean or state.folder is None:
             settings |= clean
         else:
@@ -342,6 +341,7 @@ def cells_of(tables: Iterable[Table], *, fetch: bool = False) -> list[Cell]:
         if not cells:
             raise UserError(f"{first.path}: by its `only:`, none of these rows has one of these "
                             "columns")
+        refuse_equal_seeds(cells)
         if missing := outlines.unknown():
             note(f"{' and '.join(missing)} not in '{first.settings.get('root', 'data')}': the plan "
                  "knows only how many images there are, so its folders have made-up names, and "
@@ -349,17 +349,30 @@ def cells_of(tables: Iterable[Table], *, fetch: bool = False) -> list[Cell]:
         return cells
 
 
-def refuse_other_set(step: Step, folder: str) -> None:
-    """Raise UserError for a step that leaves unread the set in `folder`, which the steps before it
-    make, unless one of its keys names that."""
-    if any(folder in value for value in step.settings.values()):
-        return
-    if step.command == "poison":
-        raise UserError(f"{step.origin}: poison starts from the clean set, and what the steps "
-                        "before it made would be lost: leave one of them out")
-    if "data" in step.settings and step.command in ("purify", "evaluate"):
-        raise UserError(f"{step.origin}: data: {step.command} reads the set that the steps before "
-                        "it made, which would be lost: leave data out")
+def refuse_unread(cell: Cell, steps: list[Artefact]) -> None:
+    """Raise UserError for a step of a cell that no later one reads, be it a file of its folder: its
+    work would be lost, and the cell another one's by its name."""
+    for number, made in enumerate(steps, 1):
+        later = (*steps[number:], cell.record)
+        if not any(made.job.fingerprint in other.job.inputs.values()
+                   or any(str(made.out) in word for word in other.arguments) for other in later):
+            raise UserError(f"{made.step.origin}: {cell.row.name} x {cell.column.name}: no step "
+                            f"after this {made.step.command} reads what it makes ("
+                            + ("a purify step does" if COMMANDS[made.step.command].trains else
+                               "poison starts from the clean set, and `data:` names another")
+                            + "); leave one of them out")
+
+
+def refuse_equal_seeds(cells: list[Cell]) -> None:
+    """Raise UserError for two seeds of a cell that would be one run, counted twice."""
+    seen: dict[tuple, Cell] = {}
+    for cell in cells:
+        other = seen.setdefault((cell.table.block, cell.row.name, cell.column.name,
+                                 cell.record.out), cell)
+        if other is not cell:
+            raise UserError(f"{cell.record.step.origin}: {cell.row.name} x {cell.column.name}: "
+                            f"seeds {other.seed} and {cell.seed} are one run here, of a `seed:` "
+                            'that is the same for both; leave it out, or write seed: "{seed}"')
 
 
 def nothing() -> None:

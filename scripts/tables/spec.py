@@ -57,6 +57,9 @@ DATA_KEYS, DEVICE_KEYS = (tuple(f.name for f in dataclasses.fields(group))
 LINE_KEYS = ("steps", "over", "reported", "only")
 KEYS = ("title", "data", "for", "let", "dataset", "source", "seeds", "settings", "rows", "columns",
         "derived", "evaluate")
+# Keys of one command: what to write for a table
+INSTEAD = {"seed": "--seeds 1 makes that one", "limit": "split=first:100 reads the first 100 "
+           "images", "smoke": "--quick makes the table on digits", "preset": "a step names its own"}
 SIZE_KEYS = ("sets", "with", "over", "made")     # of a smaller form only
 
 
@@ -141,9 +144,13 @@ def read_block(path: str, tree: Node, data_set: str, small: dict[str, Node],
     settings |= typed
     known = [*DATA_KEYS, *DEVICE_KEYS]
     for key in settings:
+        if key in INSTEAD:
+            raise UserError(f"{key}={settings[key]}: no key of a table; {INSTEAD[key]}")
         if key not in known:
-            raise UserError(f"{path}: settings: unknown key '{key}'{config.suggest(key, known)}; "
-                            "a method's own keys go to its step")
+            where, own = ("command line", "are typed with its name, as in em.epsilon=4/255") \
+                if key in typed else (f"{path}: settings", "go to its step")
+            raise UserError(f"{where}: unknown key '{key}'{config.suggest(key, known)}; a "
+                            f"method's own keys {own}")
     words = {key: config.text(node) for key, node in section(tree.value, "let").items()}
     if small and (sets := section(small, "sets")):
         words = {key: config.text(sets[value]) if value in sets else value
@@ -271,12 +278,16 @@ def read_lines(nodes: dict[str, Node], small: dict[str, Node], words: dict[str, 
         check_steps(name, found, learner, over, words)
         values = [[(key, config.text(value)) for value in as_list(fewer.get(key, item))]
                   for key, item in over.items()]
+        if not all(values):
+            raise UserError(f"{node.origin}: {name}: over: a key without a value makes no line")
         for chosen in itertools.product(*values):
             values_of = dict(chosen)
             label = " ".join([name, *(f"{key}={value}" for key, value in chosen)])
             lines.append(Line(label, tuple(found), learner, values_of, words,
                               tuple(fill(one, words | values_of, node.origin)
                                     for one in reported), only))
+            if [line.name for line in lines].count(label) > 1:
+                raise UserError(f"{node.origin}: there are two of the name '{label}'")
     return tuple(lines)
 
 
@@ -318,6 +329,8 @@ def read_step(node: Node, allowed: tuple[str, ...] = tuple(COMMANDS)) -> Step:
 
 
 def read_derived(name: str, node: Node, columns: list[str]) -> Derived:
+    if name in columns:
+        raise UserError(f"{node.origin}: derived: there is a column of the name '{name}'")
     of = section({name: node}, name).get("max")
     if of is None:
         raise UserError(f"{node.origin}: {name}: write `max: [column, ...]`")
