@@ -119,6 +119,8 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "chain.links.0.keys": ([["gray.none=1"]], {}),          # refused: gray has no keys
     "chain.links.1.keys": ([["jpeg.quality=90"]], {}),
 }
+# Methods that learn from a network's features alone: a linear one's are the pixels.
+OF_FEATURES = {"uc"}
 # Of what a learner has from another's Config: these show that its config reaches the loop.
 INHERITED = {"epochs", "learning_rate"}
 # Keys of which every other value is refused, for a method that has no use for them.
@@ -189,7 +191,8 @@ def usual_values(room: str, name: str, half: str) -> dict:
     lists = {field.name: config.plain(getattr(usual, field.name))
              for field in dataclasses.fields(usual)
              if dataclasses.is_dataclass(next(iter(as_tuple(getattr(usual, field.name))), None))}
-    linear = {key: "linear" for key, *_ in leaves(usual) if key.endswith("architecture")}
+    linear = {key: "linear" for key, *_ in leaves(usual)
+              if key.endswith("architecture") and name not in OF_FEATURES}
     return values | lists | linear
 
 
