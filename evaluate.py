@@ -51,11 +51,13 @@ def report(record: dict, out) -> None:
     last, best = record["accuracy_last"], record["accuracy_best"]
     kept = record.get("kept_epoch")
     whose = f"epoch {kept}, kept" if kept else "last epoch"
+    rate = record["images_per_second"]
     distributed.say(f"{records.lineage_text(record)}: "
                     f"clean test accuracy {last:.2%} ({whose}), "
                     f"{best:.2%} (best, epoch {record['best_epoch']}: an oracle's choice); "
                     f"{record['train_accuracy']:.2%} on the training set; "
-                    f"{record['seconds']:.0f} s at {record['images_per_second']:.0f} images/s")
+                    + (f"{record['seconds']:.0f} s at {rate:.0f} images/s" if rate else
+                       "too short to be timed"))
     print(f"{last:.4f} {out}")
 
 
