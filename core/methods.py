@@ -82,7 +82,7 @@ def find_method(room: str, name: str, origin: str = "") -> ModuleType:
         raise UserError(f"{place}method: there is no {room}/{name}.py"
                         + config.suggest(name, list_methods(room), "methods"))
     module = importlib.import_module(f"{room}.{name}")
-    for needed in ("Config", "SMOKE", *FUNCTIONS[room]):
+    for needed in ("Config", "SMOKE", *FUNCTIONS.get(room, ())):
         if not hasattr(module, needed):
             raise UserError(f"{room}/{name}.py has no {needed}; docs/extending.md shows what a "
                             "method has")
