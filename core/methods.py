@@ -31,8 +31,9 @@ FACTS = {
     "EVAL": "",             # of a learner: what results/reported.csv calls its way of measuring
 }
 
-# Functions of every method in a room, beside Config and SMOKE
-FUNCTIONS = {"poisons": ("poison", "bound"), "purifiers": ("purify",), "learners": ("fit",)}
+# What every method of a room has beside its VERSION
+CONTENTS = {"poisons": ("Config", "SMOKE", "poison", "bound"),
+            "purifiers": ("Config", "SMOKE", "purify"), "learners": ("Config", "SMOKE", "fit")}
 
 
 def fact(module: ModuleType, name: str) -> Any:
@@ -82,7 +83,7 @@ def find_method(room: str, name: str, origin: str = "") -> ModuleType:
         raise UserError(f"{place}method: there is no {room}/{name}.py"
                         + config.suggest(name, list_methods(room), "methods"))
     module = importlib.import_module(f"{room}.{name}")
-    for needed in ("Config", "SMOKE", *FUNCTIONS.get(room, ())):
+    for needed in CONTENTS.get(room, ()):
         if not hasattr(module, needed):
             raise UserError(f"{room}/{name}.py has no {needed}; docs/extending.md shows what a "
                             "method has")
