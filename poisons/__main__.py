@@ -13,6 +13,9 @@ import dataclasses
 import hashlib
 import sys
 
+if not __package__:             # `python poisons`: its modules would hide those that torch loads
+    sys.exit("error: write python -m poisons")
+
 import numpy as np
 import torch
 

@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import subprocess
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, Outcome, content, run_command, sign, succeed, write_imageset
+from conftest import CONFIGS, ROOT, Outcome, content, run_command, sign, succeed, write_imageset
 from PIL import Image
 
 import evaluate
@@ -101,6 +102,12 @@ def test_a_key_that_is_typed_in_another_way_is_shown_as_it_should_be():
         assert said.endswith("; if it is a key, write data=VALUE\n")
     for words in (["data", "=", "digits"], ["data", "=digits"]):
         refused(run_command(poison, "lsp", *words), "stands alone: write key=value without spaces")
+
+
+def test_the_poisons_are_a_package():
+    started = subprocess.run([sys.executable, ROOT / "poisons", "lsp"], text=True,
+                             capture_output=True)
+    assert (started.returncode, started.stderr) == (1, "error: write python -m poisons\n")
 
 
 @pytest.mark.parametrize("main", [poison, purify.main, train_vae.main, evaluate.main])
