@@ -50,6 +50,13 @@ def read_meta(path: Path, kind: str) -> dict:
     return meta
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a folder says that it is an artefact, of whichever kind."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return files.read_json(folder / "meta.json")["kind"] in KINDS
+    return False
+
+
 def partial_of(out: Path) -> Path:
     return out.with_name(out.name + PARTIAL)
 

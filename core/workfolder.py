@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 
 from core import config, files, lock, reading, torchfile
-from core.artefact import FORMAT, PARTIAL, partial_of
+from core.artefact import FORMAT, PARTIAL, is_finished, partial_of
 from core.device import Device, DeviceSettings, resolve, unlike
 from core.distributed import say
 from core.errors import UserError
@@ -451,10 +451,9 @@ def place_of(out: Path) -> Path:
         raise UserError(f"out: '{out}' is not a new folder; name one")
     if out.name.endswith(PARTIAL):
         raise UserError(f"out: '{out}' is the name of an unfinished run; choose another")
-    for folder in out.parents:
-        if (folder / "meta.json").exists():
-            raise UserError(f"out: '{out}' lies in {folder}, which is finished work: name a "
-                            "folder outside it")
+    if above := next(filter(is_finished, out.parents), None):
+        raise UserError(f"out: '{out}' lies in {above}, which is finished work: name a folder "
+                        "outside it")
     if not out.is_symlink():
         return out
     target = Path(os.path.realpath(out))

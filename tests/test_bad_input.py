@@ -535,6 +535,8 @@ def test_an_out_in_finished_work_is_refused(few_path):
     inside = few_path / "mine"
     outcome = run_command(poison, LSP, f"data={few_path}", PATCH, "--limit", 100, f"out={inside}")
     refused(outcome, f"out: '{inside}' lies in {few_path}, which is finished work", out=inside)
+    Path("meta.json").write_text('{"kind": "a diary"}')         # somebody's own
+    assert lsp("--limit", 100, "out=sub/set").status == 0
 
 
 def test_poisoning_what_is_not_clean_is_said(few_path):

@@ -350,8 +350,8 @@ def cells_of(tables: Iterable[Table], *, fetch: bool = False) -> list[Cell]:
 
 
 def refuse_unread(cell: Cell, steps: list[Artefact]) -> None:
-    """Raise UserError for a step of a cell that no later one reads, be it a file of its folder: its
-    work would be lost, and the cell another one's by its name."""
+    """Raise UserError for a step of a cell whose folder no later one reads, nor a file in it: its
+    work would be lost, and the cell would be another one's by its name."""
     for number, made in enumerate(steps, 1):
         later = (*steps[number:], cell.record)
         if not any(made.job.fingerprint in other.job.inputs.values()
