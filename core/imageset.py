@@ -21,7 +21,7 @@ from core.errors import UserError
 from core.run import Run
 
 SLICE_ROWS = 4 * streams.BLOCK      # rows of at most 64x64 that are in memory as floats together
-FAR = 2.0           # a mean above it is of no images in [0, 1], whatever a method adds to them
+FAR = 2.0           # no images in [0, 1] have a mean further from 0, whatever is added to them
 Rounding = Literal["round", "floor"]
 
 
@@ -165,7 +165,7 @@ class ImageSet:
             with run.device.exact() if exact else contextlib.nullcontext():
                 floats = function(images.to(dtype).div_(255), rows)
             level = floats.mean().item()
-            if not -FAR < level < FAR:                  # nor is it that of what is not finite
+            if not -FAR < level < FAR:                  # nor is NaN
                 bad = torch.isfinite(floats).flatten(1).all(1).logical_not().nonzero()
                 if len(bad):
                     raise UserError(f"{run.out}: row {rows.start + bad[0].item()} has non-finite "

@@ -109,7 +109,7 @@ def test_a_step_may_name_its_checkpoint(tiny, few_path):
     ("{purify: configs/purifiers/jpeg.yaml, data: photos}", "lsp x other: no step after this poi"),
     ("{train_vae: configs/purifiers/vae.yaml}", "lsp x other: no step after this train_vae reads"),
     ("[{purify: configs/purifiers/gray.yaml}, {poison: configs/poisons/ops.yaml}]",
-     "lsp x other: no step after this p")])
+     "lsp x other: no step after this purify reads")])
 def test_a_step_that_nothing_after_it_reads_is_refused(tiny, steps, said):
     changed(tiny, "  none: []", f"  none: []\n  other: {steps}")
     with pytest.raises(UserError, match=rf"tiny\.yaml:\d+: {said}"):

@@ -144,11 +144,11 @@ def read_block(path: str, tree: Node, data_set: str, small: dict[str, Node],
     settings |= typed
     known = [*DATA_KEYS, *DEVICE_KEYS]
     for key in settings:
+        where, own = ("command line", "are typed with its name, as in em.epsilon=4/255") \
+            if key in typed else (f"{path}: settings", "go to its step")
         if key in INSTEAD:
-            raise UserError(f"{key}={settings[key]}: no key of a table; {INSTEAD[key]}")
+            raise UserError(f"{where}: {key}: no key of a table; {INSTEAD[key]}")
         if key not in known:
-            where, own = ("command line", "are typed with its name, as in em.epsilon=4/255") \
-                if key in typed else (f"{path}: settings", "go to its step")
             raise UserError(f"{where}: unknown key '{key}'{config.suggest(key, known)}; a "
                             f"method's own keys {own}")
     words = {key: config.text(node) for key, node in section(tree.value, "let").items()}
