@@ -25,7 +25,7 @@ project, here, tiny, several = tables.project, tables.here, tables.tiny, tables.
     ("[10, 50]", "[]", r"tiny\.yaml:\d+: jpeg: over: a key without a value makes no line"),
     ("[10, 50]", "[10, 10]", r"tiny\.yaml:\d+: there are two of the name 'jpeg quality=10'"),
     ("iss_best:", "none:", r"tiny\.yaml:\d+: derived: there is a column of the name 'none'"),
-    ("threads: 1", "seed: 1", r"tiny\.yaml: settings: seed: no key of a table; --seeds 1 makes that one"),
+    ("threads: 1", "seed: 1", r"tiny\.yaml: settings: seed: no key of a table; --seeds 1 ma"),
     ('"{quality}"', "30", r"jpeg: over: quality: no step reads \{quality\}; write it where"),
     ("      purify: configs/purifiers/jpeg.yaml\n", "      - purify: configs/purifiers/gray.yaml\n"
      "      - poison: configs/poisons/lsp.yaml\n        lsp.patch: 2\n"
