@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.tables import plan, spec
-from scripts.tables.table import WHOLE, Choice
+from scripts.tables import plan, published, spec
+from scripts.tables.table import WHOLE, Choice, Table
 from tests.conftest import ROOT, checkout
 
 TABLE = """
@@ -101,3 +101,9 @@ def several(here) -> Path:
     path = here / "several.yaml"
     path.write_text(SEVERAL.format())
     return path
+
+
+def beside(table: Table, attacks: tuple[str, ...], defences: tuple[str, ...], **conditions: str):
+    """What was published beside a cell of this table."""
+    return published.beside(published.read(), table.dataset, attacks, defences,
+                            source=table.source, **conditions)

@@ -17,7 +17,7 @@ from core.training import Normalised
 from learners import adversarial, standard
 from learners.adversarial import Config
 from models.resnet import resnet18
-from scripts.tables import plan, render, spec
+from scripts.tables import entries, plan, spec
 
 NORMS = (0.5, 0.45, 0.4), (0.25, 0.2, 0.3)      # mean and sd of the inputs of `network`
 
@@ -327,7 +327,7 @@ def test_every_number_has_its_radius_beside_it(few):
         f"columns:\n  none: []\n  at: {{evaluate: {YAML}, preset: eps4}}\n"
         "derived: {either: {max: [none, at]}}\n")
     table = spec.read_one("table.yaml")
-    names = [entry.column for entry in render.collect(table, plan.cells_of([table]))]
+    names = [entry.column for entry in entries.collect(table, plan.cells_of([table]))]
     assert names == ["none", "at (epsilon=16/255, norm=linf)", "either"]
 
 

@@ -11,8 +11,7 @@ from core.job import Job
 from core.names import component, printable
 from scripts.exchange import import_poison
 from scripts.pictures import inspect_poison
-from scripts.tables.render import latex, markdown
-from scripts.tables.wording import markdown_cell
+from scripts.tables.formats import latex, markdown, markdown_cell
 
 GRAY = CONFIGS / "purifiers" / "gray.yaml"
 NASTY = "\x1b[2J\x1b]0;title\x07\r\nrow\u202egnp\x00|$\\frac{"

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import tables
 from methods import make_missing
-from tables import planned
+from tables import beside, planned
 
 from core import imageset
 from core.imageset import ImageSet, from_arrays
 from core.methods import list_methods
-from scripts.tables import noted, plan, render, spec
+from scripts.tables import entries, noted, plan, published, render, spec
 from scripts.tables.measure import share_kept
 from scripts.tables.table import FORMS
 from tests.conftest import ROOT, run_command
@@ -29,14 +29,14 @@ project, here, tiny, several = tables.project, tables.here, tables.tiny, tables.
 def test_several_data_sets_print_as_one_table(several):
     tables = spec.read(str(several))
     cells = plan.cells_of(tables)
-    entries = [entry for table in tables for entry in render.collect(table, cells)]
-    head, lines = render.long(entries)
+    found = [entry for table in tables for entry in entries.collect(table, cells)]
+    head, lines = render.long(found)
     assert head == ("data", "poison", "defence", "accuracy (%)")
     assert [line[:3] for line in lines] == [["digits", "lsp", "none"],
                                             ["digits", "lsp", "photos prior"],
                                             ["photos", "lsp", "none"],
                                             ["photos", "lsp", "digits prior"]]
-    head, lines = render.wide(entries)
+    head, lines = render.wide(found)
     assert head == ("data", "poison", "none", "photos prior", "digits prior")
     assert [line[:2] for line in lines] == [["digits", "lsp"], ["photos", "lsp"]]
 
@@ -47,8 +47,8 @@ def test_what_a_column_is_reported_as_is_published(path):
     """A mistyped `reported:` would leave the numbers out without a word."""
     if path.stem in FORMS:
         pytest.skip("not a table")
-    known = {name for fact in render.published()
-             for name in (fact["attack"], render.filed_under(fact))}
+    known = {name for fact in published.read()
+             for name in (fact["attack"], published.filed_under(fact))}
     for table in spec.read(str(path)):
         for line in (*table.rows, *table.columns):
             for name in line.reported:
@@ -115,8 +115,8 @@ def test_what_is_kept_of_a_poison_is_its_share_in_what_is_left(monkeypatch):
     assert math.isnan(share_kept(sets[0], sets[0], sets[2]))
 
 
-def found(row: str, column: str, *accuracies: float) -> render.Entry:
-    return render.Entry("", row, column, list(accuracies), (None, None, None), "", None, [])
+def found(row: str, column: str, *accuracies: float) -> entries.Entry:
+    return entries.Entry("", row, column, list(accuracies), (None, None, None), "", None, [])
 
 
 def test_the_gap_of_a_linear_probe_is_of_its_best_epoch_as_the_published_number():
@@ -125,11 +125,12 @@ def test_the_gap_of_a_linear_probe_is_of_its_best_epoch_as_the_published_number(
     assert last.gap == pytest.approx(41 - 44.9)
     probed = [{"accuracy_best": 0.45, "probe": {"data": "clean"}},
               {"accuracy_best": 0.47, "probe": {"data": "clean"}}]
-    best = dataclasses.replace(last, best=render.probes_best(probed))
+    best = dataclasses.replace(last, best=entries.probes_best(probed))
     assert best.mean == 41
     assert best.gap == pytest.approx(46 - 44.9)
     assert best.oracle == "gap of best epoch: 46.0 ± 1.4 (2)"
-    assert render.probes_best([{"accuracy_best": 0.9}, {"accuracy_best": 0.9, "probe": None}]) == ()
+    plain = {"accuracy_best": 0.9}
+    assert entries.probes_best([plain, {**plain, "probe": None}]) == ()
     assert last.oracle == dataclasses.replace(best, reported=None).oracle == ""
 
 
@@ -139,15 +140,14 @@ def test_a_derived_column_waits_for_its_cells(tiny):
     record = {"accuracy_last": 0.5, "train": {"lineage": []}, "seconds": 1.0,
               "purifier_trained_on": []}
 
-    def derived(*there: plan.Cell) -> render.Entry:
-        [entry] = [e for e in render.collect(
-            cells[0].table, cells, lambda one: Path(one.out.name)
-            if one in [cell.record for cell in there] else None) if e.column == "iss_best"
-            and e.row == "lsp"]
+    def derived(*there: plan.Cell) -> entries.Entry:
+        [entry] = [e for e in entries.collect(
+            cells[0].table, cells, lambda cell: Path(cell.record.out.name) if cell in there
+            else None) if e.column == "iss_best" and e.row == "lsp"]
         return entry
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(render.records, "load", lambda place: record)
+        patch.setattr(entries.records, "load", lambda place: record)
         jpegs = [cell for cell in cells if cell.column.family == "jpeg"]
         assert derived(*jpegs).accuracies == [50.0, 50.0]
         assert derived(*jpegs[1:]).accuracies == []             # one seed of one quality lacks
@@ -157,11 +157,11 @@ def test_a_derived_column_waits_for_its_cells(tiny):
 def test_a_row_whose_poison_does_not_poison_is_marked(tiny):
     table = spec.read_one(str(tiny))
     clean = found("clean", "none", 90.0, 92.0)
-    assert render.marks_of(table, [clean, found("lsp", "none", 86.2)]) == \
+    assert entries.marks_of(table, [clean, found("lsp", "none", 86.2)]) == \
         {"lsp": "‡ no: 4.8 points, undefended"}
-    assert render.marks_of(table, [clean, found("lsp", "none", 86.0)]) == {}
-    assert render.marks_of(table, [found("lsp", "none", 91.0)]) == {}       # clean is not there yet
-    assert render.marks_of(table, [clean, found("lsp", "jpeg quality=10", 91.0)]) == {}
+    assert entries.marks_of(table, [clean, found("lsp", "none", 86.0)]) == {}
+    assert entries.marks_of(table, [found("lsp", "none", 91.0)]) == {}      # clean is not there yet
+    assert entries.marks_of(table, [clean, found("lsp", "jpeg quality=10", 91.0)]) == {}
     marked = [clean, found("lsp", "none", 90.0)]
     marked[1] = dataclasses.replace(marked[1], mark="‡ no")
     assert [line[0] for line in render.wide(marked)[1]] == ["clean", "lsp ‡"]
@@ -224,7 +224,7 @@ def test_seconds_are_of_each_kind_of_work():
              {"method": "jcdp", "seconds": 50.0, "trained_on": prior}]
 
     def seconds(*lineage: dict) -> tuple:
-        return render.seconds_of({"train": {"lineage": list(lineage)}, "seconds": 7.0})
+        return entries.seconds_of({"train": {"lineage": list(lineage)}, "seconds": 7.0})
 
     assert seconds(*steps) == (420.0, 52.0, 7.0)
     assert seconds(steps[0]) == (None, None, 7.0)
@@ -234,55 +234,50 @@ def test_seconds_are_of_each_kind_of_work():
 
 
 def test_a_published_number_says_whose_it_is():
-    published = render.published()
     attacks = spec.read_one(str(ROOT / "configs/tables/attacks.yaml"), overrides=("data=cifar10",))
-    own, others = render.facts_of(attacks, ("ops",), ("none",), published)
-    assert render.number(own) == "15.56 OPS paper"       # and not ISS's 36.55
-    shown = list(map(render.number, others))
+    own, others = beside(attacks, ("ops",), ("none",))
+    assert published.in_words(own) == "15.56 OPS paper"       # and not ISS's 36.55
+    shown = list(map(published.in_words, others))
     assert {"36.55 ISS README-main", "14.69 (leaderboard) APBench site-cifar10"} <= set(shown)
-    own, others = render.facts_of(attacks, ("em",), ("none",), published, "mobilenet_v2")
+    own, others = beside(attacks, ("em",), ("none",), network="mobilenet_v2")
     assert {fact["arch"] for fact in [own, *others] if fact} == {"mobilenetv2"}
-    _, others = render.facts_of(attacks, ("rem",), ("none",), published)
-    assert "17.47 (simplified, leaderboard) APBench site-cifar10" in map(render.number, others)
+    _, others = beside(attacks, ("rem",), ("none",))
+    assert "17.47 (simplified, leaderboard) APBench site-cifar10" in map(published.in_words, others)
 
 
 def test_a_probe_is_beside_the_same_learners_probe():
     """And not beside supervised training on the same poison."""
-    published = render.published()
     for name, learner, reported in (("le_table4", "simclr", 44.9), ("le_table4_moco", "moco", 55.1),
                                     ("le_table4_byol", "byol", 59.6)):
         table = spec.read_one(name, overrides=("data=cifar10",))
-        evaluated = render.evaluation(learner, {"probe": {"data": "clean"}})
-        own, _ = render.facts_of(table, ("cp_s",), ("none",), published, evaluated=evaluated)
+        clean, released = (published.conditions(learner, {"probe": {"data": data}})
+                           for data in ("clean", "released"))
+        own, _ = beside(table, ("cp_s",), ("none",), **clean)
         assert own["accuracy"] == reported
-        released = render.evaluation(learner, {"probe": {"data": "released"}})
-        assert render.facts_of(table, ("cp_s",), ("none",), published,
-                               evaluated=released) == (None, [])
-        assert render.facts_of(table, ("cp_s",), ("none",), published) == (None, [])
-    assert {fact["eval"] for fact in published if "eval" in fact} <= {
-        render.evaluation(learner, {}) for learner in list_methods("learners")}
+        assert beside(table, ("cp_s",), ("none",), **released) == (None, [])
+        assert beside(table, ("cp_s",), ("none",)) == (None, [])
+    assert {fact["eval"] for fact in published.read() if "eval" in fact} <= {
+        published.conditions(learner, {})["evaluated"] for learner in list_methods("learners")}
 
 
 def test_a_tables_source_is_beside_its_cells():
     """Also where its authors only measured again; without one, papers' own numbers are."""
-    published = render.published()
     table = spec.read_one("bridgepure_table1", overrides=("data=cifar10",))
-    own, others = render.facts_of(table, ("rem",), ("none",), published)
-    assert render.number(own) == "20.96 ± 1.7 BridgePure T1"
-    assert "20.5 LE T1" in map(render.number, others)
-    own, _ = render.facts_of(dataclasses.replace(table, source=""), ("rem",), ("none",), published)
+    own, others = beside(table, ("rem",), ("none",))
+    assert published.in_words(own) == "20.96 ± 1.7 BridgePure T1"
+    assert "20.5 LE T1" in map(published.in_words, others)
+    own, _ = beside(dataclasses.replace(table, source=""), ("rem",), ("none",))
     assert own["kind"] == "paper"
 
 
 @pytest.mark.parametrize("data", ["cifar10", "cifar100"])
 def test_a_table_of_re_runs_has_its_sources_number_beside_every_poison(data):
-    published = render.published()
     table = spec.read_one("bridgepure_table1", overrides=(f"data={data}",))
-    has = {(fact["attack"], render.filed_under(fact)) for fact in published
+    has = {(fact["attack"], published.filed_under(fact)) for fact in published.read()
            if fact["source"] == "BridgePure" and fact["dataset"] == data}
     for row in table.rows:
         for column in table.columns:
-            own, _ = render.facts_of(table, row.reported, column.reported, published)
+            own, _ = beside(table, row.reported, column.reported)
             if row.name != "clean":
                 assert (row.reported[0], column.reported[0]) in has, (row.name, column.name)
                 assert own["source"] == "BridgePure", (row.name, column.name)
@@ -290,34 +285,32 @@ def test_a_table_of_re_runs_has_its_sources_number_beside_every_poison(data):
 
 def test_numbers_of_another_name_say_it_and_are_beside_none():
     """LE states no radius of its adversarial training, and not which form of CP it took."""
-    published = render.published()
     table = spec.read_one("le_table1", overrides=("data=cifar10",))
     [column] = [column for column in table.columns if column.name == "at eps8"]
-    own, others = render.facts_of(table, ("rem",), column.reported, published)
-    shown = [*map(render.number, others)]
+    own, others = beside(table, ("rem",), column.reported)
+    shown = [*map(published.in_words, others)]
     assert own is None
     assert "85.47 ± 0.17 BridgePure T1" in shown
     assert "49.2 (as at) LE T1" in shown
     assert not any(number.startswith("39.45") for number in shown)      # 4/255
     table = spec.read_one("le_table4", overrides=("data=cifar10",))
     [row] = [row for row in table.rows if row.name == "cp_c"]
-    _, others = render.facts_of(table, row.reported, ("jcdp",), published,
-                                evaluated="simclr-linear")
-    assert [*map(render.number, others)] == ["86.6 (as cp) LE Sec4.3-text"]
+    _, others = beside(table, row.reported, ("jcdp",), evaluated="simclr-linear")
+    assert [*map(published.in_words, others)] == ["86.6 (as cp) LE Sec4.3-text"]
 
 
 def test_published_numbers_are_kept_whole():
     """Facts of the papers' tables, under our names."""
-    published = render.published()
-    assert len(published) > 1000
-    for fact in published:
+    known = published.read()
+    assert len(known) > 1000
+    for fact in known:
         assert {"source", "table", "dataset", "attack", "defence", "arch", "accuracy",
                 "kind"} <= set(fact)
         assert 0 < fact["accuracy"] <= 100
         assert fact["kind"] in ("paper", "independent", "leaderboard")
 
     def of(**wanted):
-        return [fact["accuracy"] for fact in published
+        return [fact["accuracy"] for fact in known
                 if all(fact[key] == value for key, value in wanted.items())]
 
     base = {"source": "LE", "table": "T1", "dataset": "cifar10"}

@@ -337,7 +337,7 @@ def test_a_long_curve_keeps_its_shape_and_its_end():
 def test_markdown_tables_are_read():
     tables, notes = blocks("# Title\n\nA note\nof two lines.\n\n| a | b |\n| :-- | --- |\n"
                            "| x \\| y |  |\n\n|c|\n|---|\n|-|\n")
-    assert tables == [(["a", "b"], [["x | y", ""]]), (["c"], [["-"]])]
+    assert tables == [[["a", "b"], ["x | y", ""]], [["c"], ["-"]]]
     assert notes == ("A note of two lines.",)
     assert blocks("") == ([], ())
 

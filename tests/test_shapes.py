@@ -18,7 +18,7 @@ from core.errors import UserError
 from core.imageset import ImageSet
 from core.shapes import ROOT, misshapen
 from scripts.exchange import export
-from scripts.tables import render, wording
+from scripts.tables import entries, wording
 from scripts.tables.measure import read_log
 
 RECORDS = Path(__file__).resolve().parents[1] / "results"
@@ -113,7 +113,7 @@ def test_no_odd_type_in_a_record_is_a_traceback(tmp_path, name, capsys):
         except UserError:
             continue
         evaluate.report(record, tmp_path)
-        render.seconds_of(record)
+        entries.seconds_of(record)
         wording.saw(record)
         for trained in record["purifier_trained_on"]:
             describe(trained)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import tables
-from tables import QUICK, changed, planned
+from tables import QUICK, beside, changed, planned
 
 from core.datasets import EMBEDDED
 from core.errors import UserError
-from scripts.tables import plan, render, spec
+from scripts.tables import plan, spec
 from scripts.tables.table import FORMS, WHOLE, Choice
 from tests.conftest import ROOT
 
@@ -291,9 +291,7 @@ def test_le_table_1_is_as_printed(here):
         assert words == expected
     for table in tables:                                # what `protocol` says twice
         assert table.evaluate.yamls == (table.columns[-1].words["protocol"],)
-    published = render.published()
-    found = [render.facts_of(table, ("lsp",), ("jcdp",), published)[0]["accuracy"]
-             for table in tables]
+    found = [beside(table, ("lsp",), ("jcdp",))[0]["accuracy"] for table in tables]
     assert len(set(found)) == 3
 
 

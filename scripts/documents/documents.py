@@ -23,7 +23,7 @@ from core.errors import UserError
 from core.imageset import title
 from scripts.documents import methods
 from scripts.tables import wording
-from scripts.tables.render import markdown
+from scripts.tables.formats import markdown, read_markdown
 from scripts.tables.wording import name_of
 
 PAGES = ("README.md", "docs/results.md")
@@ -71,11 +71,11 @@ def first_table(path: str) -> str:
 
 def cells(path: str) -> dict[tuple[str, str], str]:
     """(poison, defence) -> accuracy of a table that scripts/table.py printed as markdown."""
-    head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")]
-                       for line in first_table(path).splitlines()] or [[], []]
-    if head[:3] != ["poison", "defence", "accuracy (%)"]:
+    tables = read_markdown(Path(path).read_text("utf-8"))
+    (_, head), *lines = tables[0] if tables else [(1, [])]
+    if head[:3] != ["poison", "defence", wording.ACCURACY]:
         raise UserError(f"{path}: no table of scripts/table.py (poison, defence, accuracy) in it")
-    return {(line[0], line[1]): line[2] for line in lines}
+    return {(line[0], line[1]): line[2] for _, line in lines}
 
 
 def accuracies(*paths: str) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from core import config, manual, variants
 from core.methods import find_method, list_methods
-from scripts.tables.wording import NAMES, markdown_cell
+from scripts.tables import formats
+from scripts.tables.wording import NAMES
 
 ROOMS = {"poisons": "Attacks", "purifiers": "Purifiers", "learners": "Learners"}
 HEAD = """# Every method
@@ -59,7 +60,7 @@ def described(room: str, name: str) -> str:
     found = [key for kind, prefix in (("Config", name), ("TrainConfig", f"{name}.train"))
              if hasattr(module, kind) for key in manual.keys(getattr(module, kind), prefix)]
     text += table(("key", "default", "range", ""),
-                  [(f"`{key.name}`", key.default, key.limits, markdown_cell(key.comment))
+                  [(f"`{key.name}`", key.default, key.limits, key.comment)
                    for key in found])
     return text + table(("variant", "what it changes"),
                         [(f"`{word}`", f"`{said}`") for word, said in variant_lines(yaml)])
@@ -99,4 +100,4 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """Markdown behind a blank line; nothing without rows."""
     if not rows:
         return ""
-    return "\n" + "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
+    return "\n" + formats.markdown(head, rows)

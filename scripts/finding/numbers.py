@@ -6,8 +6,7 @@ from pathlib import Path
 
 from core import records
 from core.names import printable
-from scripts.tables import wording
-from scripts.tables.render import filed_under, published
+from scripts.tables import published, wording
 
 FOLDERS = ("results", "runs")
 PAGES = ("docs/results.md", "README.md")
@@ -31,7 +30,8 @@ def places(number: str) -> Iterator[str]:
         for row, line in enumerate(lines, 1):
             if line.startswith("|") and word.search(line):
                 yield printable(f"{page}:{row}: {line.strip()}")
-    for fact in published():
+    for fact in published.read():
         if f"{fact['accuracy']:.{digits}f}" == number:
             yield (f"results/reported.csv: {fact['source']} {fact['table']} ({fact['kind']}): "
-                   f"{fact['dataset']}, {fact['attack']}, {filed_under(fact)}, {fact['arch']}")
+                   f"{fact['dataset']}, {fact['attack']}, {published.filed_under(fact)}, "
+                   f"{fact['arch']}")

@@ -11,8 +11,8 @@ from core.config import read_number, suggest
 from core.errors import UserError
 from core.names import printable
 from scripts.tables import wording
+from scripts.tables.formats import markdown, read_markdown
 from scripts.tables.measure import COLUMNS, Point, lines_of
-from scripts.tables.render import markdown
 from scripts.tables.table import Table
 
 SPREAD = re.compile(r"(?P<mean>\S+)(?: ± (?P<deviation>\S+) \((?P<count>\d+)\))?")
@@ -82,16 +82,15 @@ def read_table(path: Path, needed: list[str]) -> list[tuple[str, dict[str, str]]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or 'is no UTF-8 text'}; name "
                         "the numbers that this figure printed") from None
-    lines = [(f"{path}:{i}", [cell.strip().replace(r"\|", "|")
-                              for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]])
-             for i, line in enumerate(text.splitlines(), 1) if line.startswith("|")]
-    if len(lines) < 3 or any(head not in lines[0][1] for head in needed):
+    tables = read_markdown(text)
+    (_, head), *lines = tables[0] if tables else [(1, [])]
+    if not lines or any(name not in head for name in needed):
         raise UserError(f"{path}: expected a table with the columns {', '.join(needed)}, as this "
                         "figure prints them")
-    for line, cells in lines[2:]:
-        if len(cells) != len(lines[0][1]):
-            raise UserError(f"{line}: {len(cells)} cells under {len(lines[0][1])} heads")
-    return [(line, dict(zip(lines[0][1], cells, strict=True))) for line, cells in lines[2:]]
+    for number, cells in lines:
+        if len(cells) != len(head):
+            raise UserError(f"{path}:{number}: {len(cells)} cells under {len(head)} heads")
+    return [(f"{path}:{number}", dict(zip(head, cells, strict=True))) for number, cells in lines]
 
 
 def number_of(text: str, line: str) -> float:

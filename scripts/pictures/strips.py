@@ -11,9 +11,10 @@ from core.errors import UserError
 from core.imageset import ImageSet
 from scripts.pictures import style
 from scripts.tables import plan
+from scripts.tables.formats import markdown
 from scripts.tables.measure import records_of, sets_of
 from scripts.tables.table import Table
-from scripts.tables.wording import markdown_cell, name_of
+from scripts.tables.wording import name_of
 
 GAINS = (20, 10, 8, 5, 4, 3, 2, 1.5, 1)     # magnifications of residuals to choose from
 LABEL, TILE = 1.2, 0.4      # inches: of a label left of the tiles; of a tile at least
@@ -163,12 +164,10 @@ def strips_of(cells: list[plan.Cell], root: str, rows: slice) -> list[Strip]:
 
 def print_stages(found: dict[str, list[Strip]]) -> None:
     gain = common_gain([strip for strips in found.values() for strip in strips])
-    print("| poison | strip | mean abs. residual (/255) | gain |\n" + "|---" * 4 + "|")
-    for row, strips in found.items():
-        for each in strips[1:]:
-            name = each.label.rpartition("\n")[0] or each.label
-            print(f"| {markdown_cell(style.name_of(row))} | {markdown_cell(name)} | "
-                  f"{255 * np.abs(each.residual).mean():.1f} | {gain:g} |")
+    lines = [[style.name_of(row), each.label.rpartition("\n")[0] or each.label,
+              f"{255 * np.abs(each.residual).mean():.1f}", f"{gain:g}"]
+             for row, strips in found.items() for each in strips[1:]]
+    print(markdown(("poison", "strip", "mean abs. residual (/255)", "gain"), lines), end="")
 
 
 def draw_stages(table: Table, found: dict[str, list[Strip]], data: str, arguments) -> object:

@@ -10,8 +10,7 @@ from core.manual import typed
 from scripts.report.curves import CARD, curve
 from scripts.report.elements import Markup, join, link, tag
 from scripts.report.gather import Kept, methods_of
-from scripts.tables import wording
-from scripts.tables.render import number
+from scripts.tables import published, wording
 from scripts.tables.wording import NAMES
 
 FILES = ("record.json", "config.yaml", "log.jsonl", "meta.json")
@@ -105,7 +104,7 @@ def points(kept: Kept) -> tuple[list[tuple[float, float]], list[tuple[float, flo
 
 
 def sourced(facts: list[dict]) -> Markup:
-    return join((tag("span", number(fact), title=where(fact)) for fact in facts), "; ")
+    return join((tag("span", published.in_words(fact), title=where(fact)) for fact in facts), "; ")
 
 
 def where(fact: dict) -> str:

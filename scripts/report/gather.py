@@ -27,8 +27,9 @@ from core.errors import UserError
 from core.methods import is_method
 from core.remembered import NAMED
 from scripts.report import prints
-from scripts.tables import plan, render, spec, wording
-from scripts.tables.measure import mean, read_log
+from scripts.tables import plan, published, spec, wording
+from scripts.tables.entries import Entry, collect
+from scripts.tables.measure import read_log
 from scripts.tables.table import Choice
 from scripts.tables.table import Table as Wanted
 
@@ -49,7 +50,7 @@ class Kept:
 class Row:
     """A cell of a table: its numbers, and what it is found by."""
 
-    entry: render.Entry
+    entry: Entry
     attack: str
     defence: str
     note: str = ""
@@ -251,7 +252,7 @@ def table_line(path: str, words: Iterable[str]) -> str:
 def table_of(table: Wanted, cells: list[plan.Cell], places: dict[str, Path],
              entry: IndexedTables, results: Results) -> Table:
     """A table's cells that have a record."""
-    entries = render.collect(table, cells, lambda record: places.get(record.job.fingerprint))
+    entries = collect(table, cells, lambda cell: places.get(cell.record.job.fingerprint))
     derived = {line.name for line in table.derived}
     rows = [row_of(one, results.kept, oracle=one.column in derived) for one in entries
             if one.places]
@@ -261,7 +262,7 @@ def table_of(table: Wanted, cells: list[plan.Cell], places: dict[str, Path],
                  len({(cell.row.name, cell.column.name) for cell in own}))
 
 
-def row_of(entry: render.Entry, kept: dict[Path, Kept], *, oracle: bool = False, note: str = ""
+def row_of(entry: Entry, kept: dict[Path, Kept], *, oracle: bool = False, note: str = ""
            ) -> Row:
     attack, defence = methods_of(kept[entry.places[0]].record)
     return Row(entry, named(attack) or "clean",
@@ -282,14 +283,6 @@ def named(methods: list[str]) -> str:
     return " + ".join(wording.NAMES.get(method, method) for method in methods)
 
 
-@dataclass(frozen=True)
-class Group:
-    """As much of a table as published numbers are looked up by."""
-
-    dataset: str
-    source: str = ""
-
-
 def by_protocol(title: str, found: dict[Path, dict], results: Results, reasons: dict[Path, str]
                 ) -> Iterator[Table]:
     """A table for each data set, size and protocol of records that no table reaches, each of them
@@ -308,7 +301,7 @@ def by_protocol(title: str, found: dict[Path, dict], results: Results, reasons: 
             (methods, values, reasons.get(place, "")), {})
         if record["fingerprint"] not in {one["fingerprint"] for one in places.values()}:
             places[place] = record
-    known = render.published()
+    known = published.read()
     for (data, _, protocol), cells in sorted(groups.items()):
         apart = keys_apart({cell: next(iter(places.values())) for cell, places in cells.items()})
         listed = [row_of(entry_of(places, data if data in NAMED and not cell[-1] else "", known),
@@ -335,17 +328,11 @@ def keys_of(record: dict) -> dict[str, object]:
             for key, value in step["config"].items()}
 
 
-def entry_of(places: dict[Path, dict], dataset: str, known: list[dict]) -> render.Entry:
+def entry_of(places: dict[Path, dict], dataset: str, known: list[dict]) -> Entry:
     """Records of one cell, seed by seed, as an entry of a table."""
-    found = list(places.values())
-    attack, defence = ("+".join(part) for part in methods_of(found[0]))
-    values = found[0]["config"]
-    network = values.get("architecture", "resnet18")
-    return render.Entry(
-        "", attack or "clean", defence or "none", [100 * one["accuracy_last"] for one in found],
-        tuple(map(mean, zip(*map(render.seconds_of, found), strict=True))),
-        wording.saw(found[0]), *render.facts_of(Group(dataset), (attack or "clean",),
-                                                (defence or "none",), known, network,
-                                                render.evaluation(found[0]["learner"],
-                                                                  values)),
-        tuple(places), best=render.probes_best(found))
+    record = next(iter(places.values()))
+    attack, defence = ("+".join(part) for part in methods_of(record))
+    row, column = attack or "clean", defence or "none"
+    facts = published.beside(known, dataset, (row,), (column,),
+                             **published.conditions(record["learner"], record["config"]))
+    return Entry.of("", row, column, places, facts)

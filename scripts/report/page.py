@@ -265,5 +265,5 @@ def numbers(path: Path) -> Markup:
         return tag("pre", lines(reading.text(path)))
     tables, notes = blocks(reading.text(path))
     return join([*(plain_table(head, [tag("tr", *(tag("td", cell) for cell in line))
-                                      for line in body]) for head, body in tables),
+                                      for line in body]) for head, *body in tables),
                  *(tag("p", note) for note in notes)])

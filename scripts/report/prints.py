@@ -9,6 +9,7 @@ from pathlib import Path
 from core import reading
 from core.artefact import is_partial
 from core.methods import list_methods
+from scripts.tables.formats import read_markdown
 from scripts.tables.wording import NAMES, name_of
 
 ORACLE = "best of several"      # the defence of a derived column, for the filter
@@ -58,7 +59,7 @@ def printed_in(path: Path, about: About, shown: str | None) -> Iterator[Printed]
     """The tables of a file, whose first one may be `shown` from its records already, under that
     title."""
     tables, notes = blocks(reading.text(path))
-    for number, (head, lines) in enumerate(tables):
+    for number, (head, *lines) in enumerate(tables):
         if shown is None:
             yield Printed(about.title, path, head, lines, about.data, about.line, about.minutes,
                           () if number else notes)
@@ -66,19 +67,13 @@ def printed_in(path: Path, about: About, shown: str | None) -> Iterator[Printed]
             yield Printed(f"{shown}: {', '.join(head[2:])}", path, head, lines)
 
 
-def blocks(text: str) -> tuple[list[tuple[list[str], list[list[str]]]], tuple[str, ...]]:
-    """The tables of a Markdown text (head, rows), and its other paragraphs but for headings."""
-    tables, notes = [], []
-    for paragraph in re.split(r"\n\s*\n", text.strip()):
-        lines = paragraph.splitlines()
-        if not paragraph.startswith("|"):
-            notes += [] if paragraph.startswith("#") else [" ".join(lines)]
-            continue
-        cells = [[cell.strip().replace(r"\|", "|") for cell in
-                  re.split(r"(?<!\\)\|", line.strip().removeprefix("|").removesuffix("|"))]
-                 for line in lines]
-        tables.append((cells[0], cells[2:]))            # between them stands |---|
-    return tables, tuple(filter(None, notes))
+def blocks(text: str) -> tuple[list[list[list[str]]], tuple[str, ...]]:
+    """The tables of a Markdown text (the head, then rows), and its other paragraphs but for
+    headings."""
+    tables = [[cells for _, cells in table] for table in read_markdown(text)]
+    others = (" ".join(paragraph.splitlines()) for paragraph in re.split(r"\n\s*\n", text.strip())
+              if not paragraph.startswith(("|", "#")))
+    return tables, tuple(filter(None, others))
 
 
 def found_by(head: list[str], line: list[str]) -> tuple[str, str]:
@@ -126,7 +121,7 @@ def captions(folder: Path) -> dict[str, tuple[str, str]]:
     """Picture -> (what it is, line), of the README.md of a folder."""
     readme = folder / "README.md"
     tables, _ = blocks(reading.text(readme)) if readme.exists() else ([], ())
-    return {line[0].strip("`"): (line[1], line[2]) for head, lines in tables
+    return {line[0].strip("`"): (line[1], line[2]) for head, *lines in tables
             for line in lines if head[:3] == ["picture", "what it is", "line"] and len(line) == 3}
 
 

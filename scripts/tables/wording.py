@@ -7,7 +7,6 @@ from typing import Any
 from core.checkpoint import describe_one, history
 from core.manual import typed
 from core.methods import fact, find_method, is_method
-from core.names import printable
 from core.splits import identified, same_data, share_images
 
 ACCURACY = "accuracy (%)"       # the head of a table's column of them
@@ -118,8 +117,3 @@ def commit_text(found: dict, digits: int = 8) -> str:
     if not found.get("commit"):
         return "an unrecorded commit"
     return f"commit {found['commit'][:digits]}" + " with changes" * bool(found.get("dirty"))
-
-
-def markdown_cell(text: object) -> str:
-    """A cell of a Markdown table."""
-    return printable(text).replace("|", r"\|")
