@@ -4,7 +4,8 @@ import os
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from core import ROOT
+
 NO_CODE = (":!results", ":!docs")       # what no number depends on
 CODE = ("*.py", "*.yaml", "*.yml")      # of what git does not know; a picture is none
 SECONDS = 20                            # on a slow disk that others share

@@ -7,13 +7,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core import files
+from core import ROOT, files
 from core.artefact import read_any_meta
 from core.commands import COMMANDS
 from core.errors import UserError
 from core.names import component
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
-from core import config, variants
+from core import ROOT, config, variants
 from core.commands import COMMANDS, Command
 from core.config import Place
 from core.errors import UserError
@@ -29,7 +29,7 @@ from core.ranges import is_optional, not_none, show, types_of
 from core.remembered import NAMED as NAMED_SETS
 
 WIDTH, INDENT = 100, 38         # columns of a page; where the explanation of a key begins
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = ROOT / "configs"
 
 
 def yaml_of(room: str, word: str, where: str = "") -> str:

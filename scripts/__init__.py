@@ -1,1 +1,2 @@
-"""Programs, and in a package each what only they use: tables, pictures, exchange, bench."""
+"""The programs and shell lines; in packages what only they use: tables, pictures, report, exchange,
+finding, detection, documents, bench."""

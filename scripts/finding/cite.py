@@ -6,15 +6,13 @@ from pathlib import Path
 
 import yaml
 
-from core import config, records
+from core import ROOT, config, records
 from core.imageset import title
-from core.manual import CONFIGS
 from core.methods import find_method, is_method
 from core.names import printable
 from scripts.tables import wording
 from scripts.tables.wording import NAMES, name_of
 
-ROOT = CONFIGS.parent
 SHOWN = 8               # hex digits of a fingerprint, as in the names of folders
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from core import files, lock, records
+from core import ROOT, files, lock, records
 from core.artefact import partial_of
 from core.errors import UserError
 from core.imageset import title
@@ -17,7 +17,6 @@ from scripts.finding.disk import Disk, Work, scan, work_at
 from scripts.tables import noted, wording
 from scripts.tables.estimates import about
 
-ROOT = Path(__file__).resolve().parents[2]
 WORDS = {"imageset": "set", "checkpoint": "checkpoint"}
 
 

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from core import config, datasets, manual, variants
+from core import ROOT, config, datasets, manual, variants
 from core.command import Parser, command
 from core.commands import COMMANDS, Command
 from core.config import as_path
@@ -33,7 +33,6 @@ from scripts.pictures.figures import PAPER
 from scripts.tables import spec
 from scripts.tables.table import FORMS, Table
 
-ROOT = manual.CONFIGS.parent
 APPLIED_BY = {"poisons": "poison", "purifiers": "purify", "learners": "evaluate"}
 INDENT = 26             # columns of names
 Lines = Iterator[tuple[str, str]]       # a name, and what it is

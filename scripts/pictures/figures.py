@@ -33,7 +33,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from core import records
+from core import ROOT, records
 from core.command import Parser, command
 from core.config import as_path, expand
 from core.datasets import clean_of
@@ -173,7 +173,7 @@ def require(cells: list[plan.Cell], arguments: argparse.Namespace, settings: lis
 def run_table(words: list[str]) -> None:
     """scripts/run_table.py. Ctrl-C and SIGTERM reach it through us, and its commands save."""
     with processes.interruptible():
-        process = processes.start([str(Path(__file__).parents[1] / "run_table.py"), *words])
+        process = processes.start([str(ROOT / "scripts/run_table.py"), *words])
         try:
             process.wait()
         except BaseException:

@@ -1,12 +1,11 @@
 """What others published, and which of it belongs beside a cell."""
 
 import csv
-from pathlib import Path
 
-from core import methods
+from core import ROOT, methods
 
 # docs/reported.md says what its columns are
-REPORTED = Path(__file__).resolve().parents[2] / "results/reported.csv"
+REPORTED = ROOT / "results/reported.csv"
 
 
 def read() -> list[dict]:

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from core import commit, files, lock
+from core import ROOT, commit, files, lock
 from core.errors import UserError
 from scripts.tables import wording
 
@@ -106,9 +106,9 @@ def code() -> str:
     """SHA-256 over the code and the methods' YAMLs, as they are on the disk now."""
     digest = hashlib.sha256()
     for pattern in CODE:
-        for path in sorted(commit.ROOT.glob(pattern)):
+        for path in sorted(ROOT.glob(pattern)):
             data = path.read_bytes()
-            digest.update(f"{path.relative_to(commit.ROOT)} {len(data)}\n".encode() + data)
+            digest.update(f"{path.relative_to(ROOT)} {len(data)}\n".encode() + data)
     return digest.hexdigest()
 
 
