@@ -58,7 +58,8 @@ def main(argv: list[str] | None = None) -> None:
                         help="a poisoned (or purified) image set")
     parser.add_argument("clean", type=expand, metavar="CLEAN", nargs="?",
                         help="the set to compare with, as data= takes it")
-    parser.add_argument("--out", type=as_path, help="the PNG to write (default: SET's name, in this folder)")
+    parser.add_argument("--out", type=as_path,
+                        help="the PNG to write (default: SET's name, in this folder)")
     parser.add_argument("--root", type=expand, default="data",
                         help="where torchvision's data sets are")
     parser.add_argument("--detect", action="store_true", help="is SET poisoned?")

@@ -153,7 +153,7 @@ class Choice:
 
     def lines(self, key: str, lines: tuple[Line, ...], path: str) -> tuple[Line, ...]:
         known = {name for line in lines for name in (line.name, line.family)}
-        wanted = joined(getattr(self, key), known)
+        wanted = rejoined(getattr(self, key), known)
         for name in wanted:
             if not any(named(line, (name,)) for line in lines):
                 raise UserError(f"--{key}: {path} has no '{name}'"
@@ -164,13 +164,13 @@ class Choice:
 WHOLE = Choice()
 
 
-def joined(parts: tuple[str, ...], known: set[str]) -> tuple[str, ...]:
+def rejoined(parts: tuple[str, ...], known: set[str]) -> tuple[str, ...]:
     """What was split at its commas as names again, of which some ('blur, sigma 1') have a comma
     too; the longest known name wins."""
     for end in range(len(parts), 1, -1):
         if ", ".join(parts[:end]) in known:
-            return ", ".join(parts[:end]), *joined(parts[end:], known)
-    return (parts[0], *joined(parts[1:], known)) if parts else ()
+            return ", ".join(parts[:end]), *rejoined(parts[end:], known)
+    return (parts[0], *rejoined(parts[1:], known)) if parts else ()
 
 
 def named(line: Line, only: tuple[str, ...]) -> bool:
