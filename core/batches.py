@@ -147,6 +147,8 @@ class Batches:
 def too_few(rows: int, batch_size: int, run: Run) -> UserError:
     """What to raise for a set without a full batch. The batches of --smoke are its own: no key
     helps."""
+    if rows < 2:
+        return UserError("the set has one image, and training needs two")
     if run.job.settings.get("smoke"):
         return UserError(f"the set has {rows} rows, and --smoke takes batches of {batch_size}: "
                          "leave data= out, for embedded digits, or leave --smoke out and lower "

@@ -135,11 +135,12 @@ def describe_one(trained: dict) -> str:
 
 
 def finish(run: Run, images: ImageSet, *, before: dict | None = None, **meta) -> None:
-    """Finish a run with its checkpoint, trained on `images` (and `before`, see `trained_on`);
-    its seconds are in there."""
+    """Finish a run with its checkpoint, trained on `images` (and `before`, see `trained_on`). There
+    too stand seconds, seed and settings, so that records after it tell them."""
     run.finish({
         "kind": "checkpoint", "method": run.job.method, "config": run.job.config,
         "seed": run.seed, "precision": run.device.precision,
-        "trained_on": {**trained_on(images, before), "seconds": round(run.seconds, 3)},
+        "trained_on": {**trained_on(images, before), "seconds": round(run.seconds, 3),
+                       "seed": run.seed, "config": run.job.config},
         "lineage": [*images.meta["lineage"], run.lineage_entry()], **meta,
     })

@@ -18,7 +18,8 @@ WHICH = {"split?": str, "size?": (int, None), "classes?": [str], "class_fraction
 ROOT = Only({"data?": str, **WHICH})            # as in DataSettings
 NAMED_ROOT = Only({"data": str, **WHICH})
 TRAINED_ON = {"name": str, "fingerprint?": str, "shape": [int, int, int, int],
-              "num_classes": (int, None), "root": ROOT, "lineage": [str], "seconds?": float}
+              "num_classes": (int, None), "root": ROOT, "lineage": [str], "seconds?": float,
+              "seed?": int, "config?": dict}
 TRAINED_ON["after?"] = (TRAINED_ON, None)       # what it was fine-tuned from
 # What a learner learned from beside the set: images, or what weights from elsewhere had seen.
 SEEN = ({**TRAINED_ON, "labelled?": bool, "rows?": str, "originals?": int}, Only({"name": str}))

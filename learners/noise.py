@@ -17,7 +17,7 @@ import torch
 from core.imageset import ImageSet
 from core.ranges import LinfRadius
 from core.run import Run
-from core.streams import BLOCK
+from core.streams import BLOCK, by_block
 from core.training import Result
 from learners import standard
 
@@ -48,11 +48,8 @@ def noisy(train: ImageSet, amount: float, run: Run) -> ImageSet:
     """The set with its noise, in the run's state folder: it does not outlive the run."""
 
     def add(images: torch.Tensor, rows: slice) -> torch.Tensor:
-        for start in range(0, len(images), BLOCK):
-            part = images[start : start + BLOCK]
-            generator = run.stream("noise", (rows.start + start) // BLOCK)
-            part.add_(amount * torch.rand(part.shape, generator=generator))
-        return images
+        return images.add_(amount * by_block(rows, lambda block: torch.rand(
+            BLOCK, *images.shape[1:], generator=run.stream("noise", block))))
 
     noisy = train.map_rows(add, run, rounding="floor", file="state/noisy.npy")
     return dataclasses.replace(train, images=noisy.images)

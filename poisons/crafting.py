@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from core.device import to_device
+from core.errors import UserError
 from core.files import RowFile
 from core.imageset import SLICE_ROWS, ImageSet, Rounding, to_floats
 from core.run import Run
@@ -64,8 +65,15 @@ def add_noise(clean: ImageSet, craft: Craft, run: Run, *, rounding: Rounding = "
 
 def targets_of(clean: ImageSet, *, targeted: bool) -> torch.Tensor:
     """The labels (N,) that noise descends to, each the class after its own, or ascends from."""
-    labels = clean.labels_at()
-    return (labels + 1) % clean.num_classes if targeted else labels
+    return other_class(clean, 1) if targeted else clean.labels_at()
+
+
+def other_class(clean: ImageSet, shift: int) -> torch.Tensor:
+    """The class (N,) `shift` after each row's own. Raises UserError for a set of one class."""
+    if clean.num_classes < 2:
+        raise UserError(f"{clean.meta['name']} has one class: there is no other for the noise to "
+                        "lead to")
+    return (clean.labels_at() + shift) % clean.num_classes
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from core.ranges import Count, Keys, LinfRadius, Positive, StepSize, check
 from core.run import Run
 from core.training import RateSchedule
 from models.classifiers import Architecture
-from poisons.crafting import add_noise, report_seen
+from poisons.crafting import add_noise, report_seen, targets_of
 from poisons.frozen import FrozenSurrogate
 from poisons.surrogates import Training, train_surrogate
 
@@ -75,10 +75,9 @@ def bound(config: Config) -> tuple[str, float]:
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus its own noise."""
+    targets = targets_of(clean, targeted=config.variant == "p1")
     frozen = FrozenSurrogate(train_surrogate(clean, config.surrogate, run), run.device)
-    shift = 0 if config.variant == "p2" else 1
     step_size = config.epsilon / 5 if config.step_size is None else config.step_size
-    targets = (clean.labels_at() + shift) % clean.num_classes
 
     def noise(images: torch.Tensor, _: torch.Tensor, rows: slice) -> torch.Tensor:
         gradient = frozen.gradient(targets[rows].to(images.device))
@@ -86,5 +85,6 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
                    epsilon=config.epsilon, step_size=step_size, steps=config.steps)
 
     poisoned = add_noise(clean, noise, run, rounding=config.rounding)
-    report_seen("is right" if shift == 0 else "says the next class", poisoned, frozen, targets, run)
+    report_seen("is right" if config.variant == "p2" else "says the next class", poisoned, frozen,
+                targets, run)
     return poisoned

@@ -41,11 +41,12 @@ class TwoFiles:
         before, _ = self.files(round_)
         if round_:
             self._run.require_sweep(f"round{round_}", self._rows, self._step, before)
-        else:
-            before.clear()      # a run whose loop's state was lost starts again
-            if start is not None:
-                for row in range(0, self._rows, self._step):
-                    store_noise(before, row, start(slice(row, min(row + self._step, self._rows))))
+            return
+        if self._run.world.leads:       # another process would clear what this one learns from
+            before.clear()              # a run whose loop's state was lost starts again
+            for row in range(0, self._rows if start else 0, self._step):
+                store_noise(before, row, start(slice(row, min(row + self._step, self._rows))))
+        self._run.world.barrier()
 
     def sweep(self, round_: int) -> Iterator[tuple[int, int]]:
         """The slices of rows (start, stop) that round `round_` has still to write."""

@@ -10,7 +10,7 @@ import torch
 from core.imageset import ImageSet, Rounding
 from core.ranges import Keys, LinfRadius
 from core.run import Run
-from core.streams import BLOCK
+from core.streams import BLOCK, by_block
 
 VERSION = 1
 SMOKE: dict = {}
@@ -27,14 +27,12 @@ def bound(config: Config) -> tuple[str, float]:
 
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
-    """Row i of the result is row i of `clean` plus its own signs, drawn by block of rows."""
+    """Row i of the result is row i of `clean` plus its own signs."""
     shape = (BLOCK, *clean.images.shape[1:])
 
-    def rows(images: torch.Tensor, rows: slice) -> torch.Tensor:
-        for start in range(rows.start, rows.stop, BLOCK):
-            bits = torch.randint(0, 2, shape, generator=run.stream("signs", start // BLOCK))
-            part = images[start - rows.start : start - rows.start + BLOCK]
-            part.add_(bits[: len(part)] * 2.0 - 1, alpha=config.epsilon)
-        return images
+    def signed(images: torch.Tensor, rows: slice) -> torch.Tensor:
+        bits = by_block(rows, lambda block: torch.randint(
+            0, 2, shape, generator=run.stream("signs", block)))
+        return images.add_(bits * 2.0 - 1, alpha=config.epsilon)
 
-    return clean.map_rows(rows, run, rounding=config.rounding)
+    return clean.map_rows(signed, run, rounding=config.rounding)

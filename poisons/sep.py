@@ -27,7 +27,7 @@ from core.imageset import ImageSet, Rounding
 from core.pgd import Gradient, gradient_of, pgd
 from core.ranges import Count, Keys, LinfRadius, StepSize
 from core.run import Run
-from poisons.crafting import add_noise, on_device, report_seen, slices
+from poisons.crafting import add_noise, on_device, other_class, report_seen, slices
 from poisons.ensemble import Surrogate, check_checkpoints, train_ensemble
 from poisons.frozen import FrozenSurrogate
 
@@ -61,8 +61,8 @@ def bound(config: Config) -> tuple[str, float]:
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus its own noise, for the class half-way round."""
+    targets = other_class(clean, clean.num_classes // 2)
     ensemble = train_ensemble(clean, config.checkpoints, config.surrogate, run)
-    targets = (clean.labels_at() + clean.num_classes // 2) % clean.num_classes
     centroids = [class_features(frozen, clean, run) for frozen in ensemble] \
         if config.loss != "sep" else []
 

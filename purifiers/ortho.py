@@ -15,12 +15,13 @@ bf16.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import nn
 
 from core.imageset import ImageSet, Rounding
-from core.ranges import BatchSize, Count, Keys, Positive
+from core.ranges import BatchSize, Keys, Positive, Range
 from core.run import Run
 from core.training import Protocol, train_classifier
 from models.classifiers import Headed
@@ -37,7 +38,7 @@ class Config(Keys):
     """
 
     # minibatches, however many epochs they are; release: 20 epochs, which are 980 on 50,000 images
-    steps: Count = 980
+    steps: Annotated[int, Range(at_least=2)] = 980
     batch_size: BatchSize = 1024    # images a step; release: 1,024
     # at the start; a tenth from half of the steps on, a hundredth from three quarters; release: 0.1
     learning_rate: Positive = 0.1

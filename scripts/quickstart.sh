@@ -8,16 +8,16 @@
 # clean digits. Repeating the line resumes; what is done is not done again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/setup.sh
-
 seeds=1 out=runs/quickstart
 while [ $# -gt 0 ]; do
-  case $1 in
-    --seeds) seeds=$2; shift 2 ;;
-    --out) out=$2; shift 2 ;;
+  case $1=${2:-} in
+    --seeds=[1-9] | --seeds=[1-9][0-9]) seeds=$2 ;;
+    --out=?*) out=$2 ;;
     *) echo "usage: bash scripts/quickstart.sh [--seeds N] [--out FOLDER]" >&2; exit 2 ;;
   esac
+  shift 2
 done
+source scripts/setup.sh
 
 for ((seed = 1; seed <= seeds; seed++)); do
   dir=$out/seed$seed

@@ -9,6 +9,10 @@ while [ $# -gt 0 ] && [[ $1 != -* && $1 != *=* ]]; do
   tables+=("$1")
   shift
 done
+if [ ${#tables[@]} = 0 ] && [[ " $* " != *" -h "* && " $* " != *" --help "* ]]; then
+  echo "error: name a table first: bash scripts/table.sh NAME [--quick] [key=value ...]" >&2
+  exit 1
+fi
 python scripts/run_table.py ${tables[@]+"${tables[@]}"} "$@"
 status=$?
 case " $* " in *" --dry-run "* | *" --status "*) exit $status ;; esac

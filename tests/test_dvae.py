@@ -292,6 +292,8 @@ def test_a_checkpoint_says_what_it_was_trained_on(poisoned, checkpoint):
     ends = {line["loop"]: line["seconds"] for line in read_log(checkpoint) if "seconds" in line}
     assert len(ends) == 2
     assert meta["trained_on"]["seconds"] > sum(ends.values()) - 0.01 > 0    # and the sweep between
+    assert meta["trained_on"]["config"] == meta["config"]       # which records tell too
+    assert meta["trained_on"]["seed"] == 3
 
 
 @pytest.mark.slow

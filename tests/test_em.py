@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -633,6 +634,24 @@ def test_rows_read_are_the_readers_own(tmp_path):
     file.read(slice(0, 2))[:] = 1
     assert not file.read(slice(0, 2)).any()
     file.close()
+
+
+def test_one_process_alone_writes_the_start(tmp_path, small):
+    """Of several, one that comes late would clear what the first learns from already."""
+    with new_run(tmp_path / "out") as run:
+        waited = []
+
+        def begin(leads: bool) -> np.ndarray:
+            run.world = SimpleNamespace(leads=leads, barrier=lambda: waited.append(leads))
+            noise = noise_files.TwoFiles(small, run)
+            noise.begin(0, lambda rows: torch.ones(rows.stop - rows.start, 3, 8, 8))
+            found, _ = noise.files(0)
+            return found.read(slice(0, len(small)))
+
+        assert not begin(False).any()
+        assert (begin(True) == 1).all()
+        assert (begin(False) == 1).all()
+        assert waited == [False, True, False]
 
 
 def test_rounds_take_the_two_noises_in_turn(tmp_path, small):

@@ -109,13 +109,21 @@ def test_where_a_number_is_from(tmp_path):
     shutil.copytree(DVAE, tmp_path / "results/dvae")
     (tmp_path / "results/table.md").write_text("| em | dvae | 66.5 ± 0.2 (3) |\n| 166.5 | 66.55 |")
     assert listed("66.5").splitlines() == [
-        "results/dvae: cifar10-train.npz > em > dvae, cpu12, seed 0: last epoch; best epoch, an "
-        "oracle's choice", "results/table.md:1: | em | dvae | 66.5 ± 0.2 (3) |",
+        "results/dvae: cifar10-train.npz > em > dvae, cpu12, seed 0: after the last epoch; "
+        "best epoch, an oracle's choice", "results/table.md:1: | em | dvae | 66.5 ± 0.2 (3) |",
         "results/reported.csv: BridgePure T1 (paper): cifar100, rem, bridgepure_0.5k, resnet18"]
     assert "results/dvae: cifar10-train.npz > em > dvae" in listed("66.54")
     assert listed("66.5%") == listed("66.5")
     assert "reported.csv: APBench site-svhn (leaderboard): svhn, em, gray" in listed("65.66")
     assert listed("12.345").startswith("12.345 is in no record, table or page here")
+
+
+def test_the_epoch_that_was_kept_is_told(tmp_path):
+    """Not the last one: early stopping keeps another's weights."""
+    shutil.copytree(DVAE, tmp_path / "runs/kept")
+    edit_record(tmp_path / "runs/kept", kept_epoch=4)
+    assert "seed 0: after epoch 4, which was kept;" in listed("66.5")
+    assert "correctly after epoch 4, which was kept (one run)" in listed("cite", "runs/kept")
 
 
 def test_a_record_of_a_part_or_of_a_trial_says_so(tmp_path):
@@ -144,7 +152,7 @@ def test_a_record_is_cited_with_what_it_knows(tmp_path):
         "A resnet18 of width 16, trained for 12 epochs (protocol cpu12, epochs=2, seed 0) on "
         "10,000 images of cifar10-train poisoned by EM (batch_size=128, width=16) and purified by "
         "D-VAE (latent=mean), classifies 66.5 % of the 10,000 test images of cifar10-test.npz "
-        "correctly after its last epoch (one run), where the defence saw the poisoned set; "
+        "correctly after the last epoch (one run), where the defence saw the poisoned set; "
         "measured on 2026-11-26 with commit abababab and torch 2.14.1 on Intel(R) Xeon(R) "
         "Processor; record c1010032.")
     assert entry.startswith("@misc{record-c1010032,\n  title  = {{Purifying unlearnable ex")
@@ -211,6 +219,24 @@ def test_steps_that_one_alone_has_are_told_by_the_lineage():
     assert "settings: no difference" in lines
     assert compared(EM, EM / "record.json")[2:] == [
         "the same record", *(f"{name}: no difference" for name in compare.HEADINGS)]
+
+
+def test_how_a_purifier_was_trained_is_compared(tmp_path):
+    """By its settings, or where older records do not tell them by its checkpoint."""
+    train = json.loads((DVAE / "record.json").read_text())["train"]
+    *before, step = train["lineage"]
+    told = {"config": {"epochs": 15, "stages": [{"kld_target": 1.0}, {"kld_target": 3.0}]}}
+    for name, trained in (("older", {}), ("one", told),
+                          ("other", {"config": {**told["config"], "epochs": 30}})):
+        shutil.copytree(DVAE, tmp_path / name)
+        made = {**step, "inputs": {**step["inputs"], "checkpoint": "c" * 64},
+                "trained_on": {**step["trained_on"], **trained}}
+        edit_record(tmp_path / name, train={**train, "lineage": [*before, made]})
+    other = step["inputs"]["checkpoint"][:8]
+    assert f"train.dvae.checkpoint {other} | cccccccc" in compared(
+        DVAE, tmp_path / "older")
+    assert "train.dvae.trained_on.config.epochs 15 | 30" in compared(
+        tmp_path / "one", tmp_path / "other")
 
 
 def test_what_is_no_record_is_not_compared(tmp_path):

@@ -11,7 +11,8 @@ from conftest import run_command, write_imageset
 from core.imageset import ImageSet
 from scripts.pictures import figures, grid, inspect_poison, strips, style
 
-RECORD = {"settings": {}, "learner": "standard", "protocol": "em60", "config": {"test_every": 0}}
+RECORD = {"test": {}, "settings": {}, "learner": "standard", "protocol": "em60",
+          "config": {"test_every": 0}}
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +141,8 @@ def test_accuracies_are_of_one_protocol_on_the_whole_set():
         "\n99.0 %", "\n30.0 ± 7.1 %", ""]
     assert "%: clean test accuracy, em60, 1 to 2 seeds" in grid.grid_title("d", "rows 0 to 1",
                                                                           accuracies, protocol)
+    elsewhere = record("a", 0.9, test={"fingerprint": "other test images"})
+    assert grid.accuracies_of(sets, [*found, elsewhere])[0] == accuracies
     assert grid.accuracies_of(sets, []) == ([[], [], []], "")
     assert grid.grid_title("d", "row 0", [[], []], "") == "d, row 0"
 

@@ -213,6 +213,40 @@ def test_rows_of_the_same_methods_say_what_differs(results):
     assert "rounding=" not in found.split("JPEGjpeg.quality=50")[1][:40]
 
 
+def test_what_differs_anywhere_is_no_other_seed(results):
+    """In how the purifier was trained, in the test images, the split or the learner's keys; and two
+    of one seed are never one cell, also where older records do not tell why."""
+    record = json.loads((results / "em/record.json").read_text())
+    train = record["train"]
+    step = {"method": "vae", "preset": "vae", "version": 1, "seed": 0, "settings": {}, "config": {},
+            "fingerprint": "0" * 64, "inputs": {"checkpoint": "1" * 64},
+            "trained_on": {"name": "x", "shape": [1, 8, 8, 3], "num_classes": 10,
+                           "root": train["root"], "lineage": []}}
+
+    def add(name: str, seed: int, trained: dict | None = None, **changes):
+        lineage = [*train["lineage"], {**step, "trained_on": {**step["trained_on"],
+                                                              "config": trained or {}}}]
+        shutil.copytree(results / "em", results / name)
+        edit_record(results / name, fingerprint=name * 64, seed=seed, accuracy_last=seed / 10,
+                    **{"train": {**train, "lineage": lineage}, **changes})
+
+    add("a", 1, {"kld_target": 1.0})
+    add("b", 2, {"kld_target": 1.0})
+    add("c", 3, {"kld_target": 2.0})
+    add("d", 4, {"kld_target": 2.0}, test={**record["test"], "root": {"data": "others"}})
+    add("e", 5, {"kld_target": 2.0}, config={**record["config"], "width": 99})
+    add("f", 6)
+    add("0", 6)
+    shown = " ".join(page_of(results).inside.values())
+    for text in ("test=digits, vae.train.kld_target=1, standard.width=815.0 ± 7.1 (2)",
+                 "test=digits, vae.train.kld_target=2, standard.width=830.0",
+                 "test=others, vae.train.kld_target=2, standard.width=840.0",
+                 "test=digits, vae.train.kld_target=2, standard.width=9950.0",
+                 "test=digits, standard.width=860.0", "standard.width=8, record ffffffff60.0"):
+        assert text in shown, text
+    assert "(3)" not in shown
+
+
 def test_what_a_record_says_is_text(results):
     evil = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
     record = json.loads((results / "em/record.json").read_text())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, new_run, run_command, succeed
+from conftest import ROOT, new_run, run_command, succeed, write_imageset
 
 from core.imageset import ImageSet, from_arrays
 from core.pgd import gradient_of, pgd
@@ -54,6 +54,17 @@ def cross_entropy(model, images: np.ndarray, labels: np.ndarray) -> float:
 
 def share(log: list[dict]) -> float:
     return next(line["share"] for line in log if line["loop"] == "seen")
+
+
+@pytest.mark.parametrize("name", ["tap", "sep", "aap", "hypo.variant=p1"])
+def test_a_set_of_one_class_has_no_other_to_lead_to(tmp_path, few, name):
+    """Its next class would be its own, and nothing would change."""
+    method, _, key = name.partition(".")
+    clean = write_imageset(tmp_path / "one", few.images[:64], np.zeros(64, np.int64), classes=1)
+    words = [f"{method}.{key}"] if key else []
+    outcome = run_command(poison_main, f"method={method}", "--smoke", f"data={clean}", *words)
+    assert outcome.status == 1
+    assert "has one class: there is no other for the noise to lead to" in outcome.error
 
 
 # --- the plain loops -------------------------------------------------------------------------

@@ -31,15 +31,13 @@ def sentence(record: dict) -> str:
     train, epochs = record["train"], record["epochs"]
     network = f"A {wording.network_text(record['config'])}"
     way = "" if record["learner"] == "standard" else f" by {labelled(record)}"
-    kept = record.get("kept_epoch")
-    after = f"epoch {kept}, which was kept" if kept else "its last epoch"
     saw = wording.saw(record)
     told = "" if saw == "nothing" else f", where the defence saw {saw}"
     return (f"{network}, trained for {epochs} epoch{'s' * (epochs != 1)}{way} (protocol "
             f"{wording.protocol_text(record)}, seed {record['seed']}) on {train['rows']:,} images "
             f"of {train['name']}{made(record)}, classifies {100 * record['accuracy_last']:.1f} % "
             f"of the {record['test']['rows']:,} test images of {test_of(record)} correctly after "
-            f"{after} (one run){told}; {measured(record)}.")
+            f"{wording.after(record)} (one run){told}; {measured(record)}.")
 
 
 def made(record: dict) -> str:

@@ -90,6 +90,8 @@ def entries(record: dict) -> dict[str, Any]:
         kept = {key: value for key, value in step.items()
                 if key not in ("method", "preset", "config", "fingerprint", "inputs")}
         config = whole(room, step["method"], step["config"])
+        if "checkpoint" in step["inputs"]:      # of older records all that tells its training
+            kept["checkpoint"] = step["inputs"]["checkpoint"]
         found |= leaves({**kept, **config}, f"train.{name}")
     return found
 

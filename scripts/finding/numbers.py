@@ -10,15 +10,16 @@ from scripts.tables import published, wording
 
 FOLDERS = ("results", "runs")
 PAGES = ("docs/results.md", "README.md")
-KINDS = {"accuracy_last": "last epoch", "accuracy_best": "best epoch, an oracle's choice",
-         "train_accuracy": "on its own training set"}
 
 
 def places(number: str) -> Iterator[str]:
     """A line for each place of an accuracy in percent, as it was printed: '65.6'."""
     digits = len(number.partition(".")[2])
     for folder, record in records.whole(*FOLDERS):
-        found = [text for key, text in KINDS.items()
+        kinds = {"accuracy_last": f"after {wording.after(record)}",
+                 "accuracy_best": "best epoch, an oracle's choice",
+                 "train_accuracy": "on its own training set"}
+        found = [text for key, text in kinds.items()
                  if f"{100 * record[key]:.{digits}f}" == number]
         if found:
             yield printable(

@@ -14,7 +14,7 @@ import numpy as np
 from core.distributed import note
 from core.errors import UserError
 from scripts.pictures import style
-from scripts.pictures.style import MUTED, SERIES, look_of, name_of
+from scripts.pictures.style import MUTED, SERIES, looks_of, name_of
 from scripts.tables.measure import Point
 from scripts.tables.table import Table
 
@@ -41,8 +41,8 @@ def swept(measured: list[Point], row: str, family: str, by: str) -> list[Point]:
 
 
 def untouched(measured: list[Point], row: str | None) -> list[Point]:
-    """Of a row without a purifier; None: of the clean set."""
-    return [point for point in measured if point.psnr_poisoned is None and (
+    """Of a row without a defence; None: of the clean set."""
+    return [point for point in measured if point.psnr_poisoned is None and not point.learner and (
         point.psnr_clean is None if row is None
         else point.row == row and point.psnr_clean is not None)]
 
@@ -56,7 +56,7 @@ def refuse_nothing(table: Table, found) -> None:
 def note_left_out(measured: list[Point], drawn: Iterable[tuple[str, str]]) -> None:
     """Say which columns a figure has no series of: those that nothing varies, or another does."""
     left = dict.fromkeys(f"{point.row} x {point.family}" for point in measured
-                         if point.psnr_poisoned is not None
+                         if (point.psnr_poisoned is not None or point.learner)
                          and (point.row, point.family) not in drawn)
     if left:
         note(f"not in this figure, which plots what `over` varies: {', '.join(left)}")
@@ -131,7 +131,7 @@ def draw_trade_off(table: Table, measured: list[Point], data: str, arguments) ->
     refuse_nothing(table, rows)
     figure = style.sheet(2.5 * len(rows) + 0.9)
     axes = figure.subplots(len(rows), 1, squeeze=False, sharex=True)[:, 0]
-    texts, levels = {}, {}
+    texts, levels, looks = {}, {}, looks_of(families)
     for axis, row in zip(axes, rows, strict=True):
         texts[row] = []
         for family, column in families.items():
@@ -140,7 +140,7 @@ def draw_trade_off(table: Table, measured: list[Point], data: str, arguments) ->
                 continue
             strength = " and ".join(STRENGTHS.get(name, name) for name in column.variables)
             show_points(axis, [getattr(point, by) for point in line], line, "accuracy",
-                        look_of(family), f"{name_of(family)} (number: {strength})")
+                        looks[family], f"{name_of(family)} (number: {strength})")
             texts[row] += [(getattr(point, by), point.accuracy, point.value) for point in line]
         clean, poisoned = untouched(measured, None)[:1], untouched(measured, row)
         for point in clean:
@@ -170,12 +170,13 @@ def draw_epochs(table: Table, found: dict[tuple[str, str], np.ndarray], data: st
     refuse_nothing(table, rows)
     figure = style.sheet(2.4 * len(rows) + 0.9)
     axes = figure.subplots(len(rows), 1, squeeze=False, sharex=True)[:, 0]
+    looks = looks_of(["clean"] * bool(alone) + [column for row, column in found if row in rows])
     for axis, row in zip(axes, rows, strict=True):
         shown = alone | {key: curve for key, curve in found.items() if key[0] == row}
         for i, (key, curve) in enumerate(shown.items()):
             family = key[1] if key[0] == row else "clean"
             name = name_of(family) if key[0] == row else f"{name_of(key[0])} images"
-            colour, marker = look_of(family)
+            colour, marker = looks[family]
             epochs, means = curve[0, :, 0], curve[..., 1].mean(0)
             several = len(curve) > 1
             # beside each other, where series would cover each other

@@ -53,7 +53,8 @@ def accuracies_of(sets: list[ImageSet], found: Iterable[dict]) -> tuple[list[lis
     rows = {other.fingerprint: len(other) for other in sets}
     for record in found:
         made = record["train"]
-        protocol = json.dumps([record["protocol"], {**record["config"], "test_every": None}])
+        protocol = json.dumps([record["protocol"], {**record["config"], "test_every": None},
+                               record["test"].get("fingerprint")])
         labels[protocol] = records.labelled(
             record["protocol"], records.label(record["learner"], record["config"]))
         if rows.get(made["fingerprint"]) == made["rows"] and not record["settings"]:

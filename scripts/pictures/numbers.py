@@ -27,12 +27,14 @@ def print_points(found: list[Point]) -> None:
 
 
 def print_curves(found: dict[tuple[str, str], np.ndarray]) -> None:
-    """Of `measure.curves`."""
-    epochs = next(iter(found.values()))[0, :, 0]
-    head = ("trained on", *(f"epoch {epoch:.0f}" for epoch in epochs))
-    print(markdown(head, [[" x ".join(key), *(wording.spread(list(values))
-                                              for values in curve[..., 1].T)]
-                          for key, curve in found.items()]), end="")
+    """Of `measure.curves`; blank where one was not tested after an epoch."""
+    epochs = sorted({epoch for curve in found.values() for epoch in curve[0, :, 0]})
+    lines = []
+    for key, curve in found.items():
+        cells = dict(zip(curve[0, :, 0], map(wording.spread, curve[..., 1].T.tolist()),
+                         strict=True))
+        lines.append([" x ".join(key), *(cells.get(epoch, "") for epoch in epochs)])
+    print(markdown(("trained on", *(f"epoch {epoch:.0f}" for epoch in epochs)), lines), end="")
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -42,7 +44,7 @@ def read_points(path: Path, table: Table) -> list[Point]:
     """What print_points printed of this table. Raises UserError that names the line at fault."""
     columns = {f"{column.family} {' '.join(column.variables.values())}".strip(): column
                for column in table.columns}
-    rows = [row.name for row in table.rows]
+    rows = {row.name: row for row in table.rows}
     found = []
     for line, cells in read_table(path, ["poison", "purifier", wording.ACCURACY]):
         for name, known in ((cells["poison"], rows), (cells["purifier"], columns)):
@@ -54,6 +56,7 @@ def read_points(path: Path, table: Table) -> list[Point]:
                   if cells.get(name)}
         found.append(Point(cells["poison"], column.family, " ".join(column.variables.values()),
                            read_spread(cells[wording.ACCURACY], line),
+                           learner=bool(column.learner or rows[cells["poison"]].learner),
                            **{"psnr_poisoned": None, "psnr_clean": None, "kld": None, **values}))
     return found
 
@@ -68,6 +71,7 @@ def read_curves(path: Path, table: Table) -> dict[tuple[str, str], np.ndarray]:
         if name not in keys:
             raise UserError(f"{line}: {table.path} has no '{printable(name)}'"
                             + suggest(name, list(keys)))
+        cells = {head: cell for head, cell in cells.items() if cell}
         epochs = [number_of(head.removeprefix("epoch "), line) for head in cells]
         accuracies = np.array([read_spread(cell, line) for cell in cells.values()])
         found[keys[name]] = np.stack([np.broadcast_to(epochs, accuracies.T.shape), accuracies.T],

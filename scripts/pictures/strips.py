@@ -129,14 +129,19 @@ def draw_strips(groups: list[tuple[str, list[Strip]]], text: str):
 
 
 def stages(table: Table, cells: list[plan.Cell], rows: slice) -> dict[str, list[Strip]]:
-    """The strips of each of the table's poisons, of its first seed. Raises UserError where the sets
-    lack the rows."""
+    """The strips of each of the table's poisons, of its first seed. Raises UserError where there
+    are none, and where the sets lack the rows."""
     found = {}
     for row in table.rows:
         group = [cell for cell in cells if cell.row is row and cell.seed == table.seeds[0]]
-        found[row.name] = strips_of(group, table.settings.get("root", "data"), rows)
-        if len(found[row.name][0].images) == 0:
-            raise UserError(f"--first {rows.start} --images {rows.stop - rows.start}: no such rows")
+        if shown := strips_of(group, table.settings.get("root", "data"), rows):
+            found[row.name] = shown
+            if len(shown[0].images) == 0:
+                raise UserError(f"--first {rows.start} --images {rows.stop - rows.start}: no such "
+                                "rows")
+    if not found:
+        raise UserError(f"{table.path}: there is nothing to show: none of these cells has a set of "
+                        "its own")
     return found
 
 
@@ -147,6 +152,8 @@ def strips_of(cells: list[plan.Cell], root: str, rows: slice) -> list[Strip]:
     strips = []
     for ((cell, record),) in records_of(cells).values():
         chain = sets_of(cell.record)
+        if not chain:                   # trained on the clean images themselves
+            continue
         final = ImageSet.load(chain[-1].out)
         if clean is None:
             clean = clean_of(final, root).images[rows]

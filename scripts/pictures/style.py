@@ -5,11 +5,12 @@ import functools
 import io
 import os
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 from core import files
 from core.names import printable
-from scripts.tables.wording import NAMES
+from scripts.tables import wording
 
 WIDTH = 6.6             # inches, which a README shows 800 pixels wide: 9 points are 15 of them
 DOTS = 200              # an inch
@@ -35,14 +36,24 @@ def pyplot():
     return plt
 
 
-def name_of(method: str) -> str:
-    """How a method or preset is written."""
-    return "not purified" if method == "none" else NAMES.get(method, method)
+def name_of(label: str) -> str:
+    """How a row or column is written in pictures."""
+    return "not purified" if label == "none" else wording.name_of(label)
 
 
-def look_of(family: str) -> tuple[str, str]:
-    """Colour and marker of a column, or of `clean`."""
-    return LOOKS.get(family, (BLUE, "o"))
+def looks_of(families: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each column, or of `clean`: its own if it has one that is free, else the
+    next in a colour that no other has, as long as there are such."""
+    looks: dict[str, tuple[str, str]] = {}
+    markers = dict.fromkeys(marker for _, marker in SERIES)
+    for family in sorted(dict.fromkeys(families), key=lambda family: family not in LOOKS):
+        own = [LOOKS[family]] if family in LOOKS else []
+        colours = {colour for colour, _ in looks.values()}
+        others = [(colour, marker) for marker in markers for colour, _ in SERIES]
+        free = [look for look in (*own, *SERIES) if look[0] not in colours] \
+            or [look for look in others if look not in looks.values()] or list(SERIES)
+        looks[family] = free[0]
+    return looks
 
 
 @functools.cache

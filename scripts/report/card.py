@@ -30,7 +30,7 @@ def card(kept: Kept, name: str, back: str, known: list[dict],
     return tag(
         "article", link(f"#{back}", "close", class_="close"),
         tag("h3", f"{' > '.join(steps)}: {100 * record['accuracy_last']:.1f} %"),
-        tag("p", "Clean test accuracy after the last epoch; best "
+        tag("p", f"Clean test accuracy after {wording.after(record)}; best "
             f"{100 * record['accuracy_best']:.1f} % (an oracle), on its own training set "
             f"{100 * record['train_accuracy']:.1f} %."),
         tag("p", "Published: ", sourced(known)) if known else None,

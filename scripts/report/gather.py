@@ -19,6 +19,7 @@ import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from core import config, records
 from core.commands import COMMANDS
@@ -283,49 +284,66 @@ def named(methods: list[str]) -> str:
     return " + ".join(wording.NAMES.get(method, method) for method in methods)
 
 
+class Alike(NamedTuple):
+    """What the records of one cell share."""
+
+    methods: tuple[str, ...]
+    keys: str                       # with their values (`keys_of`)
+    reason: str                     # for which they are retired
+    record: str = ""                # of one that stands alone: another has its seed
+
+
 def by_protocol(title: str, found: dict[Path, dict], results: Results, reasons: dict[Path, str]
                 ) -> Iterator[Table]:
     """A table for each data set, size and protocol of records that no table reaches, each of them
     once. Beside them stand published numbers, but not beside what was retired for a reason; beside
     rows of the same methods, the keys in which they differ."""
-    groups: dict[tuple, dict[tuple, dict[Path, dict]]] = {}
+    groups: dict[tuple, dict[Alike, dict[Path, dict]]] = {}
     for place, record in sorted(found.items(), key=lambda it: it[1]["seed"]):
-        lineage = record["train"]["lineage"]
-        methods = tuple(step["method"] for step in lineage)
-        values = str([config.plain(step["config"]) for step in lineage])
         made = {key: value for key, value in (record.get("overrides") or {}).items()
                 if key != "test_every"}         # which changes no accuracy of the last epoch
-        group = (results.kept[place].data, record["train"]["rows"],
-                 wording.protocol_text({**record, "overrides": made}))
-        places = groups.setdefault(group, {}).setdefault(
-            (methods, values, reasons.get(place, "")), {})
-        if record["fingerprint"] not in {one["fingerprint"] for one in places.values()}:
-            places[place] = record
+        cells = groups.setdefault((results.kept[place].data, record["train"]["rows"],
+                                   wording.protocol_text({**record, "overrides": made})), {})
+        cell = Alike(tuple(step["method"] for step in record["train"]["lineage"]),
+                     str(keys_of(record)), reasons.get(place, ""))
+        if any(record["fingerprint"] == one["fingerprint"]
+               for places in cells.values() for one in places.values()):
+            continue
+        if any(record["seed"] == one["seed"] for one in cells.get(cell, {}).values()):
+            cell = cell._replace(record=record["fingerprint"])
+        cells.setdefault(cell, {})[place] = record
     known = published.read()
     for (data, _, protocol), cells in sorted(groups.items()):
         apart = keys_apart({cell: next(iter(places.values())) for cell, places in cells.items()})
-        listed = [row_of(entry_of(places, data if data in NAMED and not cell[-1] else "", known),
-                         results.kept, note=cell[-1] or apart[cell])
+        listed = [row_of(entry_of(places, data if data in NAMED and not cell.reason else "", known),
+                         results.kept, note=cell.reason or apart[cell])
                   for cell, places in sorted(cells.items())]
         yield Table(f"{title}, {protocol}", data, listed)
 
 
-def keys_apart(cells: dict[tuple, dict]) -> dict[tuple, str]:
-    """'jpeg.quality=10' for each cell (methods, ...): in what it differs from others of the same
-    methods, as far as fits."""
+def keys_apart(cells: dict[Alike, dict]) -> dict[Alike, str]:
+    """'jpeg.quality=10' for each cell: in what it differs from others of the same methods, as far
+    as fits."""
     found = {}
     for cell, record in cells.items():
-        others = [keys_of(other) for it, other in cells.items() if it[0] == cell[0]]
+        others = [keys_of(other) for it, other in cells.items() if it.methods == cell.methods]
         apart = [f"{key}={wording.shown(value)}" for key, value in keys_of(record).items()
                  if any(other.get(key, value) != value for other in others)]
-        found[cell] = ", ".join(apart[:3])
+        found[cell] = ", ".join(apart[:3] + [f"record {cell.record[:8]}"] * bool(cell.record))
     return found
 
 
 def keys_of(record: dict) -> dict[str, object]:
-    """The keys of all that made a record's set."""
-    return {f"{step['method']}.{key}": value for step in record["train"]["lineage"]
-            for key, value in step["config"].items()}
+    """The keys of all that a record is of, but for seeds: of what made its set, of what trained the
+    purifiers as far as the record tells it, of its learner, and which images there were."""
+    train = record["train"]
+    keys = {"split": train["root"].get("split", ""), "test": record["test"]["root"]["data"]}
+    for step in train["lineage"]:
+        trained = (step.get("trained_on") or {}).get("config", {})
+        keys |= {f"{step['method']}.{key}": value for key, value in step["config"].items()}
+        keys |= {f"{step['method']}.train.{key}": value for key, value in trained.items()}
+    return keys | {f"{record['learner']}.{key}": value for key, value in record["config"].items()
+                   if key != "test_every"}
 
 
 def entry_of(places: dict[Path, dict], dataset: str, known: list[dict]) -> Entry:

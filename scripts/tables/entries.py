@@ -93,7 +93,8 @@ def collect(table: Table, cells: list[plan.Cell],
             among = [e for e in of_row if e.column in derived.max_of]
             if among:
                 entries.append(best_of(among, derived.name, len(table.seeds),
-                                       find(row.reported, (derived.name,))))
+                                       find(row.reported, (derived.name,),
+                                            **conditions[row.name, among[0].column])))
     marks = marks_of(table, entries)
 
     def labelled(row: str, column: str) -> str:

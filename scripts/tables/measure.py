@@ -64,6 +64,7 @@ class Point:
     kld: float | None               # that the VAE reached in its last epoch, nats a position
     lpips_clean: float | None = None    # mean over images, SqueezeNet; where asked for
     kept: float | None = None       # of the poison (`share_kept`); None: not purified, or clean
+    learner: bool = False           # trained by a learner of its row's or column's own
 
     @property
     def accuracy(self) -> float:
@@ -110,7 +111,7 @@ def points(table: Table, cells: list[plan.Cell], *, perceptual: bool = False
         found.append(Point(
             row.name, column.family, " ".join(column.variables.values()),
             [100 * record["accuracy_last"] for _, record in group], *psnrs, mean(klds), lpips,
-            kept))
+            kept, bool(row.learner or column.learner)))
     return found
 
 
@@ -191,12 +192,15 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 def curves(cells: list[plan.Cell]) -> dict[tuple[str, str], np.ndarray]:
     """(row, column) -> (seeds, epochs, 2): epoch and accuracy in percent. Raises UserError for a
-    record of the last epoch alone."""
+    record of the last epoch alone, and for seeds that were tested after different epochs."""
     found = {}
     for key, group in records_of(cells).items():
         for cell, record in group:
             if len(record["curve"]) < 2:
                 raise UserError(f"{cell.record.out} has the last epoch's accuracy only; evaluate "
                                 f"with {record.get('learner', 'standard')}.test_every: 1")
+        if len({tuple(epoch for epoch, _ in record["curve"]) for _, record in group}) > 1:
+            raise UserError(f"{' x '.join(key)}: its seeds were tested after different epochs, so "
+                            "they have no mean; --seeds chooses one")
         found[key] = np.array([record["curve"] for _, record in group]) * (1, 100)
     return found

@@ -367,7 +367,7 @@ def refuse_equal_seeds(cells: list[Cell]) -> None:
     """Raise UserError for two seeds of a cell that would be one run, counted twice."""
     seen: dict[tuple, Cell] = {}
     for cell in cells:
-        other = seen.setdefault((cell.table.block, cell.row.name, cell.column.name,
+        other = seen.setdefault((id(cell.table), cell.row.name, cell.column.name,
                                  cell.record.out), cell)
         if other is not cell:
             raise UserError(f"{cell.record.step.origin}: {cell.row.name} x {cell.column.name}: "

@@ -15,7 +15,7 @@ that are here.
 
 import argparse
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from core import records
@@ -50,56 +50,81 @@ def main(argv: list[str] | None = None) -> None:
     for word in ("--sets", "--worker"):
         parser.add_argument(word, action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args(argv)
-    tables = spec.read(arguments.table, Choice.of(arguments), tuple(arguments.settings))
-    cells = plan.cells_of(tables)
-    writer = formats.WRITERS[arguments.format]
+    choice, settings = Choice.of(arguments), tuple(arguments.settings)
+    tables = spec.read(arguments.table, choice, settings)
+    cells, words = plan.cells_of(tables), [arguments.table, *choice.words, *settings]
     if arguments.distances:
-        kept = records.committed()
-        found = {table.block: points(table, [
-            cell for cell in cells if cell.table is table
-            and not plan.wanted([cell], kept, sets=True)], perceptual=True) for table in tables}
-        print(writer(*lines_of(found)), end="")
-        return
-    entries = [entry for table in tables for entry in collect(table, cells)]
-    above = [header(table, cells, entries) for table in tables]
-    if not any(e.accuracies for e in entries):
-        words = [*Choice.of(arguments).words, *arguments.settings]
-        entries = [e for e in entries if not arguments.wide and (e.reported or e.also)]
-        above.append(unmeasured(tables, cells, [arguments.table, *words])
-                     + ("; what stands below is published" if entries else ""))
-    head, lines = (wide if arguments.wide else long)(entries)
+        above, head, lines = distances(tables, cells, words)
+    else:
+        above, head, lines = accuracies(tables, cells, words, wide if arguments.wide else long)
     for text in filter(None, above):
         if arguments.format == "csv":           # whose reader expects the head first
             say(text)
         else:
             print(f"% {printable(text)}" if arguments.format == "latex" else f"{text}\n")
     if lines or arguments.format != "markdown":
-        print(writer(head, lines), end="")
-    if arguments.wide and arguments.format == "markdown" and any(e.mark for e in entries):
+        print(formats.WRITERS[arguments.format](head, lines), end="")
+    if arguments.wide and arguments.format == "markdown" and any(
+            "‡" in cell for line in lines for cell in line[:2]):
         print(f"\n‡ does not poison: undefended, it costs less than {LEAST_COST:g} points of the "
               "clean accuracy")
 
 
-def unmeasured(tables: Iterable[Table], cells: list[plan.Cell], words: list[str]) -> str:
-    """Of a table without a record: that it is one, and the line that makes it."""
+Lines = tuple[list[str], tuple[str, ...], list[list[str]]]      # above the table, its head, lines
+
+
+def accuracies(tables: tuple[Table, ...], cells: list[plan.Cell], words: list[str],
+               form: Callable) -> Lines:
+    """The table, as `long` or `wide` has it; what nobody measured yet, without its empty cells."""
+    entries = [entry for table in tables for entry in collect(table, cells)]
+    above = [header(table, cells, [len(e.accuracies) for e in entries if e.block == table.block])
+             for table in tables]
+    if not any(e.accuracies for e in entries):
+        entries = [e for e in entries if form is long and (e.reported or e.also)]
+        above.append(f"{unmeasured(tables, cells)} has a record yet. {made(cells, words)}"
+                     + ("; what stands below is published" if entries else ""))
+    return above, *form(entries)
+
+
+def distances(tables: tuple[Table, ...], cells: list[plan.Cell], words: list[str]) -> Lines:
+    """What `measure` finds of the sets that are here."""
+    committed, found, above = records.committed(), {}, []
+    for table in tables:
+        here = [cell for cell in cells if cell.table is table
+                and not plan.wanted([cell], committed, sets=True)]
+        found[table.block] = points(table, here, perceptual=True)
+        above.append(header(table, cells, [len(point.accuracies) for point in found[table.block]]))
+    if not any(found.values()):
+        above = [f"{unmeasured(tables, cells)} has its record and sets here. "
+                 + made(cells, [*words, "--sets"])]
+        return above, (), []
+    return above, *lines_of(found)
+
+
+def unmeasured(tables: Iterable[Table], cells: list[plan.Cell]) -> str:
+    titles = "; ".join(dict.fromkeys(table.title for table in tables))
+    return f"{titles}: none of its {len(cells)} cells"
+
+
+def made(cells: list[plan.Cell], words: list[str]) -> str:
+    """The line that makes a table, and how long that takes."""
     timings = estimates.Estimates()
     times = [timings.of(artefact) for artefact in plan.wanted(cells, {})]
-    titles = "; ".join(dict.fromkeys(table.title for table in tables))
     others = noted.lines_of(words[0], but=shlex.join(words))
-    return (f"{titles}: none of its {len(cells)} cells has a record yet. python "
-            f"scripts/run_table.py {shlex.join(words)} makes them ({estimates.total(times)})"
+    return (f"python scripts/run_table.py {shlex.join(words)} makes them ({estimates.total(times)})"
             + (f"; what was run here of it: {'; '.join(others)}" if others else ""))
 
 
-def header(table: Table, cells: list[plan.Cell], entries: list[Entry]) -> str:
-    """What a smaller form of a table is of, and what was typed for its methods; '' for none."""
+def header(table: Table, cells: list[plan.Cell], seeds: list[int]) -> str:
+    """What a smaller form of a table is of, and what was typed for its methods; '' for none.
+    `seeds`: how many each cell has."""
     last = [cell.record for cell in cells if cell.table is table]
     if not last or not (table.size or table.typed):
         return ""
     networks = dict.fromkeys(wording.network_text(record.job.config) for record in last)
     rows = sorted({record.rows for record in last})
     count = f"{rows[0]:,}" + (f" to {rows[-1]:,}" if len(rows) > 1 else "")
-    counts = sorted({len(e.accuracies) for e in entries if e.block == table.block and e.accuracies})
+    counts = sorted(set(seeds) - {0})
     number = " to ".join(map(str, dict.fromkeys((*counts[:1], *counts[-1:])))) or "0"
     kind = {"quick": "A demonstration, not the paper's experiment: ",
             "small": "On a small scale: "}.get(table.size, "")

@@ -82,12 +82,12 @@ def main(argv: list[str] | None = None) -> None:
         if not Path(path).exists() or files.sha256(Path(path)) != digest:
             say(f"{path} was changed meanwhile; the same line makes what it says now")
     if failed:
-        for cell in cells:
-            if cell.record in failed:
-                say(f"{cell}: {failed[cell.record]}")
-        broken = sum(cell.record in failed for cell in cells)
-        raise UserError(f"{broken} of {len(cells)} cells failed; mend the causes above and repeat "
-                        "the same line")
+        causes = {cell: failed[artefact] for cell in cells
+                  for artefact in plan.behind([cell.record]) if artefact in failed}
+        for cell, cause in causes.items():
+            say(f"{cell}: {cause}")
+        raise UserError(f"{len(causes)} of {len(cells)} cells failed; mend the causes above and "
+                        "repeat the same line")
 
 
 def say_made_otherwise(cells: list[plan.Cell], committed: dict[str, Path]) -> None:

@@ -47,6 +47,7 @@ from core.device import DeviceSettings
 from core.distributed import note
 from core.errors import UserError
 from core.methods import find_method
+from core.remembered import NAMED
 from core.settings import known_keys
 from scripts.tables import keys
 from scripts.tables.table import FORMS, WHOLE, Choice, Derived, Line, Step, Table, fill, named
@@ -172,8 +173,9 @@ def read_block(path: str, tree: Node, data_set: str, small: dict[str, Node],
     if len(set(seeds)) < len(seeds):
         raise UserError(f"{path}: seeds: {list(seeds)} has one twice")
     title = get("title", str, Path(path).stem)
+    dataset = typed["data"] if typed.get("data") in NAMED else get("dataset", str, data_set)
     return Table(path, f"{title} ({block})" if block else title, block,
-                 get("dataset", str, data_set), get("source", str, ""), seeds, settings, rows,
+                 dataset, get("source", str, ""), seeds, settings, rows,
                  columns, derived, quicken(read_step(tree.value["evaluate"], ("evaluate",)), small))
 
 

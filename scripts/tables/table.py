@@ -125,7 +125,7 @@ class Choice:
         rows, columns, seeds = lists.values()
         if not all(seed.isdecimal() for seed in seeds):
             raise UserError(f"--seeds {arguments.seeds}: expected whole numbers, as in 0,1,2")
-        return cls(arguments.size, rows, columns, tuple(map(int, seeds)))
+        return cls(arguments.size, rows, columns, tuple(dict.fromkeys(map(int, seeds))))
 
     @classmethod
     def split(cls, words: Iterable[str]) -> tuple["Choice", tuple[str, ...]]:

@@ -98,6 +98,12 @@ def network_text(values: dict) -> str:
     return values.get("architecture", "resnet18") + width
 
 
+def after(record: dict) -> str:
+    """The epoch that an accuracy is of: 'the last epoch', or 'epoch 7, which was kept'."""
+    kept = record.get("kept_epoch")
+    return f"epoch {kept}, which was kept" if kept else "the last epoch"
+
+
 def shown(value: Any) -> str:
     """A value of a record's JSON as it would be typed."""
     return typed(tuple(value) if isinstance(value, list) else value)
