@@ -27,9 +27,10 @@ def main(argv: list[str] | None = None) -> None:
     datasets.note_doubts(train, test)
     run = request.open(identity.record(request, train, test, clean=clean))
     sets = {"train": train, "test": test, **({} if clean is None else {"clean": clean})}
-    if request.plan(run, {role: datasets.describe(images) for role, images in sets.items()}):
-        return
     committed = None if request.settings.out else records.committed().get(run.job.fingerprint)
+    if request.plan(run, {role: datasets.describe(images) for role, images in sets.items()},
+                    committed):
+        return
     if committed is not None:
         run.say(f"{committed} is already done{otherwise(committed, request.device)}")
         return report(records.load(committed), committed)

@@ -58,6 +58,7 @@ def apply_part(key: str, poisoned: ImageSet, run: Run) -> ImageSet:
         with open_run(part, poisoned, checkpoint) as its_run:
             if not its_run.done:
                 apply(part, poisoned, checkpoint, its_run)
+        its_run.stop_if_interrupted()           # it is whole; the outer run heard nothing
         done = ImageSet.load(folder)
     meta = {name: done.meta[name] for name in ("fingerprint", "lineage", "digests")}
     return dataclasses.replace(poisoned, images=done.images, meta={**poisoned.meta, **meta})

@@ -105,7 +105,8 @@ class Batches:
             stop = min(stop, self.last_step - epoch * self.length)
         parts = [slice(step * self.batch_size, (step + 1) * self.batch_size)
                  for step in range(start, stop)]
-        stored = self._stored(host_order, parts)
+        resident = isinstance(self.images, torch.Tensor)
+        stored = self._stored(order if resident else host_order, parts)
         for step, part, images in zip(range(start, stop), parts, stored, strict=True):
             rows = order[part]
             if self.before_crop is not None:
@@ -126,9 +127,10 @@ class Batches:
         return torch.randperm(self.rows, generator=generator)
 
     def _stored(self, order: torch.Tensor, parts: list[slice]) -> Iterator[torch.Tensor]:
-        """The stored images of each part of the order, uint8 (B, H, W, 3), on the device."""
+        """The stored images of each part of the order, uint8 (B, H, W, 3), on the device. The order
+        lies where the images do."""
         if isinstance(self.images, torch.Tensor):
-            return (self.images[order[part].to(self.device.torch)] for part in parts)
+            return (self.images[order[part]] for part in parts)
         if self.images.nbytes <= STREAMED:
             return (torch.from_numpy(self.images[order[part].numpy()]).to(self.device.torch)
                     for part in parts)

@@ -59,7 +59,8 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
             return fail(f"{error.filename or 'a file'}: {(error.strerror or '').lower()}; nothing "
                         "was left half-written: mend that and repeat the same line")
         except MemoryError as error:
-            return fail(f"out of memory: {error}")
+            return fail("out of memory: lower the batch size, or take fewer rows"
+                        + f" ({error})" * bool(str(error)))
         except RuntimeError as error:
             if not any(text in str(error).lower() for text in OUT_OF_MEMORY):
                 raise

@@ -407,7 +407,8 @@ def load_folder(path: Path, settings: DataSettings) -> ImageSet:
 
 
 def load_npz(path: Path, settings: DataSettings) -> ImageSet:
-    """Arrays `images` and `labels` of any integer type; classes are numbered up to the largest."""
+    """Arrays `images`, uint8, and `labels` of any integer type; classes are numbered up to the
+    largest."""
     reject_size(settings)
     found = reading.npz(path, "images", "labels")
     if len(found) < 2:

@@ -116,6 +116,7 @@ def decode(listing: Listing, how: How, job: Job, out: Path, *, name: str, root: 
             "name": name, "classes": listing.classes, "root": root, "root_digest": digest,
             "test": test, "lineage": [],
             "decoded": {**how.decides, "files": shape[0], "left_out": len(left_out)}}).save(run)
+    run.stop_if_interrupted()                   # who wanted the set would go on
 
 
 def write(listing: Listing, how: How, shape: tuple[int, ...], run: Run,

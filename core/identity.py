@@ -78,7 +78,8 @@ def make(request: Request, images: ImageSet, inputs: dict[str, str], method_conf
     steps = [step["method"] for step in images.meta["lineage"]]
     name = "-".join([images.meta["name"], *steps, request.preset])
     return Job(request.command.kind, name, request.method, request.module.VERSION, counted, seed,
-               inputs, request.preset, {**settings, **(extra or {})}, digests)
+               inputs, request.preset, {**settings, **(extra or {})}, digests,
+               tuple(request.steps) if request.parts else ())
 
 
 def what_counts(request: Request, method_config) -> tuple[dict, dict[str, str | None]]:

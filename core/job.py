@@ -27,22 +27,26 @@ class Job:
     inputs: dict[str, str]          # role -> fingerprint of the artefact
     preset: str = ""                # the YAML's name, for people
     settings: dict = field(default_factory=dict)    # further keys that change the output
-    digests: dict[str, dict[str, str]] = field(default_factory=dict)    # role -> file -> SHA-256;
-                                    # no part of the identity, but the same at every resume
+    # role -> file -> SHA-256; no part of the identity, but the same at every resume
+    digests: dict[str, dict[str, str]] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()     # methods of one that is made of others; `config` has theirs
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the job without its names and the inputs' bytes."""
         content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)
-                   if field.name not in ("name", "preset", "digests")}
+                   if field.name not in ("name", "preset", "digests", "parts")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def code(self) -> dict[str, str]:
-        """SHA-256 of its method's module, by the module's path; no part of the identity."""
+        """SHA-256 of its method's module, and of its parts', by the module's path; no part of the
+        identity."""
         rooms = {command.kind: command.room for command in COMMANDS.values()}
-        path = ROOT / rooms.get(self.kind, "") / f"{self.method}.py"
-        return {str(path.relative_to(ROOT)): files.sha256(path)} if path.is_file() else {}
+        paths = [ROOT / rooms.get(self.kind, "") / f"{method}.py"
+                 for method in dict.fromkeys((self.method, *self.parts))]
+        return {str(path.relative_to(ROOT)): files.sha256(path) for path in paths
+                if path.is_file()}
 
     @property
     def default_out(self) -> Path:

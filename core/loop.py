@@ -43,8 +43,9 @@ class Loop:
         self.save_epochs = save_epochs
         self.epoch = self.step = self.images = 0
         self.number = 0                     # of the step, counted on over the epochs
-        self.timed, self.seconds = 0, 0.0   # images and time in steps, over all processes; the
-                                            # first step of each compiles and does not count
+        # images and time in steps, over all processes; the first step of each, which compiles, does
+        # not count (a CUDA graph is recorded in a later one, which does)
+        self.timed, self.seconds = 0, 0.0
         self.means: dict[str, float] = {}   # of the last whole epoch
         self._sums: dict[str, torch.Tensor] = {}
         self._weights: dict[str, int] = {}      # images behind each sum

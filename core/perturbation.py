@@ -92,8 +92,8 @@ def limit_of(bound: tuple[str, float], found: Perturbation, image_size: int, rou
 
 def linear_probe(original: ImageSet, perturbed: ImageSet, rng: np.random.Generator) -> float | None:
     """Held-out accuracy of logistic regression on the perturbation: near 1 for a linearly
-    separable shortcut, near chance for noise where few pixels clip. None if there are too few rows
-    to tell.
+    separable shortcut, near chance for noise where few pixels clip. None where there is nothing to
+    tell apart (`halves`).
 
     Clipping leaks the image, and with it the label: random signs score 11 % on CIFAR-10, but 48 %
     on digits, most of whose pixels are black or white.
@@ -126,8 +126,8 @@ def nearest_mean(original: ImageSet, perturbed: ImageSet, rng: np.random.Generat
 
 def halves(original: ImageSet, perturbed: ImageSet, rng: np.random.Generator):
     """PROBE_ROWS random perturbations scaled to [-1, 1], and labels: two halves of (n, features)
-    and (n,). The features are pixels, of large images the means of blocks. None if there are too
-    few to tell."""
+    and (n,). The features are pixels, of large images the means of blocks. None of one class, of
+    too few rows for two, and where nothing differs."""
     chosen = np.sort(rng.permutation(len(original))[:PROBE_ROWS])
     step = rows_at_once(original.image_shape)
     delta = np.concatenate([

@@ -168,19 +168,23 @@ class Request:
                if key not in SHOWN_IF_SET or value != getattr(Settings, key)}
         shown = {**top, "seed": job.seed, **config.plain(self.data),
                  self.method: section or config.plain(self.config)}
+        if self.parts:          # theirs stay their own: read back, what is shown would be typed
+            shown |= {"seed": self.settings.seed, "precision": self.device.precision}
         return Run(job, out=Path(self.settings.out) if self.settings.out else None,
                    settings=shown, device=device or self.device, force=self.force, wait=self.wait)
 
-    def plan(self, run: Run, inputs: dict[str, str]) -> bool:
+    def plan(self, run: Run, inputs: dict[str, str], committed: Path | None = None) -> bool:
         """For --dry-run: print the resolved config and the plan. True if that was all. Data sets
-        may be absent (core.outlines)."""
+        may be absent (core.outlines). `committed` is where it is done already."""
         if not self.dry_run:
             return False
         print(config.dump({**run.settings, **config.plain(self.device)}), end="")
         unfinished = {None: "would be made", run.job.fingerprint: "would resume"}.get(
             run.folder.holder(), "holds other unfinished work (--force would drop it)")
-        done = f"already done{otherwise(run.out, self.device)}"
-        state = {"this": done, "nothing": unfinished,
+        place = committed or run.out
+        done = f"already done{otherwise(place, self.device)}"
+        state = done if committed else {
+                 "this": done, "nothing": unfinished,
                  "damaged": "is damaged (--force would move it aside)",
                  "other": "holds other work (--force would move it aside)"}[run.folder.occupant()]
         for role, text in inputs.items():
@@ -190,7 +194,7 @@ class Request:
                   "fingerprint, and with it the folder, is known once it is")
             return True
         print(f"# fingerprint {run.job.fingerprint[:16]}")
-        print(f"# {printable(run.out)}: {state}")
+        print(f"# {printable(place)}: {state}")
         return True
 
 

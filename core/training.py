@@ -18,7 +18,7 @@ from torch import nn
 
 from core.batches import Augmentation, Batches
 from core.config import added
-from core.device import Device
+from core.device import Device, to_device
 from core.errors import ConfigError, UserError
 from core.graphs import Recorded, adam, set_rate, sgd
 from core.imageset import ImageSet, to_floats
@@ -360,6 +360,6 @@ def in_order(data: ImageSet, batch_size: int, run: Run
     fitting = batch_size * 32 * 32 // (height * width)
     batch_size = min(batch_size, max(fitting, FEWEST[run.device.kind]))
     for start in range(0, len(data), batch_size):
-        images = torch.from_numpy(np.array(data.images[start : start + batch_size])).to(device)
-        labels = torch.from_numpy(np.array(data.labels[start : start + batch_size])).to(device)
-        yield to_floats(images), labels
+        rows = slice(start, start + batch_size)
+        yield (to_floats(to_device(np.array(data.images[rows]), device)),
+               to_device(np.array(data.labels[rows]), device))

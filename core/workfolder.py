@@ -132,7 +132,8 @@ class WorkFolder:
             raise
 
     def _finished(self) -> bool:
-        """True if OUT is this job's artefact; refuses or moves aside anything else there."""
+        """True if OUT is this job's artefact. Refuses anything else there, unless --force will make
+        room."""
         occupant = self.occupant()
         if occupant == "this":
             self._drop_scaffold(self.out)       # its maker died right after the rename
@@ -150,10 +151,13 @@ class WorkFolder:
                 if (self.out / "meta.json").exists() else
                 f"{self.out} is there already and not of this code's making; choose another "
                 f"{self._option}, or --force to move it aside")
-        self._move_aside()
         return False
 
-    def _move_aside(self) -> None:
+    def _make_room(self) -> None:
+        """Move aside what else is at OUT (`_finished` refused it without --force). With the lock
+        held, and when nothing that a user can cause is left to fail."""
+        if self.occupant() in ("nothing", "this"):
+            return
         number = 1
         while os.path.lexists(aside := self.out.with_name(f"{self.out.name}.old-{number}")):
             number += 1
@@ -195,11 +199,13 @@ class WorkFolder:
                 f"--smoke); choose another {self._option}, or --force to drop it")
         if holder == self.job.fingerprint:
             if (self.path / "meta.json").exists():
+                self._make_room()
                 self._tidy()
                 return None
             if not (self._force and self._changed_since(self._read_begun())):
                 return self._resume(settings, asked)
         device = resolve(asked)
+        self._make_room()
         self._clear()
         self._begin(settings, device)
         return device
@@ -227,7 +233,7 @@ class WorkFolder:
             "inputs": self.job.digests, "versions": versions(), "code": self.job.code})
 
     def _write_config(self, settings: dict, device: Device) -> None:
-        resolved = {**settings, **config.plain(device.as_settings())}
+        resolved = {**config.plain(device.as_settings()), **settings}
         files.write_bytes(self.path / "config.yaml", config.dump(resolved).encode())
 
     def _resume(self, settings: dict, asked: DeviceSettings) -> Device:
@@ -242,9 +248,10 @@ class WorkFolder:
         before = config.plain(begun["device"])
         try:
             device = resolve(begun["device"])
-        except UserError:
-            raise UserError(f"{self.path} was begun on {before['device']}; resume it there, or "
-                            "remove it") from None
+        except UserError as error:
+            raise UserError(f"{self.path} was begun on {before['device']} and cannot go on as it "
+                            f"was begun ({error}); resume it where it can, or remove it") from None
+        self._make_room()
         for left in (*self.path.glob("*.tmp"), *self.path.glob("state/*.tmp")):
             files.unlink(left)                  # its writer died
         files.mkdir(self.path / "state")

@@ -73,6 +73,7 @@ def poison_part(request: Request, clean: ImageSet, run: Run) -> ImageSet:
     with whole.open(identity.poison(whole, source)) as attack:
         if not attack.done:
             poison_all(whole, source, attack).save(attack)
+    attack.stop_if_interrupted()                # it is whole; the outer run heard nothing
     crafted = ImageSet.load(attack.out).images
 
     poisoned = np.zeros(len(clean), bool)
@@ -116,7 +117,7 @@ def inspect(request: Request, clean: ImageSet, poisoned: ImageSet, run: Run) -> 
     run.note("perturbation", **{**vars(found), "psnr": min(found.psnr, 999.0)}, linear_probe=probe)
     run.say(found.in_words())
     run.say("linear probe on the perturbation: " + (
-        "too few rows" if probe is None else
+        "nothing to tell apart" if probe is None else
         f"{probe:.1%} held-out (chance {1 / clean.num_classes:.1%})"))
 
 

@@ -66,6 +66,13 @@ def test_memory_that_ran_out_costs_a_sentence(capsys):
         assert re.fullmatch(r"error: out of memory: lower the batch size or the width \(.*\)\n",
                             capsys.readouterr().err)
 
+    def python():
+        raise MemoryError
+
+    assert command(lambda argv: python())() == 1
+    assert capsys.readouterr().err == ("error: out of memory: lower the batch size, or take fewer "
+                                       "rows\n")
+
 
 def lsp(*arguments) -> Outcome:
     return run_command(poison, LSP, "data=digits", PATCH, f"out={OUT}", *arguments)

@@ -1,6 +1,8 @@
 """A chain of purifiers is its links by hand, one after another: bytes, lineage, labels, resume."""
 
+import dataclasses
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from conftest import CONFIGS, content, run_command, succeed, write_imageset
 from methods import checkpoint_of, make_missing
 
 import purify
+from core import identity
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.request import parse
@@ -81,6 +84,19 @@ def test_its_seed_is_that_of_every_link_that_has_none(clean, trained):
     out = succeed(purify.main, CHAIN, f"data={clean}", "seed=5",
                   links(section + "}", section + ", keys: [seed=7]}"))
     assert [step["seed"] for step in lineage(out)] == [5, 7]
+
+
+def test_its_config_is_its_line_again(clean, trained):
+    """The seed that nobody typed, and the precision, stay those of each link's checkpoint."""
+    given = ["dvae", f"checkpoint={trained['dvae']}", "seed=3"]
+    _, out = both(clean, ["gray"], given)
+    again = run_command(purify.main, out / "config.yaml", "out=again", "--dry-run")
+    assert "seed: null\n" in again.stdout
+    assert "precision: auto\n" in again.stdout
+    assert f"{out} is already done" in run_command(purify.main, out / "config.yaml").stderr
+    same = succeed(purify.main, out / "config.yaml", "out=again")
+    assert content(same) == content(out)
+    assert lineage(same) == lineage(out)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -233,6 +249,32 @@ def test_a_link_that_was_whole_is_not_made_again(clean, monkeypatch, death):
     assert content(succeed(purify.main, CHAIN, f"data={clean}", "out=out")) == straight
     assert made == ["gray"]
     assert not Path("out.partial").exists()
+
+
+def test_an_interrupt_of_a_links_last_step_is_the_chains(clean, monkeypatch):
+    """Not forgotten with the link: the next one may take hours."""
+    straight = content(succeed(purify.main, CHAIN, f"data={clean}", "out=straight"))
+    own = gray.purify
+
+    def interrupted(poisoned, config, run):
+        made = own(poisoned, config, run)
+        signal.raise_signal(signal.SIGINT)
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gray, "purify", interrupted)
+        outcome = run_command(purify.main, CHAIN, f"data={clean}", "out=out")
+    assert (outcome.status, outcome.error) == (130, None)
+    assert sorted(path.name for path in Path("out.partial/state").iterdir()) == ["links.0"]
+    assert content(succeed(purify.main, CHAIN, f"data={clean}", "out=out")) == straight
+
+
+def test_it_is_of_its_links_code_too(clean):
+    """So that a resumed run says which of them was changed, and --force makes all of it again."""
+    request = parse([str(CHAIN), f"data={clean}"], "", "purify")
+    job = identity.purify(request, request.load_data(), None)
+    assert list(job.code) == [f"purifiers/{name}.py" for name in ("chain", "gray", "jpeg")]
+    assert dataclasses.replace(job, parts=()).fingerprint == job.fingerprint
 
 
 def test_a_damaged_set_between_the_links_is_refused(clean, monkeypatch):

@@ -217,6 +217,15 @@ def test_a_runs_config_makes_the_same_again(clean, tmp_path):
     assert digest(out / "record.json") == before
 
 
+def test_a_committed_record_is_not_planned_again(clean):
+    line = [evaluate.main, CONFIGS / "learners/em60.yaml", f"data={clean}", "--smoke"]
+    out = succeed(*line)
+    Path("results").mkdir()
+    out = out.rename(f"results/{out.name}")
+    assert f"{out} is already done" in run_command(*line).stderr
+    assert f"# {out}: already done" in run_command(*line, "--dry-run").stdout
+
+
 def test_em60_is_the_default_protocol():
     request = parse([str(CONFIGS / "learners" / "em60.yaml")], "", "evaluate")
     assert request.config == module_of("learners", "standard").Config()

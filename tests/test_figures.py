@@ -21,8 +21,9 @@ from core import records
 from core.errors import UserError
 from core.imageset import ImageSet
 from scripts.pictures import bars, charts, figures, numbers, strips, style, toy
-from scripts.tables import plan, spec, wording
+from scripts.tables import measure, plan, spec, wording
 from scripts.tables.measure import Point, clean_of, curves, kld_reached, points, sets_of
+from scripts.tables.table import Choice
 from tests.conftest import CONFIGS, ROOT, run_command, write_imageset
 
 TABLE = f"""
@@ -247,6 +248,54 @@ def test_the_clean_set_of_a_purified_one(sweep, monkeypatch, digits):
     monkeypatch.chdir(sweep)
     purified = ImageSet.load(sets_of(planned()[-1].record)[-1].out)
     np.testing.assert_array_equal(clean_of(purified, "data").images, digits.images[:96])
+
+
+def test_a_row_or_column_without_a_set_has_no_strips(stages, monkeypatch):
+    """It is trained on the clean images themselves."""
+    monkeypatch.chdir(stages)
+    Path("clean.yaml").write_text(STAGES.replace("rows:\n", "rows:\n  clean: []\n"))
+    table = spec.read_one("clean.yaml", Choice(columns=("none",)))
+    cells = plan.cells_of([table])
+    make_missing(cells)
+    assert list(strips.stages(table, cells, slice(0, 2))) == ["lsp"]
+    lonely = spec.read_one("clean.yaml", Choice(rows=("clean",), columns=("none",)))
+    with pytest.raises(UserError, match="there is nothing to show"):
+        strips.stages(lonely, plan.cells_of([lonely]), slice(0, 2))
+
+
+def test_curves_of_other_epochs(monkeypatch, capsys, tmp_path):
+    """Columns may be tested after other epochs, and come back as printed; seeds may not."""
+    table = spec.read_one("fig3")
+    one, other = ((row.name, column.name) for row, column in zip(table.rows[:2], table.columns[:2],
+                                                              strict=True))
+    found = {one: np.array([[[1, 10.0], [2, 20.0]]]), other: np.array([[[2, 30.0], [4, 40.0]]])}
+    numbers.print_curves(found)
+    path = tmp_path / "numbers.md"
+    path.write_text(capsys.readouterr().out)
+    assert path.read_text().splitlines()[0] == "| trained on | epoch 1 | epoch 2 | epoch 4 |"
+    again = numbers.read_curves(path, table)
+    assert {key: curve.tolist() for key, curve in again.items()} == {
+        key: curve.tolist() for key, curve in found.items()}
+    group = [(None, {"curve": [[1, 0.1], [2, 0.2]]}), (None, {"curve": [[1, 0.1], [3, 0.2]]})]
+    monkeypatch.setattr(measure, "records_of", lambda cells: {("lsp", "none"): group})
+    with pytest.raises(UserError, match="lsp x none: its seeds were tested after different epochs"):
+        measure.curves([])
+
+
+def test_no_two_series_look_alike():
+    families = ["gray", "jpeg", "vae", "dvae", "bdr", "jcdp", "avatar", "none", "clean"]
+    looks = style.looks_of(families)
+    assert len(set(looks.values())) == len(looks) == len(families)
+    assert looks["none"] == (style.BAD, "s")
+    assert looks["jpeg"] == style.LOOKS["jpeg"]
+    assert len({colour for colour, _ in style.looks_of(families[:3]).values()}) == 3
+
+
+def test_a_learner_is_not_the_undefended_network():
+    """A countermeasure in training leaves the set as it is, but not the accuracy."""
+    plain, own = Point("em", "none", "", [20.0], None, 22.0, None), \
+        Point("em", "ueraser", "", [80.0], None, 22.0, None, learner=True)
+    assert charts.untouched([own, plain], "em") == [plain]
 
 
 # --- commands --------------------------------------------------------------------------------

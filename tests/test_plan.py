@@ -39,6 +39,15 @@ def test_the_grid_and_its_artefacts(tiny):
         assert all(missing.index(need) < position for need in artefact.needs)
 
 
+def test_tables_may_share_a_cell(here):
+    """One line makes both; it is no seed counted twice."""
+    choice = Choice("quick", rows=("clean", "lsp"), columns=("none",))
+    found = [spec.read_one(name, choice) for name in ("dvae_cifar10", "le_table3")]
+    cells = plan.cells_of(found)
+    assert len(cells) == 2 * 2 * len(found[0].seeds)
+    assert len({cell.record.out for cell in cells}) == len(cells) // 2
+
+
 def test_the_plan_knows_the_fingerprints_of_the_commands(tiny, few_path):
     """Also where a learner takes a part of the set, as bridge120 does."""
     changed(tiny, "  standard.test_every: 0\n", "  standard.test_every: 0\n  split: first:100\n")

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import statistics
 from pathlib import Path
 
@@ -132,6 +133,23 @@ def test_the_gap_of_a_linear_probe_is_of_its_best_epoch_as_the_published_number(
     plain = {"accuracy_best": 0.9}
     assert entries.probes_best([plain, {**plain, "probe": None}]) == ()
     assert last.oracle == dataclasses.replace(best, reported=None).oracle == ""
+
+
+def test_a_derived_column_has_numbers_of_its_network_alone(here):
+    """Published ones are ResNet-18's; of another network none is beside the best of its cells."""
+    for words, reported in (((), True), (("standard.architecture=resnet50",), False)):
+        table = spec.read_one("le_table3", overrides=("data=cifar10", *words))
+        found = entries.collect(table, plan.cells_of([table]), lambda cell: None)
+        [best] = [e for e in found if (e.row, e.column) == ("em", "iss_best")]
+        assert bool(best.reported or best.also) is reported
+
+
+def test_distances_of_no_set_say_what_makes_them(here):
+    outcome = run_command(render.main, "le_table3", "data=cifar10", "--distances")
+    assert outcome.status == 0
+    assert re.search(r"none of its \d+ cells has its record and sets here\. python "
+                     r"scripts/run_table\.py le_table3 data=cifar10 --sets makes them",
+                     outcome.stdout)
 
 
 def test_a_derived_column_waits_for_its_cells(tiny):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tables
@@ -85,6 +86,16 @@ def test_a_failed_cell_does_not_stop_the_others(tiny):
     assert said.index("FAILED: poison") < said.index("] clean x none, seed 3: ")
     assert "\nbroken x none, seed 3: lsp.patch" in said
     assert "1 of 2 cells failed" in said
+
+
+def test_what_fails_behind_a_committed_record_is_its_cells(tiny, monkeypatch):
+    """With --sets, for figures."""
+    monkeypatch.setattr(run_table, "Scheduler", lambda missing, *_: SimpleNamespace(
+        run=lambda: {missing[0]: "the disk is full"}))
+    outcome = run_command(run_table.main, tiny, "--sets", "--rows=lsp", "--columns=none",
+                          "--seeds=4")
+    assert "lsp x none, seed 4: the disk is full" in outcome.stderr
+    assert outcome.error.startswith("1 of 1 cells failed")
 
 
 def test_an_edited_record_is_named(tiny):

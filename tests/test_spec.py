@@ -1,7 +1,10 @@
 """Reading a table's YAML: its forms and parts, its data sets, what is wrong in it."""
 
+import argparse
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -293,6 +296,32 @@ def test_le_table_1_is_as_printed(here):
         assert table.evaluate.yamls == (table.columns[-1].words["protocol"],)
     found = [beside(table, ("lsp",), ("jcdp",))[0]["accuracy"] for table in tables]
     assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize(("data", "dataset"), [
+    ("cifar100", "cifar100"), ("svhn", "svhn"), ("digits", "digits"), ("data/copy.npz", "cifar10")])
+def test_published_numbers_are_of_the_data_set_that_is_typed(data, dataset):
+    """Of a file nobody knows whose copy it is: it stands in the place of the table's."""
+    for name in ("dvae_cifar10", "le_table3"):
+        assert spec.read_one(name, overrides=(f"data={data}",)).dataset == dataset
+
+
+def test_a_seed_typed_in_two_ways_is_one():
+    parser = argparse.ArgumentParser()
+    Choice.add_to(parser)
+    assert Choice.of(parser.parse_args(["--seeds", "0,00,1"])).seeds == (0, 1)
+
+
+@pytest.mark.parametrize(("line", "said"), [
+    ("quickstart.sh --seeds", "usage: "), ("quickstart.sh --seeds two", "usage: "),
+    ("quickstart.sh --seeds 0", "usage: "), ("quickstart.sh --out", "usage: "),
+    ("table.sh --columns none le_table3", "error: name a table first")])
+def test_a_shell_line_with_a_mistake_says_how_to_write_it(line, said):
+    done = subprocess.run(["bash", *f"{ROOT}/scripts/{line}".split()], capture_output=True,
+                          text=True, env={**os.environ, "INSTALL": "no"}, check=False)
+    assert done.returncode in (1, 2)
+    assert done.stderr.startswith(said)
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_every_table_has_its_line_and_every_line_its_table():

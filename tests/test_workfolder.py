@@ -1,6 +1,7 @@
 """The folder that work is made in: locks, occupied folders, damage, resume; by real processes where
 it matters."""
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -114,6 +115,32 @@ def test_occupied_folder_is_refused_and_moved_aside_by_force(tmp_path):
     assert (tmp_path / "set.old-1" / "images.npy").read_bytes() == b"pixels"
 
 
+@pytest.mark.parametrize("reason", ["another process", "no such device"])
+def test_what_cannot_begin_moves_nothing_aside(tmp_path, reason):
+    finish(tmp_path / "set")
+    with contextlib.ExitStack() as held:
+        if reason == "another process":
+            descriptor = lock.take(tmp_path / "set.partial")
+            held.callback(os.close, descriptor)
+        device = DeviceSettings("cuda:99" if reason == "no such device" else "cpu")
+        with pytest.raises(UserError), \
+                Run(job(seed=1), out=tmp_path / "set", device=device, force=True):
+            pass
+    assert (tmp_path / "set" / "images.npy").read_bytes() == b"pixels"
+    assert not (tmp_path / "set.old-1").exists()
+
+
+def test_force_makes_room_for_what_is_resumed(tmp_path):
+    """Other work came to be at OUT meanwhile."""
+    with Run(job(seed=1), out=tmp_path / "set"):
+        pass
+    finish(tmp_path / "other")
+    (tmp_path / "other").rename(tmp_path / "set")
+    with Run(job(seed=1), out=tmp_path / "set", force=True):
+        pass
+    assert (tmp_path / "set.old-1" / "images.npy").read_bytes() == b"pixels"
+
+
 def test_unfinished_other_work_is_refused(tmp_path):
     with Run(job(), out=tmp_path / "set"):
         pass
@@ -165,7 +192,9 @@ def test_resuming_elsewhere_says_where_it_was_begun(tmp_path):
         begun = core.files.read_json(run.work / "run.json")
         begun["device"]["device"] = "cuda:99"
         core.files.write_sealed(run.work / "run.json", begun)
-    with pytest.raises(UserError, match=r"set\.partial was begun on cuda:99; resume it there"), \
+    said = (r"set\.partial was begun on cuda:99 and cannot go on as it was begun \(device: "
+            r"'cuda:99' is not on this machine.*; resume it where it can, or remove it")
+    with pytest.raises(UserError, match=said), \
             Run(job(), out=tmp_path / "set", device=DeviceSettings("cpu")):
         pass
     assert (tmp_path / "set.partial" / "run.json").exists()

@@ -178,9 +178,10 @@ def print_summary(path: str, poison: ImageSet, clean: ImageSet, found, spectra: 
         ("PSNR", f"{found.psnr:.2f} dB"),
         ("pixels changed", f"{found.changed_pixels:.1%}"),
         ("images changed", f"{found.changed_rows:.1%}"),
-        ("linear probe", "too few rows" if probe is None
+        ("linear probe", "nothing to tell apart" if probe is None
          else f"{probe:.1%} held out (chance {chance:.1f} %)"),
-        ("nearest class mean", "too few rows" if nearest is None else f"{nearest:.1%} held out"),
+        ("nearest class mean", "nothing to tell apart" if nearest is None
+         else f"{nearest:.1%} held out"),
         ("shared by the class", f"{shared:.1%} of the power"),
         ("power by frequency", ", ".join(f"{band} {spectra.share(low, high):.0%}"
                                          for band, low, high in BANDS)),

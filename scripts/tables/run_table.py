@@ -82,11 +82,11 @@ def main(argv: list[str] | None = None) -> None:
         if not Path(path).exists() or files.sha256(Path(path)) != digest:
             say(f"{path} was changed meanwhile; the same line makes what it says now")
     if failed:
-        causes = {cell: failed[artefact] for cell in cells
-                  for artefact in plan.behind([cell.record]) if artefact in failed}
-        for cell, cause in causes.items():
+        broken = [(cell, cause) for cell in cells if (cause := next(
+            (failed[made] for made in plan.behind([cell.record]) if made in failed), None))]
+        for cell, cause in broken:
             say(f"{cell}: {cause}")
-        raise UserError(f"{len(causes)} of {len(cells)} cells failed; mend the causes above and "
+        raise UserError(f"{len(broken)} of {len(cells)} cells failed; mend the causes above and "
                         "repeat the same line")
 
 
