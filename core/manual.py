@@ -140,11 +140,12 @@ def typed(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
         return show(value)
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return f"[{', '.join(map(typed, value))}]"
     if dataclasses.is_dataclass(value):
-        return "{" + ", ".join(f"{field.name}: {typed(getattr(value, field.name))}"
-                               for field in dataclasses.fields(value)) + "}"
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {typed(item)}" for key, item in value.items()) + "}"
     return str(value) or "''"
 
 

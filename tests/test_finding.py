@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import CONFIGS, ROOT, edit_record, run_command
 
+from core import config
 from core.methods import list_methods
+from purifiers import dvae
 from scripts.finding import cite, compare, listing
 from scripts.pictures.figures import PAPER
 
@@ -161,6 +163,16 @@ def test_a_record_is_cited_with_what_it_knows(tmp_path):
     assert f"commit {'ab' * 20}}}" in entry
     assert [method.partition(",")[0] for method in methods] == [
         "@inproceedings{yu2024dvae", "@inproceedings{huang2021em"]
+
+
+def test_how_the_purifier_was_trained_is_cited(tmp_path):
+    train = json.loads((DVAE / "record.json").read_text())["train"]
+    trained = config.plain(dvae.TrainConfig()) | {"epochs": 15, "stages": [
+        {"kld_target": 1.0, "output": "subtract"}, {"kld_target": 2.0, "output": "both"}]}
+    train["lineage"][-1]["trained_on"]["config"] = trained
+    record = newer(tmp_path / "r", train=train)
+    assert ("purified by D-VAE (latent=mean, train.epochs=15, train.stages=[{kld_target: 1, "
+            "output: subtract}, {kld_target: 2, output: both}])") in cite.text(record)
 
 
 def test_a_changed_tree_and_an_older_record_are_told(tmp_path):

@@ -8,7 +8,8 @@ import yaml
 
 from core import ROOT, config, records
 from core.imageset import title
-from core.methods import find_method, is_method
+from core.manual import typed
+from core.methods import find_method, is_method, trained_as
 from core.names import printable
 from scripts.tables import wording
 from scripts.tables.wording import NAMES, name_of
@@ -51,12 +52,19 @@ def made(record: dict) -> str:
 
 
 def made_by(step: dict) -> str:
-    """'EM (epsilon=16/255)': a step of a lineage, with the keys that are not at the method's
-    defaults, which are its source's for its first data set."""
+    """'EM (epsilon=16/255)', 'D-VAE (train.epochs=15)': a step of a lineage, with the keys that are
+    not at the method's defaults, which are its source's for its first data set; of a purifier that
+    was trained with those of its training, as far as the record has them."""
     room = "purifiers" if is_method("purifiers", step["method"]) else "poisons"
-    known = is_method(room, step["method"])             # no import, nor what has another name now
-    usual = config.plain(find_method(room, step["method"]).Config()) if known else {}
-    return records.labelled(name_of(title(step)), ", ".join(changes(step["config"], usual)))
+    if not is_method(room, step["method"]):             # an import, or what has another name now
+        return name_of(title(step))
+    module = find_method(room, step["method"])
+    found = [*changes(step["config"], config.plain(module.Config()))]
+    trained = (step.get("trained_on") or {}).get("config")
+    if trained is not None:
+        usual = find_method(room, trained_as(module)).TrainConfig()
+        found += changes(trained, config.plain(usual), "train.")
+    return records.labelled(name_of(title(step)), ", ".join(found))
 
 
 def changes(values: dict, usual: dict, prefix: str = "") -> Iterator[str]:
@@ -66,7 +74,7 @@ def changes(values: dict, usual: dict, prefix: str = "") -> Iterator[str]:
         if isinstance(value, dict) and isinstance(before, dict):
             yield from changes(value, before, f"{prefix}{key}.")
         elif value != before:
-            yield f"{prefix}{key}={wording.shown(value)}"
+            yield f"{prefix}{key}={typed(value)}"
 
 
 def test_of(record: dict) -> str:

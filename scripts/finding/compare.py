@@ -16,6 +16,7 @@ from core import records
 from core.command import Parser, command
 from core.config import as_path
 from core.imageset import title
+from core.manual import typed
 from core.methods import find_method, is_method
 from core.names import printable
 from scripts.tables import wording
@@ -121,7 +122,7 @@ def as_text(name: str, value: Any) -> str:
         return f"{100 * value:.2f} %"
     if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40,64}", value):
         return value[:HEX]
-    return value if value is NONE else wording.shown(value)
+    return value if value is NONE else typed(value)
 
 
 def gap(name: str, first: Any, second: Any) -> str:

@@ -29,7 +29,7 @@ from core.outlines import SIZES
 from core.settings import Settings
 from scripts.documents.methods import first_comment
 from scripts.finding import cite, clean, numbers
-from scripts.pictures.figures import PAPER
+from scripts.pictures.figures import PAPER, table_of
 from scripts.tables import spec
 from scripts.tables.table import FORMS, Table
 
@@ -137,7 +137,7 @@ def line_of(table: str) -> str:
 def figures() -> Lines:
     """The papers' figures, as the tables behind them explain them."""
     for name in PAPER:
-        table = manual.CONFIGS / f"tables/{name.removesuffix('_images')}.yaml"
+        table = manual.CONFIGS / f"tables/{table_of(name)}.yaml"
         yield name, f"{first_comment(table)} python scripts/figures.py {name}"
 
 
@@ -206,7 +206,7 @@ def pages(room: str, word: str, applied_by: Command) -> Iterator[str]:
 
 def table_page(word: str) -> str:
     """A table's rows, columns and seeds, and the line that makes it or its figure."""
-    path = manual.CONFIGS / f"tables/{word.removesuffix('_images')}.yaml"
+    path = manual.CONFIGS / f"tables/{table_of(word)}.yaml"
     found = spec.read(str(path))
     families = {key: list(dict.fromkeys(line.family for line in getattr(found[0], key)))
                 for key in ("rows", "columns")}

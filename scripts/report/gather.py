@@ -25,6 +25,7 @@ from core import config, records
 from core.commands import COMMANDS
 from core.config import Node
 from core.errors import UserError
+from core.manual import typed
 from core.methods import is_method
 from core.remembered import NAMED
 from scripts.report import prints
@@ -327,7 +328,7 @@ def keys_apart(cells: dict[Alike, dict]) -> dict[Alike, str]:
     found = {}
     for cell, record in cells.items():
         others = [keys_of(other) for it, other in cells.items() if it.methods == cell.methods]
-        apart = [f"{key}={wording.shown(value)}" for key, value in keys_of(record).items()
+        apart = [f"{key}={typed(value)}" for key, value in keys_of(record).items()
                  if any(other.get(key, value) != value for other in others)]
         found[cell] = ", ".join(apart[:3] + [f"record {cell.record[:8]}"] * bool(cell.record))
     return found

@@ -89,7 +89,7 @@ def protocol_text(record: dict) -> str:
     if settings.get("limit") is not None:
         options.append(f" --limit {settings['limit']}")
     return ", ".join([record["protocol"] + "".join(options),
-                      *(f"{key}={shown(value)}" for key, value in changed.items())])
+                      *(f"{key}={typed(value)}" for key, value in changed.items())])
 
 
 def network_text(values: dict) -> str:
@@ -102,11 +102,6 @@ def after(record: dict) -> str:
     """The epoch that an accuracy is of: 'the last epoch', or 'epoch 7, which was kept'."""
     kept = record.get("kept_epoch")
     return f"epoch {kept}, which was kept" if kept else "the last epoch"
-
-
-def shown(value: Any) -> str:
-    """A value of a record's JSON as it would be typed."""
-    return typed(tuple(value) if isinstance(value, list) else value)
 
 
 def spread(values: list[float]) -> str:
