@@ -2,7 +2,6 @@
 defence saw, the spread of numbers."""
 
 import statistics
-from typing import Any
 
 from core.checkpoint import describe_one, history
 from core.manual import typed
