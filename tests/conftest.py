@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked_ranks import Forked
 
 from core import commit, files
 from core.datasets import DataSettings, load
@@ -104,18 +105,19 @@ def log_of(folder: Path) -> list[dict]:
 
 
 def process(*words: object, ranks: int = 0, torchrun: bool = False, **environment: str
-            ) -> subprocess.Popen:
-    """A command of its own, perhaps of several ranks, in the way of torchrun or by it. One thread:
-    the same sums."""
+            ) -> subprocess.Popen | Forked:
+    """A command beside this process, perhaps of several ranks, in the way of torchrun or by it, and
+    by a new Python then. One thread: the same sums."""
+    line = [str(word) for word in words]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    if not torchrun and line[0] != "-c":
+        return Forked(line, ranks, environment)
     start = [sys.executable]
     if torchrun:
         start += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port",
                   "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    elif ranks:
-        start += ["-m", "tests.forked_ranks", str(ranks)]
-    return subprocess.Popen(
-        [*start, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment})
+    return subprocess.Popen([*start, *line], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, env={**os.environ, **environment})
 
 
 class Death(BaseException):

@@ -1,4 +1,4 @@
-"""purify.py as rank 1 of a torchrun that dies after its first slice; for test_ddpm.py."""
+"""purify.py as rank 1 of several that dies after its first slice; for test_ddpm.py."""
 
 import os
 import signal

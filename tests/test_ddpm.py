@@ -403,8 +403,7 @@ def test_processes_share_purification(trained, few_path, tmp_path):
             f"checkpoint={trained}"]
     alone = succeed(purify.main, *line[1:], f"out={tmp_path / 'alone'}")
 
-    dying = process("-m", "tests.dying_rank", *line[1:], f"out={tmp_path / 'shared'}", ranks=2,
-                    torchrun=True, PYTHONPATH=str(ROOT))
+    dying = process("-m", "tests.dying_rank", *line[1:], f"out={tmp_path / 'shared'}", ranks=2)
     started = time.monotonic()
     dying.communicate(timeout=120)
     assert dying.returncode != 0

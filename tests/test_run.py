@@ -3,14 +3,13 @@
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import process
 from test_workfolder import flips, job
 
 import core.files
@@ -185,17 +184,18 @@ def test_not_a_number_stops_the_loop(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_saves_and_the_same_line_resumes(tmp_path, number):
-    line = [sys.executable, "evaluate.py", "configs/learners/em60.yaml", "data=digits",
-            f"out={tmp_path / 'record'}", "--limit", "400", "standard.epochs=400", "threads=1"]
-    process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+def test_interrupt_saves_and_the_same_line_resumes(tmp_path, monkeypatch, number):
+    monkeypatch.chdir(ROOT)
+    running = process("evaluate.py", "configs/learners/em60.yaml", "data=digits",
+                      f"out={tmp_path / 'record'}", "--limit", "400", "standard.epochs=400",
+                      "standard.width=8", "threads=1")
     log = tmp_path / "record.partial" / "log.jsonl"
     deadline = time.monotonic() + 60
     while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(number)
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, errors
+    running.send_signal(number)
+    errors = running.communicate(timeout=60)[1]
+    assert running.returncode == 130, errors
     assert "the same line resumes" in errors
     assert "evaluate.py configs/learners/em60.yaml" in errors
     assert "Traceback" not in errors
