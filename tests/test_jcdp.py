@@ -19,7 +19,7 @@ TRAIN = ["method=ddpm", "ddpm.train.width=32", "ddpm.train.batch_size=16", "ddpm
          "ddpm.train.multipliers=[1, 1]", "ddpm.train.blocks=1", "ddpm.train.attention=[]",
          "ddpm.train.sample_every=0", "ddpm.train.flip=false", "threads=1"]
 APPLY = ["method=jcdp", "jcdp.t_star=4", "jcdp.passes=2", "jcdp.threshold=2", "jcdp.mode=mse",
-         "jcdp.lpips_net=squeeze", "jcdp.lpips_resize=32", "threads=1", "--limit", "64"]
+         "jcdp.lpips_net=squeeze", "jcdp.lpips_resize=32", "threads=1", "--limit", "16"]
 SCHEDULE = diffusion.Schedule()
 
 
@@ -31,7 +31,7 @@ def prior(few_path, tmp_path_factory):
 
 @pytest.fixture
 def apply(prior, few_path, tmp_path):
-    """Purify 64 images with these keys: the pixels."""
+    """Purify 16 images with these keys: the pixels."""
 
     def run(*keys):
         out = tmp_path / f"set{len(list(tmp_path.iterdir()))}"
@@ -106,7 +106,7 @@ def test_the_targets_noise(images):
 
 def test_guidance_moves_towards_the_poisoned_image(apply, few_path):
     """The prior is next to untrained: without guidance it walks away."""
-    original = np.load(few_path / "images.npy")[:64].astype(float)
+    original = np.load(few_path / "images.npy")[:16].astype(float)
     errors = [np.abs(apply(f"jcdp.strength={strength}", "jcdp.t_star=20", "jcdp.passes=1")
                      - original).mean() for strength in (0, 0.3, 3)]
     assert errors[0] > errors[1] > errors[2]
@@ -117,7 +117,7 @@ def test_guidance_moves_towards_the_poisoned_image(apply, few_path):
 
 def test_no_strength_is_plain_diffusion(apply, prior, few_path, tmp_path):
     plain = np.load(succeed(purify.main, "method=ddpm", "ddpm.t_star=4", "ddpm.passes=2",
-                            f"data={few_path}", f"checkpoint={prior}", "threads=1", "--limit", "64",
+                            f"data={few_path}", f"checkpoint={prior}", "threads=1", "--limit", "16",
                             f"out={tmp_path / 'plain'}") / "images.npy")
     np.testing.assert_array_equal(apply("jcdp.strength=0"), plain)
     np.testing.assert_array_equal(apply("jcdp.mode=none"), plain)
@@ -128,7 +128,7 @@ def test_no_strength_is_plain_diffusion(apply, prior, few_path, tmp_path):
 def test_every_mode_purifies(apply, mode):
     """And one mode is not another."""
     found = apply(f"jcdp.mode={mode}")
-    assert found.shape == (64, 16, 16, 3)
+    assert found.shape == (16, 16, 16, 3)
     assert (found != apply("jcdp.mode=mse")).any()
 
 

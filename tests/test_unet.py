@@ -66,13 +66,13 @@ def test_equals_diffusers(width, size, levels, tmp_path):
     assert config.attention == (16,)
     ours = UNet(width, config.multipliers, 2, config.attention, size).eval()
     ours.load_state_dict(weights)
-    x = torch.randn(2, 3, size, size)
+    x, t = torch.randn(4, 3, size, size), torch.tensor([0, 19, 99, 999])
     with torch.no_grad():
-        for t in (0, 19, 99, 999):
-            expected = model(x, t).sample
-            assert expected.std() > 0.05
-            for steps in (torch.tensor([t]), torch.tensor([t, t])):
-                assert (ours(x, steps) - expected).abs().max() <= 1e-4
+        expected = model(x, t).sample
+        assert expected.std((1, 2, 3)).min() > 0.05
+        assert (ours(x, t) - expected).abs().max() <= 1e-4
+        last = ours(x[-1:].expand(2, -1, -1, -1), t[-1:])       # one step for all
+        assert (last - expected[-1:]).abs().max() <= 1e-4
 
 
 def test_every_image_has_its_own_step():
@@ -88,7 +88,7 @@ def test_every_image_has_its_own_step():
 def test_half_precision_keeps_the_time():
     """Weights in bf16: the angle of step 999 must not be rounded, and the output is float32."""
     torch.manual_seed(0)
-    model, x = UNet(32).eval(), torch.randn(4, 3, 32, 32)
+    model, x = UNet(32).eval(), torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         expected = model(x, torch.tensor([999]))
         found = model.to(torch.bfloat16)(x, torch.tensor([999]))
