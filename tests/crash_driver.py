@@ -5,7 +5,7 @@
 COMMAND is one of `lines`. The process dies by `os._exit` at core.files' k-th operation, k = 1,
 1 + N, 1 + 2N, ... until a run survives; then by SIGKILL and by Ctrl-C at random moments. Each time
 the same line must end with the bytes of an uninterrupted run, timings aside. Children are forked
-from this process, which has torch loaded and has computed nothing yet.
+from this process, which has torch loaded.
 
 With --cut the death is a power cut: what was not synced is gone. `names`: a file whose folder was
 not synced since is not there (or has its old name), and its bytes are those of its last sync.

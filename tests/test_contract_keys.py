@@ -28,7 +28,7 @@ RESNET = {"architecture": "resnet18", "width": 2}
 MEAN_STD = {"mean": [0.5, 0.5, 0.5], "std": [1.0, 1.0, 1.0]}
 SQUEEZE = {"lpips_weights": str(ROOT / "core/weights/squeezenet1_1.npz")}
 LPIPS = {"penalties": "psnr+ssim+lpips", "min_psnr": 0.0, "min_ssim": 0.0, "max_lpips": 0.0,
-         "lpips_net": "squeeze", "lpips_resize": 32}
+         "lpips_net": "squeeze", "lpips_resize": 17, "spatial": False}
 
 # A key as it is typed, or its end -> values to try, and keys beside it that it acts together with.
 TRIED: dict[str, tuple[list, dict[str, Any]]] = {
@@ -51,7 +51,7 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "shuffle_block": ([2], {}),
     "views": ([{"grey": 1}], {"crop_padding": 0, "flip": False}),
     "neighbours": ([1, 40], {}),
-    "views.size": ([8], {}),
+    "views.size": ([4], {}),
     "views.scale": ([[0.1, 0.2]], {}),
     "views.ratio": ([[1.0, 1.1]], {}),
     "views.resize": ([1.25], {"scale": None}),
@@ -87,7 +87,7 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "dune.swarm.pull_own": ([0.9], {"iterations": 9}),
     "dune.lpips_net": (["alex"], {**LPIPS, **SQUEEZE}),     # refused, as jcdp's
     "dune.lpips_weights": (["nowhere"], LPIPS),
-    "dune.lpips_resize": ([64], LPIPS),
+    "dune.lpips_resize": ([19], LPIPS),
     "norm_images": ([4], RESNET),
     "noise_batch": ([16], {}),
     "mi_ue.temperature": ([1.0], RESNET),       # signs of a linear network's features are the same
@@ -230,15 +230,15 @@ FIRST = {origin: case for case, origin in reversed(KEYS.items())
 
 @pytest.fixture(scope="module")
 def sets(digits, tmp_path_factory) -> dict[str | None, Path]:
-    """What a method gets: two classes for AR, which has to look for processes then, 8x8 pixels for
-    the diffusion purifiers, and colour for what takes it away."""
-    place, images, labels = (tmp_path_factory.mktemp("keys"), digits.images[:ROWS],
-                             digits.labels[:ROWS])
-    eighths = write_imageset(place / "8x8" / "clean", images[:, ::2, ::2], labels)
+    """What a method gets: digits of 8x8 pixels, or of 16x16 where its patch is of 8 or more; two
+    classes for AR, which has to look for processes then, and colour for what takes it away."""
+    place, labels = tmp_path_factory.mktemp("keys"), digits.labels[:ROWS]
+    images = digits.images[:ROWS, ::2, ::2]
+    large = write_imageset(place / "16x16" / "clean", digits.images[:ROWS], labels)
+    two = write_imageset(place / "two" / "clean", images, labels % 2, 2)
     red = write_imageset(place / "red" / "clean", images // np.uint8([1, 2, 4]), labels)
-    return {None: write_imageset(place / "16x16" / "clean", images, labels),
-            "ar": write_imageset(place / "two" / "clean", images, labels % 2, 2),
-            "ddpm": eighths, "jcdp": eighths,
+    return {None: write_imageset(place / "8x8" / "clean", images, labels),
+            "ar": two, "lsp": large, "cutout": large,
             **dict.fromkeys(("advcl_reduced", "byol", "corrupted", "moco", "simclr"), red)}
 
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, process
 
 from core import command
 from scripts.tables import processes
@@ -30,10 +30,11 @@ time.sleep(60)
 """
 PARENT = """
 import sys
+from pathlib import Path
 from scripts.tables import processes
 with processes.interruptible():
     child = processes.start(["-c", sys.argv[1]])
-    print(child.pid, flush=True)
+    Path("child").write_text(str(child.pid))
     try:
         child.wait()
     except BaseException:
@@ -67,11 +68,10 @@ def test_a_child_ends_with_its_parent(number):
     """kill -9 leaves the parent no word: the kernel passes it on."""
     if number == signal.SIGKILL and sys.platform != "linux":
         pytest.skip("only Linux tells a child")
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, CHILD], stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, text=True,
-                              env={**os.environ, "PYTHONPATH": str(ROOT)})
-    child = int(parent.stdout.readline())
+    Path("parent.py").write_text(PARENT)
+    parent = process("parent.py", CHILD)
     assert appears("ready")
+    child = int(Path("child").read_text())
     parent.send_signal(number)
     parent.communicate(timeout=60)
     assert parent.returncode != 0

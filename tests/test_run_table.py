@@ -10,18 +10,28 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked_ranks
 import pytest
 import tables
 from methods import make_missing
 from tables import changed, planned
 
 from core.errors import UserError
-from scripts.tables import noted, plan, render, run_table
+from scripts.tables import noted, plan, processes, render, run_table
 from scripts.tables.table import Choice
 from tests.conftest import ROOT, run_command
 
 # fixtures
 project, here, tiny = tables.project, tables.here, tables.tiny
+
+
+@pytest.fixture
+def forks(monkeypatch):
+    """Commands run in forks of this process: to import torch takes longer than what they do."""
+    def start(line, *, stdout, **options):
+        return processes.fork(lambda: forked_ranks.run(line), line, **options)
+
+    monkeypatch.setattr(processes, "start", start)
 
 
 def start(path: Path, *words: str, **options) -> subprocess.Popen:
@@ -33,7 +43,7 @@ def finished_at(folder: Path) -> dict[str, int]:
     return {str(path.parent): path.stat().st_mtime_ns for path in folder.rglob("meta.json")}
 
 
-def test_a_table_is_made_once(tiny):
+def test_a_table_is_made_once(tiny, forks):
     """From nothing, then again, then with one more column by YAML alone."""
     changed(tiny, "seeds: [0, 1]", "seeds: [0]")
     changed(tiny, "[10, 50]", "[10]")
@@ -72,7 +82,7 @@ def test_a_table_is_made_once(tiny):
     assert re.search(r"; 2 artefacts to make; estimate [\d.]+ \w+$", outcome.stderr, re.MULTILINE)
 
 
-def test_a_failed_cell_does_not_stop_the_others(tiny):
+def test_a_failed_cell_does_not_stop_the_others(tiny, forks):
     changed(tiny, "  lsp:\n", "  broken:\n    poison: configs/poisons/lsp.yaml\n"
                               "    data: /nowhere/at-all\n  lsp:\n")
     with pytest.raises(UserError, match="/nowhere/at-all"):

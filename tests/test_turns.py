@@ -48,16 +48,13 @@ def small() -> ImageSet:
 def plain_pairs(h: torch.Tensor, y: torch.Tensor, config: mi_ue.Config, mistake: str = ""
                 ) -> torch.Tensor:
     """Image by image."""
-    total = 0.0
+    total, everyone = 0.0, torch.arange(len(h))
     for i in range(len(h)):
-        own, below, away = 0.0, 0.0, 0.0
-        for j in range(len(h)):
-            term = (h[i] @ h[j] / (h[i].norm() * h[j].norm()) / config.temperature).exp()
-            if y[i] == y[j] and not (mistake == "an image not among its own class" and i == j):
-                own = own + term
-                away = away + (h[i] - h[j]).norm() if i != j else away
-            if config.form == "released" or y[i] != y[j]:
-                below = below + term
+        terms = (h @ h[i] / (h.norm(dim=1) * h[i].norm()) / config.temperature).exp()
+        same, others = y == y[i], everyone != i
+        own = terms[same & others if mistake == "an image not among its own class" else same].sum()
+        away = (h[i] - h[same & others]).norm(dim=1).sum()
+        below = (terms if config.form == "released" else terms[~same]).sum()
         total = total - torch.log((own + 1e-8) / (below + 1e-8))
         divisor = 1 if mistake == "distance of a channel not divided" or config.form == "paper" \
             else h.shape[1]
