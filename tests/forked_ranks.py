@@ -23,6 +23,7 @@ class Forked:
     """`script.py ...` or `-m module ...`, with what the tests use of subprocess.Popen."""
 
     def __init__(self, words: list[str], ranks: int, environment: dict[str, str]) -> None:
+        load()
         self.stdout, self.stderr = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115
         self.child = processes.fork(
             functools.partial(main, words, ranks, self.stdout.fileno()), words,
@@ -52,6 +53,11 @@ class Forked:
     def kill(self) -> None:
         if self.returncode is None:
             os.killpg(self.pid, signal.SIGKILL)
+
+
+def load() -> None:
+    """The rest of torch that training needs: once here, and not in every fork."""
+    torch.optim.SGD([torch.zeros(1)], lr=0.1)
 
 
 def main(words: list[str], ranks: int, stdout: int) -> int:

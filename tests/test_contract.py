@@ -56,7 +56,7 @@ from core.request import parse
 from core.streams import BLOCK
 from core.training import Result
 
-ROWS = 48                       # three batches of 16
+ROWS = 64                       # four batches of 16
 pytestmark = pytest.mark.usefixtures("short_refit")
 
 

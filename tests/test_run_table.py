@@ -28,6 +28,8 @@ project, here, tiny = tables.project, tables.here, tables.tiny
 @pytest.fixture
 def forks(monkeypatch):
     """Commands run in forks of this process: to import torch takes longer than what they do."""
+    forked_ranks.load()
+
     def start(line, *, stdout, **options):
         return processes.fork(lambda: forked_ranks.run(line), line, **options)
 
