@@ -402,14 +402,15 @@ def test_quick_makes_what_is_missing_with_the_same_words(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_lets_the_table_save(tmp_path, monkeypatch, number):
     """The figure is interrupted while a stand-in for run_table.py works."""
-    (tmp_path / "run_table.py").write_text(
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/run_table.py").write_text(
         "import signal; signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
         "import pathlib, sys, time\n"
         "pathlib.Path('started').touch()\n"
         "try:\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    time.sleep(0.2)\n"
         "    pathlib.Path('saved').write_text(' '.join(sys.argv[1:]))\n")
-    monkeypatch.setattr(figures, "__file__", str(tmp_path / "pictures/figures.py"))
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
 
     def interrupt() -> None:
         deadline = time.monotonic() + 60
