@@ -400,7 +400,7 @@ def test_a_prior_of_poisoned_images_is_noted(few_path, tmp_path):
 
 
 def test_processes_share_purification(trained, few_path, tmp_path):
-    """Two processes, one of which is killed; then two, then one: the bytes of one."""
+    """Two processes, one of which is killed; then two, by the real torchrun: the bytes of one."""
     line = [ROOT / "purify.py", *APPLY, "ddpm.batch_size=64", f"data={few_path}",
             f"checkpoint={trained}"]
     alone = succeed(purify.main, *line[1:], f"out={tmp_path / 'alone'}")
@@ -412,7 +412,7 @@ def test_processes_share_purification(trained, few_path, tmp_path):
     assert time.monotonic() - started < 60
     assert (tmp_path / "shared.partial").exists()
 
-    again = process(*line, f"out={tmp_path / 'shared'}", ranks=2)
+    again = process(*line, f"out={tmp_path / 'shared'}", ranks=2, torchrun=True)
     stdout, stderr = again.communicate(timeout=120)
     assert again.returncode == 0, stderr
     assert stdout.split() == [str(tmp_path / "shared")]
