@@ -105,8 +105,7 @@ class Batches:
             stop = min(stop, self.last_step - epoch * self.length)
         parts = [slice(step * self.batch_size, (step + 1) * self.batch_size)
                  for step in range(start, stop)]
-        resident = isinstance(self.images, torch.Tensor)
-        stored = self._stored(order if resident else host_order, parts)
+        stored = self._stored(order, host_order, parts)
         for step, part, images in zip(range(start, stop), parts, stored, strict=True):
             rows = order[part]
             if self.before_crop is not None:
@@ -126,15 +125,15 @@ class Batches:
             return order_of_blocks(self.rows, self.shuffle_block, generator)
         return torch.randperm(self.rows, generator=generator)
 
-    def _stored(self, order: torch.Tensor, parts: list[slice]) -> Iterator[torch.Tensor]:
-        """The stored images of each part of the order, uint8 (B, H, W, 3), on the device. The order
-        lies where the images do."""
-        if isinstance(self.images, torch.Tensor):
+    def _stored(self, order: torch.Tensor, host_order: torch.Tensor, parts: list[slice]
+                ) -> Iterator[torch.Tensor]:
+        """The stored images of each part of the order, uint8 (B, H, W, 3), on the device."""
+        if isinstance(self.images, torch.Tensor):       # there: no step waits for its row numbers
             return (self.images[order[part]] for part in parts)
+        rows = (host_order[part].numpy() for part in parts)
         if self.images.nbytes <= STREAMED:
-            return (torch.from_numpy(self.images[order[part].numpy()]).to(self.device.torch)
-                    for part in parts)
-        return ahead(Stream(self.images, self.device).read, (order[part].numpy() for part in parts))
+            return (torch.from_numpy(self.images[one]).to(self.device.torch) for one in rows)
+        return ahead(Stream(self.images, self.device).read, rows)
 
     def _draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Offsets (N, 2) and mirrored (N,) for every row of an epoch, or nothing to do."""

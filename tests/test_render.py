@@ -150,6 +150,8 @@ def test_distances_of_no_set_say_what_makes_them(here):
     assert re.search(r"none of its \d+ cells has its record and sets here\. python "
                      r"scripts/run_table\.py le_table3 data=cifar10 --sets makes them",
                      outcome.stdout)
+    assert run_command(render.main, "le_table3", "data=cifar10", "--distances", "--format",
+                       "csv").stdout == ""
 
 
 def test_a_derived_column_waits_for_its_cells(tiny):

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
             say(text)
         else:
             print(f"% {printable(text)}" if arguments.format == "latex" else f"{text}\n")
-    if lines or arguments.format != "markdown":
+    if lines or (head and arguments.format != "markdown"):
         print(formats.WRITERS[arguments.format](head, lines), end="")
     if arguments.wide and arguments.format == "markdown" and any(
             "‡" in cell for line in lines for cell in line[:2]):
