@@ -49,6 +49,8 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "decay_every": ([1], {}),
     "warmup_epochs": ([3], {}),
     "shuffle_block": ([2], {}),
+    "pil.surrogate.shuffle_block": ([2], {"shuffle": True}),    # which it is without
+    "tap.surrogate.optimizer": (["adam"], {"nesterov": False}),
     "views": ([{"grey": 1}], {"crop_padding": 0, "flip": False}),
     "neighbours": ([1, 40], {}),
     "views.size": ([4], {}),
@@ -90,8 +92,8 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "dune.lpips_resize": ([19], LPIPS),
     "norm_images": ([4], RESNET),
     "noise_batch": ([16], {}),
-    "mi_ue.temperature": ([1.0], RESNET),       # signs of a linear network's features are the same
-    "mi_ue.std": ([[0.2, 0.5, 0.9]], RESNET | MEAN_STD),
+    "mi_ue.rounding": (["round"], {"step_size": 1.6 / 255}),    # SMOKE's steps are whole levels
+    "mi_ue.temperature": ([1.0], {}),           # half or twice of it: the same signs
     "cuda.kernel": ([5], {}),
     "blur.shape": (["mean"], {}),
     "blur.kernel": ([5], {"shape": "mean"}),
@@ -120,7 +122,7 @@ TRIED: dict[str, tuple[list, dict[str, Any]]] = {
     "chain.links.1.keys": ([["jpeg.quality=90"]], {}),
 }
 # Methods that learn from a network's features alone: a linear one's are the pixels.
-OF_FEATURES = {"uc"}
+OF_FEATURES = {"mi_ue", "uc"}
 # Of what a learner has from another's Config: these show that its config reaches the loop.
 INHERITED = {"epochs", "learning_rate"}
 # Keys of which every other value is refused, for a method that has no use for them.
