@@ -43,11 +43,12 @@ def checkout(folder: Path) -> Path:
 
 
 def to_memory() -> None:
-    """The tests' folders go to memory, where there is enough: a disk takes milliseconds for each
-    fsync, and there are tens in a run. TMPDIR says otherwise."""
+    """The tests' folders go to memory, where there is enough and programs may run: a disk takes
+    milliseconds for each fsync, and there are tens in a run. TMPDIR says otherwise."""
     memory = Path("/dev/shm")
     if "TMPDIR" not in os.environ and os.access(memory, os.W_OK) \
-            and shutil.disk_usage(memory).free > 6 * 2**30:
+            and shutil.disk_usage(memory).free > 6 * 2**30 \
+            and not os.statvfs(memory).f_flag & os.ST_NOEXEC:
         os.environ["TMPDIR"] = str(memory)
         tempfile.tempdir = None                     # what was found before is forgotten
 

@@ -3,6 +3,7 @@
 A trained purifier is two pieces of work: `half` is "train" for its training, "" for all else.
 """
 
+import functools
 import importlib
 import json
 from pathlib import Path
@@ -60,8 +61,13 @@ def smoke_values(room: str, name: str, half: str = "", *, tiny: bool = False) ->
 def words(name: str, half: str, values: dict) -> list[str]:
     """Dotted keys and their values as key=value arguments."""
     prefix = f"{name}.{half}." if half else f"{name}."
-    return [f"{prefix}{key}={config.dump(value).strip().removesuffix('...').strip()}"
-            for key, value in values.items()]
+    return [f"{prefix}{key}={typed(json.dumps(value))}" for key, value in values.items()]
+
+
+@functools.cache
+def typed(value: str) -> str:
+    """A JSON value as it is typed behind key=; there are thousands."""
+    return config.dump(json.loads(value)).strip().removesuffix("...").strip()
 
 
 def smoke_keys(room: str, name: str, half: str = "", *, tiny: bool = False) -> list[str]:
