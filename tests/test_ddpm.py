@@ -202,16 +202,21 @@ def test_training_survives_kill_9(few_path, tmp_path):
     keys = ["train_ddpm.py", *TRAIN, "ddpm.train.steps=60", f"data={few_path}"]
     keys[0] = ROOT / keys[0]
     straight = process(*keys, f"out={tmp_path / 'straight'}")
-    assert straight.wait() == 0, straight.stderr.read()
+    assert straight.wait(timeout=600) == 0, straight.stderr.read()
     rng = np.random.default_rng(0)
     for _ in range(5):
+        started = time.time()
         running = process("-c", "import core.run, sys; core.run.SAVE_SECONDS = 0.2\n"
                           "import train_ddpm; sys.argv[0] = 'train_ddpm.py'\n"
                           "train_ddpm.main()", *keys[1:], f"out={tmp_path / 'killed'}")
-        time.sleep(rng.uniform(4, 9))
+        while not any(path.stat().st_mtime > started        # it has come further than the last one
+                      for path in (tmp_path / "killed.partial" / "state").glob("*.pt")):
+            assert running.poll() is None
+            assert time.time() < started + 300
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.5))
         running.send_signal(signal.SIGKILL)
         assert running.wait() == -signal.SIGKILL, running.stderr.read()
-    assert list((tmp_path / "killed.partial" / "state").glob("*.pt"))
     last = process(*keys, f"out={tmp_path / 'killed'}")
     said = last.communicate()[1]
     assert last.returncode == 0, said
