@@ -63,7 +63,8 @@ def make(request: Request, images: ImageSet, inputs: dict[str, str], method_conf
     section = request.method + ".train" * request.command.trains
     for key, path in paths.items():
         if path == "":
-            raise UserError(f"{section}.{key}: name a folder, or a file")
+            raise UserError(f"{section}.{key}: name a folder, or a file: `python scripts/list.py "
+                            f"{request.method}` says of what")
         if path:
             try:
                 inputs[key] = resolve(path)

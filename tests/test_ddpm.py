@@ -1,6 +1,7 @@
 """train_ddpm.py and DDPM purification: against formulas retyped here, over kills and processes."""
 
 import contextlib
+import hashlib
 import json
 import math
 import signal
@@ -263,38 +264,50 @@ def test_bad_training_keys(few_path, steps, message):
 # --- purification ----------------------------------------------------------------------------
 
 
-def test_purification_is_a_plain_loop(trained, few, few_path):
-    """Noise to step 4, five posterior draws, rounding: retyped with the weights alone."""
-    out = succeed(purify.main, *APPLY, f"data={few_path}", f"checkpoint={trained}")
+@pytest.mark.parametrize(("passes", "sampler", "rounding"), [
+    (1, "ancestral", "round"), (2, "ancestral", "wrap"), (2, "ddim", "floor")])
+def test_purification_is_a_plain_loop(trained, few, few_path, passes, sampler, rounding):
+    """Noise to step 4, five posterior draws or steps of DDIM, the same of what came out, rounding:
+    retyped with the weights alone."""
+    out = succeed(purify.main, *APPLY, f"data={few_path}", f"checkpoint={trained}",
+                  f"ddpm.passes={passes}", f"ddpm.sampler={sampler}", "ddpm.evaluations=5",
+                  f"ddpm.rounding={rounding}")
     model = UNet(32, (1, 1), 1, (8,), 8)
     model.load_state_dict(load_file(trained / "ema.safetensors"))
     model.eval()
     betas = np.linspace(1e-4, 0.02, 1000)
     abar = np.cumprod(1 - betas)
 
-    def noise(kind, block):
-        import hashlib
-
-        seed = hashlib.sha256(f"0/pass0/{kind}/{block}".encode()).digest()
+    def noise(number, kind, block):
+        seed = hashlib.sha256(f"0/pass{number}/{kind}/{block}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1)
         return torch.randn(256, 8, 8, 3, generator=generator).permute(0, 3, 1, 2)
 
     for block, rows in ((0, slice(0, 256)), (1, slice(256, 320))):
         x = torch.from_numpy(few.images[rows]).permute(0, 3, 1, 2) / 127.5 - 1
         count = len(x)
-        x = math.sqrt(abar[4]) * x + math.sqrt(1 - abar[4]) * noise("forward0", block)[:count]
-        with torch.no_grad():
+        for number in range(passes):
+            x = (math.sqrt(abar[4]) * x
+                 + math.sqrt(1 - abar[4]) * noise(number, "forward0", block)[:count])
             for t in (4, 3, 2, 1, 0):
                 before = abar[t - 1] if t else 1.0
-                eps = model(x, torch.full((count,), t))
+                with torch.no_grad():
+                    eps = model(x, torch.full((count,), t))
                 x0 = ((x - math.sqrt(1 - abar[t]) * eps) / math.sqrt(abar[t])).clamp(-1, 1)
+                if sampler == "ddim":
+                    eps = (x - math.sqrt(abar[t]) * x0) / math.sqrt(1 - abar[t])
+                    x = math.sqrt(before) * x0 + math.sqrt(1 - before) * eps
+                    continue
                 x = (math.sqrt(before) * betas[t] / (1 - abar[t]) * x0
                      + math.sqrt(1 - betas[t]) * (1 - before) / (1 - abar[t]) * x)
                 if t:
-                    x = x + math.sqrt(betas[t]) * noise(f"sample{t}", block)[:count]
-        expected = ((x + 1) * 127.5).clamp(0, 255).round().permute(0, 2, 3, 1).numpy()
+                    x = x + math.sqrt(betas[t]) * noise(number, f"sample{t}", block)[:count]
+        levels = ((x + 1) * 127.5).permute(0, 2, 3, 1).numpy()
+        expected = {"round": np.rint(levels.clip(0, 255)), "floor": np.floor(levels.clip(0, 255)),
+                    "wrap": np.floor(levels) % 256}[rounding]
         found = np.load(out / "images.npy")[rows]
-        assert np.abs(found - expected).max() <= 1
+        apart = np.abs(found - expected)
+        assert np.minimum(apart, 256 - apart).max() <= 1
         assert (found != expected).mean() < 1e-3
 
 

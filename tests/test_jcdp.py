@@ -1,5 +1,6 @@
 """JCDP purification: against the released formulas retyped with autograd, and its limits."""
 
+import dataclasses
 import json
 import math
 from types import SimpleNamespace
@@ -226,6 +227,36 @@ def test_passes_share_no_noise(few, tmp_path):
         torch.testing.assert_close(part, one[150:170], rtol=0, atol=0)
         for other in ((1, "sample", 3), (0, "sample", 2), (0, "target", 3)):
             assert (walk.draw_noise(like, rows, run, *other) != one).all(0).any()
+
+
+def test_every_pass_is_held_to_the_poisoned_image(tmp_path):
+    """Not to what the pass before it left; and it begins from that."""
+    from conftest import new_run
+
+    held, begun = [], []
+
+    def guide(x, y, jump, draw):
+        held.append(y.clone())
+        return torch.full_like(x, 0.01)
+
+    def network(x, t):
+        if t.item() == 2:
+            begun.append(x.clone())
+        return torch.zeros_like(x)
+
+    poisoned = torch.rand(4, 8, 8, 3, generator=torch.Generator().manual_seed(0))
+    y = poisoned.permute(0, 3, 1, 2) * 2 - 1
+    with new_run(tmp_path / "run") as run:
+        config = jcdp.Config(t_star=3, passes=3)
+        purified = walk.walker(network, SCHEDULE, guide, config, run)(poisoned, slice(0, 4))
+        one = walk.walker(network, SCHEDULE, guide, dataclasses.replace(config, passes=1), run)
+        left = one(poisoned, slice(0, 4)).permute(0, 3, 1, 2) * 2 - 1
+        second = SCHEDULE.noised(left, 2, walk.draw_noise(left, slice(0, 4), run, 1, "forward"))
+    assert len(held) == 9 + 3
+    for target in held:
+        torch.testing.assert_close(target, y, rtol=0, atol=1e-6)
+    torch.testing.assert_close(begun[1], second, rtol=0, atol=1e-5)
+    assert (purified - poisoned).abs().max() > 0.01
 
 
 def test_long_perceptual_steps_are_noted(prior, few_path):

@@ -216,6 +216,20 @@ def test_the_attack_on_a_part_finds_its_own_rows(digits):
     assert len(clean_of(ImageSet.load("part"), "data")) == len(digits)
 
 
+def test_an_attack_on_all_images_lends_a_part(digits):
+    """The rows that D-VAE's code draws, as the whole attack made them; the rest is clean."""
+    succeed(poison, LSP, "lsp.patch=4", "data=digits", "seed=3", "fraction=0.3", "out=mixed")
+    [attack] = Path("runs/poisons").iterdir()
+    whole, mixed = ImageSet.load(attack), ImageSet.load("mixed")
+    rows = np.sort(np.random.RandomState(3).choice(1437, 431, replace=False))
+    np.testing.assert_array_equal(np.load("mixed/poisoned_rows.npy"), rows)
+    assert len(whole) == len(mixed) == len(digits) == 1437
+    assert (np.array(whole.images) != digits.images).any((1, 2, 3)).all()
+    expected = np.array(digits.images)
+    expected[rows] = whole.images[rows]
+    np.testing.assert_array_equal(mixed.images, expected)
+
+
 def test_an_imported_poison_remembers_too(tmp_path, images, labels):
     np.savez("train.npz", images=images, labels=labels)
     np.savez("test.npz", images=images[:20], labels=labels[:20])

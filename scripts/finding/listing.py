@@ -210,10 +210,11 @@ def table_page(word: str) -> str:
     found = spec.read(str(path))
     families = {key: list(dict.fromkeys(line.family for line in getattr(found[0], key)))
                 for key in ("rows", "columns")}
-    line = f"python scripts/figures.py {word}" if word in PAPER else line_of(word)
+    line = (f"python scripts/figures.py {word} [--quick | --small]" if word in PAPER
+            else f"{line_of(word)} [--quick | --small] [--dry-run]")
     return "\n".join([f"{first_comment(path)} {size_of(found)}",
                       *(f"  {key}: {', '.join(lines)}" for key, lines in families.items()),
-                      f"  {line} [--quick | --small] [--dry-run]"])
+                      f"  {line}"])
 
 
 def named(word: str) -> Iterator[str]:
