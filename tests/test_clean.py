@@ -91,16 +91,19 @@ def test_the_images_are_part_of_what_identifies_a_record(few_path, tmp_path):
     (tmp_path / "table.yaml").write_text("""
 data: [digits]
 rows: {clean: []}
-columns: {stopped: []}
-evaluate: {evaluate: CONFIGS/learners/early_stopping.yaml, clean_split: "last:9"}
+columns:
+  nine: {evaluate: CONFIGS/learners/early_stopping.yaml, clean_split: "last:9"}
+  ten: {evaluate: CONFIGS/learners/early_stopping.yaml, clean_split: "last:10"}
+evaluate: {evaluate: CONFIGS/learners/em60.yaml}
 """.replace("CONFIGS", str(CONFIGS)))
-    [cell] = plan.cells_of(spec.read("table.yaml"))
+    planned = [cell.record.job.fingerprint[:16] for cell in plan.cells_of(spec.read("table.yaml"))]
     prints = []
     for count in (9, 10):
         line = (CONFIGS / "learners/early_stopping.yaml", "data=digits", "seed=0", "--dry-run",
                 f"clean_split=last:{count}")
         prints.append(run_command(evaluate.main, *line).stdout.split("# fingerprint ")[1][:16])
-    assert prints[0] == cell.record.job.fingerprint[:16] != prints[1]
+    assert prints == planned
+    assert prints[0] != prints[1]
 
 
 @pytest.mark.parametrize("name", ["early_stopping", "reweighted_head", "dilution"])
