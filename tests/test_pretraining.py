@@ -17,7 +17,7 @@ from torch import nn
 import evaluate
 from core import config, records
 from core.batches import Batches
-from core.contrastive import LOSS_SCALE, nt_xent
+from core.contrastive import LOSS_SCALE, MOMENTA, nt_xent
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.views import Views, apply, draw
@@ -46,6 +46,7 @@ def test_defaults_are_those_of_cp(module, values):
     assert (found.learning_rate, found.loss_scale, getattr(found, "temperature", None)) == values
     assert (found.epochs, found.batch_size, found.weight_decay) == (1000, 512, 1e-4)
     assert found.views == Views()
+    assert MOMENTA == {"moco": 0.99, "byol": 0.999}
 
 
 def test_the_rate_climbs_to_the_cosine_and_follows_it():
@@ -148,6 +149,18 @@ def test_neighbours_vote_by_their_cosines():
     assert weights[0].tolist() == pytest.approx([8103.08, 2980.96, 1096.63], rel=1e-5)
     two = votes(torch.tensor([[0.9, 0.8, 0.85]]), torch.tensor([[0, 1, 1]]), 3, 0.1)
     assert two[0].tolist() == pytest.approx([8103.08, 2980.96 + 4914.77, 0], rel=1e-5)
+
+
+def test_the_nearest_neighbour_is_that_of_the_cosine(tmp_path):
+    """A dim red has a bright image of red and green as its nearest by the product, black by the
+    distance."""
+    colours = np.uint8([[250, 250, 0], [0, 0, 10], [60, 0, 0]])
+    data = coloured(3, 0)
+    data = ImageSet(np.broadcast_to(colours[:, None, None], (3, 8, 8, 3)).copy(), np.arange(3),
+                    data.meta)
+    test = ImageSet(np.full((1, 8, 8, 3), np.uint8([20, 0, 0])), np.array([2]), data.meta)
+    with new_run(tmp_path / "out") as run:
+        assert knn_accuracy(Pixels(), data, test, 1, 0.1, run) == 1
 
 
 def test_neighbours_and_a_linear_probe_tell_colours(tmp_path):

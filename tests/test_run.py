@@ -102,6 +102,23 @@ def lines_of(run):
     return [{k: v for k, v in line.items() if k != "seconds"} for line in run.folder.log.lines()]
 
 
+def test_slow_saving_saves_less_often(tmp_path, monkeypatch):
+    """After a minute, or ten where a save takes ten seconds."""
+    now = [1000.0]
+    monkeypatch.setattr(core.run.time, "monotonic", lambda: now[0])
+    with Run(job(), out=tmp_path / "run") as run:
+        for took, pause in ((0.1, 60), (10, 600)):
+            def keep(name, state, took=took):
+                now[0] += took
+
+            monkeypatch.setattr(run, "keep", keep)
+            run.save_state("loop", {})
+            now[0] += pause - 1
+            assert not run.save_due()
+            now[0] += 1.1
+            assert run.save_due()
+
+
 @pytest.mark.parametrize("stop_at", range(1, 12))
 def test_loop_resumes_at_every_step(tmp_path, monkeypatch, stop_at):
     monkeypatch.setattr(core.run, "SAVE_SECONDS", 0.0)

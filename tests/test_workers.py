@@ -326,6 +326,29 @@ def test_an_estimate_is_of_what_like_steps_took():
     assert timings.of(made) == 31.0
 
 
+def test_a_step_is_estimated_by_the_one_nearest_in_proportion():
+    """400 is nearer to 1,000 than to 100."""
+    for rows, seconds in ((100, 10.0), (1000, 200.0)):
+        estimates.Estimates().note(piece("one", rows=rows), seconds)
+    assert estimates.Estimates().of(piece("one", rows=400)) == pytest.approx(80.0)
+
+
+@pytest.mark.parametrize("path", [
+    "purify.py", "core/run.py", "models/unet.py", "poisons/lsp.py", "purifiers/jpeg.py",
+    "learners/standard.py", "scripts/tables/plan.py", "configs/poisons/lsp.yaml",
+    "configs/purifiers/jpeg.yaml", "configs/learners/em60.yaml"])
+def test_what_an_artefact_depends_on_is_a_workers_code(tmp_path, monkeypatch, path):
+    for name in (path, "README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    monkeypatch.setattr(workers, "ROOT", tmp_path)
+    before = workers.code()
+    (tmp_path / "README.md").write_text("after")
+    assert workers.code() == before
+    (tmp_path / path).write_text("after")
+    assert workers.code() != before
+
+
 def test_training_by_steps_takes_what_they_are_whatever_the_rows():
     config = {"steps": 50, "batch_size": 8, "epochs": 60}
     assert estimates.work_of("train_ddpm", "ddpm", config, 1000) == 400
