@@ -137,6 +137,16 @@ INERT = {
 }
 
 
+# Choices that come to the same in so small a form, and why.
+SAME = {
+    "schedule": ({"constant", "cosine", "multistep"}, "one epoch or two, and milestones after it"),
+    "ar.coefficients": ({"find", "auto"}, "auto finds them where none are published"),
+    "sampler": ({"subsampled", "ancestral"}, "every step is visited"),
+    "rounding": ({"wrap", "floor"}, "nothing leaves [0, 1]"),
+    "jcdp.target_noise": ({"image", "none"}, "at these steps abar is 1 but for some 1e-4"),
+}
+
+
 def as_tuple(value: Any) -> tuple:
     return value if isinstance(value, tuple) else ()
 
@@ -289,7 +299,9 @@ def test_a_key_does_something(room, name, half, key, sets, tmp_path):
     folder, usual = MADE[case]
     assert folder, usual
 
-    allowed = []
+    allowed, seen = [], [(value, folder, usual)]
+    choices = typing.get_origin(kind) is Literal            # each of them does something else
+    same, _ = SAME.get(found_in(SAME, name, half, key), (set(), ""))
     for number, other in enumerate(others(kind, value) if tried is None else tried):
         changed = values | {key: other}
         try:
@@ -298,11 +310,16 @@ def test_a_key_does_something(room, name, half, key, sets, tmp_path):
             continue
         allowed.append(other)
         out, found = make(room, name, half, changed, clean, tmp_path / f"{number}")
-        if found != usual or (half and purified_with(name, out, clean)
-                              != purified_with(name, folder, clean)):
+        alike = [known for known, at, its in seen
+                 if its == found and not (same and {known, other} <= same)
+                 and not (half and purified_with(name, out, clean)
+                          != purified_with(name, at, clean))]
+        if not alike and not choices:
             break
+        assert not (alike and choices), f"{name}.{key}: {other} and {alike} give the same bytes"
+        seen.append((other, out, found))
     else:
-        assert not allowed, f"{name}.{key}: {value} and {allowed} give the same bytes"
+        assert choices or not allowed, f"{name}.{key}: {value} and {allowed} give the same bytes"
     assert bool(allowed) != bool(found_in(REFUSED, name, half, key)), f"{name}.{key}: see REFUSED"
 
 
@@ -317,5 +334,5 @@ def test_a_learner_is_tried_with_what_it_adds_to_anothers():
 
 def test_the_tables_name_keys():
     """So that they cannot outlive what they speak of."""
-    used = {found_in(table, *case[1:]) for case in KEYS for table in (TRIED, REFUSED, INERT)}
-    assert {*TRIED, *REFUSED, *INERT} <= used
+    used = {found_in(table, *case[1:]) for case in KEYS for table in (TRIED, REFUSED, INERT, SAME)}
+    assert {*TRIED, *REFUSED, *INERT, *SAME} <= used
