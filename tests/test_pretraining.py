@@ -155,10 +155,9 @@ def test_the_nearest_neighbour_is_that_of_the_cosine(tmp_path):
     """A dim red has a bright image of red and green as its nearest by the product, black by the
     distance."""
     colours = np.uint8([[250, 250, 0], [0, 0, 10], [60, 0, 0]])
-    data = coloured(3, 0)
-    data = ImageSet(np.broadcast_to(colours[:, None, None], (3, 8, 8, 3)).copy(), np.arange(3),
-                    data.meta)
-    test = ImageSet(np.full((1, 8, 8, 3), np.uint8([20, 0, 0])), np.array([2]), data.meta)
+    meta = coloured(3, 0).meta
+    data = ImageSet(np.broadcast_to(colours[:, None, None], (3, 8, 8, 3)), np.arange(3), meta)
+    test = ImageSet(np.full((1, 8, 8, 3), np.uint8([20, 0, 0])), np.array([2]), meta)
     with new_run(tmp_path / "out") as run:
         assert knn_accuracy(Pixels(), data, test, 1, 0.1, run) == 1
 
