@@ -284,7 +284,7 @@ def test_purification_is_a_plain_loop(trained, few, few_path, passes, sampler, r
         return torch.randn(256, 8, 8, 3, generator=generator).permute(0, 3, 1, 2)
 
     for block, rows in ((0, slice(0, 256)), (1, slice(256, 320))):
-        x = torch.from_numpy(few.images[rows]).permute(0, 3, 1, 2) / 127.5 - 1
+        x = torch.from_numpy(np.array(few.images[rows])).permute(0, 3, 1, 2) / 127.5 - 1
         count = len(x)
         for number in range(passes):
             x = (math.sqrt(abar[4]) * x
