@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, checkout
 
 from scripts.tables import plan, published, spec
 from scripts.tables.table import WHOLE, Choice, Table
-from tests.conftest import ROOT, checkout
 
 TABLE = """
 title: tiny

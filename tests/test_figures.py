@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import CONFIGS, ROOT, run_command, write_imageset
 from methods import make_missing
 
 from core import records
@@ -24,7 +25,6 @@ from scripts.pictures import bars, charts, figures, numbers, strips, style, toy
 from scripts.tables import measure, plan, spec, wording
 from scripts.tables.measure import Point, clean_of, curves, kld_reached, points, sets_of
 from scripts.tables.table import Choice
-from tests.conftest import CONFIGS, ROOT, run_command, write_imageset
 
 TABLE = f"""
 title: tiny

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import tables
+from conftest import ROOT, run_command, succeed
 from tables import QUICK, changed, planned
 
 import evaluate
@@ -17,7 +18,6 @@ from core.imageset import ImageSet
 from poisons.__main__ import main as poison_main
 from scripts.tables import plan, run_table, spec
 from scripts.tables.table import FORMS, Choice
-from tests.conftest import ROOT, run_command, succeed
 
 # fixtures
 project, here, tiny, several = tables.project, tables.here, tables.tiny, tables.several

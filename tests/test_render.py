@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tables
+from conftest import ROOT, run_command
 from methods import make_missing
 from tables import beside, planned
 
@@ -21,7 +22,6 @@ from core.methods import list_methods
 from scripts.tables import entries, noted, plan, published, render, spec
 from scripts.tables.measure import share_kept
 from scripts.tables.table import FORMS
-from tests.conftest import ROOT, run_command
 
 # fixtures
 project, here, tiny, several = tables.project, tables.here, tables.tiny, tables.several

@@ -13,13 +13,13 @@ from types import SimpleNamespace
 import forked_ranks
 import pytest
 import tables
+from conftest import ROOT, run_command
 from methods import make_missing
 from tables import changed, planned
 
 from core.errors import UserError
 from scripts.tables import noted, plan, processes, render, run_table
 from scripts.tables.table import Choice
-from tests.conftest import ROOT, run_command
 
 # fixtures
 project, here, tiny = tables.project, tables.here, tables.tiny

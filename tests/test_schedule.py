@@ -5,12 +5,12 @@ import sys
 import pytest
 import tables
 import torch
+from conftest import content, succeed
 from tables import planned
 
 import purify
 from poisons.__main__ import main as poison_main
 from scripts.tables import claims, schedule
-from tests.conftest import content, succeed
 
 # fixtures
 project, here, tiny = tables.project, tables.here, tables.tiny

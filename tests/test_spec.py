@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import tables
+from conftest import ROOT
 from tables import QUICK, beside, changed, planned
 
 from core.datasets import EMBEDDED
 from core.errors import UserError
 from scripts.tables import plan, spec
 from scripts.tables.table import FORMS, WHOLE, Choice
-from tests.conftest import ROOT
 
 # fixtures
 project, here, tiny, several = tables.project, tables.here, tables.tiny, tables.several
