@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from forked_ranks import Forked
 from core import commit, files
 from core.datasets import DataSettings, load
 from core.device import DeviceSettings
-from core.imageset import ImageSet
+from core.imageset import ImageSet, from_arrays
 from core.job import Job
 from core.run import Run
 from learners import reweighted_head, standard
@@ -154,6 +155,33 @@ def operations(die_at: int | None = None) -> Iterator[list[str]]:
         yield seen
 
 
+def until(holds: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for what must come to hold within these seconds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def as_set(images: np.ndarray, labels: np.ndarray | None = None, classes: int = 10) -> ImageSet:
+    """A set in memory, of no history; without labels, all is of the first class."""
+    labels = np.zeros(len(images), np.int64) if labels is None else labels
+    return from_arrays(images, labels, name="x", classes=[str(i) for i in range(classes)], root={},
+                       test=None)
+
+
+def as_floats(images: np.ndarray) -> torch.Tensor:
+    """Levels (N, H, W, 3) as float32 (N, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255
+
+
+def assert_almost_equal_levels(found: np.ndarray, levels: np.ndarray) -> None:
+    """Equal up to pixels on the edge between two levels: batches differ in the last bit."""
+    difference = np.abs(found.astype(int) - levels)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+
+
 def patterned(few: ImageSet, folder: Path) -> Path:
     """The few digits with one pattern a class, as an ImageSet folder."""
     patterns = np.random.default_rng(0).integers(-20, 21, (10, 16, 16, 3))
@@ -224,6 +252,7 @@ def same_switches():
     yield
     torch.set_num_threads(THREADS)
     torch.set_float32_matmul_precision("highest")
+    torch.set_default_dtype(torch.float32)
     if torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(False)
 

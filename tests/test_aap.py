@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, new_run
+from attacks import config_by, doubles, poisoned_by, random_set, to_double
+from conftest import new_run
 
-from core.imageset import ImageSet, from_arrays
-from core.request import parse
+from core.imageset import ImageSet
 from core.streams import BLOCK
 from core.training import learning_rate
 from core.views import apply, draw
@@ -25,15 +25,11 @@ CONFIG = aap.Config(steps=3, epsilon=15 / 255, step_size=6.3 / 255, strength=0.9
 @pytest.fixture(scope="module")
 def small() -> ImageSet:
     """Two blocks of rows; no value becomes black or white, see test_turns.py."""
-    random = np.random.default_rng(0)
-    images = random.integers(16, 240, (BLOCK + 20, 8, 8, 3)).astype(np.uint8)
-    return from_arrays(images, random.permutation(np.arange(BLOCK + 20) % 4), name="x",
-                       classes=list("abcd"), root={}, test=None)
+    return random_set(BLOCK + 20, 16, 240)
 
 
 def plain_aap(clean: ImageSet, model, config: aap.Config, run, mistake: str = "") -> np.ndarray:
-    x = (torch.from_numpy(np.array(clean.images)).permute(0, 3, 1, 2).float() / 255).double()
-    y = torch.from_numpy(np.array(clean.labels))
+    x, y = doubles(clean)
     towards = y if mistake == "towards the own class" else (y + 1) % 4
     sign = -1 if config.targeted == (mistake == "ascent") else 1
     if not config.targeted:
@@ -63,21 +59,17 @@ def plain_aap(clean: ImageSet, model, config: aap.Config, run, mistake: str = ""
 @pytest.mark.parametrize("targeted", [True, False])
 def test_the_crafting_is_the_releases(tmp_path, small, monkeypatch, targeted):
     """In double precision, the same bytes; each mistake that one could make gives others."""
-    trained, train, make = [], aap.train_surrogate, aap.moved
+    trained, train = [], aap.train_surrogate
     config = aap.Config(**{**vars(CONFIG), "targeted": targeted})
 
     def double_train(*arguments, **keys):
         trained.append(train(*arguments, **keys).double())
         return trained[0]
 
-    def double_make(images, *arguments):
-        return make(images.double(), *arguments)
-
     monkeypatch.setattr(aap, "train_surrogate", double_train)
-    monkeypatch.setattr(aap, "moved", double_make)
-    monkeypatch.setattr(aap, "report_seen", lambda *_: None)     # of float images
-    with new_run(tmp_path / "out", method="aap") as run:
-        ours = np.array(aap.poison(small, config, run).images)
+    to_double(monkeypatch, aap)
+    ours = poisoned_by(aap, small, config, tmp_path / "ours", "aap")
+    with new_run(tmp_path / "plain", method="aap") as run:
         plain = {mistake: plain_aap(small, trained[0], config, run, mistake)
                  for mistake in ["", *MISTAKES]}
     np.testing.assert_array_equal(ours, plain[""])
@@ -106,21 +98,18 @@ def test_the_surrogate_learns_from_its_own_augmentation(tmp_path, small, monkeyp
 def test_noise_at_the_budget_is_not_rounded_beyond_it(tmp_path, small):
     """One step as large as the budget is whole levels: there, or 0 where no crop looked."""
     config = aap.Config(steps=1, epsilon=8 / 255, step_size=8 / 255, surrogate=CONFIG.surrogate)
-    with new_run(tmp_path / "out", method="aap") as run:
-        made = aap.poison(small, config, run).images
+    made = poisoned_by(aap, small, config, tmp_path / "out", "aap")
     levels, counts = np.unique(made.astype(int) - small.images, return_counts=True)
     assert set(levels) <= {-8, 0, 8}
     assert counts[levels != 0].sum() > made.size / 2
 
 
 def test_values_are_the_releases():
-    def config(*words: str) -> aap.Config:
-        return parse([str(ROOT / "configs/poisons/aap.yaml"), *words], "", "poison").config
-
-    assert config() == aap.Config()
-    large = config("like=cifar100")
+    config = config_by("aap")
+    assert config == aap.Config()
+    large = config_by("aap", "like=cifar100")
     assert (large.strength, large.surrogate.strength) == (0.8, 0.8)
     surrogate = aap.Surrogate()
     rates = [learning_rate(surrogate, epoch * 391, 40 * 391, 391) for epoch in (0, 9, 25, 39)]
     assert rates == pytest.approx([0.05, 0.5, 0.250001, 0.001371], abs=2e-6)
-    assert config().steps * config().step_size == pytest.approx(2.5 * config().epsilon)
+    assert config.steps * config.step_size == pytest.approx(2.5 * config.epsilon)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIGS, new_run, run_command, succeed
+from attacks import doubles, poisoned_by, tensors, to_double, to_pixels
+from conftest import CONFIGS, as_set, new_run, run_command, succeed
 from torchvision.transforms import RandomResizedCrop
 
-from core.imageset import ImageSet, from_arrays
+from core.imageset import ImageSet
 from core.streams import BLOCK, generator
 from core.training import Normalised
 from core.views import TRIES, random_boxes
@@ -43,8 +44,7 @@ class ExactDraws(Draws):
 
 @pytest.fixture(scope="module")
 def digits32(few):
-    images = torch.from_numpy(np.array(few.images[:32])).permute(0, 3, 1, 2) / 255
-    return images, torch.from_numpy(np.array(few.labels[:32]))
+    return tensors(few.first(32))
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +133,7 @@ MISTAKES = ["no decay of the rate", "trained on what is not attacked", "no momen
 def plain_loop(clean: ImageSet, config: rem.Config, run, inside: str, mistake: str = ""
                ) -> np.ndarray:
     """Section 2's (and 10's) outer loop, around the defence that the tests above check."""
-    x = (torch.from_numpy(np.array(clean.images)).float() / 255).permute(0, 3, 1, 2).double()
-    y = torch.from_numpy(np.array(clean.labels))
+    x, y = doubles(clean)
     with run.initialisation("surrogate"):
         network = resnet18(clean.num_classes, config.width).double()
     first = FrozenSurrogate(Normalised(network, (0.5,) * 3, (1.0,) * 3), run.device)
@@ -202,38 +201,24 @@ def plain_loop(clean: ImageSet, config: rem.Config, run, inside: str, mistake: s
         return numbers("final/", 0, BLOCK)(of, like)[: len(x)]
 
     delta = rem.defend(x, y, frozen, config, block, INNER[inside])
-    pixels = (x + delta).clamp(0, 1).permute(0, 2, 3, 1).numpy() * 255
-    return np.rint(pixels).astype(np.uint8)
+    return to_pixels(x + delta)
 
 
 @pytest.mark.parametrize("attack", [rem, sem], ids=["rem", "sem"])
 def test_the_outer_loop_is_that_of_the_notes(tmp_path, monkeypatch, attack):
     """The same bytes, in double precision on both sides; and others with each mistake, of which SEM
     can make one of its own."""
-    load, draws, network, add_noise = rem.on_device, rem.uniform, minmin.classifier, rem.add_noise
-
-    def double_load(*arguments):
-        images, labels = load(*arguments)
-        return images.double(), labels
-
-    def double_noise(clean, craft, run, **keys):
-        return add_noise(clean, lambda images, *rest: craft(images.double(), *rest), run, **keys)
-
-    monkeypatch.setattr(rem, "on_device", double_load)
-    monkeypatch.setattr(rem, "uniform", lambda *arguments: draws(*arguments).double())
-    monkeypatch.setattr(minmin, "classifier", lambda *arguments: network(*arguments).double())
-    monkeypatch.setattr(rem, "add_noise", double_noise)
+    to_double(monkeypatch, rem, makes=["on_device", "uniform"])
+    to_double(monkeypatch, minmin, makes=["classifier"])
     random = np.random.default_rng(0)
-    clean = from_arrays(random.integers(0, 256, (22, 8, 8, 3), dtype=np.uint8),
-                        random.permutation(np.arange(22) % 3), name="x", classes=list("abc"),
-                        root={}, test=None)
+    clean = as_set(random.integers(0, 256, (22, 8, 8, 3), dtype=np.uint8),
+                   random.permutation(np.arange(22) % 3), classes=3)
     config = attack.Config(epsilon=24 / 255, step_size=10 / 255, steps=2, transforms=2,
                            inner_steps=1, inner_step_size=3 / 255, adversary=8 / 255,
                            train_steps=5, batch_size=8, learning_rate=0.1, decay_every=2,
                            weight_decay=0.05, crop_padding=2, width=4)
     inside = "pgd" if attack is rem else "noise"
-    with new_run(tmp_path / "ours") as run:
-        ours = np.array(attack.poison(clean, config, run).images)
+    ours = poisoned_by(attack, clean, config, tmp_path / "ours")
     with new_run(tmp_path / "plain") as run:
         np.testing.assert_array_equal(ours, plain_loop(clean, config, run, inside))
         for mistake in MISTAKES if attack is rem else ["last pass with the other adversary"]:

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, new_run
+from attacks import config_by, doubles, poisoned_by, random_set, to_double
+from conftest import new_run
 
 from core.errors import ConfigError
-from core.imageset import ImageSet, from_arrays
-from core.request import parse
+from core.imageset import ImageSet
 from core.views import Views, apply, draw
 from poisons import contrast, tue
 
@@ -48,10 +48,7 @@ def test_separability_is_the_releases():
 
 @pytest.fixture(scope="module")
 def small() -> ImageSet:
-    random = np.random.default_rng(0)
-    images = np.clip(random.integers(-60, 316, (40, 8, 8, 3)), 0, 255).astype(np.uint8)
-    return from_arrays(images, random.permutation(np.arange(40) % 4), name="x",
-                       classes=list("abcd"), root={}, test=None)
+    return random_set(40, -60, 316)
 
 
 # another value for each key of the contrastive loss
@@ -67,8 +64,7 @@ MISTAKES = ["ascent", "noise of the last batch too", "no separability", "no cont
 
 
 def plain_tue(clean: ImageSet, config: tue.Config, run, mistake: str = "") -> np.ndarray:
-    x = (torch.from_numpy(np.array(clean.images)).permute(0, 3, 1, 2).float() / 255).double()
-    y = torch.from_numpy(np.array(clean.labels))
+    x, y = doubles(clean)
     delta = contrast.uniform(clean, config, run).double()
     if mistake == "start from nothing":
         delta.zero_()
@@ -119,17 +115,9 @@ def test_the_attack_is_the_releases_loop(tmp_path, small, monkeypatch):
                         epsilon=32 / 255, step_size=7 / 255, contrast_weight=1.0, csd_weight=0.1)
     with new_run(tmp_path / "plain", method="tue") as run:
         plain = {mistake: plain_tue(small, config, run, mistake) for mistake in ["", *MISTAKES]}
-    build, load, uniform = contrast.build, contrast.on_device, tue.uniform
-
-    def double_load(*arguments):
-        images, labels = load(*arguments)
-        return images.double(), labels
-
-    monkeypatch.setattr(contrast, "build", lambda *arguments: build(*arguments).double())
-    monkeypatch.setattr(contrast, "on_device", double_load)
-    monkeypatch.setattr(tue, "uniform", lambda *arguments: uniform(*arguments).double())
-    with new_run(tmp_path / "ours", method="tue") as run:
-        ours = np.array(tue.poison(small, config, run).images)
+    to_double(monkeypatch, contrast, makes=["build", "on_device"])
+    to_double(monkeypatch, tue, makes=["uniform"])
+    ours = poisoned_by(tue, small, config, tmp_path / "ours", "tue")
     np.testing.assert_array_equal(ours, plain[""])
     for mistake in MISTAKES:
         assert (plain[mistake] != ours).any(), mistake
@@ -151,11 +139,8 @@ def test_no_surrogate_learns_for_a_weight_of_nothing(tmp_path, small, monkeypatc
 
 
 def test_values_are_the_releases():
-    def config(*words: str) -> tue.Config:
-        return parse([str(ROOT / "configs/poisons/tue.yaml"), *words], "", "poison").config
-
-    assert config() == tue.Config()
-    moco = config("preset=moco")
+    assert config_by("tue") == tue.Config()
+    moco = config_by("tue", "preset=moco")
     assert (moco.contrast_weight, moco.csd_weight, moco.steps, moco.epochs) == (1, 1, 5, 200)
     assert (moco.random_start, moco.train_steps) == (False, None)
     with pytest.raises(ConfigError, match="nothing moves the noise"):
@@ -175,8 +160,6 @@ def test_a_key_of_what_does_not_learn_is_refused(key, tmp_path, small):
         with pytest.raises(ConfigError, match="changes nothing without a contrastive loss"):
             dataclasses.replace(usual, **value)
         return
-    made = []
-    for at, config in enumerate((usual, dataclasses.replace(usual, **{key: others[key]}))):
-        with new_run(tmp_path / str(at), method="tue") as run:
-            made.append(np.array(tue.poison(small, config, run).images))
-    assert (made[0] != made[1]).any()
+    one = poisoned_by(tue, small, usual, tmp_path / "usual", "tue")
+    changed = dataclasses.replace(usual, **{key: others[key]})
+    assert (poisoned_by(tue, small, changed, tmp_path / "changed", "tue") != one).any()

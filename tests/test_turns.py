@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, new_run
+from attacks import config_by, doubles, poisoned_by, to_double
+from conftest import as_set, new_run
 
 from core.errors import ConfigError
-from core.imageset import ImageSet, from_arrays
-from core.request import parse
+from core.imageset import ImageSet
 from core.training import Normalised
 from core.views import apply, draw
 from poisons import aue, mi_ue, turns
@@ -21,7 +21,7 @@ TINY = {"width": 2, "batch_size": 8, "epochs": 2, "steps": 2, "epsilon": 20 / 25
 CONFIGS = {
     "aue": aue.Config(**TINY, strength=0.8),
     "mi_ue": mi_ue.Config(**TINY, last_step_size=13 / 255, noise_batch=12, distance_weight=0.3)}
-POISON = {"aue": aue.poison, "mi_ue": mi_ue.poison}
+ATTACKS = {"aue": aue, "mi_ue": mi_ue}
 MISTAKES = {
     "both": ["ascent", "batch statistics while the noise moves", "noise begins at 0 every epoch",
              "rate stays", "rate of the epoch after", "noise moves in the surrogate's order",
@@ -41,8 +41,7 @@ def small() -> ImageSet:
     random = np.random.default_rng(0)
     images = random.integers(16, 240, (20, 8, 8, 3)).astype(np.uint8)
     images[:, ::2, ::2, 0] = random.choice([0, 255], (20, 4, 4))
-    return from_arrays(images, random.permutation(np.arange(20) % 4), name="x",
-                       classes=list("abcd"), root={}, test=None)
+    return as_set(images, random.permutation(np.arange(20) % 4), classes=4)
 
 
 def plain_pairs(h: torch.Tensor, y: torch.Tensor, config: mi_ue.Config, mistake: str = ""
@@ -64,8 +63,7 @@ def plain_pairs(h: torch.Tensor, y: torch.Tensor, config: mi_ue.Config, mistake:
 
 def plain_turns(clean: ImageSet, name: str, run, mistake: str = "") -> np.ndarray:
     config = CONFIGS[name]
-    x = (torch.from_numpy(np.array(clean.images)).permute(0, 3, 1, 2).float() / 255).double()
-    y = torch.from_numpy(np.array(clean.labels))
+    x, y = doubles(clean)
     delta = torch.zeros_like(x)
     model, _ = turns.build_surrogate(clean, config, run)
     if name == "mi_ue" and mistake != "not normalised":
@@ -164,24 +162,11 @@ def plain_turns(clean: ImageSet, name: str, run, mistake: str = "") -> np.ndarra
 @pytest.mark.parametrize("name", ["aue", "mi_ue"])
 def test_the_attack_is_the_releases_loop(tmp_path, small, name, monkeypatch):
     """In double precision, the same bytes; each mistake that one could make gives others."""
-    build, load, held = turns.build_surrogate, turns.on_device, turns.Noise
     with new_run(tmp_path / "plain", method=name) as run:
         plain = {mistake: plain_turns(small, name, run, mistake)
                  for mistake in ["", *MISTAKES["both"], *MISTAKES[name]]}
-
-    def double_build(*arguments):
-        model, optimizer = build(*arguments)
-        return model.double(), optimizer
-
-    def double_load(*arguments):
-        images, labels = load(*arguments)
-        return images.double(), labels
-
-    monkeypatch.setattr(turns, "build_surrogate", double_build)
-    monkeypatch.setattr(turns, "on_device", double_load)
-    monkeypatch.setattr(turns, "Noise", lambda start: held(start.double()))
-    with new_run(tmp_path / "ours", method=name) as run:
-        ours = np.array(POISON[name](small, CONFIGS[name], run).images)
+    to_double(monkeypatch, turns, makes=["build_surrogate", "on_device"], takes=["Noise"])
+    ours = poisoned_by(ATTACKS[name], small, CONFIGS[name], tmp_path / "ours", name)
     np.testing.assert_array_equal(ours, plain[""])
     same = [mistake for mistake, other in plain.items() if mistake and (other == ours).all()]
     assert not same
@@ -258,13 +243,10 @@ def test_strength_is_the_releases():
 
 
 def test_values_are_the_releases():
-    def config(name: str, *words: str):
-        return parse([str(ROOT / f"configs/poisons/{name}.yaml"), *words], "", "poison").config
-
-    assert config("aue") == aue.Config()
-    assert config("aue", "like=cifar100").strength == 1
-    assert config("mi_ue") == mi_ue.Config()
-    paper = config("mi_ue", "preset=paper")
+    assert config_by("aue") == aue.Config()
+    assert config_by("aue", "like=cifar100").strength == 1
+    assert config_by("mi_ue") == mi_ue.Config()
+    paper = config_by("mi_ue", "preset=paper")
     assert (paper.form, paper.distance_weight, paper.last_step_size) == ("paper", 0.1,
                                                                          paper.step_size)
     with pytest.raises(ConfigError, match="go together"):
