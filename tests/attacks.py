@@ -101,7 +101,8 @@ def poison(name: str, data: Path, *keys: str) -> Path:
 
 def share_seen(log: list[dict]) -> float:
     """Of the images, how many the surrogate takes for what was meant."""
-    return next(line["share"] for line in log if line["loop"] == "seen")
+    [share] = [line["share"] for line in log if line["loop"] == "seen"]
+    return share
 
 
 def config_by(name: str, *words: str):

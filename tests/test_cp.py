@@ -12,14 +12,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, new_run, run_command, succeed, write_imageset
+from attacks import config_by, poisoned_by, random_set, tensors
+from conftest import ROOT, as_floats, new_run, run_command, succeed, write_imageset
 from methods import PURIFIERS, line_of
 from torch import nn
 
 from core.errors import ConfigError, UserError
-from core.imageset import ImageSet, from_arrays
+from core.imageset import ImageSet
 from core.pgd import gradient_of, pgd
-from core.request import parse
 from core.views import apply, draw
 from models.contrastive import SplitNorm
 from poisons import contrast, cp
@@ -35,15 +35,7 @@ SAMPLEWISE = {"kind": "samplewise", "noise_batches": None, "train_steps": None}
 def small() -> ImageSet:
     """40 images of 8x8 in four classes, a third of their values black or white; batches of 16
     leave 8."""
-    random = np.random.default_rng(0)
-    images = np.clip(random.integers(-120, 376, (40, 8, 8, 3)), 0, 255).astype(np.uint8)
-    return from_arrays(images, random.permutation(np.arange(40) % 4), name="x",
-                       classes=list("abcd"), root={}, test=None)
-
-
-def poisoned_by(clean: ImageSet, config: cp.Config, out) -> np.ndarray:
-    with new_run(out, method="cp") as run:
-        return np.array(cp.poison(clean, config, run).images)
+    return random_set(40, -120, 376)
 
 
 # --- the plain loop --------------------------------------------------------------------------
@@ -52,8 +44,7 @@ def poisoned_by(clean: ImageSet, config: cp.Config, out) -> np.ndarray:
 def plain_cp(clean: ImageSet, config: cp.Config, run, start: torch.Tensor, mistake: str = ""
              ) -> np.ndarray:
     """From noise `start` of each class or row."""
-    x = torch.from_numpy(np.array(clean.images)).permute(0, 3, 1, 2).float() / 255
-    y = torch.from_numpy(np.array(clean.labels))
+    x, y = tensors(clean)
     index = y if config.kind == "classwise" else torch.arange(len(x))
     method, delta = contrast.build(clean, config, run), start.clone()
     trained = [p for part in method.trained() for p in part.parameters()]
@@ -150,7 +141,7 @@ OF = {"simclr": ["loss not scaled"],
 def test_the_attack_is_the_releases_loop(tmp_path, small, algorithm, changes):
     """The same bytes; and each mistake that one could make gives others."""
     config = cp.Config(algorithm=algorithm, **{**TINY, **changes})
-    ours = poisoned_by(small, config, tmp_path / "ours")
+    ours = poisoned_by(cp, small, config, tmp_path / "ours", "cp")
     with new_run(tmp_path / "plain", method="cp") as run:
         start = cp.first_noise(small, config, run)
         np.testing.assert_array_equal(ours, plain_cp(small, config, run, start))
@@ -164,7 +155,7 @@ def test_the_attack_is_the_releases_loop(tmp_path, small, algorithm, changes):
                                     {"update_in_noise_steps": False}])
 def test_switches_of_the_target_network_are_the_loops(tmp_path, small, change):
     config = cp.Config(algorithm="byol", **{**TINY, **SAMPLEWISE, "epochs": 1, **change})
-    ours = poisoned_by(small, config, tmp_path / "ours")
+    ours = poisoned_by(cp, small, config, tmp_path / "ours", "cp")
     with new_run(tmp_path / "plain", method="cp") as run:
         start = cp.first_noise(small, config, run)
         np.testing.assert_array_equal(ours, plain_cp(small, config, run, start))
@@ -264,7 +255,7 @@ def test_signed_descent_lowers_the_loss_and_leaves_other_rows(tmp_path, small):
             assert torch.equal(noise.delta[row], start[row]) == (row not in moved)
 
         method = contrast.build(small, config, run).eval()
-        x = torch.from_numpy(np.array(small.images[:16])).permute(0, 3, 1, 2) / 255
+        x = as_floats(small.images[:16])
         drawn = [draw(config.views, 16, (8, 8), run.stream("fixed", which)) for which in (1, 2)]
 
         def loss(delta, step):
@@ -283,7 +274,7 @@ def test_signed_descent_lowers_the_loss_and_leaves_other_rows(tmp_path, small):
 
 def test_presets_are_the_releases():
     def config(*words: str) -> cp.Config:
-        return parse([str(ROOT / "configs/poisons/cp.yaml"), *words], "", "poison").config
+        return config_by("cp", *words)
 
     assert config() == cp.Config()
     sample = config("preset=samplewise")

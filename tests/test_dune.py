@@ -2,30 +2,35 @@
 image, in double precision, and must give the same bytes; and what the method says of itself."""
 
 import dataclasses
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, new_run, run_command, succeed
+from attacks import (
+    LINEAR,
+    config_by,
+    doubles,
+    poison,
+    poisoned_by,
+    random_network,
+    share_seen,
+    to_double,
+    to_pixels,
+)
+from conftest import as_set, log_of, new_run, run_command
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from core.config import plain
 from core.distance import build_lpips
 from core.errors import ConfigError
-from core.imageset import ImageSet, from_arrays
+from core.imageset import ImageSet
 from core.perturbation import check_bound, measure
-from core.request import parse
 from core.streams import rng
 from poisons import dune, ensemble
 from poisons.__main__ import main as poison_main
 from poisons.frozen import FrozenSurrogate
-
-LINEAR = ["surrogate.architecture=linear", "surrogate.epochs=10", "surrogate.batch_size=32",
-          "surrogate.schedule=onecycle", "surrogate.milestones=[]", "surrogate.crop_padding=0",
-          "surrogate.flip=false", "checkpoints=3", "penalties=psnr", "swarm.images=20"]
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +41,16 @@ def contrasts() -> ImageSet:
     random = np.random.default_rng(0)
     images = np.clip(random.integers(-128, 384, (18, 8, 8, 3)), 0, 255).astype(np.uint8)
     images[::2] //= 6
-    return from_arrays(images, random.permutation(np.arange(18) % 3), name="x",
-                       classes=list("abcde"), root={}, test=None)
+    return as_set(images, random.permutation(np.arange(18) % 3), classes=5)
 
 
 def network_of(seed: int) -> torch.nn.Module:
     """A small random network with statistics of its own, in double precision."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 8, 3, 2), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
-            torch.nn.Flatten(), torch.nn.Linear(72, 5)).train()
-        model(torch.rand(64, 3, 8, 8))
-        model[-1].weight.data.mul_(6)       # as sure as a trained one
-    return model.double().eval()
+    model = random_network(lambda: torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, 2), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+        torch.nn.Flatten(), torch.nn.Linear(72, 5)), seed)
+    model[-1].weight.data.mul_(6)           # as sure as a trained one
+    return model
 
 
 def far(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -80,8 +81,7 @@ MISTAKES = {
 
 def plain_dune(clean: ImageSet, config: dune.Config, networks, mistake: str = "") -> np.ndarray:
     """In the release's order, class by class; what comes out is in that of the set."""
-    levels = torch.from_numpy(np.array(clean.images)).permute(0, 3, 1, 2)
-    x, labels = (levels.float() / 255).double(), torch.from_numpy(np.array(clean.labels))
+    x, labels = doubles(clean)
     made = torch.full_like(x, math.nan)
     for y in range(5):
         rows = torch.nonzero(labels == y)[:, 0]
@@ -100,8 +100,8 @@ def plain_dune(clean: ImageSet, config: dune.Config, networks, mistake: str = ""
                 own = x[rows] + (own + colour - x[rows]).clamp(-config.epsilon, config.epsilon)
             elif config.colour:
                 own = own + colour
-            made[rows] = own.clamp(0, 1)
-    return np.rint(made.permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8)
+            made[rows] = own
+    return to_pixels(made)
 
 
 def target_of(y: int, mistake: str) -> int:
@@ -218,31 +218,17 @@ def networks() -> list[torch.nn.Module]:
 def in_double(monkeypatch, networks):
     """The attack in double precision on these networks, its trunk of LPIPS replaced; what it asks
     of the ensemble is noted."""
-    on_device, add_noise, asked = dune.on_device, dune.add_noise, []
-
-    def double_load(*arguments):
-        images, labels = on_device(*arguments)
-        return images.double(), labels
-
-    def double_noise(clean, craft, run, **keys):
-        return add_noise(clean, lambda x, *rest: craft(x.double(), *rest), run, **keys)
+    asked = []
 
     def given(clean, checkpoints, surrogate, run):
         asked.append((checkpoints, surrogate))
         return [FrozenSurrogate(network, run.device) for network in networks]
 
-    monkeypatch.setattr(dune, "on_device", double_load)
-    monkeypatch.setattr(dune, "add_noise", double_noise)
+    to_double(monkeypatch, dune, makes=["on_device"])
     monkeypatch.setattr(dune, "train_ensemble", given)
     monkeypatch.setattr(dune, "build_lpips", lambda *_: far)
     monkeypatch.setattr(dune, "check_lpips", lambda *_: None)
-    monkeypatch.setattr(dune, "report_seen", lambda *_: None)       # it scores float images
     return asked
-
-
-def poisoned_by(clean: ImageSet, config: dune.Config, out) -> np.ndarray:
-    with new_run(out) as run:
-        return np.array(dune.poison(clean, config, run).images)
 
 
 @pytest.mark.parametrize("part", MISTAKES)
@@ -251,7 +237,7 @@ def test_the_attack_is_the_releases_loop(tmp_path, contrasts, networks, in_doubl
     config = dune.Config(**SMALL, spatial=part != "colour", colour=part != "spatial",
                          swarm=dune.Swarm(images=3, particles=5, iterations=5,
                                           pull_own=0.9))
-    ours = poisoned_by(contrasts, config, tmp_path / "ours")
+    ours = poisoned_by(dune, contrasts, config, tmp_path / "ours")
     np.testing.assert_array_equal(ours, plain_dune(contrasts, config, networks))
     assert in_double == [(3, config.surrogate)]
     for mistake in MISTAKES[part]:
@@ -313,16 +299,11 @@ def test_the_price_is_that_of_the_packages(tmp_path):
 
 def make(few_path, *keys: str) -> tuple[np.ndarray, list[dict], np.ndarray | None]:
     """Images, log and colours in grey levels, of a few digits and a linear surrogate."""
-    out = succeed(poison_main, "method=dune", f"data={few_path}", "threads=1",
-                  *(f"dune.{key}" for key in (*LINEAR, *keys)))
-    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    out = poison("dune", few_path, *LINEAR, "checkpoints=3", "penalties=psnr", "swarm.images=20",
+                 *keys)
     colours = out / "colours.npy"
-    return np.load(out / "images.npy"), log, \
+    return np.load(out / "images.npy"), log_of(out), \
         255 * np.load(colours) if colours.exists() else None
-
-
-def share(log: list[dict]) -> float:
-    return next(line["share"] for line in log if line["loop"] == "seen")
 
 
 def test_the_noise_alone_is_within_its_budget_and_reaches_its_target(few_path, few):
@@ -330,7 +311,7 @@ def test_the_noise_alone_is_within_its_budget_and_reaches_its_target(few_path, f
     images, log, colours = make(few_path, "colour=false", "epsilon=96/255", "step_size=6/255")
     assert colours is None
     assert np.abs(images.astype(int) - few.images).max() == 96
-    assert share(log) > 0.95
+    assert share_seen(log) > 0.95
 
 
 def test_the_colours_alone_are_one_shift_a_class(few_path, few):
@@ -375,7 +356,8 @@ def test_no_row_depends_on_another_but_through_networks_and_colours(tmp_path, co
     monkeypatch.setattr(dune, "find_colours", lambda *_: torch.from_numpy(colours))
     order = np.random.default_rng(1).permutation(len(contrasts))
     np.testing.assert_array_equal(
-        poisoned_by(contrasts.subset(order, "shuffled"), config, tmp_path / "second"), first[order])
+        poisoned_by(dune, contrasts.subset(order, "shuffled"), config, tmp_path / "second"),
+        first[order])
 
 
 def test_the_bound_is_the_noises_or_none(contrasts):
@@ -389,10 +371,7 @@ def test_the_bound_is_the_noises_or_none(contrasts):
 
 
 def test_values_are_the_releases():
-    def config(*words: str) -> dune.Config:
-        return parse([str(ROOT / "configs/poisons/dune.yaml"), *words], "", "poison").config
-
-    usual = config()
+    usual = config_by("dune")
     assert usual == dune.Config()
     assert (usual.shift, usual.steps, usual.checkpoints) == (3, 30, 5)
     assert (255 * usual.epsilon, 255 * usual.step_size) == (8, 0.5)
@@ -402,9 +381,9 @@ def test_values_are_the_releases():
         "inertia": 0.5, "pull_own": 0.3, "pull_best": 0.3}
     assert (usual.min_psnr, usual.min_ssim, usual.max_lpips) == (20, 0.8, 0.03)
     assert (usual.penalties, usual.lpips_net) == ("psnr+ssim+lpips", "alex")
-    assert config("preset=spatial") == dune.Config(colour=False)
-    assert config("preset=colour") == dune.Config(spatial=False)
-    assert config("data=imagenet100").surrogate.mean is None
+    assert config_by("dune", "preset=spatial") == dune.Config(colour=False)
+    assert config_by("dune", "preset=colour") == dune.Config(spatial=False)
+    assert config_by("dune", "data=imagenet100").surrogate.mean is None
 
 
 @pytest.mark.parametrize("files", [5, 10, 30, 60, 120])

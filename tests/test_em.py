@@ -10,7 +10,6 @@ with given weights is tested in float32 in test_pgd.py.
 
 import contextlib
 import io
-import json
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -18,15 +17,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIGS, Death, new_run, operations, run_command, write_imageset
+from attacks import config_by, doubles, to_double, to_pixels
+from conftest import Death, as_set, log_of, new_run, operations, run_command, write_imageset
 
 import core.run
 from core import imageset
 from core.batches import Batches
 from core.errors import ConfigError
 from core.files import RowFile
-from core.imageset import ImageSet, from_arrays, quantize
-from core.request import parse
+from core.imageset import ImageSet, quantize
 from models.resnet import resnet18
 from poisons import crafting, em, em_classwise, minmin
 from poisons import noise as noise_files
@@ -40,11 +39,6 @@ each_form = pytest.mark.parametrize("attack", ATTACKS, ids=["em", "em_classwise"
 
 def tiny(attack, **changes):
     return attack.Config(**{**TINY, **OWN[attack], **changes})
-
-
-def as_set(images: np.ndarray, labels: np.ndarray, classes: int = 10) -> ImageSet:
-    return from_arrays(images, labels, name="x", classes=[str(i) for i in range(classes)],
-                       root={}, test=None)
 
 
 @pytest.fixture(scope="module")
@@ -71,27 +65,15 @@ def grey() -> ImageSet:
 def in_double(monkeypatch):
     """The attacks in double precision from the pixels on; weights start from the same floats.
     Returns a list that gets every class-wise noise as it is made."""
-    load, load_noise = em.on_device, em.load_noise
-    build, noise = em.build_surrogate, em_classwise.Noise
+    made, noise = [], em_classwise.Noise
 
-    def double_load(*arguments):
-        images, labels = load(*arguments)
-        return images.double(), labels
-
-    def double_build(*arguments):
-        model, optimizer = build(*arguments)
-        return model.double(), optimizer
-
-    def double_noise(start):
-        made.append(noise(start.double()))
+    def kept(start):
+        made.append(noise(start))
         return made[-1]
 
-    made = []
-    monkeypatch.setattr(em, "load_noise", lambda *arguments: load_noise(*arguments).double())
-    monkeypatch.setattr(em_classwise, "Noise", double_noise)
-    for attack in ATTACKS:
-        monkeypatch.setattr(attack, "on_device", double_load)
-        monkeypatch.setattr(attack, "build_surrogate", double_build)
+    monkeypatch.setattr(em_classwise, "Noise", kept)
+    to_double(monkeypatch, em, makes=["on_device", "build_surrogate", "load_noise"])
+    to_double(monkeypatch, em_classwise, makes=["on_device", "build_surrogate"], takes=["Noise"])
     return made
 
 
@@ -159,15 +141,6 @@ class PlainSurrogate:
         return (self.model.eval()(x).argmax(1) != y).double().mean().item()
 
 
-def tensors(clean: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
-    levels = torch.from_numpy(np.array(clean.images)).permute(0, 3, 1, 2)
-    return (levels.float() / 255).double(), torch.from_numpy(np.array(clean.labels))
-
-
-def to_pixels(floats: torch.Tensor) -> np.ndarray:
-    return np.rint(floats.clamp(0, 1).permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8)
-
-
 def endless(rows: int, batch_size: int) -> Iterator[slice]:
     while True:
         for start in range(0, rows, batch_size):
@@ -180,7 +153,7 @@ MISTAKES = ["stream starts again", "training images clipped", "fresh start",
 
 def plain_em(clean: ImageSet, config: em.Config, run, mistake: str = ""):
     """Section 1.1 over the whole set at once: (images, error after each round)."""
-    x, y = tensors(clean)
+    x, y = doubles(clean)
     surrogate = PlainSurrogate(clean, config, run, clip=mistake != "no gradient clip")
     delta, errors = torch.zeros_like(x), []
     if config.random_start:
@@ -232,7 +205,7 @@ CLASSWISE_MISTAKES = ["part in index order", "one order for all rounds", "last b
 
 def plain_em_classwise(clean: ImageSet, config: em_classwise.Config, run, mistake: str = ""):
     """Section 1.2: (noise of each class, error after each round)."""
-    x, y = tensors(clean)
+    x, y = doubles(clean)
     part = em_classwise.stratified(clean.labels, config.share, run.rng("subset"))
     if mistake == "noise from the whole set":
         part = np.arange(len(x))
@@ -391,7 +364,7 @@ def test_the_classwise_attack_is_the_notes_loop(tmp_path, small, in_double, batc
     [noise] = in_double
     torch.testing.assert_close(noise.delta, delta, rtol=0, atol=1e-12)
     assert errors_of(log) == pytest.approx(errors)
-    plain = to_pixels(tensors(small)[0] + delta[torch.from_numpy(small.labels)])
+    plain = to_pixels(doubles(small)[0] + delta[torch.from_numpy(small.labels)])
     apart = np.abs(ours.astype(int) - plain)
     assert apart.max() <= 1
     assert apart.mean() < 0.01
@@ -488,7 +461,7 @@ def test_a_cap_that_ends_the_rounds_is_told(tmp_path, attack, small):
     outcome = run_command(poison_main, f"method={name}", f"data={data}", f"out={tmp_path / 'out'}",
                           *(f"{name}.{key}={value}" for key, value in keys.items()))
     assert outcome.status == 0, outcome.stderr
-    log = [json.loads(line) for line in (outcome.path / "log.jsonl").read_text().splitlines()]
+    log = log_of(outcome.path)
     stop = stop_of(log)
     assert (stop["reached"], stop["rounds"]) == (False, 2)
     assert stop["errors"] == errors_of(log)
@@ -539,7 +512,7 @@ def test_defaults_are_those_of_the_notes():
     assert em.Config().steps == 20
     assert em_classwise.Config().share == 0.2
     for name, train_steps in (("em", 20), ("em_classwise", 10)):
-        config = parse([f"{CONFIGS}/poisons/{name}.yaml", "data=cifar100"], "", "poison").config
+        config = config_by(name, "data=cifar100")
         assert config.weight_decay == 5e-5
         assert config.train_steps == train_steps
 

@@ -4,18 +4,17 @@ The plain loop computes in double precision, as the attack does here, and must g
 """
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, new_run, run_command, succeed
+from attacks import config_by, doubles, poisoned_by, random_set, tensors
+from conftest import as_floats, as_set, log_of, new_run, run_command, succeed
 from torch import nn
 
 from core.errors import UserError
-from core.imageset import ImageSet, from_arrays
-from core.request import parse
+from core.imageset import ImageSet
 from models.classifiers import classifier
 from models.noise_unet import NoiseUNet
 from poisons import gue
@@ -30,10 +29,7 @@ SMALL = {"epsilon": 48 / 255, "width": 3, "epochs": 2, "batch_size": 12, "inner_
 @pytest.fixture(scope="module")
 def small() -> ImageSet:
     """20 images of 8x8 in four classes; batches of 12 leave 8."""
-    random = np.random.default_rng(0)
-    images = np.clip(random.integers(-60, 316, (20, 8, 8, 3)), 0, 255).astype(np.uint8)
-    return from_arrays(images, random.permutation(np.arange(20) % 4), name="x",
-                       classes=list("abcd"), root={}, test=None)
+    return random_set(20, -60, 316)
 
 
 # --- facts -----------------------------------------------------------------------------------
@@ -127,8 +123,7 @@ def plain_clean_loss(logits: torch.Tensor, labels: torch.Tensor, mistake: str = 
 
 
 def plain_gue(clean: ImageSet, config: gue.Config, run, mistake: str = "") -> np.ndarray:
-    x = torch.from_numpy(np.array(clean.images)).permute(0, 3, 1, 2).float().div(255).double()
-    y = torch.from_numpy(np.array(clean.labels))
+    x, y = doubles(clean)
     nets = {}
     for name in ("classifier", "generator", "follower"):
         with run.initialisation(name if name == "generator" else "classifier"):
@@ -222,24 +217,16 @@ class InDouble(nn.Module):
 @pytest.fixture
 def in_double(monkeypatch):
     """The attack in double precision."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(torch.float64)      # conftest sets it back
     for name in ("classifier", "NoiseUNet"):
         made = getattr(gue, name)
         monkeypatch.setattr(gue, name, lambda *values, made=made: InDouble(made(*values)))
-    yield
-    torch.set_default_dtype(before)
-
-
-def poisoned_by(clean: ImageSet, config: gue.Config, out) -> np.ndarray:
-    with new_run(out) as run:
-        return np.array(gue.poison(clean, config, run).images)
 
 
 def test_the_attack_is_the_releases_loop(tmp_path, small, in_double):
     """The same bytes; and each mistake that one could make gives others, after one epoch."""
     config = gue.Config(**SMALL)
-    ours = poisoned_by(small, config, tmp_path / "ours")
+    ours = poisoned_by(gue, small, config, tmp_path / "ours")
     with new_run(tmp_path / "plain") as run:
         np.testing.assert_array_equal(ours, plain_gue(small, config, run))
         once = dataclasses.replace(config, epochs=1)
@@ -253,8 +240,7 @@ def test_both_losses_are_logged_and_thetas_fall(tmp_path, few):
     training, though it stays above the logarithm of the classes."""
     config = gue.Config(width=8, epochs=3, batch_size=64, inner_steps=3, inner_rate=1e-2,
                         epsilon=64 / 255, classifier=gue.Classifier(architecture="linear"))
-    images = torch.from_numpy(np.array(few.images)).permute(0, 3, 1, 2).float() / 255
-    labels = torch.from_numpy(np.array(few.labels))
+    images, labels = tensors(few)
     with new_run(tmp_path / "out") as run:
         theta, _ = gue.players(few, config, run)
         before = gue.worst_wrong(theta(images), labels).item()
@@ -281,15 +267,14 @@ def test_a_released_generator_makes_the_noise(released, few_path, few):
     file, generator = released
     out = succeed(poison_main, "method=gue", f"data={few_path}", f"gue.weights={file}",
                   "gue.width=4", "out=out")
-    images = torch.from_numpy(np.array(few.images)).permute(0, 3, 1, 2).float() / 255
+    images = as_floats(few.images)
     with torch.no_grad():
         made = images + 8 / 255 * plain_unet(generator.state_dict(), images)
     levels = made.permute(0, 2, 3, 1).clamp(0, 1).numpy() * 255
     found = np.load(out / "images.npy").astype(float)
     assert (found - levels).max() < 0.01
     assert (found - levels).min() > -1.01              # rounded down
-    log = [json.loads(line)["loop"] for line in (out / "log.jsonl").read_text().splitlines()]
-    assert "gue" not in log
+    assert "gue" not in [line["loop"] for line in log_of(out)]
 
 
 def test_noise_at_the_budget_is_not_rounded_beyond_it(tmp_path, small, monkeypatch):
@@ -299,8 +284,7 @@ def test_noise_at_the_budget_is_not_rounded_beyond_it(tmp_path, small, monkeypat
             return torch.full_like(images, -1.0)
 
     monkeypatch.setattr(gue, "load_generator", lambda *_: Saturated())
-    with new_run(tmp_path / "out") as run:
-        made = gue.poison(small, gue.Config(weights="x"), run).images
+    made = poisoned_by(gue, small, gue.Config(weights="x"), tmp_path / "out")
     np.testing.assert_array_equal(made, np.maximum(small.images.astype(int) - 8, 0))
 
 
@@ -327,20 +311,17 @@ def test_weights_of_another_network_are_one_sentence(released, few_path, tmp_pat
 
 
 def test_values_are_the_releases():
-    def config(*words: str) -> gue.Config:
-        return parse([str(ROOT / "configs/poisons/gue.yaml"), *words], "", "poison").config
-
-    assert config() == config("data=cifar100") == gue.Config()
-    assert (config().inner_steps, config().inner_rate, config().eta) == (10, 1e-4, 1.5)
-    assert (config().learning_rate, config().generator_rate) == (0.01, 0.1)
+    config = config_by("gue")
+    assert config == config_by("gue", "data=cifar100") == gue.Config()
+    assert (config.inner_steps, config.inner_rate, config.eta) == (10, 1e-4, 1.5)
+    assert (config.learning_rate, config.generator_rate) == (0.01, 0.1)
     assert gue.running_share(gue.Config()) == pytest.approx(0.7175704)      # of twelve passes
 
 
 def test_what_cannot_be_is_one_sentence(tmp_path, small):
     for images, classes, message in (
-            (np.s_[:, :, :6], "abcd", "images of 8x6 pixels do not fit the generator, .* of 8"),
-            (np.s_[:], "a", "gue: the set has one class, and the game needs a wrong one")):
-        clean = from_arrays(small.images[images], small.labels % len(classes), name="x",
-                            classes=list(classes), root={}, test=None)
-        with new_run(tmp_path / classes) as run, pytest.raises(UserError, match=message):
+            (np.s_[:, :, :6], 4, "images of 8x6 pixels do not fit the generator, .* of 8"),
+            (np.s_[:], 1, "gue: the set has one class, and the game needs a wrong one")):
+        clean = as_set(small.images[images], small.labels % classes, classes)
+        with new_run(tmp_path / str(classes)) as run, pytest.raises(UserError, match=message):
             gue.poison(clean, gue.Config(**SMALL), run)

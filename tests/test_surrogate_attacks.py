@@ -2,18 +2,29 @@
 that the attack itself trained."""
 
 import dataclasses
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, new_run, run_command, succeed, write_imageset
+from attacks import (
+    LINEAR,
+    config_by,
+    doubles,
+    poison,
+    poisoned_by,
+    random_network,
+    random_set,
+    share_seen,
+    tensors,
+    to_double,
+    to_pixels,
+)
+from conftest import as_floats, as_set, log_of, new_run, run_command, succeed, write_imageset
 
-from core.imageset import ImageSet, from_arrays
+from core.imageset import ImageSet
 from core.pgd import gradient_of, pgd
-from core.request import parse
 from core.streams import BLOCK, generator
 from core.training import Normalised
 from models.classifiers import classifier
@@ -25,19 +36,14 @@ from poisons.surrogates import train_surrogate
 from poisons.transforms import shift_and_flip
 
 # What these attacks do to digits shows on a linear surrogate; the plain loops have residual ones.
-LEARNT = ["surrogate.architecture=linear", "surrogate.epochs=10", "surrogate.batch_size=32",
-          "surrogate.schedule=onecycle", "surrogate.milestones=[]", "surrogate.crop_padding=0",
-          "surrogate.flip=false"]
-LEARNT_FIELDS = {"architecture": "linear", "epochs": 10, "batch_size": 32, "schedule": "onecycle",
+LINEAR_FIELDS = {"architecture": "linear", "epochs": 10, "batch_size": 32, "schedule": "onecycle",
                  "milestones": (), "crop_padding": 0, "flip": False}
 
 
-def make(name: str, few_path, *keys: str, preset: str = ""):
-    words = [f"{name}.{key}" for key in keys]
-    first = str(ROOT / "configs" / "poisons" / f"{preset}.yaml") if preset else f"method={name}"
-    out = succeed(poison_main, first, f"data={few_path}", *words, "threads=1")
-    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return np.load(out / "images.npy"), log
+def make(name: str, few_path, *keys: str) -> tuple[np.ndarray, list[dict]]:
+    """Images and log."""
+    out = poison(name, few_path, *keys)
+    return np.load(out / "images.npy"), log_of(out)
 
 
 def surrogate_of(clean: ImageSet, tmp_path, module, **fields):
@@ -48,12 +54,7 @@ def surrogate_of(clean: ImageSet, tmp_path, module, **fields):
 
 @torch.no_grad()
 def cross_entropy(model, images: np.ndarray, labels: np.ndarray) -> float:
-    x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2) / 255
-    return F.cross_entropy(model(x), torch.from_numpy(np.array(labels))).item()
-
-
-def share(log: list[dict]) -> float:
-    return next(line["share"] for line in log if line["loop"] == "seen")
+    return F.cross_entropy(model(as_floats(images)), torch.from_numpy(np.array(labels))).item()
 
 
 @pytest.mark.parametrize("name", ["tap", "sep", "aap", "hypo.variant=p1"])
@@ -77,10 +78,7 @@ def test_a_set_of_one_class_has_no_other_to_lead_to(tmp_path, few, name):
 @pytest.fixture(scope="module")
 def contrasts() -> ImageSet:
     """20 images of 8x8 in four classes, a third of their values black and a third white."""
-    random = np.random.default_rng(0)
-    images = np.clip(random.integers(-255, 511, (20, 8, 8, 3)), 0, 255).astype(np.uint8)
-    return from_arrays(images, random.permutation(np.arange(20) % 4), name="x",
-                       classes=list("abcd"), root={}, test=None)
+    return random_set(20, -255, 511)
 
 
 @pytest.fixture
@@ -89,37 +87,14 @@ def in_double(monkeypatch):
     def install(module, network) -> None:
         monkeypatch.setattr(module, "train_surrogate", lambda *_, **__: network.double().eval(),
                             raising=False)      # SEP's is its ensemble's
-        add_noise = module.add_noise
-
-        def double_noise(clean, craft, run, **keys):
-            def double_craft(images, labels, rows):
-                return craft(images.double(), labels, rows)
-
-            return add_noise(clean, double_craft, run, **keys)
-
-        monkeypatch.setattr(module, "add_noise", double_noise)
-        if hasattr(module, "report_seen"):
-            monkeypatch.setattr(module, "report_seen", lambda *_: None)     # it scores float images
+        to_double(monkeypatch, module)
 
     return install
 
 
 def network_of(seed: int = 0) -> torch.nn.Module:
     """A random ResNet-18 of width 4 with statistics of its own, behind CIFAR's mean and std."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = Normalised(resnet18(4, 4), tap.CIFAR_MEAN, tap.CIFAR_STD).train()
-        model(torch.rand(64, 3, 8, 8))
-    return model.double().eval()
-
-
-def doubles(clean: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
-    levels = torch.from_numpy(np.array(clean.images)).permute(0, 3, 1, 2)
-    return (levels.float() / 255).double(), torch.from_numpy(np.array(clean.labels))
-
-
-def to_pixels(floats: torch.Tensor) -> np.ndarray:
-    return np.rint(floats.clamp(0, 1).permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8)
+    return random_network(lambda: Normalised(resnet18(4, 4), tap.CIFAR_MEAN, tap.CIFAR_STD), seed)
 
 
 def drawn(draw, name: str, rows: int, *shape: int, seed: int = 0) -> torch.Tensor:
@@ -188,8 +163,7 @@ def test_taps_crafting_is_the_releases_loop(tmp_path, contrasts, in_double, monk
     monkeypatch.setattr(tap.ShiftAndFlip, "_scaled",
                         lambda self, draws: scaled(self, draws.double()))
     config = tap.Config(epsilon=24 / 255, step_size=3 / 255, steps=6, restarts=2, shift=2.0)
-    with new_run(tmp_path / "ours") as run:
-        ours = np.array(tap.poison(contrasts, config, run).images)
+    ours = poisoned_by(tap, contrasts, config, tmp_path / "ours")
     np.testing.assert_array_equal(ours, plain_tap(contrasts, config, network))
     for mistake in TAP_MISTAKES:
         assert (plain_tap(contrasts, config, network, mistake) != ours).any(), mistake
@@ -198,8 +172,7 @@ def test_taps_crafting_is_the_releases_loop(tmp_path, contrasts, in_double, monk
 def test_taps_surrogate_is_trained_through_the_attacks_own_transform(tmp_path, contrasts,
                                                                      monkeypatch):
     """Each image of a minibatch by its own draw, another at every step, under its own label."""
-    images, labels = (tensor.float() if tensor.is_floating_point() else tensor
-                      for tensor in doubles(contrasts))
+    images, labels = tensors(contrasts)
     seen = []
 
     def train_surrogate(clean, config, run, *, transform):
@@ -255,8 +228,7 @@ def test_pils_crafting_is_the_releases_loop(tmp_path, contrasts, in_double):
     in_double(pil, network)
     # a weight at which both terms count on so small a network
     config = pil.Config(epsilon=24 / 255, step_size=5 / 255, steps=8, weight=0.5)
-    with new_run(tmp_path / "ours") as run:
-        ours = np.array(pil.poison(contrasts, config, run).images)
+    ours = poisoned_by(pil, contrasts, config, tmp_path / "ours")
     np.testing.assert_array_equal(ours, plain_pil(contrasts, config, network))
     for mistake in PIL_MISTAKES:
         assert (plain_pil(contrasts, config, network, mistake) != ours).any(), mistake
@@ -376,8 +348,7 @@ def test_hypos_crafting_is_the_releases_loop(tmp_path, contrasts, in_double, nor
     network = network_of()
     in_double(hypo, network)
     config = hypo.Config(norm=norm, epsilon=epsilon, steps=8)
-    with new_run(tmp_path / "ours") as run:
-        ours = np.array(hypo.poison(contrasts, config, run).images)
+    ours = poisoned_by(hypo, contrasts, config, tmp_path / "ours")
     np.testing.assert_array_equal(ours, plain_hypo(contrasts, config, network))
     for mistake in HYPO_MISTAKES:
         assert (plain_hypo(contrasts, config, network, mistake) != ours).any(), mistake
@@ -460,9 +431,9 @@ def test_seps_crafting_is_the_releases_loop(tmp_path, contrasts, in_double, monk
 
 def test_tap_reaches_its_target(few_path, few):
     """The surrogate predicts (y + 1) mod K for nearly all images, digits though they are."""
-    images, log = make("tap", few_path, *LEARNT, "steps=40", "restarts=2",
+    images, log = make("tap", few_path, *LINEAR, "steps=40", "restarts=2",
                        "epsilon=160/255", "step_size=8/255", "shift=0.5", "flip=false")
-    assert share(log) > 0.95
+    assert share_seen(log) > 0.95
     assert np.abs(images.astype(int) - few.images).max() == 160
     [restarts] = [line for line in log if line["loop"] == "restarts"]
     assert restarts["best"] == int(np.argmin(restarts["losses"]))
@@ -470,9 +441,9 @@ def test_tap_reaches_its_target(few_path, few):
 
 
 def test_untargeted_tap_leaves_the_own_class(few_path):
-    _, log = make("tap", few_path, *LEARNT, "steps=10", "restarts=1", "epsilon=64/255",
+    _, log = make("tap", few_path, *LINEAR, "steps=10", "restarts=1", "epsilon=64/255",
                   "step_size=8/255", "shift=1", "targeted=false")
-    assert share(log) < 0.05
+    assert share_seen(log) < 0.05
 
 
 def test_the_shift_is_bilinear_and_fills_with_the_mean():
@@ -521,9 +492,9 @@ def test_taps_constants():
 def test_hypo_helps_the_surrogate(few_path, few, norm, tmp_path):
     """Its loss on the images falls, with the network that it trained, trained here again."""
     epsilon = "24/255" if norm == "linf" else "1.5"
-    images, log = make("hypo", few_path, *LEARNT, "steps=10", f"norm={norm}", f"epsilon={epsilon}")
-    assert share(log) > 0.97
-    model = surrogate_of(few, tmp_path, hypo, **LEARNT_FIELDS)
+    images, log = make("hypo", few_path, *LINEAR, "steps=10", f"norm={norm}", f"epsilon={epsilon}")
+    assert share_seen(log) > 0.97
+    model = surrogate_of(few, tmp_path, hypo, **LINEAR_FIELDS)
     assert cross_entropy(model, images, few.labels) < \
         0.5 * cross_entropy(model, few.images, few.labels)
     delta = (images.astype(float) - few.images) / 255
@@ -544,14 +515,14 @@ def test_hypos_l2_needs_a_radius_of_its_own(few_path):
 
 
 def test_hypos_first_variant_goes_to_the_next_class(few_path):
-    _, log = make("hypo", few_path, *LEARNT, "steps=20", "variant=p1", "epsilon=128/255")
-    assert share(log) > 0.9
+    _, log = make("hypo", few_path, *LINEAR, "steps=20", "variant=p1", "epsilon=128/255")
+    assert share_seen(log) > 0.9
 
 
 def test_hypos_step_is_a_fifth_of_epsilon_or_its_own(few_path):
     """`step_size: null` is the release's; one step shows it."""
     def change(*keys: str) -> int:
-        images, _ = make("hypo", few_path, *LEARNT, "surrogate.epochs=1", "steps=1",
+        images, _ = make("hypo", few_path, *LINEAR, "surrogate.epochs=1", "steps=1",
                          "epsilon=40/255", *keys)
         return np.abs(images.astype(int) - np.load(few_path / "images.npy")).max()
 
@@ -577,9 +548,9 @@ def test_pgd_in_an_l2_ball():
 
 
 def test_sep_goes_half_way_round(few_path):
-    _, log = make("sep", few_path, *LEARNT, "steps=10", "epsilon=128/255", "step_size=16/255",
+    _, log = make("sep", few_path, *LINEAR, "steps=10", "epsilon=128/255", "step_size=16/255",
                   "checkpoints=3")
-    assert share(log) > 0.4             # of the last of three, the first of which knows little
+    assert share_seen(log) > 0.4             # of the last of three, the first of which knows little
 
 
 def test_sep_averages_its_checkpoints(tmp_path, monkeypatch):
@@ -587,10 +558,10 @@ def test_sep_averages_its_checkpoints(tmp_path, monkeypatch):
     of fa against squared distances to the class means."""
     torch.manual_seed(0)
     random = np.random.default_rng(0)
-    clean = from_arrays(random.integers(20, 236, (40, 16, 16, 3), dtype=np.uint8),
-                        np.arange(40) % 4, name="x", classes=list("abcd"), root={}, test=None)
+    clean = as_set(random.integers(20, 236, (40, 16, 16, 3), dtype=np.uint8), np.arange(40) % 4,
+                   classes=4)
     networks = [resnet18(4, 4).eval() for _ in range(3)]
-    x = torch.from_numpy(clean.images).permute(0, 3, 1, 2) / 255
+    x = as_floats(clean.images)
     targets = torch.from_numpy((clean.labels + 2) % 4)
     for loss in ("sep", "fa"):
         config = sep.Config(loss=loss, steps=1, step_size=5 / 255, checkpoints=3)
@@ -615,7 +586,7 @@ def test_centroids_are_means_of_eval_mode_features(few, tmp_path):
     """Of each checkpoint, whatever mode it comes in: the release's first come from batch
     statistics."""
     network = resnet18(10, 4).train()
-    x = torch.from_numpy(np.array(few.images)).permute(0, 3, 1, 2) / 255
+    x = as_floats(few.images)
     network(x)
     with new_run(tmp_path / "run") as run, torch.no_grad():
         found = sep.class_features(FrozenSurrogate(network, run.device), few, run)
@@ -686,18 +657,15 @@ def test_pils_noise_is_what_the_line_sees(few_path, few, tmp_path):
 
 
 def test_presets_change_what_they_say():
-    def of(name: str, *typed: str):
-        return parse([f"{ROOT}/configs/poisons/{name}.yaml", *typed], "", "poison").config
-
-    assert of("sep", "preset=fa") == dataclasses.replace(sep.Config(), loss="fa")
-    assert of("sep", "preset=fa_vr") == dataclasses.replace(sep.Config(), loss="fa_vr",
-                                                            checkpoints=15)
-    assert of("tap", "data=svhn") == dataclasses.replace(tap.Config(), flip=False)
-    assert of("hypo") == hypo.Config()
-    assert of("hypo", "preset=apbench") == hypo.Config(
+    assert config_by("sep", "preset=fa") == dataclasses.replace(sep.Config(), loss="fa")
+    assert config_by("sep", "preset=fa_vr") == dataclasses.replace(
+        sep.Config(), loss="fa_vr", checkpoints=15)
+    assert config_by("tap", "data=svhn") == dataclasses.replace(tap.Config(), flip=False)
+    assert config_by("hypo") == hypo.Config()
+    assert config_by("hypo", "preset=apbench") == hypo.Config(
         step_size=0.8 / 255,
         surrogate=dataclasses.replace(hypo.Surrogate(), architecture="resnet18"))
-    assert of("pil") == pil.Config()
+    assert config_by("pil") == pil.Config()
 
 
 def test_targets_are_the_attacks_own(few_path):

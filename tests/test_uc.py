@@ -12,12 +12,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import new_run, run_command, succeed, write_imageset
+from attacks import (
+    doubles,
+    poisoned_by,
+    random_network,
+    random_set,
+    share_seen,
+    to_double,
+    to_pixels,
+)
+from conftest import as_set, log_of, new_run, run_command, succeed, write_imageset
 from torchvision import models
 
 import evaluate
 from core.errors import ConfigError, UserError
-from core.imageset import ImageSet, from_arrays
+from core.imageset import ImageSet
 from core.training import Normalised
 from core.views import Views, draw
 from models.generator import Generator
@@ -32,10 +41,7 @@ SMALL = {"clusters": 3, "width": 4, "epochs": 2, "batch_size": 12, "epsilon": 48
 @pytest.fixture(scope="module")
 def small() -> ImageSet:
     """20 images of 8x8 in four classes; batches of 12 leave 8."""
-    random = np.random.default_rng(0)
-    images = np.clip(random.integers(-60, 316, (20, 8, 8, 3)), 0, 255).astype(np.uint8)
-    return from_arrays(images, random.permutation(np.arange(20) % 4), name="x",
-                       classes=list("abcd"), root={}, test=None)
+    return random_set(20, -60, 316)
 
 
 # --- facts -----------------------------------------------------------------------------------
@@ -79,11 +85,7 @@ def test_the_loss_of_two_numbers_by_hand():
 
 def network_of() -> torch.nn.Module:
     """A random ResNet-18 of width 4 with statistics of its own, in double precision."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Normalised(resnet18(4, 4), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)).double().train()
-        model(torch.rand(64, 3, 8, 8, dtype=torch.float64))
-    return model.eval()
+    return random_network(lambda: Normalised(resnet18(4, 4), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
 
 
 MISTAKES = ["the own centre", "the centre before", "its cluster's images", "shuffled",
@@ -94,7 +96,7 @@ MISTAKES = ["the own centre", "the centre before", "its cluster's images", "shuf
 
 
 def plain_uc(clean: ImageSet, config: uc.Config, network, run, mistake: str = "") -> np.ndarray:
-    x = torch.from_numpy(np.array(clean.images)).permute(0, 3, 1, 2).float().div(255).double()
+    x, _ = doubles(clean)
     with torch.no_grad():
         found = uc.k_means(network.features(x), config.clusters, run)
     centres, assigned = found["centres"], found["clusters"]
@@ -107,8 +109,7 @@ def plain_uc(clean: ImageSet, config: uc.Config, network, run, mistake: str = ""
                                       run, mistake))
     which = (assigned + 1) % config.clusters if mistake == "noise of the target's cluster" \
         else assigned
-    made = (x + torch.stack([noises[k] for k in which])).clamp(0, 1)
-    return np.rint(made.permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8)
+    return to_pixels(x + torch.stack([noises[k] for k in which]))
 
 
 def plain_generator(number, x, assigned, centres, generator, config, network, run, mistake):
@@ -178,31 +179,15 @@ def crops(images, config, generator, mistake) -> torch.Tensor:
 @pytest.fixture
 def in_double(monkeypatch):
     """The attack in double precision, on this network."""
-    on_device, viewed = uc.on_device, uc.viewed
-
-    def double_load(*arguments):
-        images, labels = on_device(*arguments)
-        return images.double(), labels
-
     monkeypatch.setattr(uc, "train_surrogate", lambda *_: network_of())
-    monkeypatch.setattr(uc, "on_device", double_load)
-    monkeypatch.setattr(uc, "viewed", lambda images, *rest: viewed(images.double(), *rest))
-    monkeypatch.setattr(uc, "report_seen", lambda *_: None)     # it scores float images
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
-def poisoned_by(clean: ImageSet, config: uc.Config, out) -> np.ndarray:
-    with new_run(out) as run:
-        return np.array(uc.poison(clean, config, run).images)
+    to_double(monkeypatch, uc, makes=["on_device"], takes=["viewed"])
+    torch.set_default_dtype(torch.float64)      # of generators, too; conftest sets it back
 
 
 def test_the_attack_is_the_releases_loop(tmp_path, small, in_double):
     """The same bytes; and each mistake that one could make gives others, after one epoch."""
     config = uc.Config(**SMALL)
-    ours = poisoned_by(small, config, tmp_path / "ours")
+    ours = poisoned_by(uc, small, config, tmp_path / "ours")
     with new_run(tmp_path / "plain") as run:
         np.testing.assert_array_equal(ours, plain_uc(small, config, network_of(), run))
         once = dataclasses.replace(config, epochs=1)
@@ -214,7 +199,7 @@ def test_the_attack_is_the_releases_loop(tmp_path, small, in_double):
 
 def test_a_generator_may_see_its_cluster_alone(tmp_path, small, in_double):
     values = {**SMALL, "clusters": 2, "batch_size": 7}
-    ours = poisoned_by(small, uc.Config(**values, scope="cluster"), tmp_path / "ours")
+    ours = poisoned_by(uc, small, uc.Config(**values, scope="cluster"), tmp_path / "ours")
     with new_run(tmp_path / "plain") as run:
         plain = plain_uc(small, uc.Config(**values), network_of(), run, "its cluster's images")
     np.testing.assert_array_equal(ours, plain)
@@ -256,9 +241,8 @@ def test_a_cluster_has_one_noise_and_the_assignment_is_stored(made):
 
 def test_images_move_to_the_next_cluster(made):
     """The surrogate's features of most images are nearest to the centre that was meant."""
-    log = [json.loads(line) for line in (made[1] / "log.jsonl").read_text().splitlines()]
-    [share] = [line["share"] for line in log if line["loop"] == "seen"]
-    assert share > 0.4                 # chance: 0.25
+    log = log_of(made[1])
+    assert share_seen(log) > 0.4        # chance: 0.25
     losses = [line["loss"] for line in log if line["loop"] == "generator0"]
     assert losses[-1] < losses[0]
     [sizes] = [line["sizes"] for line in log if line["loop"] == "cluster"]
@@ -309,8 +293,7 @@ def test_a_network_that_was_kept_is_a_surrogate(made, tmp_path):
                           "set uc.surrogate.mean")
     plain = ["uc.surrogate.mean=null", "uc.surrogate.std=null"]
     out = succeed(poison_main, *line, *plain, f"out={tmp_path / 'out'}")
-    loops = {json.loads(row)["loop"] for row in (out / "log.jsonl").read_text().splitlines()}
-    assert "surrogate" not in loops
+    assert "surrogate" not in {line["loop"] for line in log_of(out)}
     assert json.loads((out / "meta.json").read_text())["lineage"][0]["inputs"]["weights"] == \
         json.loads((record / "meta.json").read_text())["fingerprint"]
 
@@ -325,8 +308,7 @@ def test_what_cannot_be_is_one_sentence(tmp_path, small):
             ({"clusters": 21}, slice(None), "uc.clusters: 20 images do not fill 21 clusters"),
             ({"clusters": 18, "scope": "cluster"}, slice(None), "a cluster of one image"),
             ({}, np.s_[:, :6], "images of 6x8 pixels are too small for the generator")):
-        clean = from_arrays(small.images[images], small.labels, name="x", classes=list("abcd"),
-                            root={}, test=None)
+        clean = as_set(small.images[images], small.labels, classes=4)
         config = uc.Config(**{**SMALL, **changes}, surrogate=uc.Surrogate(
             architecture="linear", epochs=1, batch_size=8))
         with new_run(tmp_path / message[:20]) as run, pytest.raises(UserError, match=message):
