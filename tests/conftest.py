@@ -170,14 +170,19 @@ def as_set(images: np.ndarray, labels: np.ndarray | None = None, classes: int = 
                        test=None)
 
 
+def count(module: torch.nn.Module) -> int:
+    """Its parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def as_floats(images: np.ndarray) -> torch.Tensor:
     """Levels (N, H, W, 3) as float32 (N, 3, H, W) in [0, 1]."""
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255
 
 
-def assert_almost_equal_levels(found: np.ndarray, levels: np.ndarray) -> None:
+def assert_almost_equal_levels(found: np.ndarray, floats: np.ndarray, rounding=np.rint) -> None:
     """Equal up to pixels on the edge between two levels: batches differ in the last bit."""
-    difference = np.abs(found.astype(int) - levels)
+    difference = np.abs(found.astype(int) - rounding(floats * 255))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3
 

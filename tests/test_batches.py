@@ -6,13 +6,12 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import new_run
+from conftest import as_set, new_run
 from torchvision.transforms import functional as tv
 
 from core import batches as batches_of
 from core.batches import Augmentation, Batches, ahead, augment, order_of_blocks
 from core.errors import UserError
-from core.imageset import from_arrays
 from core.views import Views, apply, draw
 
 
@@ -21,8 +20,7 @@ def numbered():
     """100 images whose pixels all tell their row, labels row % 10."""
     rows = np.arange(100)
     pixels = np.broadcast_to(rows[:, None, None, None].astype(np.uint8), (100, 6, 6, 3)).copy()
-    return from_arrays(pixels, rows % 10, name="rows", classes=[str(i) for i in range(10)],
-                       root={}, test=None)
+    return as_set(pixels, rows % 10)
 
 
 @pytest.fixture
@@ -53,7 +51,7 @@ def test_an_epoch_visits_every_row_once_with_its_label(run, numbered):
 
 
 def test_pixels_are_divided_by_255_exactly(run, images, labels):
-    data = from_arrays(images, labels, name="x", classes=["c"] * 10, root={}, test=None)
+    data = as_set(images, labels)
     given = {image.tobytes() for image in (images.astype(np.float32) / np.float32(255))}
     for floats, _ in Batches(data, 30, run, "test").epoch(0):
         for image in floats.permute(0, 2, 3, 1).contiguous().numpy():
@@ -74,7 +72,7 @@ def test_every_epoch_is_another_permutation_of_the_same_seed(tmp_path, numbered)
 
 
 def test_an_epoch_can_start_in_its_middle(run, images, labels):
-    data = from_arrays(images, labels, name="x", classes=["c"] * 10, root={}, test=None)
+    data = as_set(images, labels)
     batches = Batches(data, 7, run, "test", augmentation=Augmentation(2, True))
     whole = list(batches.epoch(4))
     for start in (0, 3, 7, 8):
@@ -117,8 +115,7 @@ def test_a_protocol_that_counts_steps_ends_in_the_middle_of_an_epoch(run, number
 def mapped(tmp_path, images, labels):
     """A set in a memory map."""
     np.save(tmp_path / "images.npy", images)
-    return from_arrays(np.load(tmp_path / "images.npy", mmap_mode="r"), labels, name="x",
-                       classes=["c"] * 10, root={}, test=None)
+    return as_set(np.load(tmp_path / "images.npy", mmap_mode="r"), labels)
 
 
 @pytest.mark.parametrize("given", [{}, {"shuffle_block": 8}, {"shuffle": False}])
@@ -127,8 +124,7 @@ def test_where_a_set_lies_changes_no_batch(run, mapped, monkeypatch, given, rows
     """In memory, in a memory map read by a thread, or chosen rows of one that are not copied."""
     given |= {"augmentation": Augmentation(2, True), "drop_last": False}
     chosen = mapped if rows is None else mapped.subset(np.array(rows), "rows")
-    there = from_arrays(np.array(chosen.images), chosen.labels, name="x", classes=["c"] * 10,
-                        root={}, test=None)
+    there = as_set(np.array(chosen.images), chosen.labels)
     expected = list(Batches(there, 7, run, "test", **given).epoch(2))
     monkeypatch.setattr(batches_of, "STREAMED", 0)
     monkeypatch.setattr("core.gathered.COPIED", 0)
@@ -237,7 +233,7 @@ def locate(found: np.ndarray, source: np.ndarray, padding: int) -> tuple[int, in
 def test_crops_and_flips_are_uniform_and_new_in_every_epoch(run):
     rng = np.random.default_rng(0)
     pixels = rng.integers(1, 256, (300, 6, 6, 3), dtype=np.uint8)
-    data = from_arrays(pixels, np.zeros(300, np.int64), name="x", classes=["c"], root={}, test=None)
+    data = as_set(pixels)
     sources = {image.tobytes(): i for i, image in enumerate(pixels)}
     order = {}
     plain = Batches(data, 300, run, "test")
@@ -263,7 +259,7 @@ def test_crops_and_flips_are_uniform_and_new_in_every_epoch(run):
 def test_flip_and_crop_alone(run):
     ramp = np.zeros((100, 6, 6, 3), np.uint8)
     ramp[:] = np.arange(5, 65, 10)[:, None]                 # columns 5, 15, ... 55
-    data = from_arrays(ramp, np.zeros(100, np.int64), name="x", classes=["c"], root={}, test=None)
+    data = as_set(ramp)
     flipped, _ = next(Batches(data, 100, run, "t", augmentation=Augmentation(0, True)).epoch(0))
     corners = (flipped[:, 0, 0, 0] * 255).round().tolist()
     assert set(corners) == {5, 55}
@@ -273,7 +269,7 @@ def test_flip_and_crop_alone(run):
 
 
 def test_what_a_row_gets_does_not_depend_on_the_batch_size(run, images, labels):
-    data = from_arrays(images, labels, name="x", classes=["c"] * 10, root={}, test=None)
+    data = as_set(images, labels)
     augmentation = Augmentation(3, True)
     large, small = (torch.cat([x for x, _ in Batches(data, size, run, "test",
                                                      augmentation=augmentation).epoch(1)])
@@ -300,7 +296,7 @@ def test_what_comes_before_the_crop_gets_stored_pixels_and_steps_that_count_on(r
 
 def test_views_take_the_place_of_crop_and_flip(run, images, labels):
     """Of each step a draw of its own, also where an epoch starts in its middle."""
-    data = from_arrays(images, labels, name="x", classes=["c"] * 10, root={}, test=None)
+    data = as_set(images, labels)
     views = Views(scale=(0.08, 1.0))
     plain, viewed = (Batches(data, 25, run, "test", augmentation=augmentation)
                      for augmentation in (Augmentation(), Augmentation(views=views)))

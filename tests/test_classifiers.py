@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIGS, new_run, run_command, write_imageset
+from conftest import CONFIGS, count, new_run, run_command, write_imageset
 from torch import nn
 
 import evaluate
@@ -45,10 +45,6 @@ def on_meta(name: str, classes: int = 10, side: int = 32, **keys) -> nn.Module:
     """A network that has shapes and no weights."""
     with torch.device("meta"):
         return classifier(name, classes, (side, side), **keys)
-
-
-def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def narrow(name: str, side: int = 16, width: int = 8, seed: int = 0) -> nn.Module:

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, Death, new_run, run_command, succeed, write_imageset
+from conftest import CONFIGS, Death, as_floats, new_run, run_command, succeed, write_imageset
 from sklearn.linear_model import LogisticRegression
 
 import evaluate
@@ -224,7 +224,7 @@ def test_the_frozen_refit_is_scikit_learns_logistic_regression(few, tmp_path, c)
         run.clean = few.first(60)
         model = plain.eval()
         reweighted_head.refit_frozen(model, model.linear, c, run)
-        images = torch.from_numpy(run.clean.images).permute(0, 3, 1, 2) / 255
+        images = as_floats(run.clean.images)
         features = model.features(images).double().numpy()
         expected = LogisticRegression(C=c, tol=1e-10, max_iter=10_000).fit(features,
                                                                           run.clean.labels)
@@ -296,7 +296,7 @@ def test_the_released_refit_is_a_plain_loop(few, tmp_path):
     """Of a linear model without augmentation on one batch: 15 rounds of L-BFGS at rate 0.5."""
     plain, result = refitted(few, tmp_path, "released", architecture="linear", crop_padding=0,
                              flip=False)
-    images = torch.from_numpy(few.images[:60]).permute(0, 3, 1, 2) / 255
+    images = as_floats(few.images[:60])
     labels = torch.from_numpy(few.labels[:60])
     optimizer = torch.optim.LBFGS(plain.parameters(), lr=0.5)
 

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIGS, new_run, run_command
+from conftest import CONFIGS, as_floats, as_set, count, new_run, run_command
 from safetensors.torch import save_file
 
 from core.device import DeviceSettings, resolve
 from core.errors import UserError
-from core.imageset import from_arrays
 from models.clip import ClipResNet
 from poisons import uc
 from poisons.__main__ import main
@@ -98,14 +97,13 @@ def test_rn50_is_as_published():
     with torch.device("meta"):
         tower = ClipResNet((3, 4, 6, 3), 64, 7, 1024)
         assert tower(torch.rand(1, 3, 224, 224)).shape == (1, 1024)
-    assert sum(tensor.numel() for tensor in tower.parameters()) == 38_316_896
+    assert count(tower) == 38_316_896
     assert len(tower.state_dict()) == 339
 
 
 def test_uc_clusters_by_what_it_sees(tmp_path, file):
     random = np.random.default_rng(0)
-    clean = from_arrays(random.integers(0, 256, (12, 64, 64, 3), np.uint8), np.arange(12) % 2,
-                        name="x", classes=["a", "b"], root={}, test=None)
+    clean = as_set(random.integers(0, 256, (12, 64, 64, 3), np.uint8), np.arange(12) % 2, classes=2)
     config = uc.Config(clusters=2, width=4, epochs=1, batch_size=12, weights=str(file),
                        surrogate=uc.Surrogate(architecture="clip", mean=(0.5, 0.4, 0.3),
                                               std=(0.3, 0.2, 0.1)))
@@ -113,14 +111,13 @@ def test_uc_clusters_by_what_it_sees(tmp_path, file):
         poisoned = uc.poison(clean, config, run)
         centres, clusters = (np.load(run.work / name) for name in ("centres.npy", "clusters.npy"))
     assert 1 <= np.abs(poisoned.images.astype(int) - clean.images).max() <= 16
-    pixels = torch.from_numpy(clean.images).permute(0, 3, 1, 2) / 255
+    pixels = as_floats(clean.images)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.5, 0.4, 0.3), (0.3, 0.2, 0.1)))
     with torch.no_grad():
         features = load_tower(file).features((pixels - mean) / std).numpy()
     for number in (0, 1):
         np.testing.assert_allclose(centres[number], features[clusters == number].mean(0), atol=1e-5)
-    small = from_arrays(np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) % 2, name="x",
-                        classes=["a", "b"], root={}, test=None)
+    small = as_set(np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) % 2, classes=2)
     with new_run(tmp_path / "small") as run, pytest.raises(
             UserError, match="takes images of 64x64 pixels, and these have 32x32"):
         uc.surrogate(small, config, run)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import count
 from torch import nn
 
 from core import contrastive
@@ -247,10 +248,6 @@ def test_loss_scales_are_those_of_four_processes():
 def test_the_rate_of_an_epoch():
     found = [contrastive.cosine_rate(0.5, epoch, 1000) for epoch in (1, 10, 500, 1000)]
     assert found == pytest.approx([0.499999, 0.499877, 0.25025, 0.0005], abs=1e-6)
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def test_the_sizes_of_networks_and_heads():

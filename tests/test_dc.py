@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, content, run_command, succeed, write_imageset
+from attacks import config_by
+from conftest import ROOT, as_floats, content, run_command, succeed, write_imageset
 from methods import generator_beside
 from test_gue import plain_unet
 
-from core.request import parse
 from poisons import dc
 from poisons.__main__ import main as poison_main
 
@@ -19,7 +19,7 @@ def test_the_released_generator_makes_the_noise(preset, epsilon, few_path, few, 
     file = generator_beside(tmp_path / "clean")
     out = succeed(poison_main, ROOT / "configs/poisons/dc.yaml", *preset, f"data={few_path}",
                   f"dc.weights={file}", "out=out", "--limit", "20")
-    images = torch.from_numpy(np.array(few.images[:20])).permute(0, 3, 1, 2).float() / 255
+    images = as_floats(few.images[:20])
     with torch.no_grad():
         made = images + epsilon * plain_unet(torch.load(file, weights_only=True), images)
     levels = made.permute(0, 2, 3, 1).clamp(0, 1).numpy() * 255
@@ -55,5 +55,4 @@ def test_what_cannot_be_is_one_sentence(few_path, tmp_path, images, labels):
 
 
 def test_values_are_the_releases():
-    config = parse([str(ROOT / "configs/poisons/dc.yaml")], "", "poison").config
-    assert config == dc.Config(epsilon=0.032, rounding="round")
+    assert config_by("dc") == dc.Config(epsilon=0.032, rounding="round")

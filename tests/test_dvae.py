@@ -9,8 +9,12 @@ import torch
 import torch.nn.functional as F
 from conftest import (
     CONFIGS,
+    as_floats,
+    as_set,
+    assert_almost_equal_levels,
     content,
     digest,
+    log_of,
     new_run,
     patterned,
     run_command,
@@ -25,7 +29,7 @@ from core import config as yaml_config
 from core import streams
 from core.checkpoint import Checkpoint
 from core.errors import UserError
-from core.imageset import ImageSet, from_arrays
+from core.imageset import ImageSet
 from core.request import parse
 from models.dvae import DVAE
 from models.resnet import BasicBlock, make_stem
@@ -239,8 +243,7 @@ def test_the_gradient_is_clipped(tmp_path, poisoned, spy):
 
 def test_the_log_tells_when_the_p_hat_hinge_comes_in(checkpoint):
     """TINY starts it in epoch 1: loss = sum of the terms, read from the log."""
-    lines = [json.loads(line) for line in (checkpoint / "log.jsonl").read_text().splitlines()]
-    stage1 = [line for line in lines if line["loop"] == "stage1"]
+    stage1 = [line for line in log_of(checkpoint) if line["loop"] == "stage1"]
     assert [line["at"] for line in stage1] == [0, 1]
     for epoch, line in enumerate(stage1):
         rest = line["loss"] - line["mse"] - line["mse_sum"] - 0.01 * line["kld"]
@@ -264,8 +267,7 @@ def test_each_stage_starts_from_new_weights(tmp_path, poisoned):
 def test_stage_2_is_trained_on_the_images_of_stage_1(tmp_path, poisoned, checkpoint):
     x1 = images_of(purified(poisoned, checkpoint, "dvae.stages=1"))
     labels = np.load(poisoned / "labels.npy")
-    data = from_arrays(x1, labels, name="x1", classes=[str(i) for i in range(10)], root={},
-                       test=None)
+    data = as_set(x1, labels)
     config = yaml_config.rebuild(dvae.TrainConfig, Checkpoint.load(checkpoint).meta["config"], "x")
     with new_run(tmp_path / "again", seed=3) as run:
         again = dvae.train_stage(data, 2, config.stages[1], config, run)
@@ -321,7 +323,7 @@ def plain_stage(model, number, images, labels, output, seed=None) -> np.ndarray:
     rows = []
     with torch.no_grad():
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+            x = as_floats(image[None])
             for step in {"both": ("subtract", "reconstruct")}.get(output, (output,)):
                 mu, logvar = model.encode(x)
                 if seed is not None:
@@ -333,13 +335,6 @@ def plain_stage(model, number, images, labels, output, seed=None) -> np.ndarray:
                     x = torch.sigmoid(model.decoder(z))
             rows.append(x[0].permute(1, 2, 0).numpy())
     return np.stack(rows)
-
-
-def assert_almost_equal_levels(found: np.ndarray, floats: np.ndarray) -> None:
-    """Equal up to pixels on the edge between two levels: batches differ in the last bit."""
-    difference = np.abs(found.astype(int) - np.rint(floats * 255))
-    assert difference.max() <= 1
-    assert (difference > 0).mean() < 1e-3
 
 
 @pytest.mark.parametrize("latent", ["sample", "mean"])
@@ -460,9 +455,7 @@ def test_impossible_requests_are_refused(poisoned, checkpoint):
 
 
 def blank(side: int, width: int | None = None, classes: int = 10) -> ImageSet:
-    images = np.zeros((4, side, width or side, 3), np.uint8)
-    return from_arrays(images, np.arange(4), name="x", classes=[str(i) for i in range(classes)],
-                       root={}, test=None)
+    return as_set(np.zeros((4, side, width or side, 3), np.uint8), np.arange(4), classes)
 
 
 @pytest.mark.parametrize(("side", "latent"), [(16, 8), (32, 16), (64, 32), (96, 12), (224, 28)])
@@ -513,8 +506,7 @@ def test_rows_do_not_depend_on_how_many_pass_at_once(tmp_path, monkeypatch, late
     assert [autoencoding.rows_a_pass(side * side) for side in (16, 32, 96, 97, 224, 3000)] == \
         [256, 256, 256, 128, 32, 1]
     images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8)
-    several = from_arrays(images, np.arange(40) % 10, name="x", root={}, test=None,
-                          classes=[str(i) for i in range(10)])
+    several = as_set(images, np.arange(40) % 10)
     config, found = dvae.TrainConfig(width=8, latent_channels=4), []
     for batch in (256, 8):
         monkeypatch.setattr(autoencoding, "rows_a_pass", lambda pixels, batch=batch: batch)

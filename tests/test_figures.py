@@ -10,12 +10,11 @@ import os
 import re
 import signal
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CONFIGS, ROOT, run_command, write_imageset
+from conftest import CONFIGS, ROOT, run_command, until, write_imageset
 from methods import make_missing
 
 from core import records
@@ -413,9 +412,7 @@ def test_an_interrupt_lets_the_table_save(tmp_path, monkeypatch, number):
     monkeypatch.setattr(figures, "ROOT", tmp_path)
 
     def interrupt() -> None:
-        deadline = time.monotonic() + 60
-        while not Path("started").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        until(Path("started").exists)
         os.kill(os.getpid(), number)
 
     threading.Thread(target=interrupt).start()

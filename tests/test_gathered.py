@@ -4,10 +4,11 @@ import mmap
 
 import numpy as np
 import pytest
+from conftest import as_set
 
 from core import gathered
 from core.gathered import Gathered
-from core.imageset import from_arrays, joined
+from core.imageset import joined
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_rows_that_follow_each_other_are_a_view(mapped):
 
 
 def test_a_large_choice_of_rows_is_no_copy(nothing_copied, mapped, images, labels):
-    data = from_arrays(mapped, labels, name="x", classes=["c"] * 10, root={}, test=None)
+    data = as_set(mapped, labels)
     part = data.subset(ROWS, "rows")
     assert isinstance(part.images, Gathered)
     np.testing.assert_array_equal(part.images[:], images[ROWS])

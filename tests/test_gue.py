@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from attacks import config_by, doubles, poisoned_by, random_set, tensors
-from conftest import as_floats, as_set, log_of, new_run, run_command, succeed
+from conftest import as_floats, as_set, count, log_of, new_run, run_command, succeed
 from torch import nn
 
 from core.errors import UserError
@@ -77,7 +77,7 @@ def test_the_generator_is_the_releases(shape):
     torch.testing.assert_close(made, plain)
     assert made.shape == images.shape
     with torch.device("meta"):
-        assert sum(p.numel() for p in NoiseUNet().parameters()) == 7_788_681
+        assert count(NoiseUNet()) == 7_788_681
 
 
 def test_the_clean_loss_is_of_the_worst_wrong_class():

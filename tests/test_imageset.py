@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import digest, new_run, sign, write_imageset
+from conftest import as_set, digest, new_run, sign, write_imageset
 
 from core.errors import UserError
 from core.imageset import (
@@ -380,8 +380,7 @@ def test_of_large_images_fewer_rows_are_in_memory(side, rows):
 
 def test_a_large_set_goes_through_the_same_rows_in_smaller_slices(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
-    wide = from_arrays(rng.integers(0, 256, (600, 4, 4, 3), dtype=np.uint8),
-                       np.zeros(600, np.int64), name="x", classes=["c"], root={}, test=None)
+    wide = as_set(rng.integers(0, 256, (600, 4, 4, 3), dtype=np.uint8), classes=1)
     whole = [slice(0, 600)]
     assert list(wide.slices()) == whole
     digest = content_digest(wide.images, wide.labels, 1)

@@ -5,17 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, new_run
+from conftest import CONFIGS, as_set, new_run
 
 from core import config as yaml_config
 from core.errors import UserError
-from core.imageset import ImageSet, from_arrays
+from core.imageset import ImageSet
 from poisons import lsp
-
-
-def as_set(images: np.ndarray, labels: np.ndarray, classes: int = 10) -> ImageSet:
-    return from_arrays(images, labels, name="x", classes=[str(i) for i in range(classes)],
-                       root={}, test=None)
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, ROOT, new_run
+from conftest import CONFIGS, ROOT, as_set, new_run
 
-from core.imageset import ImageSet, from_arrays
+from core.imageset import ImageSet
 from core.request import parse
 from learners import cutmix, cutout, mixup
 from scripts.tables import plan, spec
@@ -17,8 +17,7 @@ SHAPE = (10, 14)        # height and width differ, so that one in the other's pl
 
 def classes(count: int) -> ImageSet:
     """A set of one black image for each of so many classes."""
-    return from_arrays(np.zeros((count, 8, 8, 3), np.uint8), np.arange(count), name="it",
-                       classes=[str(label) for label in range(count)], root={}, test=None)
+    return as_set(np.zeros((count, 8, 8, 3), np.uint8), np.arange(count), count)
 
 
 def random_images(count: int) -> torch.Tensor:
@@ -141,8 +140,7 @@ def test_a_quarter_stays_as_it_is_and_any_share_is_alike(transform_of):
 @pytest.mark.parametrize("module", [mixup, cutmix])
 def test_a_set_of_one_class_trains(tmp_path, images, module):
     """There is nothing to tell apart, and nothing breaks."""
-    one = from_arrays(images, np.zeros(60, np.int64), name="one", classes=["it"],
-                      root={}, test=None)
+    one = as_set(images, classes=1)
     config = module.Config(architecture="linear", epochs=1, batch_size=20)
     with new_run(tmp_path / "out") as run:
         assert module.fit(one, one, config, run).last == 1

@@ -9,14 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import count
 from torch import nn
 
 from models.dvae import DVAE, InstanceNormReLU, kl_divergence
 from models.resnet import resnet18
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def small_dvae(**options) -> DVAE:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import new_run, succeed, write_imageset
+from conftest import as_floats, new_run, succeed, write_imageset
 
 import purify
 from core.batches import steps_an_epoch
@@ -53,7 +53,7 @@ def test_the_linear_model_is_that_of_a_plain_loop(few, tmp_path):
         found = ortho.train_linear(few.first(150), SMALL, run)
         with run.initialisation("linear"):
             linear = torch.nn.Linear(768, 10, bias=False)
-    images = torch.from_numpy(few.images[:150]).permute(0, 3, 1, 2).flatten(1) / 255
+    images = as_floats(few.images[:150]).flatten(1)
     labels = torch.from_numpy(few.labels[:150])
     for step, rate in enumerate([0.1] * 4 + [0.01] * 2 + [0.001] * 2):
         start = 64 * (step % 3)

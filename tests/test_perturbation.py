@@ -5,17 +5,12 @@ import math
 
 import numpy as np
 import pytest
+from conftest import as_set
 
 from core import perturbation
 from core.errors import UserError
-from core.imageset import SLICE_ROWS, from_arrays
+from core.imageset import SLICE_ROWS
 from core.perturbation import check_bound, difference, linear_probe, measure, nearest_mean
-
-
-def as_set(images, labels=None):
-    labels = np.zeros(len(images), np.int64) if labels is None else labels
-    return from_arrays(images, labels, name="x", classes=[str(i) for i in range(10)], root={},
-                       test=None)
 
 
 def slow(original: np.ndarray, perturbed: np.ndarray) -> dict:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, process
+from conftest import ROOT, process, until
 
 from core import command
 from scripts.tables import processes
@@ -43,24 +43,12 @@ with processes.interruptible():
 """
 
 
-def appears(name: str, seconds: float = 60) -> bool:
-    deadline = time.monotonic() + seconds
-    while not Path(name).exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return Path(name).exists()
-
-
-def ends(number: int) -> bool:
+def ended(number: int) -> bool:
     """Whether a process that is not ours to wait for is gone, or only waits to be collected."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            if Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.02)
-    return False
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -70,12 +58,12 @@ def test_a_child_ends_with_its_parent(number):
         pytest.skip("only Linux tells a child")
     Path("parent.py").write_text(PARENT)
     parent = process("parent.py", CHILD)
-    assert appears("ready")
+    until(Path("ready").exists)
     child = int(Path("child").read_text())
     parent.send_signal(number)
     parent.communicate(timeout=60)
     assert parent.returncode != 0
-    assert ends(child)
+    until(lambda: ended(child), seconds=30)
     assert Path("saved").exists()
 
 
@@ -125,10 +113,10 @@ def test_scripts_end_what_they_start():
         ["bash", "script.sh"], stderr=subprocess.DEVNULL,
         env={**os.environ, "VIRTUAL_ENV": sys.prefix, "INSTALL": "no", "PYTHONPATH": str(ROOT),
              "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})
-    assert appears("ready")
+    until(Path("ready").exists)
     shell.send_signal(signal.SIGTERM)
     shell.wait(timeout=60)
-    assert appears("saved")
+    until(Path("saved").exists)
     assert not Path("after").exists()
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tables
-from conftest import ROOT, run_command
+from conftest import ROOT, as_set, run_command
 from methods import make_missing
 from tables import beside, planned
 
 from core import imageset
-from core.imageset import ImageSet, from_arrays
+from core.imageset import ImageSet
 from core.methods import list_methods
 from scripts.tables import entries, noted, plan, published, render, spec
 from scripts.tables.measure import share_kept
@@ -108,8 +108,7 @@ def test_what_is_kept_of_a_poison_is_its_share_in_what_is_left(monkeypatch):
     delta[:4, ::2] = np.array([10, -10, 20, 30]).reshape(4, 1, 1, 1)
     across = np.zeros_like(delta)
     across[:, 1::2] = 50                                # where no poison is
-    sets = [from_arrays((clean + part).astype(np.uint8), np.arange(6) % 2, name="x",
-                        classes=["a", "b"], root={}, test=None)
+    sets = [as_set((clean + part).astype(np.uint8), np.arange(6) % 2, classes=2)
             for part in (0, delta, 3 * delta // 10 + across)]
     monkeypatch.setattr(imageset, "SLICE_ROWS", 4)
     assert share_kept(*sets) == pytest.approx(0.3)

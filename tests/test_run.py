@@ -3,13 +3,12 @@
 import contextlib
 import os
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import process
+from conftest import process, until
 from test_workfolder import flips, job
 
 import core.files
@@ -207,9 +206,7 @@ def test_interrupt_saves_and_the_same_line_resumes(tmp_path, monkeypatch, number
                       f"out={tmp_path / 'record'}", "--limit", "400", "standard.epochs=400",
                       "standard.width=8", "threads=1")
     log = tmp_path / "record.partial" / "log.jsonl"
-    deadline = time.monotonic() + 60
-    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: log.exists() and log.stat().st_size)
     running.send_signal(number)
     errors = running.communicate(timeout=60)[1]
     assert running.returncode == 130, errors

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import forked_ranks
 import pytest
 import tables
-from conftest import ROOT, run_command
+from conftest import ROOT, run_command, until
 from methods import make_missing
 from tables import changed, planned
 
@@ -132,10 +132,7 @@ def test_two_at_once_and_a_kill_make_the_same(tiny):
     """kill -9 of everything in the middle; then two processes on the same table."""
     changed(tiny, "lsp.patch: 8", "lsp.patch: 4")       # a set of artefacts of its own
     victim = start(tiny, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not any("lsp" in name for name in finished_at(Path("runs"))):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: any("lsp" in name for name in finished_at(Path("runs"))), seconds=120)
     time.sleep(3)
     subprocess.run(["pkill", "-9", "-s", str(victim.pid)], check=False)
     subprocess.run(["pkill", "-9", "-f", str(tiny)], check=False)
@@ -151,10 +148,7 @@ def test_ctrl_c_saves_and_says_so(tiny):
     record = planned(tiny)[0].record.out
     process = start(tiny)
     log = Path(f"runs/logs/records-{record.name}.log")
-    deadline = time.monotonic() + 120
-    while not (log.exists() and "epoch" in log.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: log.exists() and "epoch" in log.read_text(), seconds=120)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130

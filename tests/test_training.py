@@ -3,11 +3,10 @@
 import dataclasses
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIGS, new_run
+from conftest import CONFIGS, as_floats, as_set, new_run
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -15,7 +14,6 @@ import core.run
 from core import config, training
 from core.batches import Augmentation, Batches
 from core.errors import ConfigError, UserError
-from core.imageset import from_arrays
 from core.request import parse
 from core.training import Normalised, Protocol, accuracy, learning_rate, train_classifier
 from core.views import Views
@@ -169,8 +167,7 @@ def test_scores_are_the_shares_of_right_answers(tmp_path, few, digits):
     model = linear()
     rest = digits.first(1237)
     with torch.no_grad():
-        pixels = torch.from_numpy(np.array(rest.images)).permute(0, 3, 1, 2) / 255
-        expected = (model(pixels).argmax(1).numpy() == rest.labels).mean()
+        expected = (model(as_floats(rest.images)).argmax(1).numpy() == rest.labels).mean()
     with new_run(tmp_path / "out") as run:
         assert accuracy(model, rest, run) == expected           # 1,237 = 2 * 500 + 237
 
@@ -231,8 +228,7 @@ def test_batches_follow_the_set_where_it_is_not_shuffled(tmp_path, few, shuffle)
 
 def test_training_learns(tmp_path, digits):
     train, test = digits.first(1000), digits.first(1437)
-    test = from_arrays(test.images[1000:], test.labels[1000:], name="rest",
-                       classes=digits.meta["classes"], root={}, test=None)
+    test = as_set(test.images[1000:], test.labels[1000:])
     protocol = Protocol(epochs=6, batch_size=64, crop_padding=0, flip=False, learning_rate=0.05)
     with new_run(tmp_path / "out") as run:
         _, result = train_classifier(linear(), train, test, protocol, run)

@@ -21,7 +21,7 @@ from attacks import (
     to_double,
     to_pixels,
 )
-from conftest import as_set, log_of, new_run, run_command, succeed, write_imageset
+from conftest import as_set, count, log_of, new_run, run_command, succeed, write_imageset
 from torchvision import models
 
 import evaluate
@@ -60,7 +60,7 @@ def test_the_generator_is_the_releases():
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         generator = Generator()
-        assert sum(p.numel() for p in generator.parameters()) == 7_841_411
+        assert count(generator) == 7_841_411
         beyond = (generator(torch.rand(1, 3, 32, 32)).abs() > 16 / 255).float().mean()
     assert 0.8 < beyond < 0.92
     with pytest.raises(RuntimeError, match="train mode"):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import count
 from safetensors.torch import save_file
 
 from models.unet import UNet, initialise
@@ -20,7 +21,7 @@ def test_parameters(width, parameters):
 
 
 def test_the_default_is_the_cifar_network():
-    assert sum(p.numel() for p in UNet().parameters()) == 35_746_307
+    assert count(UNet()) == 35_746_307
     shapes = {name: tuple(p.shape) for name, p in UNet().state_dict().items()}
     assert shapes["conv_in.weight"] == (128, 3, 3, 3)
     assert shapes["down.1.block.0.nin_shortcut.weight"] == (256, 128, 1, 1)
@@ -36,7 +37,7 @@ def test_networks_for_larger_images(multipliers, side, parameters):
     with torch.device("meta"):
         network = UNet(multipliers=multipliers, image_size=side)
         assert network(torch.empty(1, 3, side, side), torch.zeros(1)).shape == (1, 3, side, side)
-    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert count(network) == parameters
     assert sum(len(part.attn) for part in network.down) == 2        # at 16x16 alone
 
 

@@ -9,7 +9,11 @@ import torch
 import torch.nn.functional as F
 from conftest import (
     CONFIGS,
+    as_floats,
+    as_set,
+    assert_almost_equal_levels,
     content,
+    count,
     digest,
     new_run,
     patterned,
@@ -24,7 +28,7 @@ import purify
 import train_vae
 from core import streams
 from core.errors import UserError
-from core.imageset import ImageSet, from_arrays
+from core.imageset import ImageSet
 from models.ae import AE
 from models.dvae import DVAE, VAE
 from purifiers import ae, dvae, vae
@@ -50,10 +54,6 @@ def checkpoints(poisoned):
 def purified(name, poisoned, checkpoints, *arguments):
     return succeed(purify.main, YAML[name], f"data={poisoned}", f"checkpoint={checkpoints[name]}",
                    *arguments)
-
-
-def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def convolutions(module: nn.Module) -> list[tuple[int, int]]:
@@ -124,8 +124,7 @@ def test_ae_shapes(channels, shape):
 
 
 def blank(height: int, width: int) -> ImageSet:
-    return from_arrays(np.zeros((4, height, width, 3), np.uint8), np.arange(4), name="x", root={},
-                       classes=[str(i) for i in range(10)], test=None)
+    return as_set(np.zeros((4, height, width, 3), np.uint8), np.arange(4))
 
 
 @pytest.mark.parametrize(("side", "latent"), [(16, 8), (32, 16), (224, 28)])
@@ -216,7 +215,7 @@ def test_the_vaes_first_step_is_adams_retyped(tmp_path, few):
     with streams.initialisation(7, "stage1"):
         model = VAE(4, 4, 16)
     order = torch.randperm(32, generator=streams.generator(7, "stage1/batches", 0))
-    x = torch.from_numpy(np.array(images.images))[order].permute(0, 3, 1, 2).float() / 255
+    x = as_floats(images.images)[order]
     noise = torch.randn(32, 8, 8, 4, generator=streams.generator(7, "stage1/noise", 0))
     noise = noise.permute(0, 3, 1, 2)
     mu, logvar = model.encode(x)
@@ -257,7 +256,7 @@ def test_the_aes_steps_are_sgds_retyped(tmp_path, few):
     model.train()
     for epoch, rate in enumerate((0.1, 0.05)):
         order = torch.randperm(32, generator=streams.generator(7, "stage1/batches", epoch))
-        x = torch.from_numpy(np.array(images.images))[order].permute(0, 3, 1, 2).float() / 255
+        x = as_floats(images.images)[order]
         noise = torch.randn(32, 16, 16, 3, generator=streams.generator(7, "stage1/noise", epoch))
         loss = ((model(x + 0.062 * noise.permute(0, 3, 1, 2)) - x) ** 2).mean()
         gradients = torch.autograd.grad(loss, list(model.parameters()))
@@ -313,15 +312,12 @@ def test_labels_play_no_part(name, tmp_path, poisoned, checkpoints):
 
 
 def floats_of(path) -> torch.Tensor:
-    return torch.from_numpy(np.load(path / "images.npy")).permute(0, 3, 1, 2).float() / 255
+    return as_floats(np.load(path / "images.npy"))
 
 
-def assert_almost_equal_levels(path, floats: torch.Tensor, rounding=np.rint) -> None:
-    """Equal up to pixels on the edge between two levels: batches differ in the last bit."""
-    found = np.load(path / "images.npy").astype(int)
-    difference = np.abs(found - rounding(floats.permute(0, 2, 3, 1).numpy() * 255))
-    assert difference.max() <= 1
-    assert (difference > 0).mean() < 1e-3
+def assert_images_are(path, floats: torch.Tensor, rounding=np.rint) -> None:
+    assert_almost_equal_levels(np.load(path / "images.npy"), floats.permute(0, 2, 3, 1).numpy(),
+                               rounding)
 
 
 @pytest.mark.parametrize("latent", ["sample", "mean"])
@@ -337,7 +333,7 @@ def test_vae_purification_is_its_reconstruction_by_hand(poisoned, checkpoints, l
         expected = torch.sigmoid(model.decoder(model.post_conv(z)))
     arguments = [] if latent == "sample" else ["vae.latent=mean"]
     out = purified("vae", poisoned, checkpoints, *arguments)
-    assert_almost_equal_levels(out, expected)
+    assert_images_are(out, expected)
     assert not np.array_equal(np.load(out / "images.npy"), np.load(poisoned / "images.npy"))
 
 
@@ -346,9 +342,9 @@ def test_ae_purification_is_its_reconstruction_by_hand(poisoned, checkpoints):
     model.load_state_dict(load_file(checkpoints["ae"] / "stage1.safetensors"))
     with torch.no_grad():
         expected = torch.sigmoid(model.eval().decoder(model.encoder(floats_of(poisoned))))
-    assert_almost_equal_levels(purified("ae", poisoned, checkpoints), expected)
+    assert_images_are(purified("ae", poisoned, checkpoints), expected)
     floored = purified("ae", poisoned, checkpoints, "ae.rounding=floor")
-    assert_almost_equal_levels(floored, expected, np.floor)
+    assert_images_are(floored, expected, np.floor)
 
 
 def test_mean_latents_are_bit_identical_and_samples_follow_the_seed(poisoned, checkpoints):

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import until
 
 from core import files, lock
 from core.device import DeviceSettings
@@ -109,13 +110,6 @@ def starts() -> list[str]:
     return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def until(holds, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 # --- sharing ---------------------------------------------------------------------------------
 
 
@@ -156,7 +150,7 @@ def test_two_tables_share_what_both_need(pieces):
 def test_the_others_finish_what_a_killed_one_began(pieces, victims):
     slow = piece("slow", seconds=0.8)
     one = forked([slow], "log0")
-    until(lambda: "slow" in starts())
+    until(lambda: "slow" in starts(), seconds=30)
     command = int(Path("starts").read_text().split()[1])
     other = forked([slow, *pieces[:3]], "log1")
     if victims != "its command":
@@ -244,7 +238,7 @@ def test_a_stopped_runner_holds_up_only_what_it_makes():
     files.mkdir(Path("runs"))
     slow = piece("slow", seconds=0.5)
     one = forked([slow, piece("last", slow, seconds=0.1)], "log0")
-    until(lambda: "slow" in starts())
+    until(lambda: "slow" in starts(), seconds=30)
     os.kill(one, signal.SIGSTOP)
     other = forked([slow, piece("after slow", slow)], "log1")
     assert status_of(other) == 0
