@@ -133,6 +133,31 @@ def test_the_finder_makes_processes_that_differ(count, least):
             assert foreign.relu().sum((1, 2)).median() > 0.8 * least
 
 
+@pytest.mark.parametrize("crop", [0, 4])
+def test_a_process_counts_if_all_of_its_three_signals_stay_small(crop):
+    """Some have one signal of norm 50 or less and another above."""
+    found = list(ar.small_processes(OwnStreams(1).stream("ar/find", 0), crop))
+    random = OwnStreams(1).stream("ar/find", 0)
+    windows = torch.randn(256 * 3, 9, generator=random, dtype=torch.float64)
+    windows[:, 8] = 0
+    windows = (windows / windows.sum(1, keepdim=True)).view(256, 3, 3, 3)
+    top, left = (torch.randn(256 * 3, *shape, 3, generator=random, dtype=torch.float64)
+                 for shape in ((2, 36), (34, 2)))
+    grown = ar.grow(windows.flatten(0, 1), top, left)[:, crop:, crop:]
+    small, mixed = [], 0
+    for i, window in enumerate(windows):
+        signals = grown[3 * i : 3 * i + 3].movedim(-1, 0)
+        norms = signals.flatten(1).norm(dim=1)
+        mixed += bool((norms <= 50).any() and not (norms <= 50).all())
+        if (norms <= 50).all():
+            small.append((window, signals / norms[:, None, None, None]))
+    assert mixed
+    assert len(found) == len(small) > 1
+    for (window, signals), (same, expected) in zip(found, small, strict=True):
+        assert torch.equal(window, same)
+        torch.testing.assert_close(signals, expected)
+
+
 def test_the_releases_finder_takes_the_last_signal_cropped_without_a_border():
     """Its test of each process that it takes, typed again; ours takes other ones."""
     least, found = 10, ar.find(3, OwnStreams(4), "released")

@@ -151,14 +151,33 @@ def test_the_attack_is_the_releases_loop(tmp_path, small, algorithm, changes):
             assert (plain_cp(small, config, run, start, mistake) != ours).any(), mistake
 
 
-@pytest.mark.parametrize("change", [{"dual_branch": "released"},
-                                    {"update_in_noise_steps": False}])
-def test_switches_of_the_target_network_are_the_loops(tmp_path, small, change):
-    config = cp.Config(algorithm="byol", **{**TINY, **SAMPLEWISE, "epochs": 1, **change})
+@pytest.mark.parametrize(("change", "other"), [
+    ({"dual_branch": "released"}, {"dual_branch": "paper"}),
+    ({"update_in_noise_steps": False}, {"update_in_noise_steps": True})])
+def test_switches_of_the_target_network_are_the_loops(tmp_path, small, change, other):
+    """With a momentum at which the target moves: at 0.999 no byte would tell."""
+    of_all = {**TINY, **SAMPLEWISE, "epochs": 1, "algorithm": "byol", "target_momentum": 0.5}
+    config = cp.Config(**of_all, **change)
     ours = poisoned_by(cp, small, config, tmp_path / "ours", "cp")
     with new_run(tmp_path / "plain", method="cp") as run:
         start = cp.first_noise(small, config, run)
         np.testing.assert_array_equal(ours, plain_cp(small, config, run, start))
+        different = plain_cp(small, cp.Config(**of_all, **other), run, start)
+    assert (different != ours).any()
+
+
+def test_temperatures_and_momenta_are_the_releases_where_none_is_set(tmp_path, small):
+    def built(**options):
+        return contrast.build(small, cp.Config(width=2, batch_size=16, queue=32, **options), run)
+
+    with new_run(tmp_path / "out", method="cp") as run:
+        assert built(algorithm="simclr").temperature == 0.5
+        moco, byol = built(algorithm="moco"), built(algorithm="byol")
+        assert (moco.temperature, moco.momentum) == (0.2, 0.99)
+        assert byol.momentum == pytest.approx(0.999**2)         # twice a step
+        for name in ("simclr", "moco"):
+            assert built(algorithm=name, temperature=0.7).temperature == 0.7
+        assert built(algorithm="moco", target_momentum=0.0).momentum == 0
 
 
 @pytest.mark.parametrize(("algorithm", "views"), [("simclr", 2), ("moco", 1), ("byol", 1)])

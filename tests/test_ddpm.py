@@ -91,14 +91,17 @@ def test_what_an_ema_keeps_is_said_where_it_is_much(few_path, decay, said):
     assert ("which purifies, 43% stays its random start after 8 steps" in outcome.stderr) == said
 
 
-@pytest.mark.parametrize("loss", ["mean", "sum"])
-def test_training_is_ho_et_als(few, tmp_path, loss):
-    """Two steps against a plain loop: noise at random steps, predict it, clip, Adam, EMA."""
+@pytest.mark.parametrize(("loss", "ema_start", "dropout"), [
+    ("mean", "init", 0.0), ("sum", "warmup", 0.1)])
+def test_training_is_ho_et_als(few, tmp_path, loss, ema_start, dropout):
+    """Two epochs of two steps against a plain loop: noise at random steps, predict it, clip, Adam,
+    EMA."""
     config = prior.TrainConfig(
-        steps=2, batch_size=64, width=32, multipliers=(1, 1), blocks=1, attention=(), dropout=0.0,
-        flip=False, warmup_steps=4, loss=loss, ema_start="init", ema_decay=0.9, sample_every=0)
+        steps=4, batch_size=64, width=32, multipliers=(1, 1), blocks=1, attention=(),
+        dropout=dropout, flip=False, warmup_steps=3, loss=loss, ema_start=ema_start, ema_decay=0.9,
+        sample_every=0)
     with new_run(tmp_path / "run") as run:
-        prior.train(few.first(64), config, run)
+        prior.train(few.first(128), config, run)
         found = {part: load_file(run.work / f"{part}.safetensors") for part in ("model", "ema")}
 
         model = prior.build_model(config, (8, 8), run)
@@ -106,27 +109,56 @@ def test_training_is_ho_et_als(few, tmp_path, loss):
         optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
         betas = np.linspace(1e-4, 0.02, 1000)
         abar = torch.tensor(np.cumprod(1 - betas))
-        for number in range(2):
-            order = torch.randperm(64, generator=run.stream("ddpm/batches", number))
-            x0 = torch.from_numpy(few.images[order.numpy()]).permute(0, 3, 1, 2) / 127.5 - 1
+        for number in range(4):
+            epoch, place = divmod(number, 2)
+            order = torch.randperm(128, generator=run.stream("ddpm/batches", epoch)).numpy()
+            order = order[64 * place:64 * (place + 1)]
+            x0 = torch.from_numpy(few.images[order]).permute(0, 3, 1, 2) / 127.5 - 1
             generator = run.stream("ddpm/step", number)
             t = torch.randint(1000, (33,), generator=generator)
             t = torch.cat([t, 999 - t])[:64]
             eps = torch.randn(64, 8, 8, 3, generator=generator).permute(0, 3, 1, 2)
             a = abar[t].float()[:, None, None, None]
+            run.reseed("ddpm/dropout/0", number)
             error = F.mse_loss(model(a.sqrt() * x0 + (1 - a).sqrt() * eps, t), eps)
             optimizer.zero_grad()
             (error * (192 if loss == "sum" else 1)).backward()
             norm = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters()))
             for p in model.parameters():
                 p.grad.mul_(min(1.0, 1.0 / norm))
-            optimizer.param_groups[0]["lr"] = 2e-4 * (number + 1) / 4
+            optimizer.param_groups[0]["lr"] = 2e-4 * min(1, (number + 1) / 3)
             optimizer.step()
+            keep = min(0.9, (1 + number) / (10 + number)) if ema_start == "warmup" else 0.9
             for name, p in model.named_parameters():
-                ema[name] = 0.9 * ema[name] + 0.1 * p.detach()
+                ema[name] = keep * ema[name] + (1 - keep) * p.detach()
     for name, p in model.named_parameters():
         torch.testing.assert_close(found["model"][name], p.detach(), atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(found["ema"][name], ema[name], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(40, 4), (100_000, 5000)])
+def test_the_rate_warms_up_over_a_tenth_and_at_most_5000_steps(few, tmp_path, steps, warmup):
+    config = prior.TrainConfig(steps=steps)
+    x = torch.tensor(few.images[:2]).permute(0, 3, 1, 2) / 255
+    with new_run(tmp_path / "run") as run:
+        model = Shift()
+        optimizer = prior.make_optimizer(model, config, run)
+        step = prior.training_step(model, optimizer, config, run)
+        for number in (0, 1, warmup - 2, warmup - 1, warmup):
+            step(x, number)
+            [group] = optimizer.param_groups
+            assert float(group["lr"]) == pytest.approx(2e-4 * min(1, (number + 1) / warmup))
+
+
+class Shift(torch.nn.Module):
+    """The smallest noise prediction."""
+
+    def __init__(self):
+        super().__init__()
+        self.by = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, t):
+        return x + self.by
 
 
 def test_the_optimiser_is_ho_et_als(tmp_path):

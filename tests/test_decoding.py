@@ -3,6 +3,7 @@ change, disks and memories that are too small; pets and ImageNet's first hundred
 
 import contextlib
 import json
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -249,9 +250,9 @@ def test_a_folder_larger_than_memory_says_how_to_read_it(folder, monkeypatch):
         f"them once: python scripts/import_folder.py {folder} --size 224 --fit crop")
 
 
-def test_memory_that_is_left_is_some():
-    assert 1 << 20 < memory.left() < 1 << 50
-    assert all(found >= 0 for found in memory.of_groups())
+def test_memory_that_is_left_is_some_of_the_machines():
+    machines = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 1 << 20 < memory.left() < machines
 
 
 # --- a set for the pipeline ------------------------------------------------------------------

@@ -120,8 +120,24 @@ def test_a_record_of_a_gpu_names_cuda_cudnn_and_the_driver(monkeypatch):
     json.dumps(about)
 
 
-def test_the_driver_is_asked_for_or_unknown():
-    assert device.nvidia_driver() is None or device.nvidia_driver()[0].isdigit()
+@pytest.mark.parametrize(("library", "expected"), [
+    ((0, 0), "580.1"), ((9, 0), None), ((0, 9), None), (None, None)])
+def test_the_driver_is_asked_for_or_unknown(monkeypatch, library, expected):
+    """Of a library that answers, that fails in either call, and that is not there."""
+    class Library:
+        def __init__(self, name):
+            if library is None:
+                raise OSError(name)
+
+        def nvmlInit_v2(self):
+            return library[0]
+
+        def nvmlSystemGetDriverVersion(self, text, length):
+            text.value = b"580.1"
+            return library[1]
+
+    monkeypatch.setattr(device.ctypes, "CDLL", Library)
+    assert device.nvidia_driver() == expected
 
 
 def test_already_done_says_when_another_precision_was_asked_for(few_path, tmp_path):

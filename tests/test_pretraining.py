@@ -63,6 +63,9 @@ def test_the_rate_climbs_to_the_cosine_and_follows_it():
     assert rate(970) == rate(970 + 96) == pytest.approx(
         0.0005 + 0.4995 * (1 + math.cos(math.pi * 11 / 1000)) / 2)
     assert rate(97_000 - 1) == pytest.approx(0.0005)
+    # A training that ends within the warm-up climbs to where its own cosine ends.
+    short = [pretraining.learning_rate(protocol, step, 5, 97) for step in (0, 97, 484)]
+    assert short == pytest.approx([0.01 + (0.0005 - 0.01) * step / 970 for step in (0, 97, 484)])
 
 
 def test_the_yamls_normalise_as_cp_does(monkeypatch):
@@ -372,6 +375,37 @@ def test_an_attacked_image_moves_away_within_its_radius():
     assert method.network[1].weight.grad.abs().sum() > 0
 
 
+def test_what_is_attacked_is_cropped_and_mirrored_and_starts_anywhere_in_the_radius(few):
+    """Beside two views; another crop and start of every image, and of every step."""
+    epsilon = 8 / 255
+    see = advcl_reduced.views_and_image(
+        advcl_reduced.Config(crop_padding=2, views=Views(flip=0.3)), (16, 16))
+    images = torch.tensor(few.images[:200]).permute(0, 3, 1, 2) / 255
+    _, _, image, start = see(images, torch.Generator().manual_seed(0), slice(0, 200))
+    assert start.shape == image.shape == images.shape
+    assert -epsilon <= start.min() < -0.999 * epsilon
+    assert 0.999 * epsilon < start.max() <= epsilon
+    assert start.std().item() == pytest.approx(epsilon / math.sqrt(3), rel=0.02)
+    assert start.flatten(1).std(0).min() > epsilon / 3          # each image its own
+    places, mirrored = set(), 0
+    padded = F.pad(images, (2, 2, 2, 2))
+    for i in range(200):
+        fits = [(down, right, flip) for down in range(5) for right in range(5) for flip in (0, 1)
+                if torch.equal(image[i], padded[i, :, down : down + 16, right : right + 16]
+                               .flip([2] if flip else []))]
+        assert fits
+        places.update(fit[:2] for fit in fits)
+        mirrored += fits[0][2]
+    assert len(places) == 25
+    assert 40 < mirrored < 80
+    again = see(images, torch.Generator().manual_seed(1), slice(0, 200))
+    assert not torch.equal(again[2], image)
+    assert not torch.equal(again[3], start)
+    mine = see(images, torch.Generator().manual_seed(0), slice(50, 100))
+    assert torch.equal(mine[2], image[50:100])                  # of several processes
+    assert torch.equal(mine[3], start[50:100])
+
+
 def test_norms_of_clean_and_of_attacked_images_are_apart():
     """Statistics go to those in use; a network with one set has the names of a plain one."""
     method, images = reduced(), torch.rand(6, 3, 2, 2)
@@ -415,16 +449,24 @@ def test_norms_of_shares_are_those_of_as_many_gpus(views):
 
 
 def test_advcl_reduced_tells_both_probes(data, tmp_path, monkeypatch):
-    """Of images that are read once."""
-    read = []
+    """Of images that are read once; each on the norms that the record names."""
+    read, probed = [], []
+
+    def spy(network, *rest):
+        probed.append({part.which for part in network.modules()
+                       if isinstance(part, networks.TwoNorms)})
+        return linear_probe(network, *rest)
+
     for module in (pretraining, advcl_reduced):
         monkeypatch.setattr(module, "images_of",
                             lambda *known: read.append(known) or images_of(*known))
+        monkeypatch.setattr(module, "linear_probe", spy)
     out = succeed(evaluate.main, "method=advcl_reduced", "advcl_reduced.width=2",
                   "advcl_reduced.steps=2", "advcl_reduced.batch_size=16",
                   "advcl_reduced.neighbours=5", "advcl_reduced.probe.epochs=1", f"data={data}",
                   f"test={data}", "keep_network=true")
     assert len(read) == 1
+    assert probed == [{"attacked"}, {"clean"}]
     probe = records.load(out)["probe"]
     assert probe["norms"] == "attacked"
     assert {"last", "best", "best_epoch"} == probe["clean_norms"].keys()

@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tables
-from conftest import ROOT, as_set, run_command
+import torch
+from conftest import ROOT, as_floats, as_set, run_command
 from methods import make_missing
 from tables import beside, planned
 
 from core import imageset
+from core.distance import build_lpips
 from core.imageset import ImageSet
 from core.methods import list_methods
-from scripts.tables import entries, noted, plan, published, render, spec
+from scripts.tables import entries, measure, noted, plan, published, render, spec
 from scripts.tables.measure import share_kept
 from scripts.tables.table import FORMS
 
@@ -100,6 +102,7 @@ def test_the_table_prints_what_the_records_say(tiny):
     assert line[head.index("PSNR to poisoned (dB)")] == f"{psnr:.2f}"
     assert line[head.index("runs")] == "2"
 
+
 def test_what_is_kept_of_a_poison_is_its_share_in_what_is_left(monkeypatch):
     """Three tenths of each image's poison, and something beside that lies across it; images that
     are not poisoned do not count."""
@@ -113,6 +116,21 @@ def test_what_is_kept_of_a_poison_is_its_share_in_what_is_left(monkeypatch):
     monkeypatch.setattr(imageset, "SLICE_ROWS", 4)
     assert share_kept(*sets) == pytest.approx(0.3)
     assert math.isnan(share_kept(sets[0], sets[0], sets[2]))
+
+
+def test_lpips_of_a_table_is_the_mean_over_its_first_images(monkeypatch):
+    """In the network's range, -1 to 1; images below 32 pixels a side are enlarged."""
+    monkeypatch.setattr(measure, "LPIPS_ROWS", 5)
+    monkeypatch.setattr(imageset, "SLICE_ROWS", 2)
+    random = np.random.default_rng(0)
+    for side in (32, 16):
+        sets = [as_set(random.integers(0, 256, (7, side, side, 3), np.uint8), np.arange(7) % 2,
+                       classes=2) for _ in range(2)]
+        distance = build_lpips("squeeze", None, 32 if side == 16 else None, (side, side))
+        a, b = (2 * as_floats(one.images[:5]) - 1 for one in sets)
+        with torch.no_grad():
+            expected = distance(a, b).mean().item()
+        assert measure.mean_lpips(*sets) == pytest.approx(expected, rel=1e-5)
 
 
 def found(row: str, column: str, *accuracies: float) -> entries.Entry:

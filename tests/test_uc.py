@@ -249,13 +249,20 @@ def test_images_move_to_the_next_cluster(made):
     assert sizes == np.bincount(np.load(made[1] / "clusters.npy")).tolist()
 
 
-def test_k_means_is_seeded_and_labels_are_not_looked_at(tmp_path, small):
-    with new_run(tmp_path / "out") as run:
-        features = torch.rand(40, 5, generator=torch.Generator().manual_seed(0))
-        one, two = uc.k_means(features, 3, run), uc.k_means(features, 3, run)
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    distance = torch.cdist(features, one["centres"])
-    assert torch.equal(distance.argmin(1), one["clusters"])
+def test_k_means_is_of_the_runs_seed(tmp_path):
+    """Where it starts decides what it finds in features that lie in no clusters."""
+    features = torch.rand(200, 5, generator=torch.Generator().manual_seed(0))
+    found = []
+    for i, seed in enumerate((0, 0, 1, 2)):
+        with new_run(tmp_path / f"out{i}", seed=seed) as run:
+            found.append(uc.k_means(features, 7, run))
+    first, again, *others = found
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not any(torch.equal(first["clusters"], other["clusters"]) for other in others)
+    for one in found:
+        assert one["centres"].shape == (7, 5)
+        distance = torch.cdist(features, one["centres"])
+        assert torch.equal(distance.argmin(1), one["clusters"])
 
 
 # --- surrogates ------------------------------------------------------------------------------

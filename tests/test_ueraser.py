@@ -163,6 +163,27 @@ def test_jpeg_is_pillows_of_one_picture():
         np.testing.assert_allclose(found[i].permute(1, 2, 0), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("when", ["before", "after", "none"])
+def test_quality_is_drawn_for_each_batch_where_none_is_set(tmp_path, monkeypatch, when):
+    """From 10 to 99, as the release's randrange(10, 100)."""
+    seen = []
+    monkeypatch.setattr(ueraser, "trivial_augment", lambda images, draw: images)
+    monkeypatch.setattr(ueraser, "recoded", lambda images, quality: seen.append(quality) or images)
+    nothing = {"brightness": 0, "contrast": 0, "channel_shuffle": 0, "jpeg": when}
+    images = torch.rand(2, 3, 4, 4)
+    with new_run(tmp_path / "out") as run:
+        for quality in (None, 30):
+            for number in range(1000):
+                augmented(images, Config(**nothing, jpeg_quality=quality), run, number)
+    if when == "none":
+        assert seen == []
+    else:
+        drawn, asked = seen[:1000], seen[1000:]
+        assert (min(drawn), max(drawn)) == (10, 99)
+        assert np.mean(drawn) == pytest.approx(54.5, abs=3)
+        assert asked == [30] * 1000
+
+
 # --- the training ----------------------------------------------------------------------------
 
 

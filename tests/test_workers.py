@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import multiprocessing
 import os
 import re
 import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,12 +87,13 @@ def runner(missing: list[Piece], jobs: int = 1, **options) -> schedule.Scheduler
     return schedule.Scheduler(missing, jobs, [], **options)
 
 
-def forked(missing: list[Piece], output: str) -> int:
-    """A runner in a process of its own; its number."""
+def forked(missing: list[Piece], output: str, together: Callable[[], object] = int) -> int:
+    """A runner in a process of its own, which first calls `together`; its number."""
     number = os.fork()
     if number:
         return number
     with contextlib.suppress(BaseException), open(output, "w", buffering=1) as sys.stderr:
+        together()
         os._exit(len(runner(missing).run()))
     os._exit(99)
 
@@ -114,7 +117,8 @@ def starts() -> list[str]:
 
 
 def test_three_runners_begin_every_artefact_once(pieces):
-    numbers = [forked(pieces, f"log{i}") for i in range(3)]
+    together = multiprocessing.get_context("fork").Barrier(3).wait
+    numbers = [forked(pieces, f"log{i}", together) for i in range(3)]
     assert [status_of(number) for number in numbers] == [0, 0, 0]
     assert Counter(starts()) == Counter(made.out.name for made in pieces)
     assert all(made.done for made in pieces)
@@ -122,6 +126,16 @@ def test_three_runners_begin_every_artefact_once(pieces):
     shares = [Path(f"log{i}").read_text().count("begun: ") for i in range(3)]
     assert sum(shares) == len(pieces)
     assert min(shares) > 1                              # and no one walked behind another
+
+
+def test_a_step_that_was_gone_on_with_is_not_timed(pieces):
+    """Its seconds are of a part."""
+    lone = pieces[-2:]
+    files.mkdir(Path(f"{lone[0].out}.partial"))
+    runner(lone).run()
+    assert all(made.done for made in lone)
+    found, _ = estimates.read_timings()
+    assert [key for key, _ in found] == [estimates.key_of(lone[1])]
 
 
 def test_the_longest_chain_goes_first(pieces):

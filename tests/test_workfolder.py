@@ -172,6 +172,23 @@ def test_committed_work_of_another_is_never_taken_over(tmp_path, monkeypatch):
     assert json.loads((out / "meta.json").read_text())["fingerprint"] == job(seed=1).fingerprint
 
 
+def test_what_says_whose_it_is_is_gone_from_the_disk_before_the_rest(tmp_path, monkeypatch):
+    """A power cut may keep the later removals and lose the earlier ones."""
+    with Run(job(), out=tmp_path / "set") as run:
+        run.save_state("loop", {"epoch": 3})
+        (run.work / "images.npy").write_bytes(b"pixels")
+    work, done = tmp_path / "set.partial", []
+    monkeypatch.setattr(core.files, "operation", lambda kind, path: done.append((kind, path)))
+    with Run(job(seed=1), out=tmp_path / "set", force=True):
+        pass
+    removed = [i for i, (kind, path) in enumerate(done)
+               if kind == "unlink" and path.is_relative_to(work)]
+    first, second, *rest = removed
+    assert {done[i][1].name for i in (first, second)} == {"meta.json", "run.json"}
+    assert work / "images.npy" in {done[i][1] for i in rest}
+    assert ("fsync", work) in done[second : rest[0]]
+
+
 def test_a_damaged_identity_is_a_user_error(tmp_path):
     with Run(job(), out=tmp_path / "set") as run:
         (run.work / "run.json").write_text("{}")
