@@ -45,7 +45,16 @@ def test_defaults_are_those_of_cp(module, values):
     found = module.Config()
     assert (found.learning_rate, found.loss_scale, getattr(found, "temperature", None)) == values
     assert (found.epochs, found.batch_size, found.weight_decay) == (1000, 512, 1e-4)
-    assert found.views == Views()
+    views = {key: getattr(found.views, key) for key in (
+        "scale", "ratio", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "grey",
+        "blur", "solarize")}
+    assert views == {
+        "scale": (0.2, 1), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8, "brightness": 0.4,
+        "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grey": 0.2, "blur": 0, "solarize": 0}
+    probe = found.probe
+    assert (probe.epochs, probe.batch_size, probe.learning_rate) == (100, 512, 1)
+    assert (probe.momentum, probe.gamma) == (0.9, 0.2)
+    assert (probe.weight_decay, probe.milestones) == (0, (60, 75, 90))
     assert MOMENTA == {"moco": 0.99, "byol": 0.999}
 
 
