@@ -6,8 +6,9 @@ import pytest
 import tables
 
 from core.errors import UserError
-from scripts.tables import plan, spec
+from scripts.tables import keys, plan, run_table, spec
 from scripts.tables.table import Choice
+from tests.conftest import run_command
 
 # fixtures
 project, here, tiny = tables.project, tables.here, tables.tiny
@@ -60,3 +61,24 @@ def test_a_methods_key_must_be_clear(here, words, message):
     with pytest.raises(UserError) as error:
         settings_of(*words)
     assert re.search(message, str(error.value)), error.value
+
+
+@pytest.mark.parametrize(("words", "kept"), [
+    (["dvae_cifar10", "standard.epochs=3"], "adversarial.epochs, cutmix.epochs, "),
+    (["dvae_cifar10", "ueraser.copies=3"], ""),                 # no other learner has such a key
+    (["dvae_cifar10", "dvae.train.epochs=3"], ""),              # not of a learner
+    (["dvae_cifar10", "--columns", "none,gray", "standard.epochs=3"], "")])
+def test_learners_that_a_key_leaves_out_are_said(here, words, kept):
+    ended = run_command(run_table.main, *words, "--rows", "clean,lsp", "--dry-run")
+    assert ended.status == 0, ended.stderr
+    said = [line for line in ended.stderr.splitlines() if "other learners" in line]
+    assert len(said) == bool(kept)
+    assert all(f"{words[-1]}: cells of other learners keep theirs ({kept}" in line
+               for line in said), said
+
+
+def test_a_key_that_is_typed_for_two_learners_is_left_out_of_none(here):
+    one, two = (spec.read("dvae_cifar10", Choice(columns=("none", "cutout")), words) for words in (
+        ("standard.epochs=3",), ("standard.epochs=3", "cutout.epochs=3")))
+    assert keys.left_out(one) == ["cutout.epochs"]
+    assert keys.left_out(two) == []

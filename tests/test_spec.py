@@ -29,6 +29,9 @@ project, here, tiny, several = tables.project, tables.here, tables.tiny, tables.
     ("[10, 50]", "[10, 10]", r"tiny\.yaml:\d+: there are two of the name 'jpeg quality=10'"),
     ("iss_best:", "none:", r"tiny\.yaml:\d+: derived: there is a column of the name 'none'"),
     ("threads: 1", "seed: 1", r"tiny\.yaml: settings: seed: no key of a table; --seeds 1 ma"),
+    ("threads: 1", "protocol: cpu12", r"settings: protocol: no key of a table; its YAML names its "
+     r"schedules by `evaluate`, and docs/tables\.md shows how"),
+    ("threads: 1", "fraction: 0.2", r"settings: fraction: no key of a table; a step `poison` of i"),
     ('"{quality}"', "30", r"jpeg: over: quality: no step reads \{quality\}; write it where"),
     ("      purify: configs/purifiers/jpeg.yaml\n", "      - purify: configs/purifiers/gray.yaml\n"
      "      - poison: configs/poisons/lsp.yaml\n        lsp.patch: 2\n"

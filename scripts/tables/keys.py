@@ -6,12 +6,13 @@ presets), these are the table's point, and the key is refused.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from core import config, manual
 from core.commands import COMMANDS
 from core.errors import UserError
 from core.methods import find_method
+from core.ranges import types_of
 from core.request import Request, parse
 from core.settings import known_keys
 from scripts.tables.table import Line, Step, Table
@@ -59,6 +60,18 @@ def check(table: Table, key: str, value: str) -> None:
         values = ", ".join(f"{now} in {name}" for name, now in dict.fromkeys(found))
         raise UserError(f"{key}={value}: {table.path} has several values of it ({values}); choose "
                         "one by --rows or --columns, or change the table")
+
+
+def left_out(tables: Sequence[Table]) -> list[str]:
+    """Keys of the tables' other learners that one of a learner was not typed for: their cells, which
+    a reader may think are meant too, keep what they have."""
+    typed = [word.partition("=")[0] for word in tables[0].typed]
+    learners = {step.method for table in tables for _, step, _ in steps_of(table)
+                if step.command == "evaluate"}
+    same = (f"{other}.{key.partition('.')[2]}" for key in typed for other in sorted(learners)
+            if key.partition(".")[0] in learners)
+    return [key for key in dict.fromkeys(same) if key not in typed and
+            key.split(".")[1] in types_of(find_method("learners", key.split(".")[0]).Config)]
 
 
 def instead(table: Table, key: str) -> str:

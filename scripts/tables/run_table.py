@@ -18,10 +18,10 @@ import torch
 
 from core import files, records
 from core.command import Parser, command, positive
-from core.distributed import say
+from core.distributed import note, say
 from core.errors import UserError
 from core.workfolder import otherwise
-from scripts.tables import estimates, noted, plan, spec, status, workers
+from scripts.tables import estimates, keys, noted, plan, spec, status, workers
 from scripts.tables.estimates import Estimates, about
 from scripts.tables.schedule import Scheduler, free_cores
 from scripts.tables.table import Choice
@@ -52,6 +52,9 @@ def main(argv: list[str] | None = None) -> None:
 
     choice = Choice.of(arguments)
     tables = [table for path in paths for table in spec.read(path, choice, settings)]
+    if others := keys.left_out(tables):
+        note(f"{', '.join(tables[0].typed)}: cells of other learners keep theirs "
+             f"({', '.join(others)})")
     torch.set_num_threads(1)                # a process that used several cannot be forked
     cells = plan.cells_of(tables, fetch=not (arguments.dry_run or arguments.status))
     committed = records.committed()
