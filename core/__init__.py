@@ -15,14 +15,33 @@ except ImportError:
 ROOT = Path(__file__).resolve().parent.parent       # the folder of the code
 
 
-def quiet_if_interrupted(kind, error, trace, otherwise=sys.excepthook) -> None:
-    """Of Ctrl-C while modules are still being imported, before core.command can explain it, no
-    traceback."""
+INSTALLED_AS = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
+
+
+def in_one_sentence(kind, error, trace, otherwise=sys.excepthook) -> None:
+    """What keeps modules from being imported, which is before core.command can explain it: Ctrl-C,
+    and a package of requirements.txt that is not installed."""
     if issubclass(kind, KeyboardInterrupt):
-        with contextlib.suppress(OSError):
-            print("interrupted", file=sys.stderr)
+        said = "interrupted"
+    elif package := not_installed(error):
+        said = (f"error: the Python package '{package}' is not installed for {sys.executable}: "
+                "`bash scripts/setup.sh` installs what is needed, into .venv unless a virtual "
+                "environment is active; then `source .venv/bin/activate`")
     else:
         otherwise(kind, error, trace)
+        return
+    with contextlib.suppress(OSError):
+        print(said, file=sys.stderr)
 
 
-sys.excepthook = quiet_if_interrupted
+def not_installed(error: BaseException) -> str:
+    """The package of requirements.txt that an error is the lack of; '' if it is another."""
+    if not isinstance(error, ModuleNotFoundError):
+        return ""
+    name = (error.name or "").partition(".")[0]
+    package = INSTALLED_AS.get(name, name)
+    needed = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    return package if package in [line.partition(">=")[0] for line in needed] else ""
+
+
+sys.excepthook = in_one_sentence

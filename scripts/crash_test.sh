@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Kill every command at each change that it makes on disk, repeat the line, compare the bytes. Minutes.
+#     bash scripts/crash_test.sh [FOLDER]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DEV=1 source scripts/setup.sh

@@ -13,6 +13,7 @@ while [ $# -gt 0 ]; do
   case $1=${2:-} in
     --seeds=[1-9] | --seeds=[1-9][0-9]) seeds=$2 ;;
     --out=?*) out=$2 ;;
+    -h=* | --help=*) break ;;                # setup.sh says it
     *) echo "usage: bash scripts/quickstart.sh [--seeds N] [--out FOLDER]" >&2; exit 2 ;;
   esac
   shift 2

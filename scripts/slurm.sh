@@ -10,8 +10,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 fail() { echo "error: $1" >&2; exit 1; }
-[[ ${1:-} != -h && ${1:-} != --help ]] || { sed -n '2,/^set /{s/^# \{0,1\}//p}' "$0"; exit; }
-[[ -n ${1:-} && $1 != -* && $1 != *=* ]] || fail "name a table of configs/tables/: bash scripts/slurm.sh NAME [--array N] [sbatch options]"
+[[ ${1:-} =~ ^(-h|--help)$ || -n ${1:-} && $1 != -* && $1 != *=* ]] || fail "name a table of configs/tables/: bash scripts/slurm.sh NAME [--array N] [sbatch options]"
 source scripts/setup.sh
 
 tables=() words=() options=() array=4 look=

@@ -2,6 +2,7 @@
 # Every command end to end with --smoke, each on what the one before made: bash scripts/smoke.sh [FOLDER]
 set -euo pipefail
 cd "$(dirname "$0")/.."
+INSTALL=no source scripts/setup.sh
 export out=${1:-$(mktemp -d)}
 
 # each LINE NAME[:PRESET] ...: the line for each name, two at once; it reads $name, $preset and `$as`, the folder that is made.

@@ -9,4 +9,5 @@ from pathlib import Path
 def start(module: str) -> None:
     """Run a module's `main` and exit with what it returns."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    importlib.import_module("core")     # says in one sentence what is not installed
     sys.exit(importlib.import_module(module).main())

@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
-# Make what tables lack, then print them: bash scripts/table.sh NAME... [--quick] [--jobs N] [--worker] [--dry-run | --status] [key=value ...]
+# Make what tables lack, then print them; scripts/NAME.sh is this with a name.
+#
+#     bash scripts/table.sh NAME... [--quick | --small] [--rows A,B] [--columns A,B] [--seeds 0,1] [--jobs N] [--worker]
+#                                   [--dry-run | --status] [key=value ...]
+#
+# `python scripts/run_table.py --help` says what each does, `python scripts/list.py NAME` what is in the table. Packages that are
+# missing are installed first, but not for --dry-run, --status and --help; INSTALL=no in front of a line takes what is there.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-source scripts/setup.sh
 
 tables=()
 while [ $# -gt 0 ] && [[ $1 != -* && $1 != *=* ]]; do
@@ -13,6 +18,8 @@ if [ ${#tables[@]} = 0 ] && [[ " $* " != *" -h "* && " $* " != *" --help "* ]]; 
   echo "error: name a table first: bash scripts/table.sh NAME [--quick] [key=value ...]" >&2
   exit 1
 fi
+source scripts/setup.sh
+
 python scripts/run_table.py ${tables[@]+"${tables[@]}"} "$@"
 status=$?
 case " $* " in *" --dry-run "* | *" --status "*) exit $status ;; esac

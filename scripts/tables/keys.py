@@ -63,8 +63,8 @@ def check(table: Table, key: str, value: str) -> None:
 
 
 def left_out(tables: Sequence[Table]) -> list[str]:
-    """Keys of the tables' other learners that one of a learner was not typed for: their cells, which
-    a reader may think are meant too, keep what they have."""
+    """Where a learner's key was typed, the same of the tables' other learners: their cells, which
+    one may think are meant too, keep what they have."""
     typed = [word.partition("=")[0] for word in tables[0].typed]
     learners = {step.method for table in tables for _, step, _ in steps_of(table)
                 if step.command == "evaluate"}

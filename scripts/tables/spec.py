@@ -61,7 +61,8 @@ KEYS = ("title", "data", "for", "let", "dataset", "source", "seeds", "settings",
 # Keys of one command: what to write for a table
 INSTEAD = {"seed": "--seeds 1 makes that one", "limit": "split=first:100 reads the first 100 "
            "images", "smoke": "--quick makes the table on digits", "preset": "a step names its own",
-           **{key: f"a step `{owner.name}` of its YAML may have it" for key, owner in OWNER.items()},
+           **{key: f"a step `{owner.name}` of its YAML may have it"
+              for key, owner in OWNER.items()},
            "protocol": "its YAML names its schedules by `evaluate`, and docs/tables.md shows how a "
            "table of your own names others"}
 SIZE_KEYS = ("sets", "with", "over", "made")     # of a smaller form only

@@ -1,0 +1,82 @@
+"""How commands and shell lines start where nothing is installed yet."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.commands import COMMANDS
+from tests.conftest import ROOT, checkout
+
+PROGRAMS = [*(command.words for command in COMMANDS.values()),
+            *((f"scripts/{path.name}",) for path in sorted(ROOT.glob("scripts/*.py"))
+              if path.name not in ("__init__.py", "start.py"))]
+LINES = sorted(path.name for path in ROOT.glob("scripts/*.sh"))
+
+
+@pytest.mark.parametrize("words", PROGRAMS, ids=" ".join)
+def test_a_package_that_is_not_installed_is_said_in_one_sentence(words):
+    done = subprocess.run([sys.executable, "-S", *words], cwd=ROOT, capture_output=True, text=True,
+                          env={"PATH": os.environ["PATH"]}, check=False)      # -S: no packages
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the Python package '")
+    assert len(done.stderr.splitlines()) == 1
+    assert "`bash scripts/setup.sh` installs" in done.stderr
+
+
+def test_a_module_that_no_package_of_ours_is_keeps_its_traceback(tmp_path):
+    (tmp_path / "mine.py").write_text("import core, nothing_of_that_name\n")
+    done = subprocess.run([sys.executable, tmp_path / "mine.py"], capture_output=True, text=True,
+                          env={"PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> Path:
+    """A checkout without an environment."""
+    return checkout(tmp_path_factory.mktemp("bare"))
+
+
+@pytest.fixture
+def heard(bare, tmp_path):
+    """Runs a shell line where Python only writes down what it is asked for; returns how the line
+    ended, and what that was."""
+    folder, log = tmp_path / "bin", tmp_path / "log"
+    folder.mkdir()
+    for name in ("python", "python3"):
+        (folder / name).write_text(f'#!/bin/sh\necho "$*" >> {log}\nexit 1\n')
+        (folder / name).chmod(0o755)
+
+    def run(*words: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+        log.write_text("")
+        done = subprocess.run(["bash", *words], cwd=bare / "scripts", capture_output=True,
+                              text=True, env={"PATH": f"{folder}:/usr/bin:/bin"}, check=False)
+        return done, log.read_text().splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_help_needs_no_installation(heard, line):
+    done, asked = heard(line, "--help")
+    assert (done.returncode, asked) == (0, [])
+    assert f"bash scripts/{line}" in done.stdout or "bash scripts/table.sh NAME" in done.stdout
+    assert "#" not in done.stdout.replace("# root", "")
+
+
+@pytest.mark.parametrize("words", [
+    ("le_table3.sh", "--quick", "--dry-run"), ("table.sh", "le_table3", "--status"),
+    ("small.sh", "--dry-run"), ("slurm.sh", "le_table3", "--status")], ids=" ".join)
+def test_what_makes_nothing_installs_nothing(heard, words):
+    done, asked = heard(*words)
+    assert done.returncode == 1
+    assert [line.partition(" ")[0] for line in asked] == ["scripts/run_table.py"]
+
+
+def test_what_makes_something_installs_first(heard):
+    done, asked = heard("le_table3.sh", "--quick")
+    assert done.returncode == 1
+    assert asked[0].startswith("-c import sys")             # whether it is new enough
