@@ -25,6 +25,8 @@ def main(argv: list[str] | None = None) -> None:
         test = datasets.load_test(train, request.data)
         clean = request.load_clean(train, test)
     datasets.note_doubts(train, test)
+    if clean is not None and request.settings.clean is None:
+        datasets.note_own(train, "name clean ones by clean=")
     run = request.open(identity.record(request, train, test, clean=clean))
     sets = {"train": train, "test": test, **({} if clean is None else {"clean": clean})}
     committed = None if request.settings.out else records.committed().get(run.job.fingerprint)

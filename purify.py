@@ -53,7 +53,8 @@ def warn_if_clean(poisoned: ImageSet) -> None:
     """Purifying a set that nobody poisoned is mostly a mistake in a path."""
     steps = [step["method"] for step in poisoned.meta["lineage"]]
     if all(is_method("purifiers", step) for step in steps):
-        note(f"{poisoned.meta['name']} is not poisoned (lineage: {' + '.join(steps) or 'none'})")
+        note(f"nothing here poisoned {poisoned.meta['name']} "
+             f"(lineage: {' + '.join(steps) or 'none'})")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from core.distributed import note, world
 from core.embedded import digits, photographs, photos
 from core.errors import UserError
 from core.imageset import ImageSet, check_arrays, content_digest, from_arrays
+from core.methods import is_method
 from core.ranges import Count, Keys, Share
 from core.remembered import NAMED, place
 from core.splits import WHICH, identified, same_data, share_images, short, split_of, split_rows
@@ -243,6 +244,16 @@ def load_clean(train: ImageSet, test: ImageSet, clean: str | None, split: str,
         **found.meta, "rows": rows_in_words(rows, split), "originals": originals})
 
 
+def note_own(images: ImageSet, remedy: str) -> None:
+    """Say where the clean images behind a set are its own, and nothing here tells that they are
+    clean: a set from outside that neither an attack of ours nor an import made."""
+    steps = [step["method"] for step in images.meta["lineage"]]
+    source = images.meta["root"].get("data")
+    if source not in NAMED and all(is_method("purifiers", step) for step in steps):
+        note(f"the images of {source} count as clean, and nothing here says that nobody poisoned "
+             f"them; if somebody did, {remedy}")
+
+
 def original_rows(images: ImageSet, total: int) -> np.ndarray:
     """The row numbers of a set in the whole that it is a split of, whose rows are `total`."""
     split = images.meta["root"].get("split", "train")
@@ -261,6 +272,7 @@ def clean_of(images: ImageSet, root: str) -> ImageSet:
     no longer the same."""
     spec, digest = images.meta["root"], images.meta.get("root_digest")
     whose = f"the clean images that '{images.meta['name']}' was made from"
+    note_own(images, "import the set beside its clean images (scripts/import_poison.py)")
     found = recall(spec, digest, root, whose, "put them back")
     clean = found.first(len(images))
     if (clean.images.shape != images.images.shape

@@ -18,7 +18,7 @@ from core import views
 from core.batches import Augmentation, Batches
 from core.checkpoint import learned_from
 from core.config import added
-from core.datasets import clean_of
+from core.datasets import clean_of, note_own
 from core.errors import UserError
 from core.graphs import set_rate, sgd
 from core.imageset import ImageSet
@@ -65,7 +65,11 @@ class Probe(Keys):
 
 def images_of(train: ImageSet, probe: Probe, run: Run) -> Judges:
     """What judges an encoder trained on `train`. Raises UserError if it is not there."""
-    if probe.data == "released" or not train.meta["lineage"]:
+    if probe.data == "released":
+        return train, ()
+    if not train.meta["lineage"]:
+        note_own(train, "their labels are no clean ones: import the set beside its clean images "
+                 "(scripts/import_poison.py)")
         return train, ()
     clean = clean_of(train, run.settings.get("root", "data"))
     return clean, (learned_from(clean, rows="those of the set", originals=len(clean)),)

@@ -23,6 +23,7 @@ from core.splits import split_rows
 from core.training import accuracy
 from learners import dilution, early_stopping, reweighted_head, standard
 from poisons.__main__ import main as poison
+from purify import main as purify
 from scripts.tables import plan, spec, wording
 
 SMALL = {"architecture": "linear", "batch_size": 16, "crop_padding": 1}
@@ -104,6 +105,30 @@ evaluate: {evaluate: CONFIGS/learners/em60.yaml}
         prints.append(run_command(evaluate.main, *line).stdout.split("# fingerprint ")[1][:16])
     assert prints == planned
     assert prints[0] != prints[1]
+
+
+def test_images_of_ones_own_that_count_as_clean_are_said(few):
+    """An .npz that may be poisoned: as it is, and purified here. What was poisoned here, or is of a
+    known data set, is known."""
+    np.savez("own.npz", images=few.images, labels=few.labels)
+    line = (CONFIGS / "learners/early_stopping.yaml", "like=digits", "early_stopping.epochs=1",
+            "early_stopping.architecture=linear", "clean_split=last:40")
+    succeed(purify, "jpeg", "data=own.npz", "out=purified")
+    succeed(poison, "lsp", "data=own.npz", "test=digits", "like=digits", "out=poisoned")
+    np.savez("beside.npz", images=few.images, labels=few.labels)
+
+    def said(*words: str) -> list[str]:
+        outcome = run_command(evaluate.main, *line, *words)
+        assert outcome.status == 0, outcome.stderr
+        return [text for text in outcome.stderr.splitlines() if "count as clean" in text]
+
+    for data in ("own.npz", "purified"):
+        [text] = said(f"data={data}", "test=digits")
+        assert text.startswith("note: the images of own.npz count as clean, and nothing here says")
+        assert text.endswith("name clean ones by clean=")
+    assert not said("data=own.npz", "test=digits", "clean=beside.npz")
+    assert not said("data=poisoned")
+    assert not said("data=digits", "split=first:320")
 
 
 @pytest.mark.parametrize("name", ["early_stopping", "reweighted_head", "dilution"])

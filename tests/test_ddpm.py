@@ -432,7 +432,7 @@ def test_non_finite_pixels_name_step_and_row(trained, few_path, monkeypatch):
 def test_a_clean_set_is_noted(trained, few_path):
     outcome = run_command(purify.main, *APPLY, f"data={few_path}", f"checkpoint={trained}",
                           "--limit", "8")
-    assert "note: few is not poisoned (lineage: none)" in outcome.stderr
+    assert "note: nothing here poisoned few (lineage: none)" in outcome.stderr
     assert (f"note: {trained} was trained on 320 images of digits: clean originals of these images"
             in outcome.stderr)
 

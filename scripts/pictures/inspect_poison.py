@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
                         "not row i of the other")
     if found.changed_rows == 0:
         raise UserError(f"{arguments.set} does not differ from the set it is compared with: name a "
-                        "poisoned or purified one")
+                        "poisoned or purified one, or its clean images as CLEAN")
     spectra = Spectra.of(clean, poison)
     means = class_means(clean, poison)
     print_summary(arguments.set, poison, clean, found, spectra, means)
