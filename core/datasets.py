@@ -10,7 +10,8 @@
     photographs                 crops of eight photographs of scikit-image and scikit-learn, a class
                                 each, no download (`core.embedded`); size 64 or 224
     folder:PATH                 one folder of images per class, resized to `size` (`core.pictures`)
-    FILE.npz                    arrays `images` uint8 (N, H, W, 3) and `labels`
+    FILE.npz                    arrays `images` uint8 (N, H, W, 3) and `labels`; also called `data`
+                                and `targets`, as scripts/export.py writes them
     PATH                        an ImageSet folder
 
 Of each, `split` takes rows (`core.splits`). Folders, .npz files and ImageSets have no test set of
@@ -419,13 +420,16 @@ def load_folder(path: Path, settings: DataSettings) -> ImageSet:
 
 
 def load_npz(path: Path, settings: DataSettings) -> ImageSet:
-    """Arrays `images`, uint8, and `labels` of any integer type; classes are numbered up to the
-    largest."""
+    """Arrays `images`, uint8, and `labels` of any integer type, or `data` and `targets` as
+    scripts/export.py names them; classes are numbered up to the largest."""
     reject_size(settings)
-    found = reading.npz(path, "images", "labels")
-    if len(found) < 2:
-        raise UserError(f"{path}: it needs arrays `images` and `labels`")
-    images, labels = found["images"], found["labels"]
+    for pair in (("images", "labels"), ("data", "targets")):
+        found = reading.npz(path, *pair)
+        if len(found) == 2:
+            break
+    else:
+        raise UserError(f"{path}: it needs arrays `images` and `labels`, or `data` and `targets`")
+    images, labels = (found[name] for name in pair)
     largest = 0
     if labels.ndim == 1 and labels.dtype.kind in "iu" and labels.size:
         labels = labels.astype(np.int64)

@@ -8,6 +8,8 @@ import pytest
 from conftest import run_command
 
 from core import lock
+from core.datasets import DataSettings, load
+from core.errors import UserError
 from core.imageset import ImageSet
 from scripts.exchange import export, import_poison
 
@@ -32,6 +34,10 @@ def test_exports_come_back_the_same(tmp_path, monkeypatch, form, name, digits):
     one, two = ImageSet.load(poison), ImageSet.load(found.path)
     np.testing.assert_array_equal(one.images, two.images)
     np.testing.assert_array_equal(one.labels, two.labels)
+    if form == "npz":           # data= reads it, too
+        read = load(DataSettings(str(tmp_path / name)))
+        np.testing.assert_array_equal(read.images, one.images)
+        np.testing.assert_array_equal(read.labels, one.labels)
     if form == "npy":           # killed between its two files: the same line goes on
         (tmp_path / name).unlink()
         assert run_command(export.main, poison, "--as", form, "--out", tmp_path / name).status == 0
@@ -44,6 +50,13 @@ def test_exports_come_back_the_same(tmp_path, monkeypatch, form, name, digits):
     odd = run_command(export.main, poison, "--as", form, "--out", tmp_path / "x.odd")
     assert odd.status == bool(suffix)       # a folder may have any name
     assert not suffix or f"which ends in '{suffix}'" in odd.error
+
+
+def test_an_npz_of_other_names_is_one_sentence():
+    np.savez("other.npz", images=np.zeros((2, 4, 4, 3), np.uint8), targets=np.arange(2))
+    with pytest.raises(UserError, match=r"other\.npz: it needs arrays `images` and `labels`, or "
+                                        "`data` and `targets`"):
+        load(DataSettings("other.npz"))
 
 
 def test_an_export_leaves_an_unfinished_run_alone(tmp_path, base):

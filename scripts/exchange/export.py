@@ -2,7 +2,8 @@
 
     python scripts/export.py SET --as png --out DIR         DIR/<index>.png and DIR/labels.csv
     python scripts/export.py SET --as npy --out FILE.npy    uint8 (N, H, W, 3), FILE_labels.npy
-    python scripts/export.py SET --as npz --out FILE.npz    arrays `data` and `targets`
+    python scripts/export.py SET --as npz --out FILE.npz    arrays `data` and `targets`, which
+                                                            data=FILE.npz reads, too
     python scripts/export.py SET --as pt --out FILE.pt      poison less clean, float32 (N, 3, H, W)
                                                             in units of [0, 1], as EM's release
 
