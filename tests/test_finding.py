@@ -120,6 +120,23 @@ def test_where_a_number_is_from(tmp_path):
     assert listed("12.345").startswith("12.345 is in no record, table or page here")
 
 
+def test_a_mean_names_its_records(tmp_path):
+    """One of each seed; another of a seed is another mean's, and another learner's key is another
+    cell. What lies in two folders is one record."""
+    for name, seed, last, changes in (
+            ("a", 0, 0.66, {}), ("b", 1, 0.68, {}), ("again", 1, 0.70, {}),
+            ("other", 2, 0.9, {"config": {"epochs": 99}})):
+        shutil.copytree(DVAE, tmp_path / "runs" / name)
+        edit_record(tmp_path / "runs" / name, seed=seed, accuracy_last=last,
+                    fingerprint=name * 9, **changes)
+    shutil.copytree(tmp_path / "runs/a", tmp_path / "results/a")
+    head = ("the mean of 2 records, cifar10-train.npz > em > dvae, cpu12: results/a (seed 0, "
+            "66.00), ")
+    assert head + "runs/b (seed 1, 68.00)" in listed("67.0").splitlines()
+    assert head + "runs/again (seed 1, 70.00)" in listed("68.0").splitlines()
+    assert "the mean" not in listed("74.7")
+
+
 def test_the_epoch_that_was_kept_is_told(tmp_path):
     """Not the last one: early stopping keeps another's weights."""
     shutil.copytree(DVAE, tmp_path / "runs/kept")
