@@ -225,7 +225,10 @@ def test_what_is_not_ours_is_left_alone(runs, tmp_path):
     (runs / "signs/notes.txt").write_text("mine")       # in a set that nothing needs
     shutil.move(runs / "purified/jpeg", tmp_path / "away")
     (runs / "purified/jpeg").symlink_to(tmp_path / "away")
+    (runs / "figures").mkdir()
+    (runs / "figures/fig3-digits.png").write_bytes(b"drawn")        # is ours, and stays too
     outcome = cleaned()
+    assert (runs / "figures/fig3-digits.png").exists()
     assert "3 files and links that no command here made, such as runs/" in outcome.stdout
     assert there(runs) == EVERY - {"jpeg"}
     assert (tmp_path / "away/images.npy").exists()

@@ -189,8 +189,8 @@ def record_data(cell: plan.Cell) -> str:
     ("fig5", "configs/tables/fig5.yaml", "fig5-digits"), ("fig5", "mine.yaml", "fig5-mine-digits"),
     ("le_fig3_images", "configs/tables/le_fig3.yaml", "le_fig3_images-digits"),
 ])
-def test_a_figure_of_another_table_does_not_replace_the_committed_one(figure, table, out):
-    assert figures.default_out(figure, table, "digits") == f"results/figures/{out}.png"
+def test_a_figure_goes_to_runs_by_its_name_and_that_of_another_table(figure, table, out):
+    assert figures.default_out(figure, table, "digits") == f"runs/figures/{out}.png"
 
 
 def test_a_kld_that_was_never_there(few_path, tmp_path):
@@ -647,11 +647,14 @@ def test_a_column_that_nothing_varies_is_said_to_be_left_out(draw, capsys):
 def test_a_chart_of_nothing_says_so():
     table = spec.read_one(str(CONFIGS / "tables/fig2a.yaml"))
     lonely = [Point("em", "none", "", [50.0], None, 20.0, None)]
-    for draw in (charts.draw_rate, charts.draw_trade_off):
-        with pytest.raises(UserError, match=r"fig2a\.yaml: there is nothing to plot"):
-            draw(table, lonely, "digits", argparse.Namespace(to="poisoned"))
-    with pytest.raises(UserError, match=r"fig2a\.yaml: there is nothing to plot"):
-        charts.draw_epochs(table, {("em", "none"): np.ones((1, 2, 2))}, "digits", None)
+    curve = {("em", "none"): np.ones((1, 2, 2))}
+    for draw, found, shows in ((charts.draw_rate, lonely, "a column `vae` with `over`, behind a "),
+                               (charts.draw_trade_off, lonely, "columns with `over`, behind a "),
+                               (charts.draw_epochs, curve, "rows with two columns and more, one ")):
+        with pytest.raises(UserError) as error:
+            draw(table, found, "digits", argparse.Namespace(to="poisoned"))
+        assert f"there is nothing to plot: this figure shows {shows}" in str(error.value)
+        assert str(error.value).endswith("and the columns there are none, vae")
 
 
 # --- quickstart ------------------------------------------------------------------------------

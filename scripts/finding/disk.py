@@ -21,7 +21,8 @@ from core.artefact import is_partial, partial_of, read_any_meta
 from core.errors import UserError
 from scripts.tables import noted
 
-OF_TABLES = ("logs", "claims", "workers", "plans", "timings.jsonl")     # in runs/, no artefacts
+# In runs/, and no artefacts
+OF_TABLES = ("logs", "claims", "workers", "plans", "figures", "timings.jsonl")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 

@@ -47,10 +47,12 @@ def untouched(measured: list[Point], row: str | None) -> list[Point]:
         else point.row == row and point.psnr_clean is not None)]
 
 
-def refuse_nothing(table: Table, found) -> None:
+def refuse_nothing(table: Table, found, shows: str) -> None:
+    """Raise UserError that says what this figure shows and what the table has, if that is none."""
     if not found:
-        raise UserError(f"{table.path}: there is nothing to plot: no poison has a purifier that "
-                        "this figure shows")
+        columns = ", ".join(dict.fromkeys(column.family for column in table.columns))
+        raise UserError(f"{table.path}: there is nothing to plot: this figure shows {shows}, and "
+                        f"the columns there are {columns}")
 
 
 def note_left_out(measured: list[Point], drawn: Iterable[tuple[str, str]]) -> None:
@@ -89,7 +91,7 @@ def draw_rate(table: Table, measured: list[Point], data: str, arguments) -> obje
     """PSNR and accuracy against the KL divergence that VAEs reached."""
     lines = {row.name: swept(measured, row.name, "vae", "kld") for row in table.rows}
     lines = {row: line for row, line in lines.items() if line}
-    refuse_nothing(table, lines)
+    refuse_nothing(table, lines, "a column `vae` with `over`, behind a poison")
     note_left_out(measured, [(row, "vae") for row in lines])
     looks = {row: SERIES[i % len(SERIES)] for i, row in enumerate(lines)}
     figure = style.sheet(3.7)
@@ -128,7 +130,7 @@ def draw_trade_off(table: Table, measured: list[Point], data: str, arguments) ->
     rows = [row.name for row in table.rows
             if any(point.value for point in measured if point.row == row.name)]
     families = {column.family: column for column in table.columns}
-    refuse_nothing(table, rows)
+    refuse_nothing(table, rows, "columns with `over`, behind a poison")
     figure = style.sheet(2.5 * len(rows) + 0.9)
     axes = figure.subplots(len(rows), 1, squeeze=False, sharex=True)[:, 0]
     texts, levels, looks = {}, {}, looks_of(families)
@@ -167,7 +169,7 @@ def draw_epochs(table: Table, found: dict[tuple[str, str], np.ndarray], data: st
     """Accuracy after every epoch of training, poisoned and purified."""
     rows = [row.name for row in table.rows if sum(key[0] == row.name for key in found) > 1]
     alone = {key: curve for key, curve in found.items() if key[0] not in rows}
-    refuse_nothing(table, rows)
+    refuse_nothing(table, rows, "rows with two columns and more, one line each")
     figure = style.sheet(2.4 * len(rows) + 0.9)
     axes = figure.subplots(len(rows), 1, squeeze=False, sharex=True)[:, 0]
     looks = looks_of(["clean"] * bool(alone) + [column for row, column in found if row in rows])

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         Choice.add_to(paper)
         paper.add_argument("--table", default=f"configs/tables/{table_of(name)}.yaml",
                            metavar="TABLE.yaml")
-        paper.add_argument("--out", type=expand, help="the PNG to write (results/figures/"
+        paper.add_argument("--out", type=expand, help="the PNG to write (runs/figures/"
                            "NAME-DATA.png; NAME-TABLE-DATA.png of another table)")
         if figure.read:
             paper.add_argument("--numbers", type=as_path, metavar="FILE",
@@ -129,10 +129,11 @@ def table_of(figure: str) -> str:
 
 
 def default_out(figure: str, table: str, data: str) -> str:
-    """Where a figure goes: one of another table is no other version of the committed one."""
+    """Where a figure goes, as all work: to runs/, so that no committed one is replaced unasked. One
+    of another table is no other version of it."""
     name = Path(table).stem
     other = "" if name == table_of(figure) else f"-{name}"
-    return f"results/figures/{figure}{other}-{data}.png"
+    return f"runs/figures/{figure}{other}-{data}.png"
 
 
 def make_paper(arguments: argparse.Namespace, settings: list[str]) -> None:

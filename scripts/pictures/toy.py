@@ -34,7 +34,7 @@ A, S = 0.3, 0.1
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("python scripts/toy.py", __doc__)
-    parser.add_argument("--out", type=expand, default="results/figures/toy.png",
+    parser.add_argument("--out", type=expand, default="runs/figures/toy.png",
                         help="the PNG to write")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
