@@ -24,7 +24,7 @@ from core import ROOT, config, variants
 from core.commands import COMMANDS, Command
 from core.config import Place
 from core.errors import UserError
-from core.methods import fact
+from core.methods import CONTENTS, fact
 from core.ranges import is_optional, not_none, show, types_of
 from core.remembered import NAMED as NAMED_SETS
 
@@ -40,8 +40,9 @@ def yaml_of(room: str, word: str, where: str = "") -> str:
     path = CONFIGS / room / f"{word}{ending}"
     if ending and ("/" in word or not path.is_file()):
         place = f"{where}: " if where else ""
-        raise UserError(f"{place}there is no configs/{room}/{path.name}"
-                        + config.suggest(word, yamls(room), "names there"))
+        raise UserError(f"{place}there is no configs/{room}/{path.name}" + (
+            f"; '{word}' is a method: write method={word}, or one of its YAMLs: {', '.join(of)}"
+            if (of := yamls_of(room, word)) else config.suggest(word, yamls(room), "names there")))
     if not ending and ("/" in word or Path(word).exists() or not path.is_file()):
         return word
     here = Path("configs", room, path.name)
@@ -51,6 +52,15 @@ def yaml_of(room: str, word: str, where: str = "") -> str:
 def yamls(room: str) -> list[str]:
     """Names of the YAMLs in configs/ROOM/."""
     return sorted(path.stem for path in (CONFIGS / room).glob("*.yaml"))
+
+
+def yamls_of(room: str, method: str) -> list[str]:
+    """Names of the YAMLs in configs/ROOM/ that are of a method."""
+    def names(name: str) -> str:
+        node = config.read_file(CONFIGS / room / f"{name}.yaml").value.get("method")
+        return config.text(node) if node else ""
+
+    return [name for name in yamls(room) if room in CONTENTS and names(name) == method]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@
 import argparse
 import contextlib
 import dataclasses
+import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,9 +237,7 @@ def parse(argv: list[str] | None, doc: str, name: str, data_set: str | None = No
     overrides = [word for word in arguments.config if config.is_setting(word)]
     tree, fit, data_set = read_variant(yamls, overrides, arguments.smoke, data_set, command)
     if "method" not in tree.value:
-        methods = list_methods(command.room)
-        raise UserError(f"no method: name a YAML such as configs/{command.room}/{methods[0]}.yaml, "
-                        f"or write method= one of {', '.join(methods)}")
+        raise UserError(no_method(command, overrides, doc))
     method = config.build(str, tree.value["method"], "method")
     module = find_method(command.room, method, tree.value["method"].origin)
     if distributed.started() and command.room == "learners" and not fact(module, "SHARED"):
@@ -271,6 +271,21 @@ def parse(argv: list[str] | None, doc: str, name: str, data_set: str | None = No
     parts = module.parts(request)
     fits = dict.fromkeys(filter(None, (one.fit for one in (request, *parts.values()))))
     return dataclasses.replace(request, parts=parts, fit="; ".join(fits))
+
+
+def no_method(command: Command, overrides: list[str], doc: str) -> str:
+    """What to write where no method is named: the one whose key was typed, or that is nearest to
+    one; else the example that the command's help gives."""
+    methods = [name for name in list_methods(command.room) if not command.trains
+               or fact(find_method(command.room, name), "TRAINED_BY") == command.name]
+    typed = [word.partition("=")[0].partition(".") for word in overrides]
+    near = [close[0] for name, dot, _ in typed if dot
+            and (close := difflib.get_close_matches(name, methods, n=1))]
+    examples = re.findall(rf"configs/{command.room}/(\w+)\.yaml", doc)
+    yamls = [name for method in near for name in manual.yamls_of(command.room, method)] or examples
+    named = [name for name in (*near, *examples) if name in yamls] + yamls
+    such = f"name a YAML such as configs/{command.room}/{named[0]}.yaml, or " if named else ""
+    return f"no method: {such}write method= one of {', '.join(methods)}"
 
 
 def parser_of(command: Command, doc: str) -> argparse.ArgumentParser:

@@ -56,3 +56,26 @@ def test_a_command_imports_the_method_that_it_calls_and_no_other(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", lambda name: imported.add(name) or load(name))
     parse([str(CONFIGS / "poisons" / "lsp.yaml")], "", "poison")
     assert imported == {"poisons.lsp"}
+
+
+@pytest.mark.parametrize(("name", "typed", "example"), [
+    ("evaluate", "smothing.strength=0.2", "smoothing"), ("evaluate", "standard.epochs=2", "em60"),
+    ("evaluate", "seed=1", "em60"), ("evaluate", "jpeg.quality=2", "em60"),
+    ("poison", "em.epsilon=8/255", "em"), ("poison", "seed=1", "lsp"),
+    ("purify", "seed=1", "jpeg"), ("train_vae", "seed=1", "dvae"),
+    ("train_vae", "ae.train.epochs=3", "ae"), ("train_ddpm", "seed=1", "ddpm")])
+def test_without_a_method_the_nearest_to_what_was_typed_is_named(name, typed, example):
+    command = COMMANDS[name]
+    program = importlib.import_module(f"{command.words[-1]}.__main__" if "-m" in command.words
+                                      else command.words[-1].removesuffix(".py"))
+    error = run_command(program.main, "data=digits", typed).error
+    assert error.startswith(f"no method: name a YAML such as configs/{command.room}/{example}.yaml")
+    methods_named = error.rpartition("one of ")[2].split(", ")
+    assert set(methods_named) <= set(methods.list_methods(command.room))
+    assert command.trains == ("jpeg" not in methods_named and command.room == "purifiers")
+
+
+def test_a_method_without_a_yaml_of_its_name_names_those_that_it_has():
+    with pytest.raises(UserError, match=r"'standard' is a method: write method=standard, or one of "
+                                        r"its YAMLs: apb200, .*em60, "):
+        parse(["standard"], "", "evaluate")
