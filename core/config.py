@@ -195,7 +195,8 @@ def apply(tree: Node, override: str) -> None:
         if isinstance(node.value, list):
             if not re.fullmatch("[0-9]{1,6}", key) or int(key) >= len(node.value):
                 raise UserError(f"command line: {path}: '{key}' is not one of the "
-                                f"{len(node.value)} items of {'.'.join(keys[:depth])}")
+                                f"{len(node.value)} items of {'.'.join(keys[:depth])}, which "
+                                "count from 0")
             if last:
                 node.value[int(key)] = value
             else:

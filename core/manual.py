@@ -96,6 +96,8 @@ def page(module: ModuleType, method: str, command: Command) -> str:
              f"keys of {command.line}, as key=value or in a YAML:"]
     found = list(keys(kind, prefix))
     lines += [line for key in found for line in key.lines()] or ["  none"]
+    if any(".N." in key.name for key in found):
+        lines.append("  N is an item of the list, counted from 0")
     if not trains and hasattr(module, "TrainConfig"):
         trainer = COMMANDS[fact(module, "TRAINED_BY")]
         lines.append(f"  {method}.train.*: keys of {trainer.line}")

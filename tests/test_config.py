@@ -263,7 +263,7 @@ def test_overrides_reach_into_sections_and_lists(tmp_path):
 
 
 @pytest.mark.parametrize(("override", "words"), [
-    ("parts.2.size=1", "'2' is not one of the 2 items of parts"),
+    ("parts.2.size=1", "'2' is not one of the 2 items of parts, which count from 0"),
     ("parts.x.size=1", "'x' is not one of the 2 items of parts"),
     ("rate.x=1", "rate is a single value"),
     ("=3", "neither a YAML file nor key=value"),

@@ -177,3 +177,11 @@ def test_every_command_takes_a_name(main, words):
     paths = [word.replace(name, f"{CONFIGS_FOLDER}/{room}/{name}.yaml")
              for word, name in zip(words, (words[0], "em60"), strict=False)]
     assert run_command(main, *paths, *rest).stdout == named.stdout
+
+
+@pytest.mark.parametrize(("room", "name", "command", "said"), [
+    ("purifiers", "dvae", "train_vae", True), ("purifiers", "chain", "purify", True),
+    ("poisons", "em", "poison", False)])
+def test_items_of_a_list_are_said_to_count_from_0(room, name, command, said):
+    page = manual.page(find_method(room, name), name, COMMANDS[command])
+    assert ("\n  N is an item of the list, counted from 0\n" in page) == said

@@ -19,7 +19,9 @@ Written by `python scripts/documents.py` from the modules and their YAMLs; do no
 
 A key stands in a YAML under its method's name, and on the command line as it stands here. Budgets
 are in [0, 1] units, so 8/255 is eight grey levels. "Released code" and "the release" are the
-authors' own. The papers are in [references.bib](references.bib).
+authors' own. In `dvae.train.stages.N.output` and the like N is an item of the list, counted from 0:
+`dvae.train.stages.0.kld_target=2` is of the first stage. The papers are in
+[references.bib](references.bib).
 """
 
 
