@@ -629,3 +629,11 @@ def test_presets_are_the_published_protocols(name):
     if name == "tap200":                                        # of its poison_evaluation
         assert found.mean == (0.4914, 0.4822, 0.4465)
         assert found.std == (0.2023, 0.1994, 0.2010)
+
+
+@pytest.mark.parametrize(("architecture", "optimizer", "said"), [
+    ("vit_small", "sgd", True), ("vit_small", "adam", False), ("resnet18", "sgd", False)])
+def test_a_vit_that_sgd_trains_is_said(tmp_path, capsys, architecture, optimizer, said):
+    with new_run(tmp_path / "run") as run:
+        training.note_marks(standard.Config(architecture=architecture, optimizer=optimizer), run)
+    assert ("note: vit_small learns by SGD here" in capsys.readouterr().err) == said
