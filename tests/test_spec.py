@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -325,6 +326,27 @@ def test_a_shell_line_with_a_mistake_says_how_to_write_it(line, said):
     assert done.returncode in (1, 2)
     assert done.stderr.startswith(said)
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_every_table_stands_on_the_page_of_tables():
+    page = (ROOT / "docs/tables.md").read_text()
+    tables = {path.stem for path in (ROOT / "configs/tables").glob("*.yaml")} - set(FORMS)
+    assert {name for name in tables if not re.search(rf"\b{name}\b", page)} == set()
+
+
+def test_the_pages_row_is_planned(here):
+    """By the line behind it, in which one part of two names ("lsp") stands twice."""
+    page = (ROOT / "docs/tables.md").read_text()
+    example, = (block for block in re.findall(r"(?s)```yaml\n(.*?)```", page) if "\nrows:" in block)
+    line, = re.findall(r"run_table\.py (mine\.yaml --quick .* --rows .*?) *#", page)
+    (here / "mine.yaml").write_text(example)
+    path, *words = shlex.split(line)
+    cells = plan.cells_of(spec.read(path, Choice.split(words)[0]))
+    assert {cell.row.name for cell in cells} == {
+        "lsp, a fifth", "lsp swept radius=2", "lsp swept radius=4", "lsp, with smoothing"}
+    assert {(cell.row.name, cell.record.job.method) for cell in cells} >= {
+        ("lsp, a fifth", "standard"), ("lsp, with smoothing", "smoothing")}
+    assert len(cells) == 8
 
 
 def test_every_table_has_its_line_and_every_line_its_table():

@@ -121,7 +121,7 @@ class Choice:
             names = [name.strip() for name in (text or "").split(",") if name.strip()]
             if text is not None and not names:
                 raise UserError(f"--{key} '{text}': it names none; leave it out for all")
-            lists[key] = tuple(dict.fromkeys(names))
+            lists[key] = tuple(names)       # a part of several names may be there as often
         rows, columns, seeds = lists.values()
         if not all(seed.isdecimal() for seed in seeds):
             raise UserError(f"--seeds {arguments.seeds}: expected whole numbers, as in 0,1,2")
