@@ -21,7 +21,7 @@ from core.imageset import ImageSet
 from core.loop import Loop
 from core.splits import split_rows
 from core.training import accuracy
-from learners import dilution, early_stopping, reweighted_head, standard
+from learners import dilution, early_stopping, probe, reweighted_head, standard
 from poisons.__main__ import main as poison
 from purify import main as purify
 from scripts.tables import plan, spec, wording
@@ -129,6 +129,15 @@ def test_images_of_ones_own_that_count_as_clean_are_said(few):
     assert not said("data=own.npz", "test=digits", "clean=beside.npz")
     assert not said("data=poisoned")
     assert not said("data=digits", "split=first:320")
+
+
+@pytest.mark.parametrize(("data", "judge", "said"), [
+    ("own.npz", "clean", True), ("own.npz", "released", False), ("digits", "clean", False)])
+def test_a_probe_on_labels_of_ones_own_says_so(few, tmp_path, capsys, data, judge, said):
+    np.savez("own.npz", images=few.images, labels=few.labels)
+    with new_run(tmp_path / "run") as run:
+        probe.images_of(load(DataSettings(data)), probe.Probe(data=judge), run)
+    assert ("the images of own.npz count as clean" in capsys.readouterr().err) == said
 
 
 @pytest.mark.parametrize("name", ["early_stopping", "reweighted_head", "dilution"])
