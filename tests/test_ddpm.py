@@ -411,6 +411,32 @@ def test_a_prior_of_few_steps_refuses_more(few_path):
         outcome = run_command(purify.main, *APPLY, f"data={few_path}", f"checkpoint={short}", *keys)
         assert outcome.error == (f"ddpm.t_star: 9 steps, but {short} was trained on the first 8 "
                                  "only")
+    assert run_command(purify.main, "method=ddpm", "threads=1", f"data={few_path}", "--limit", "8",
+                       f"checkpoint={short}", "ddpm.t_star=8").status == 0      # all that it knows
+
+
+def test_euler_maruyama_is_for_one_schedule_and_the_others_for_any(few_path):
+    other = succeed(train_ddpm.main, *TRAIN, f"data={few_path}", "ddpm.train.beta_end=0.03",
+                    "ddpm.train.steps=1", "ddpm.train.sample_every=0")
+    line = [purify.main, *APPLY, f"data={few_path}", "--limit", "8", f"checkpoint={other}"]
+    assert run_command(*line, "ddpm.sampler=euler_maruyama").error == (
+        "ddpm.sampler: euler_maruyama is for 1,000 steps with betas from 1e-4 to 0.02, which "
+        f"{other} does not have")
+    assert run_command(*line, "ddpm.sampler=ancestral").status == 0
+
+
+def test_crops_reach_every_place(tmp_path):
+    """Of each image its own: 2 x 4 places of 4 pixels a side in 5 by 7."""
+    image = torch.arange(35.0).view(1, 1, 5, 7).expand(400, 3, 5, 7)
+    with new_run(tmp_path / "run") as run:
+        found = prior.random_crops(image, 4, run.stream("crop"))
+    assert found.shape == (400, 3, 4, 4)
+    places = torch.bincount(found[:, 0, 0, 0].long(), minlength=35).view(5, 7)
+    assert (places[:2, :4] > 25).all()                  # 50 each
+    assert places.sum() == places[:2, :4].sum()
+    for crop in found[:50]:
+        top, left = divmod(int(crop[0, 0, 0]), 7)
+        assert torch.equal(crop, image[0, :, top : top + 4, left : left + 4])
 
 
 def test_non_finite_pixels_name_step_and_row(trained, few_path, monkeypatch):

@@ -4,11 +4,11 @@ import re
 
 import pytest
 import tables
+from conftest import run_command
 
 from core.errors import UserError
 from scripts.tables import keys, plan, run_table, spec
 from scripts.tables.table import Choice
-from tests.conftest import run_command
 
 # fixtures
 project, here, tiny = tables.project, tables.here, tables.tiny

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, checkout
 
 from core.commands import COMMANDS
-from tests.conftest import ROOT, checkout
 
 PROGRAMS = [*(command.words for command in COMMANDS.values()),
             *((f"scripts/{path.name}",) for path in sorted(ROOT.glob("scripts/*.py"))

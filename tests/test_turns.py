@@ -188,6 +188,9 @@ def test_pairs_are_the_releases_and_the_papers():
         math.log(1.5), abs=1e-7)
     for form in ("released", "paper"):      # no pair of two classes
         assert loss(torch.zeros(4), form=form) == pytest.approx(0)
+        alone = h.clone().requires_grad_()
+        mi_ue.pair_loss(alone, torch.zeros(4), mi_ue.Config(form=form)).backward()
+        assert alone.grad.isfinite().all()
     random = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 0, 1, 2, 1, 0, 2, 2, 3])
     for form in ("released", "paper"):
