@@ -69,9 +69,10 @@ def lineage(record: dict) -> Markup:
 
 
 def settings(values: dict) -> Markup | None:
-    if not values:
-        return None
-    return tag("code", " ".join(f"{key}={value_of(value)}" for key, value in values.items()))
+    """As they are typed; what is null or an empty list is put to no use, and left out."""
+    said = " ".join(f"{key}={value_of(value)}" for key, value in values.items()
+                    if value not in (None, []))
+    return tag("code", said) if said else None
 
 
 def value_of(value: object) -> str:

@@ -1,5 +1,5 @@
 """Training curves as small drawings: accuracy on the set itself as a line, on clean test images as
-points."""
+points, of which the smallest drawings have the last alone."""
 
 from scripts.report.elements import Markup, tag, text
 
@@ -23,14 +23,14 @@ def curve(trained: list[tuple[float, float]], tested: list[tuple[float, float]],
 
     def dot(point: tuple[float, float]) -> Markup:
         x, y = at(point).split(",")
-        return tag("circle", cx=x, cy=y, r=3 if labels else 2, class_="tested")
+        return tag("circle", cx=x, cy=y, r=3 if labels else 2)
 
     step = -(-len(trained) // MOST_POINTS) or 1
     shown = [*trained[:-1:step], *trained[-1:]]
     parts = [tag("polyline", points=" ".join(map(at, shown)), class_="trained") if shown else None,
              tag("polyline", points=" ".join(map(at, tested)), class_="tested")
              if len(tested) > 1 else None]
-    parts += map(dot, tested if len(tested) <= MOST_POINTS else tested[-1:])
+    parts += map(dot, tested if labels and len(tested) <= MOST_POINTS else tested[-1:])
     if labels:
         parts += [tag("use", href="#axes"),
                   tag("text", f"epoch {last:g}", x=width - right, y=height - 3,
