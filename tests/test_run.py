@@ -104,6 +104,7 @@ def lines_of(run):
 def test_slow_saving_saves_less_often(tmp_path, monkeypatch):
     """After a minute, or ten where a save takes ten seconds."""
     now = [1000.0]
+    monkeypatch.setattr(core.run, "SAVE_SECONDS", 60.0)
     monkeypatch.setattr(core.run.time, "monotonic", lambda: now[0])
     with Run(job(), out=tmp_path / "run") as run:
         for took, pause in ((0.1, 60), (10, 600)):
