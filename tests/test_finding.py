@@ -12,6 +12,7 @@ from core import config
 from core.methods import list_methods
 from purifiers import dvae
 from scripts.finding import cite, compare, listing
+from scripts.finding.numbers import places
 from scripts.pictures.figures import PAPER
 
 SMALL = ROOT / "results/small/dvae_cifar10"
@@ -135,6 +136,16 @@ def test_a_mean_names_its_records(tmp_path):
     assert head + "runs/b (seed 1, 68.00)" in listed("67.0").splitlines()
     assert head + "runs/again (seed 1, 70.00)" in listed("68.0").splitlines()
     assert "the mean" not in listed("74.7")
+
+
+def test_every_mean_of_the_small_tables_is_found(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    printed = {mean for path in ROOT.glob("results/small/*/table.md")
+               for mean in re.findall(r"\| ([\d.]+) ± [\d.]+ \(3\)", path.read_text())}
+    assert len(printed) > 10
+    for mean in printed:
+        line = next(line for line in places(mean) if line.startswith("the mean of 3 records"))
+        assert re.findall(r"\(seed (\d)", line) == ["0", "1", "2"]
 
 
 def test_the_epoch_that_was_kept_is_told(tmp_path):

@@ -14,8 +14,9 @@ from scripts.tables import published, wording
 
 FOLDERS = ("results", "runs")
 PAGES = ("docs/results.md", "README.md")
-# What the seeds of a cell may differ in, of a lineage; a preset is a name for its config
-OF_ONE_RUN = ("seed", "fingerprint", "inputs", "seconds", "preset")
+# What the seeds of a cell may differ in, of a lineage; a preset is a name for its config, and old
+# records have no digest of what a network learned from
+OF_ONE_RUN = ("seed", "fingerprint", "inputs", "seconds", "preset", "root_digest")
 MOST_CHOICES = 100
 
 
@@ -57,7 +58,8 @@ def means(found: list[tuple[Path, dict]], number: str, digits: int) -> Iterator[
         by_seed.setdefault(record["seed"], []).append((folder, record))
     if len(by_seed) < 2:
         return
-    for chosen in itertools.islice(itertools.product(*by_seed.values()), MOST_CHOICES):
+    choices = itertools.product(*(by_seed[seed] for seed in sorted(by_seed)))
+    for chosen in itertools.islice(choices, MOST_CHOICES):
         mean = statistics.mean(100 * record["accuracy_last"] for _, record in chosen)
         if f"{mean:.{digits}f}" == number:
             _, first = chosen[0]
