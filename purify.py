@@ -15,10 +15,9 @@ import sys
 from core import config
 from core.applying import apply, find_checkpoint, open_run
 from core.command import command
-from core.datasets import remember_test
+from core.datasets import poisoned_here, remember_test
 from core.distributed import note
 from core.imageset import ImageSet
-from core.methods import is_method
 from core.request import Request, parse
 
 
@@ -51,8 +50,8 @@ def in_words(part: Request) -> str:
 
 def warn_if_clean(poisoned: ImageSet) -> None:
     """Purifying a set that nobody poisoned is mostly a mistake in a path."""
-    steps = [step["method"] for step in poisoned.meta["lineage"]]
-    if all(is_method("purifiers", step) for step in steps):
+    if not poisoned_here(poisoned):
+        steps = [step["method"] for step in poisoned.meta["lineage"]]
         note(f"nothing here poisoned {poisoned.meta['name']} "
              f"(lineage: {' + '.join(steps) or 'none'})")
 

@@ -245,12 +245,16 @@ def load_clean(train: ImageSet, test: ImageSet, clean: str | None, split: str,
         **found.meta, "rows": rows_in_words(rows, split), "originals": originals})
 
 
+def poisoned_here(images: ImageSet) -> bool:
+    """Whether a set went through anything but purifiers."""
+    return not all(is_method("purifiers", step["method"]) for step in images.meta["lineage"])
+
+
 def note_own(images: ImageSet, remedy: str) -> None:
     """Say where the clean images behind a set are its own, and nothing here tells that they are
     clean: a set from outside that neither an attack of ours nor an import made."""
-    steps = [step["method"] for step in images.meta["lineage"]]
     source = images.meta["root"].get("data")
-    if source not in NAMED and all(is_method("purifiers", step) for step in steps):
+    if source not in NAMED and not poisoned_here(images):
         note(f"the images of {source} count as clean, and nothing here says that nobody poisoned "
              f"them; if somebody did, {remedy}")
 

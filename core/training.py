@@ -248,7 +248,7 @@ def note_marks(protocol: Protocol, run: Run) -> None:
     SGD trains it, as it does networks of convolutions."""
     if getattr(protocol, "architecture", "") == "vit_small" and protocol.optimizer == "sgd":
         run.say("note: vit_small learns by SGD here, where ViTs are trained by Adam: "
-                "optimizer=adam learning_rate=5e-4 (BridgePure's, without weight decay)")
+                "optimizer=adam learning_rate=5e-4 weight_decay=0 (BridgePure's)")
     if "multistep" in protocol.schedule:
         unit = "epochs" if protocol.steps is None else "steps"
         note_beyond(run, protocol.steps or protocol.epochs, unit, milestones=protocol.milestones)

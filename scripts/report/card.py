@@ -13,7 +13,7 @@ from scripts.report.gather import Kept, methods_of
 from scripts.tables import published, wording
 from scripts.tables.wording import NAMES
 
-FILES = ("record.json", "config.yaml", "log.jsonl", "meta.json")
+FILES = ("record.json", "config.yaml", "log.jsonl")     # meta.json beside them has their digests
 SAID = {"dataset", "attack", "defence", "accuracy", "sd", "source", "table", "named"}
 SHOWN = ("date", "seed", "protocol", "epochs", "best_epoch", "kept_epoch", "fingerprint")
 
@@ -69,10 +69,9 @@ def lineage(record: dict) -> Markup:
 
 
 def settings(values: dict) -> Markup | None:
-    """As they are typed; what is null or an empty list is put to no use, and left out."""
-    said = " ".join(f"{key}={value_of(value)}" for key, value in values.items()
-                    if value not in (None, []))
-    return tag("code", said) if said else None
+    if not values:
+        return None
+    return tag("code", " ".join(f"{key}={value_of(value)}" for key, value in values.items()))
 
 
 def value_of(value: object) -> str:
