@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The papers' claims on 10,000 photographs, for two CPU cores: each table with --small, cheapest first. Repeating the line resumes.
-#   bash scripts/small.sh [--jobs N] [--dry-run] [key=value ...]
+#   bash scripts/small.sh [--jobs N] [--dry-run | --status] [key=value ...]
 set -uo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
@@ -28,7 +28,7 @@ make le_table3 --rows clean,em,lsp "$@"
 make le_table6 --seeds 0 "$@"
 make le_table5 --seeds 0 "$@"
 
-case " $* " in *" --dry-run "*) exit $failed ;; esac
+case " $* " in *" --dry-run "* | *" --status "*) exit $failed ;; esac
 for table in dvae_cifar10 le_table3 le_table6 le_table5; do
     python scripts/table.py configs/tables/$table.yaml --small "$@"
 done

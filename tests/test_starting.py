@@ -47,13 +47,14 @@ def heard(bare, tmp_path):
     folder, log = tmp_path / "bin", tmp_path / "log"
     folder.mkdir()
     for name in ("python", "python3"):
-        (folder / name).write_text(f'#!/bin/sh\necho "$*" >> {log}\nexit 1\n')
+        (folder / name).write_text(f'#!/bin/sh\necho "$*" >> {log}\nexit ${{EXIT:-1}}\n')
         (folder / name).chmod(0o755)
 
-    def run(*words: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+    def run(*words: str, **environment: str) -> tuple[subprocess.CompletedProcess, list[str]]:
         log.write_text("")
         done = subprocess.run(["bash", *words], cwd=bare / "scripts", capture_output=True,
-                              text=True, env={"PATH": f"{folder}:/usr/bin:/bin"}, check=False)
+                              text=True, check=False,
+                              env={"PATH": f"{folder}:/usr/bin:/bin", **environment})
         return done, log.read_text().splitlines()
 
     return run
@@ -74,6 +75,17 @@ def test_what_makes_nothing_installs_nothing(heard, words):
     done, asked = heard(*words)
     assert done.returncode == 1
     assert [line.partition(" ")[0] for line in asked] == ["scripts/run_table.py"]
+
+
+@pytest.mark.parametrize("word", ["--dry-run", "--status"])
+@pytest.mark.parametrize("script", [line for line in LINES
+                                    if "[--dry-run" in (ROOT / "scripts" / line).read_text()])
+def test_what_makes_nothing_ends_before_what_would(heard, script, word):
+    tables = ("le_table3",) if script == "table.sh" else ()
+    done, asked = heard(script, *tables, word, EXIT="0")
+    assert done.returncode == 0
+    assert asked
+    assert all(line.startswith("scripts/run_table.py ") and word in line.split() for line in asked)
 
 
 def test_what_makes_something_installs_first(heard):
