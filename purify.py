@@ -15,7 +15,7 @@ import sys
 from core import config
 from core.applying import apply, find_checkpoint, open_run
 from core.command import command
-from core.datasets import poisoned_here, remember_test
+from core.datasets import note_other_test, poisoned_here, remember_test
 from core.distributed import note
 from core.imageset import ImageSet
 from core.request import Request, parse
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     with run:
         if not run.done:
             apply(request, remember_test(poisoned, request.data), checkpoint, run)
-    ImageSet.load(run.out)
+    note_other_test(ImageSet.load(run.out), request.data)
     print(run.out)
 
 

@@ -231,16 +231,19 @@ def load_clean(train: ImageSet, test: ImageSet, clean: str | None, split: str,
     check_alike(what, found, train, settings.data)
     roots = {name: identified(images.meta)
              for name, images in (("clean", found), ("train", train), ("test", test))}
-    if share_images(roots["clean"], roots["test"]):
-        raise UserError(f"{what} is the test set, which measures: no learner sees it")
-    if whole.meta["root"].get("split", "train") == "train":
+    rows, told = np.arange(len(found)), whole.meta["root"].get("split", "train") == "train"
+    if told:    # else it is a part of a set whose whole is not here
         rows = original_rows(found, len(whole))
-        theirs = original_rows(train, len(whole)) if same_data(roots["clean"], roots["train"]) \
-            and root.get("split") != "test" else ()
-        originals = len(np.intersect1d(rows, theirs))
-    else:       # a part of a set whose whole is not here
-        rows, originals = np.arange(len(found)), len(found) * share_images(
-            roots["clean"], roots["train"])
+
+    def in_common(name: str, images: ImageSet) -> int:
+        """How many of the clean images a set holds too, or is made from; all, if that is open."""
+        if told and same_data(roots["clean"], roots[name]) and roots[name].get("split") != "test":
+            return len(np.intersect1d(rows, original_rows(images, len(whole))))
+        return len(found) * share_images(roots["clean"], roots[name])
+
+    if in_common("test", test):
+        raise UserError(f"{what} is the test set, which measures: no learner sees it")
+    originals = in_common("train", train)
     return dataclasses.replace(found, meta={
         **found.meta, "rows": rows_in_words(rows, split), "originals": originals})
 
@@ -319,6 +322,17 @@ def remember_test(images: ImageSet, settings: DataSettings) -> ImageSet:
             raise
         return images               # evaluate.py will ask for it
     return dataclasses.replace(images, meta={**images.meta, "test_digest": digest_of(test)})
+
+
+def note_other_test(made: ImageSet, settings: DataSettings) -> None:
+    """Say where finished work remembers another test set than the one that was typed, which is no
+    part of what it is known by."""
+    typed = settings.test and test_spec(settings.test, made.image_shape[0])
+    if typed and typed != made.meta["test"]:
+        remembered = (made.meta["test"] or {}).get("data", "none")
+        note(f"{made.meta['name']} was made before, and the test set that it remembers is "
+             f"{remembered}: name the other one where it is evaluated (test={settings.test}), or "
+             "make it anew with another out=")
 
 
 def note_missing_classes(images: ImageSet, source: str | None, hint: bool = False) -> None:

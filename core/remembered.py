@@ -19,7 +19,8 @@ def place(path: Path) -> str:
     named = path.resolve() if ".." in path.parts else Path(os.path.abspath(path))
     for found in (named, path.resolve()):
         if found.is_relative_to(Path.cwd()):
-            return str(found.relative_to(Path.cwd()))
+            text = str(found.relative_to(Path.cwd()))
+            return f"./{text}" if text in NAMED else text       # alone it is a data set's name
     return str(named)
 
 

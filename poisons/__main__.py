@@ -21,7 +21,7 @@ import torch
 
 from core import files, identity
 from core.command import command
-from core.datasets import remember_test
+from core.datasets import note_other_test, remember_test
 from core.distributed import note
 from core.errors import UserError
 from core.imageset import ImageSet
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
             clean = remember_test(clean, request.data)
             make = poison_part if request.settings.fraction < 1 else poison_all
             make(request, clean, run).save(run)
-    ImageSet.load(run.out)
+    note_other_test(ImageSet.load(run.out), request.data)
     print(run.out)
 
 

@@ -54,6 +54,20 @@ def test_the_rows_that_limit_leaves_are_the_originals():
     assert clean.meta["originals"] == 100
 
 
+@pytest.mark.parametrize(("held_out", "split", "shared"), [
+    ("first:200", "last:200", 0), ("first:200", "after:200", 0), ("first:200", "after:199", 1),
+    ("spread:3", "first:2", 1), ("last:100", "protected", 1), ("protected", "reference", 0)])
+def test_rows_of_train_that_are_held_out_for_testing_are_not_learned_from(held_out, split, shared):
+    settings = DataSettings("digits", "after:400")
+    test = load(DataSettings("digits", held_out))
+    if shared:
+        with pytest.raises(UserError, match="is the test set, which measures"):
+            load_clean(load(settings), test, None, split, settings)
+    else:
+        clean = load_clean(load(settings), test, None, split, settings)
+        np.testing.assert_array_equal(clean.images, load(DataSettings("digits", split)).images)
+
+
 def test_other_images_have_no_originals_among_them(few):
     beside = few.first(20)
     np.savez("beside.npz", images=beside.images, labels=beside.labels)
@@ -249,6 +263,13 @@ def refitted(few: ImageSet, out, refit: str, **changes):
         [note] = [line for line in run.folder.log.lines() if line["loop"] == "refit"]
     assert (note["before"], note["after"]) == (plain.last, result.last)
     return plain.network, result
+
+
+def test_one_clean_image_is_too_few_for_batch_norm(few_path):
+    outcome = run_command(evaluate.main, "method=reweighted_head", f"data={few_path}", "--smoke",
+                          "clean_split=last:1", "reweighted_head.stem=imagenet")
+    assert outcome.status == 1
+    assert "clean_split: the refit of the head needs two clean images" in outcome.error
 
 
 @pytest.mark.parametrize("c", [1.0, 0.05])

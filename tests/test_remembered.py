@@ -288,3 +288,33 @@ def test_a_digest_is_of_the_whole_set(tmp_path, images, labels):
     digests = {load(DataSettings("train.npz", split=split)).meta["root_digest"]
                for split in ("train", "first:9", "protected")}
     assert len(digests) == 1
+
+
+def test_a_folder_with_a_data_sets_name_is_remembered_as_a_folder(tmp_path, monkeypatch):
+    """`digits` alone would mean scikit-learn's when it is read again."""
+    monkeypatch.chdir(tmp_path)
+    random_set(Path("train.npz"), 64, 0)
+    own = np.random.default_rng(1).integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)
+    write_imageset(Path("digits"), own, np.arange(16) % 4, 4, root={"data": "made"})
+    for number, typed in enumerate(("./digits", tmp_path / "digits")):
+        out = succeed(poison, LSP, "lsp.patch=4", "data=train.npz", f"test={typed}",
+                      f"out={number}")
+        assert json.loads((out / "meta.json").read_text())["test"] == {"data": "./digits"}
+        np.testing.assert_array_equal(load_test(ImageSet.load(out), DataSettings(str(out))).images,
+                                      own)
+
+
+def test_another_test_set_than_finished_work_remembers_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("train", "test", "other")):
+        random_set(Path(f"{name}.npz"), 64, seed)
+    line = (LSP, "lsp.patch=4", "data=train.npz")
+    made = succeed(poison, *line, "test=test.npz")
+    again = run_command(poison, *line, "test=test.npz")
+    other = run_command(poison, *line, "test=other.npz")
+    assert (again.status, other.status) == (0, 0)
+    assert "remembers" not in again.stderr
+    assert "the test set that it remembers is test.npz: name the other one" in other.stderr
+    gray = (GRAY, f"data={made}")
+    succeed(purify.main, *gray)
+    assert "it remembers is test.npz" in run_command(purify.main, *gray, "test=other.npz").stderr
