@@ -92,8 +92,11 @@ def what_counts(request: Request, method_config) -> tuple[dict, dict[str, str | 
         counted.pop(key.partition(".")[0], None)
     for key, part in request.parts.items():
         inner, its_paths = what_counts(part, part.config)
+        seed = part.settings.seed
+        if not part.trained_as:         # then none is 0; else it is the checkpoint's
+            seed = seed or None
         counted[key] = {"method": part.method, "version": part.module.VERSION, "config": inner,
-                        "seed": part.settings.seed}
+                        "seed": seed}
         its_paths["checkpoint"] = part.settings.checkpoint
         paths |= {f"{key}.{name}": path for name, path in its_paths.items()}
     return counted, paths

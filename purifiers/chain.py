@@ -63,12 +63,13 @@ class Endless(UserError):
 
 def parts(request: Request) -> dict[str, Request]:
     """The links' requests, by key. Raises UserError that names the link."""
-    return {f"links.{number}": link_request(f"{request.method}.links.{number}", link, request)
+    return {f"links.{number}": link_request(f"{request.method}.links.{number}", link, request,
+                                            request.limit if number == 0 else None)
             for number, link in enumerate(request.config.links)}
 
 
-def link_request(key: str, link: Link, request: Request) -> Request:
-    """A link as its own line would be parsed."""
+def link_request(key: str, link: Link, request: Request, limit: int | None) -> Request:
+    """A link as its own line would be parsed; the first one's has the chain's --limit."""
     path = Path(yaml_of("purifiers", link.purifier, f"{key}.purifier"))
     if path.resolve() in _inside:
         names = [one.name for one in (*_inside, path)]
@@ -83,7 +84,8 @@ def link_request(key: str, link: Link, request: Request) -> Request:
     if request.device.precision != "auto":
         given["precision"] = request.device.precision
     last = {"checkpoint": link.checkpoint}
-    words = [str(path), *typed(given), *link.keys, *typed(last), *["--smoke"] * request.smoke]
+    words = [str(path), *typed(given), *link.keys, *typed(last), *["--smoke"] * request.smoke,
+             *([] if limit is None else ["--limit", str(limit)])]
     _inside.append(path.resolve())
     try:
         return parse(words, "", request.command.name, request.data_set)

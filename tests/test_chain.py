@@ -68,6 +68,26 @@ def test_it_is_the_links_by_hand(clean):
         "config.yaml", "images.npy", "labels.npy", "log.jsonl", "meta.json"]
 
 
+def test_so_with_a_limit(clean):
+    """Which later splits, and learners of clean images, must know of."""
+    hand = succeed(purify.main, CONFIGS / "purifiers/gray.yaml", f"data={clean}", "--limit", 12)
+    hand = succeed(purify.main, CONFIGS / "purifiers/jpeg.yaml", f"data={hand}")
+    chained = succeed(purify.main, CHAIN, f"data={clean}", "--limit", 12)
+    assert content(hand) == content(chained)
+    assert lineage(hand) == lineage(chained)
+    assert [step["settings"] for step in lineage(chained)] == [{"limit": 12}, {}]
+
+
+def test_a_seed_of_0_is_that_of_links_without_a_checkpoint(clean, trained):
+    def fingerprint(*words: str) -> str:
+        request = parse([str(CHAIN), f"data={clean}", *words], "", "purify")
+        return identity.purify(request, request.load_data(), None).fingerprint
+
+    assert fingerprint() == fingerprint("seed=0") != fingerprint("seed=1")
+    learned = links(f"{{purifier: dvae, checkpoint: {trained['dvae']}}}")
+    assert fingerprint(learned) != fingerprint(learned, "seed=0")       # none: its checkpoint's
+
+
 def test_so_with_checkpoints_whose_seeds_it_takes(clean, trained):
     """Both draw noise; the D-VAE has labels, the VAE none."""
     hand, chained = both(
