@@ -75,6 +75,8 @@ class Checkpoint:
         trained = self.meta["trained_on"]
         height, width = images.image_shape
         found, expected = [height, width], trained["shape"][1:3]
+        crop = self.meta["config"].get("crop")          # the side of what a network saw of them
+        any_size = any_size or (crop is not None and found == [crop, crop])
         other_classes = classes and images.num_classes != trained["num_classes"]
         if (found != expected and not any_size) or other_classes:
             of = (f" of {trained['num_classes']} classes", f" of {images.num_classes}")

@@ -73,14 +73,14 @@ def read_variant(yamls: list[str], overrides: list[str], smoke: bool, data_set: 
              for key, node in {**tree.value, **typed}.items() if key in CHOOSING}
     if smoke and "data" not in typed:
         data_set = SMOKE_DATA["data"]
-    sets = variants.meant_for(tree)
+    preset = named.get("preset")
+    picked = preset if "preset" in typed or "presets" in tree.value else None
+    sets = variants.meant_for(tree, picked)
     like = named.get("like")
     if like is not None and sets and like not in sets:
         raise UserError(f"like: {yamls[-1]} has no values for '{like}'"
                         + config.suggest(like, sets, "it has some for"))
     data_set = like or data_set or root_of(named.get("data"))
-    preset = named.get("preset")
-    picked = preset if "preset" in typed or "presets" in tree.value else None
     note = ""
     if sets and data_set not in sets:
         note = (f"{yamls[-1]} has no values of its own for {data_set or 'these images'}; those for "

@@ -35,10 +35,13 @@ def choose(tree: Node, preset: str | None, data_set: str | None) -> Node:
     return over(over(chosen, changes), its_sets.get(data_set))
 
 
-def meant_for(tree: Node) -> list[str]:
-    """The data sets that a YAML has values for; none if they are the same for every one."""
-    values, sets, _ = split(tree)
+def meant_for(tree: Node, preset: str | None) -> list[str]:
+    """The data sets that a YAML, or this preset of it, has values for; none if they are the same
+    for every one."""
+    values, sets, presets = split(tree)
     own = values.value.get("data")
+    if preset in presets:
+        sets = sets | split(presets[preset])[1]
     return list(dict.fromkeys([*([own.value] if own else []), *sets])) if sets else []
 
 

@@ -19,10 +19,12 @@ from torch import nn
 
 from core import pretrained
 from core.config import Place, suggest
+from core.distributed import note
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.ranges import Positive
 from core.run import Run
+from core.splits import identified, share_images
 from core.training import Result, cross_entropy, train_classifier
 from learners import standard
 from models.classifiers import Stem
@@ -54,6 +56,10 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
         run.say("pretrained.weights is null: a fresh network is trained")
     else:
         saw = pretrained.load(network, Path(config.weights), train, config, "pretrained")
+        if any("root" in one and share_images(identified(one), identified(test.meta))
+               for one in saw):
+            note(f"{config.weights} learned from images of the test set: accuracy on it is not of "
+                 "unseen images")
     frozen = [] if config.freeze is None else freeze(network, config.freeze)
 
     def loss(model, images, labels, step):

@@ -43,6 +43,8 @@ class Config(standard.Config):
 def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
     """Train a fresh classifier on `train`, refit its head on `run.clean`, and score it on the clean
     `test`. In the curve, the last epoch is scored after the refit."""
+    if config.refit == "released" and len(run.clean) < 2:
+        raise UserError("clean_split: the refit of the head needs two clean images, for batch norm")
     model, result = train_classifier(standard.build(train, config, run), train, test, config, run)
     with run.device.exact():
         if config.refit == "released":

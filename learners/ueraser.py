@@ -33,6 +33,7 @@ from torch import nn
 
 from core.batches import steps_an_epoch
 from core.device import to_device
+from core.errors import UserError
 from core.imageset import ImageSet
 from core.loop import note_beyond
 from core.ranges import Count, CountOrZero, Range, Weight
@@ -67,6 +68,13 @@ class Config(standard.Config):
     jpeg: Literal["none", "before", "after"] = "none"
     # of JPEG, UEraserJPEG: 10; null: drawn for each batch from 10 to 99 (APBench)
     jpeg_quality: Annotated[int, Range(at_least=1, at_most=100)] | None = 10
+
+
+    def check_images(self, shape: tuple[int, int]) -> None:
+        super().check_images(shape)
+        if min(shape) < 3:              # of TrivialAugment's sharpness
+            raise UserError(f"images of {shape[0]}x{shape[1]} pixels are smaller than the kernel "
+                            "of 3")
 
 
 def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
@@ -119,7 +127,9 @@ def augmented(images: torch.Tensor, config: Config, run: Run, number: int) -> to
         """One number each."""
         return to_device(draw.uniform(low, high, len(rows)).astype(np.float32), images.device)
 
-    quality = config.jpeg_quality or int(draw.integers(*JPEG_QUALITIES))
+    quality = config.jpeg_quality
+    if config.jpeg != "none" and quality is None:
+        quality = int(draw.integers(*JPEG_QUALITIES))
     if config.jpeg == "before":
         images = recoded(images, quality)
     if len(rows := drawn(config.brightness)):

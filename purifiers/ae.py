@@ -1,9 +1,9 @@
 """A plain auto-encoder: replace every image by what a bottleneck of few channels keeps of it.
 
 The rival of the VAE in figure 5: the same kind of network, trained on the poisoned set itself, but
-limited in width instead of rate. It sees noisy images and is asked for the clean ones. Source: Yu
-et al., ICML 2024, figure 5; code yuyi-sd/D-VAE, configs/cifar10/resnet18AE_d*.yaml, and the network
-of yuyi-sd/MTL-UE, class ResNetAE.
+limited in width instead of rate. It sees images with noise and is asked for them without it.
+Source: Yu et al., ICML 2024, figure 5; code yuyi-sd/D-VAE, configs/cifar10/resnet18AE_d*.yaml, and
+the network of yuyi-sd/MTL-UE, class ResNetAE.
 
 Deviations: no script of it was released, so the loss is our reading; noise is added in training
 only (the released forward adds it in evaluation too); pixels are rounded to the nearest level;

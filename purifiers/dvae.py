@@ -1,9 +1,9 @@
 """D-VAE: disentangle the perturbation with a rate-constrained variational auto-encoder.
 
 Each stage trains a fresh D-VAE on the set as it stands, without clean data or augmentation, then
-subtracts the perturbation p_hat that it predicts from the label, replaces the images by their
-reconstruction x_hat, or does both. Two stages by default: subtract at a low rate, then both at a
-higher one. Source: Yu et al., ICML 2024, and code yuyi-sd/D-VAE, main_vae_disentangle.py.
+subtracts the perturbation p_hat that it predicts from latent and label, replaces the images by
+their reconstruction x_hat, or does both. Two stages by default: subtract at a low rate, then both
+at a higher one. Source: Yu et al., ICML 2024, and code yuyi-sd/D-VAE, main_vae_disentangle.py.
 
 Deviations: pixels are rounded to the nearest level (released code truncates: `rounding: floor`);
 the network holds only the layers that the method uses; no monitoring classifier; on a GPU it trains

@@ -36,13 +36,14 @@ def window(side: int, overlap: int) -> torch.Tensor:
     return ramp[:, None] * ramp
 
 
-def tiled(network: Network, shape: tuple[int, int], side: int, overlap: int) -> Network:
-    """A network for images of this (height, width), not smaller than `side`, from one for tiles of
-    side x side; all tiles of a batch are one call."""
+def tiled(network: Network, shape: tuple[int, int], side: int, overlap: int,
+          device: torch.device) -> Network:
+    """A network for images of this (height, width), not smaller than `side`, on `device`, from one
+    for tiles of side x side; all tiles of a batch are one call."""
     corners = [(top, left) for top in starts(shape[0], side, overlap)
                for left in starts(shape[1], side, overlap)]
-    weight = window(side, overlap)
-    total = torch.zeros(shape)
+    weight = window(side, overlap).to(device)
+    total = torch.zeros(shape, device=device)
     for top, left in corners:
         total[top : top + side, left : left + side] += weight
 
@@ -50,10 +51,10 @@ def tiled(network: Network, shape: tuple[int, int], side: int, overlap: int) -> 
         tiles = torch.cat([x[..., top : top + side, left : left + side] for top, left in corners])
         if len(t) == len(x) > 1:
             t = t.repeat(len(corners))
-        eps = network(tiles.contiguous(memory_format=torch.channels_last), t) * weight.to(x.device)
+        eps = network(tiles.contiguous(memory_format=torch.channels_last), t) * weight
         blended = torch.zeros_like(x)
         for (top, left), part in zip(corners, eps.split(len(x)), strict=True):
             blended[..., top : top + side, left : left + side] += part
-        return blended / total.to(x.device)
+        return blended / total
 
     return whole

@@ -132,7 +132,7 @@ def load_prior(images: ImageSet, config: Passes, run: Run) -> Prior:
         return load(trained, config.weights, shape, run)
     prior = load(trained, config.weights, (side, side), run)
     if config.fit == "tiles" and shape != (side, side):
-        network = fit.tiled(prior.network, shape, side, config.overlap)
+        network = fit.tiled(prior.network, shape, side, config.overlap, run.device.torch)
         return dataclasses.replace(prior, network=network)
     return prior
 

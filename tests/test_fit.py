@@ -16,6 +16,7 @@ from core.imageset import ImageSet
 from core.request import parse
 from purifiers import fit, prior
 
+CPU = torch.device("cpu")
 TRAIN = ["method=ddpm", "ddpm.train.width=32", "ddpm.train.batch_size=16", "ddpm.train.steps=3",
          "ddpm.train.multipliers=[1, 1]", "ddpm.train.blocks=1", "ddpm.train.attention=[4]",
          "ddpm.train.sample_every=0", "ddpm.train.crop=8", "threads=1"]
@@ -69,12 +70,13 @@ def test_what_looks_at_single_pixels_is_the_same_by_tiles(overlap):
         calls.append((x.shape, t.tolist()))
         return x.pow(2) + t.view(-1, 1, 1, 1)
 
-    found = fit.tiled(network, (20, 14), 8, overlap)(x, t)
+    found = fit.tiled(network, (20, 14), 8, overlap, CPU)(x, t)
     torch.testing.assert_close(found, network(x, t))
     tiles = len(fit.starts(20, 8, overlap)) * len(fit.starts(14, 8, overlap))
     assert calls[0] == ((3 * tiles, 3, 8, 8), [7])
     each = torch.tensor([1, 2, 3])          # a step for every image
-    torch.testing.assert_close(fit.tiled(network, (20, 14), 8, overlap)(x, each), network(x, each))
+    found = fit.tiled(network, (20, 14), 8, overlap, CPU)(x, each)
+    torch.testing.assert_close(found, network(x, each))
 
 
 def test_every_tile_sees_its_place():
@@ -91,7 +93,7 @@ def test_every_tile_sees_its_place():
             part = network(x[..., rows, columns], None)
             total[..., rows, columns] += part * fit.window(8, 4)
             weight[rows, columns] += fit.window(8, 4)
-    found = fit.tiled(network, (12, 12), 8, 4)(x, torch.tensor([0]))
+    found = fit.tiled(network, (12, 12), 8, 4, CPU)(x, torch.tensor([0]))
     torch.testing.assert_close(found, total / weight)
 
 
@@ -158,6 +160,14 @@ def test_images_smaller_than_a_tile(small, of_crops, tmp_path):
     assert "are larger than the 4x4 images; write ddpm.fit=resize" in outcome.error
     whole = run_command(purify.main, *DDPM, f"data={tiny}", f"checkpoint={of_crops}")
     assert "was trained on 16x16 images, but the set has 4x4" in whole.error
+
+
+def test_images_as_large_as_the_crops_need_no_tiles(of_crops, few, tmp_path):
+    cut = write_imageset(tmp_path / "cut", few.images[:8, :8, :8], few.labels[:8])
+    whole, tiles = (succeed(purify.main, *DDPM, f"data={cut}", f"checkpoint={of_crops}",
+                            f"ddpm.fit={fit}", "ddpm.overlap=2", f"out={tmp_path / fit}")
+                    for fit in ("whole", "tiles"))
+    np.testing.assert_array_equal(ImageSet.load(whole).images, ImageSet.load(tiles).images)
 
 
 def test_a_crop_larger_than_the_images_is_refused(small):

@@ -19,8 +19,9 @@ PAGES = [(room, path) for room in APPLYING for path in sorted((CONFIGS / room).g
 def forms(path) -> list[tuple[str, ...]]:
     """(data set, preset) in words, of all that a YAML has."""
     tree = config.read([path])
-    presets = [(), *((f"preset={name}",) for name in variants.split(tree)[2])]
-    return [(f"like={name}", *preset) for name in variants.meant_for(tree) for preset in presets]
+    presets = [None, *variants.split(tree)[2]]
+    return [(f"like={name}", *([f"preset={preset}"] if preset else []))
+            for preset in presets for name in variants.meant_for(tree, preset)]
 
 
 def method(path) -> str:

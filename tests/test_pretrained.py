@@ -140,6 +140,15 @@ def test_what_a_network_saw_is_said_of_all_that_made_it(kept, few, tmp_path):
                                    "itself, with their labels")
 
 
+def test_weights_that_saw_the_test_images_are_said(kept, few, tmp_path):
+    data, record = kept
+    unseen = run_command(evaluate.main, *tuning(data, record))
+    assert "learned from images of the test set" not in unseen.stderr
+    tested = succeed(evaluate.main, *line("standard", "digits", "split=test", "keep_network=true"))
+    seen = run_command(evaluate.main, *tuning(data, tested))
+    assert "accuracy on it is not of unseen images" in seen.stderr
+
+
 def test_without_weights_a_fresh_network_is_trained_and_that_is_said(kept):
     data, _ = kept
     outcome = run_command(evaluate.main, *tuning(data, "null"))

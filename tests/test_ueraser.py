@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIGS, new_run
+from conftest import CONFIGS, new_run, run_command, write_imageset
 from PIL import Image
 from torch import nn
 
+import evaluate
 from core.errors import ConfigError
 from core.request import parse
 from learners import ueraser
@@ -184,6 +185,22 @@ def test_quality_is_drawn_for_each_batch_where_none_is_set(tmp_path, monkeypatch
         assert asked == [30] * 1000
 
 
+def test_without_jpeg_its_quality_changes_nothing(tmp_path):
+    images = torch.rand(4, 3, 8, 8)
+    with new_run(tmp_path / "out") as run:
+        copies = [augmented(images, Config(jpeg="none", jpeg_quality=quality), run, 0)
+                  for quality in (10, None)]
+    assert torch.equal(*copies)
+
+
+def test_images_smaller_than_its_kernel_are_refused(few, tmp_path):
+    path = write_imageset(tmp_path / "tiny", few.images[:, :2, :5], few.labels)
+    outcome = run_command(evaluate.main, CONFIGS / "learners/ueraser.yaml", f"data={path}",
+                          f"test={path}", "--dry-run")
+    assert outcome.status == 1
+    assert "images of 2x5 pixels are smaller than the kernel of 3" in outcome.error
+
+
 # --- the training ----------------------------------------------------------------------------
 
 
@@ -226,6 +243,7 @@ def test_no_copies_are_refused():
     ("apbench_jpeg", None, (5, None, 0.8, 0.8, 0.5, 0.3, 0.3, 0.5, "before", 60)),
     ("ueraser200", "svhn", (5, 50, 0.5, 0.5, 0.5, 0.3, 0.3, 0.5, "none", 200)),
     ("dvae", "svhn", (5, 50, 0.5, 0.5, 0.5, 0.3, 0.3, 0.5, "none", 200)),
+    ("dvae", "imagenet100", (5, 50, 0.5, 0.5, 0.5, 0.3, 0.3, 0.5, "none", 300)),
     ("dvae", "digits", (5, 8, 0.5, 0.5, 0.5, 0.3, 0.3, 0.5, "none", 10)),
     ("ueraser200", None, (5, 50, 0.5, 0.5, 0.5, 0.3, 0.3, 0.5, "none", 200))])
 def test_presets_are_the_releases(preset, data, expected):

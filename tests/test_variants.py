@@ -233,6 +233,17 @@ def test_a_section_that_is_none(lsp, text, said):
         lsp("data=digits", "preset=x" if "presets" in text else "seed=0", file="odd.yaml")
 
 
+def test_data_sets_that_a_preset_alone_has_values_for():
+    learner = [f"{CONFIGS}/learners/autoaugment.yaml", "preset=torchvision"]
+    for words in (["like=imagenet", "data=digits"], ["like=imagenet100", "data=digits"],
+                  ["data=imagenet100"]):
+        request = parse([*learner, *words], "", "evaluate")
+        assert request.config.policy == "torchvision_imagenet"
+        assert request.fit == ""
+    with pytest.raises(UserError, match=r"like: .* has no values for 'imagenet'"):
+        parse([learner[0], "like=imagenet", "data=digits"], "", "evaluate")
+
+
 def test_a_preset_of_a_yaml_without_any():
     with pytest.raises(UserError, match="no presets"):
         parse([f"{CONFIGS}/poisons/ops.yaml", "preset=lite"], "", "poison")
@@ -284,7 +295,7 @@ def test_a_mistyped_yaml_gets_the_nearest_name():
 @pytest.mark.parametrize("room", ["poisons", "purifiers", "learners"])
 def test_every_yaml_has_its_small_form(room):
     """`--small` of a table picks it: a YAML that has values for data sets has some for it."""
-    sets = {path.name: variants.meant_for(config.read([path]))
+    sets = {path.name: variants.meant_for(config.read([path]), None)
             for path in CONFIGS.joinpath(room).glob("*.yaml")}
     assert len(sets) > 5
     assert [name for name, known in sets.items() if known and "small" not in known] == []
