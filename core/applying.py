@@ -108,6 +108,9 @@ def find_checkpoint(request: Request, poisoned: ImageSet) -> Checkpoint | None:
     if not trained_by(request).takes_clean:             # learns from the poisoned set itself
         if saw["fingerprint"] != poisoned.fingerprint:
             note(f"{given} was trained on {describe(saw)}, another set than this one")
+        elif saw["shape"][0] < len(poisoned):
+            note(f"{given} was trained on the first {saw['shape'][0]} of these {len(poisoned)} "
+                 "images (--limit)")
         return checkpoint
     for one in history(saw):
         if share_images(identified(one), identified(poisoned.meta)):

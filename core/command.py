@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from core import distributed, output
-from core.errors import UserError
+from core.errors import UserError, is_out_of_memory
 from core.names import printable
 
 STARTER = "UNLEARNABLE_STARTER"     # environment: the process that a command is to end with
 PR_SET_PDEATHSIG = 1                # of linux/prctl.h
 # What no disk and no user causes: a mistake in the code, and its traceback is wanted.
 UNEXPLAINED = (None, errno.EBADF, errno.EFAULT, errno.ECHILD, errno.ESRCH)
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory")      # torch's words on CUDA, on a CPU
 
 
 def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | None], int]:
@@ -62,7 +61,7 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
             return fail("out of memory: lower the batch size, or take fewer rows"
                         + f" ({error})" * bool(str(error)))
         except RuntimeError as error:
-            if not any(text in str(error).lower() for text in OUT_OF_MEMORY):
+            if not is_out_of_memory(error):
                 raise
             return fail("out of memory: lower the batch size or the width "
                         f"({str(error).splitlines()[0]})")

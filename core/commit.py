@@ -12,8 +12,9 @@ SECONDS = 20                            # on a slow disk that others share
 
 
 def of_code(folder: Path = ROOT) -> dict[str, str | bool | None]:
-    """`commit` (40 hex digits) and `dirty`: whether a file of code differs from it, or is one
-    that git does not know. Both None where the folder is no checkout, or git does not say."""
+    """`commit` (40 hex digits, or 64 of a SHA-256 repository) and `dirty`: whether a file of code
+    differs from it, or is one that git does not know. Both None where the folder is no checkout, or
+    git does not say."""
     try:
         top, commit = git(folder, "rev-parse", "--show-toplevel", "HEAD").splitlines()
         if Path(top).resolve() != folder.resolve():     # a copy inside another repository

@@ -30,6 +30,7 @@ from core.ranges import is_optional, not_none, types_of
 
 Place = typing.NewType("Place", str)    # a text that is a path, perhaps behind `folder:`
 MOST_TEXT = 1 << 19     # bytes of a YAML file: some seconds
+MOST_DIGITS = 100       # of a number
 MOST_DEPTH, MOST_NODES = 40, 100_000    # levels, and values with aliases unfolded
 TYPED = "command line"          # the origin of key=value
 TRUE, FALSE, NONE = {"true", "yes", "on"}, {"false", "no", "off"}, {"null", "none", "~", ""}
@@ -79,14 +80,14 @@ def read(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Node:
 def read_file(path: Path, parents: tuple[Path, ...] = ()) -> Node:
     """Read one YAML file; its `base:` (a file beside it, perhaps of another method that has the
     same keys) is read first and merged under it."""
-    if path in parents:
+    if path.resolve() in parents:
         raise UserError(f"{path}: base: the file includes itself")
     tree = parse(reading.text(path, MOST_TEXT), str(path))
     if not isinstance(tree.value, dict):
         raise UserError(f"{path}: expected `key: value` lines")
     base = tree.value.pop("base", None)
     if base is not None:
-        under = read_file(path.parent / build(Place, base, "base"), (*parents, path))
+        under = read_file(path.parent / build(Place, base, "base"), (*parents, path.resolve()))
         tree = merge(renamed(under, tree.value.get("method")), tree)
     return tree
 
@@ -220,6 +221,14 @@ def expand(text: str) -> str:
     return before + os.path.expanduser(text.removeprefix(before))
 
 
+def is_path(text: str) -> bool:
+    """Whether the system could have a file of that name."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
 def as_path(text: str | Path) -> Path:
     """A path that somebody typed: argparse's type for one."""
     return Path(expand(str(text)))
@@ -234,7 +243,10 @@ def build(kind: Any, node: Node, key: str) -> Any:
     if typing.get_origin(kind) is Annotated:        # with a range, which the Config itself checks
         kind = typing.get_args(kind)[0]
     if kind is Place:
-        return expand(build(str, node, key))
+        path = expand(build(str, node, key))
+        if not is_path(path):
+            raise UserError(f"{node.origin}: {key}: {path!r} has a character that no path has")
+        return path
     if kind is str and node.typed is not None:
         return node.typed
     if node.problem and not is_optional(kind):
@@ -292,7 +304,7 @@ def read_number(text: str) -> float | int | None:
     """`3`, `-1.5`, `1e-3`, `8/255`: what a person would read as a number; else None."""
     plain = r"[+-]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
     match = re.fullmatch(rf"({plain})(?:\s*/\s*({plain}))?", text)
-    if not match:
+    if not match or len(text) > MOST_DIGITS:
         return None
     top, bottom = float(match[1]), float(match[2] or 1)
     if not bottom or not math.isfinite(top / bottom):

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 from core import distributed
 from core.errors import UserError
 from core.names import printable
-from core.ranges import Count, Keys
+from core.ranges import Keys, Range
 
 # cuBLAS reads it once, when CUDA starts: before any run can ask for repeatable kernels.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -36,7 +36,8 @@ class DeviceSettings(Keys):
     # of networks; auto: bf16 on CUDA, fp32 on a CPU
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     compile: Literal["auto", "true", "false"] = "auto"  # torch.compile; auto: on CUDA only
-    threads: Count | None = None    # of the CPU; null: torch's default
+    # of the CPU; null: torch's default
+    threads: Annotated[int, Range(at_least=1, at_most=1024)] | None = None
     deterministic: bool = False     # CUDA: repeatable kernels, slower
     # of signed gradient steps; auto: float32, by `precision` in TF32 or not
     craft_precision: Literal["auto", "bf16"] = "auto"

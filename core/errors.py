@@ -1,4 +1,4 @@
-"""The one error that a user can cause, and ends a command without a traceback."""
+"""The errors that a user can cause: they end a command without a traceback."""
 
 
 class UserError(ValueError):
@@ -12,3 +12,10 @@ class ConfigError(UserError):
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
         self.key = key
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that memory was too small: Python's, or torch's on CUDA or a CPU."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error).lower() for text in words))

@@ -100,7 +100,7 @@ def read_json(path: Path) -> Any:
         if hashlib.sha256(data.replace(seal.encode(), b"", 1)).hexdigest() != seal:
             raise ValueError(f"{path} does not match its own SHA-256")
     # Else a flipped bit in the seal's own key would make it a file of before there were seals.
-    elif any(_is_digest(entry) and key != "fingerprint" and
+    elif any(_is_digest(entry) and key not in ("fingerprint", "commit") and
              not key.endswith(("_sha256", "_digest")) for key, entry in value.items()):
         raise ValueError(f"{path} has lost the name of its SHA-256")
     return value
@@ -111,7 +111,7 @@ def _is_digest(value: Any) -> bool:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Append to a log. A torn last line is the reader's to drop (Run does)."""
+    """Append to a log. A torn last line is the reader's to drop (`workfolder.Log` does)."""
     operation("write", path)
     new = not path.exists()
     with named_errors(path), open(path, "ab") as file:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core import ROOT, files
-from core.artefact import read_any_meta
+from core.artefact import partial_of, read_any_meta
 from core.commands import COMMANDS
 from core.errors import UserError
 from core.names import component
@@ -62,7 +62,7 @@ def fingerprint_at(path: str) -> str:
     none."""
     if Path(path).is_file():
         return files.sha256(Path(path))
-    if Path(path).suffix and not Path(path).is_dir():
+    if Path(path).suffix and not (Path(path).is_dir() or partial_of(Path(path)).exists()):
         raise UserError(f"{path}: no such file")
     return read_any_meta(Path(path))["fingerprint"]
 

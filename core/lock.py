@@ -92,7 +92,7 @@ def check_ours(folder: Path) -> None:
         # Its maker may have died in the middle of signing, before it made anything else.
         if sign == SIGN or (names == [NAME] and SIGN.startswith(sign.rstrip(b"\0"))):
             return
-    elif NAME in names:
+    elif NAME in names and not path.is_symlink():
         path.stat()             # FileNotFoundError, if it was renamed away meanwhile
     raise UserError(f"{folder} is in the way and was not made by this repository: move it away, or "
                     "choose another name")

@@ -31,9 +31,10 @@ class Stderr(io.FileIO):
 
     def write(self, data) -> int:
         try:
-            return super().write(data)
+            written = super().write(data)       # None: of a pipe that does not block, and is full
         except OSError:
-            return len(data)
+            written = None
+        return len(data) if written is None else written
 
 
 def as_bytes_of_a_path(error: UnicodeEncodeError) -> tuple[bytes, int]:

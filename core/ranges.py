@@ -71,6 +71,7 @@ class BudgetRange(Range):
         super().check(key, value)
 
 
+MOST = {int: 2**62, float: 1e38}    # of any number: int64 ends at 2**63, float32 at 3.4e38
 Count = Annotated[int, Range(at_least=1)]
 CountOrZero = Annotated[int, Range(at_least=0)]
 BatchSize = Annotated[int, Range(at_least=2)]           # batch norm needs two
@@ -108,6 +109,8 @@ def check(kind: Any, value: Any, key: str) -> None:
         check(arguments[0], value, key)
     elif is_optional(kind) and value is not None:
         check(not_none(kind), value, key)
+    elif kind in MOST and abs(value) >= MOST[kind]:
+        raise ConfigError(key, f"{show(value)} is larger than any number that counts here")
     elif origin is tuple:
         for number, item in enumerate(value):
             check(arguments[0], item, f"{key}.{number}")

@@ -165,6 +165,7 @@ class Request:
 
     def open(self, job: Job, device: DeviceSettings | None = None, section: Any = None) -> Run:
         """The run of a job. `section` is what config.yaml shows under the method's name."""
+        self.refuse_own_input()
         settings = dataclasses.replace(self.settings, protocol=None)    # its values are shown
         top = {key: value for key, value in config.plain(settings).items()
                if key not in SHOWN_IF_SET or value != getattr(Settings, key)}
@@ -174,6 +175,18 @@ class Request:
             shown |= {"seed": self.settings.seed, "precision": self.device.precision}
         return Run(job, out=Path(self.settings.out) if self.settings.out else None,
                    settings=shown, device=device or self.device, force=self.force, wait=self.wait)
+
+    def refuse_own_input(self) -> None:
+        """Raise UserError where --force would move aside what the line reads, so that it could not
+        be repeated."""
+        own = self.train_config if self.command.trains else self.config
+        read = (self.data.data, self.settings.checkpoint,
+                *(getattr(own, key, None) for key in fact(self.module, "PATHS")))
+        if self.force and self.settings.out and any(
+                path and Path(path).resolve() == Path(self.settings.out).resolve()
+                for path in read):
+            raise UserError(f"out: {self.settings.out} is what this line reads, and --force would "
+                            "move it aside; choose another out=")
 
     def plan(self, run: Run, inputs: dict[str, str], committed: Path | None = None) -> bool:
         """For --dry-run: print the resolved config and the plan. True if that was all. Data sets

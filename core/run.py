@@ -19,7 +19,7 @@ import torch
 
 from core import config, distributed, files, streams
 from core.device import DeviceSettings, resolve
-from core.errors import UserError
+from core.errors import UserError, is_out_of_memory
 from core.job import Job
 from core.workfolder import WorkFolder
 
@@ -103,8 +103,10 @@ class Run:
 
     def __exit__(self, kind, error, trace) -> None:
         self.interrupt.restore()
-        # A mistake found before any work was done leaves nothing; but others may be writing there.
-        self.folder.close(keep=not isinstance(error, UserError) or self.world.size > 1)
+        # A mistake found before any work was done leaves nothing, nor does a network too large: its
+        # mend is another job in the same place. But others may be writing there.
+        mistake = isinstance(error, UserError) or is_out_of_memory(error)
+        self.folder.close(keep=not mistake or self.world.size > 1)
 
     @property
     def seconds(self) -> float:

@@ -327,10 +327,12 @@ class WorkFolder:
                 files.unlink(path)
 
     def close(self, *, keep: bool = True) -> None:
-        """Let go of the lock. Without `keep`, work that has no state yet is removed."""
+        """Let go of the lock. Without `keep`, work that has no state yet and is not committed is
+        removed."""
         if self._lock is None:
             return
-        if not keep and not any(self.path.glob("state/*")):
+        begun = any(self.path.glob("state/*")) or (self.path / "meta.json").exists()
+        if not keep and not begun:
             with contextlib.suppress(OSError):
                 files.remove_tree(self.path)
         self._release()

@@ -150,6 +150,7 @@ def test_without_a_method_the_choices_are_named(main):
     ("device=cuda:99", ["device: 'cuda:99' is not on this machine"]),
     ("precision=fp8", ["precision: 'fp8' is not one of"]),
     ("threads=0", ["threads: 0 is out of range: it must be at least 1"]),
+    ("threads=50000", ["threads: 50000 is out of range: it must be at least 1 and at most 1024"]),
     ("size=20", ["size: digits come in 16 or 32 pixels, not 20"]),
     ("split=tset", ["split: 'tset' is not train, test"]),
     ("split=first:" + "9" * 5000, ["split: 'first:999999999999999...' is not train, test"]),
@@ -383,6 +384,26 @@ def test_another_set_of_the_same_shape_is_purified_with_a_note(tmp_path, few, ch
     outcome = dvae(other, f"checkpoint={checkpoint}")
     assert outcome.status == 0
     assert "was trained on 320 images of digits, another set" in outcome.stderr
+
+
+def test_a_checkpoint_of_fewer_rows_of_this_set_is_said(tmp_path, few_path):
+    trained = succeed(train_vae.main, DVAE, f"data={few_path}", *TINY_VAE, "--limit", 40,
+                      f"out={tmp_path / 'trained'}")
+    line = (DVAE, f"data={few_path}", f"checkpoint={trained}")
+    every = run_command(purify.main, *line, f"out={tmp_path / 'all'}")
+    assert "was trained on the first 40 of these 320 images (--limit)" in every.stderr
+    same = run_command(purify.main, *line, "--limit", 40, f"out={tmp_path / 'same'}")
+    assert (same.status, "was trained on" in same.stderr) == (0, False)
+
+
+def test_force_does_not_move_aside_what_the_line_reads(tmp_path, few_path, checkpoint):
+    before = content(few_path)
+    around = few_path.parent / ".." / few_path.parent.name / few_path.name
+    for out in (few_path, checkpoint, around):
+        outcome = dvae(few_path, f"checkpoint={checkpoint}", f"out={out}", "--force")
+        assert outcome.status == 1
+        assert "is what this line reads, and --force would move it aside" in outcome.error
+    assert content(few_path) == before
 
 
 def damaged(checkpoint: Path, where: Path, change) -> Path:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from core import commit
+from core import commit, files
 
 ME = ("-c", "user.name=a", "-c", "user.email=a@b.example")
 NONE = {"commit": None, "dirty": None}
@@ -45,3 +45,9 @@ def test_a_copy_that_is_no_checkout_has_none(checkout, tmp_path, monkeypatch):
     assert commit.of_code(inside) == NONE               # the commit around it is another's
     monkeypatch.setenv("PATH", "")
     assert commit.of_code(checkout) == NONE             # no git here
+
+
+def test_the_commit_of_a_sha256_repository_can_be_read_back(tmp_path):
+    """64 hex digits, as a lost seal would leave."""
+    files.write_json(tmp_path / "record.json", {"fingerprint": "a" * 64, "commit": "b" * 64})
+    assert files.read_json(tmp_path / "record.json")["commit"] == "b" * 64

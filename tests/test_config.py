@@ -73,11 +73,30 @@ def test_whole_numbers(text, value):
 @pytest.mark.parametrize("text", [
     "nan", "inf", ".inf", "-inf", "1/0", "0x10", "1e999", "8//255", "8/255/2", "1e", "--1", "1_",
     "1__0", "_1", "''", "ten", "1,5", "true", "off", "1 2", "1e308/1e-10",
+    "0" * 5000 + "1",               # Python reads no whole number of so many digits
 ])
 def test_what_is_not_a_number_is_refused(text):
     message = complaint(f"name: x\nrate: {text}")
     assert message.startswith("a.yaml:2: rate: ")
     assert message.endswith("is not a number")
+
+
+@pytest.mark.parametrize(("key", "text"), [
+    ("maybe", "1e39"), ("maybe", "-1e300"), ("maybe", "1e39/3"), ("count", "1e20"),
+    ("count", "9223372036854775808")])
+def test_what_float32_or_int64_does_not_hold_is_refused(key, text):
+    """They end at 3.4e38 and at 2**63 - 1: what reads more would end in a traceback."""
+    assert complaint(f"{key}: {text}").endswith("is larger than any number that counts here")
+
+
+@pytest.mark.parametrize("text", ["a\\0b", "a\\uD800b"])
+def test_what_no_file_can_be_called_is_refused(tmp_path, text):
+    file = write(tmp_path, "a.yaml", f'folder: "{text}"\n')
+    with pytest.raises(UserError, match=r"a\.yaml:1: folder: .* has a character that no path has"):
+        config.build(Sample, config.read([file]), "")
+    based = write(tmp_path, "b.yaml", f'base: "{text}"\n')
+    with pytest.raises(UserError, match=r"base: .* has a character that no path has"):
+        config.read([based])
 
 
 def test_what_is_read_is_the_callers_to_change():
@@ -249,6 +268,11 @@ def test_a_base_that_is_missing_or_its_own(tmp_path):
     write(tmp_path, "c.yaml", "base: b.yaml\n")
     with pytest.raises(UserError, match="includes itself"):
         config.read([tmp_path / "b.yaml"])
+    (tmp_path / "x").mkdir()
+    write(tmp_path, "x/d.yaml", "base: ../x/d.yaml\n")
+    with pytest.raises(UserError, match="includes itself") as error:
+        config.read([tmp_path / "x/d.yaml"])
+    assert len(str(error.value)) < 300
 
 
 def test_overrides_reach_into_sections_and_lists(tmp_path):

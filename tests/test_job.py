@@ -14,3 +14,6 @@ def test_an_artefact_may_have_a_dot_in_its_name(tmp_path, images, labels):
     for name, words in (("x.pth", r"x\.pth: no such file"), ("x", "x: no such folder")):
         with pytest.raises(UserError, match=words):
             fingerprint_at(str(tmp_path / name))
+    (tmp_path / "vae-1.5.partial").mkdir()
+    with pytest.raises(UserError, match=r"vae-1\.5: no such folder; it is unfinished"):
+        fingerprint_at(str(tmp_path / "vae-1.5"))

@@ -98,6 +98,20 @@ def test_nobody_reads_the_messages(redirect):
     assert (done.returncode, done.stdout) == (0, b"a\n")
 
 
+def test_a_full_pipe_that_does_not_block_stops_nothing():
+    """As a terminal program leaves stderr that reads it too slowly."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    done = subprocess.run([sys.executable, "-c", CODE, "made"], stderr=writing, check=False,
+                          stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    os.close(reading)
+    os.close(writing)
+    assert (done.returncode, done.stdout) == (0, b"made\n")
+
+
 def test_a_closed_stdout():
     assert run("a", redirect=">&-").returncode == 0
 

@@ -76,6 +76,37 @@ def test_a_mistake_of_one_process_leaves_the_others_folder(tmp_path):
     assert (tmp_path / "set.partial").exists()
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't "
+                                   "allocate memory: you tried to allocate 8 bytes"),
+                                   torch.OutOfMemoryError("CUDA out of memory.")])
+def test_what_did_not_fit_into_memory_leaves_the_place_to_smaller_work(tmp_path, error):
+    with pytest.raises(type(error)), Run(job(), out=tmp_path / "set"):
+        raise error
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError), Run(job(), out=tmp_path / "set"):
+        raise RuntimeError("a mistake in the code")
+    assert (tmp_path / "set.partial/run.json").exists()
+
+
+def test_what_is_committed_is_never_taken_for_unbegun(tmp_path, monkeypatch):
+    """Also where memory runs out between the commit and the end."""
+    def tidy(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(WorkFolder, "_tidy", tidy)
+    with pytest.raises(MemoryError):
+        finish(tmp_path / "set")
+    assert (tmp_path / "set.partial/images.npy").read_bytes() == b"pixels"
+
+
+def test_a_lock_that_leads_nowhere_is_refused(tmp_path):
+    (tmp_path / "set.partial").mkdir()
+    (tmp_path / "set.partial/lock").symlink_to("nowhere")
+    with pytest.raises(UserError, match="in the way and was not made by this repository"), \
+            Run(job(), out=tmp_path / "set"):
+        pass
+
+
 def test_a_finished_log_has_no_lines_that_nobody_vouched_for(tmp_path):
     """Of a loop that the run before us went through and this one does not."""
     with Run(job(), out=tmp_path / "set") as run:
