@@ -33,8 +33,8 @@ def warp(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     height, width = images.shape[1:3]
     rows = torch.arange(height, device=images.device)[:, None] + shifts[:, 0]
     columns = torch.arange(width, device=images.device) + shifts[:, 1]
-    top, bottom, down = between(rows, height)
-    left, right, across = between(columns, width)
+    top, bottom, down = neighbours(rows, height)
+    left, right, across = neighbours(columns, width)
     first = torch.arange(len(images), device=images.device)[:, None, None] * (height * width)
     flat = images.reshape(-1, 3)
 
@@ -46,7 +46,7 @@ def warp(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     return row_of(top).lerp(row_of(bottom), down)
 
 
-def between(positions: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
+def neighbours(positions: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
     """Pixels below and above each of the positions (B, H, W), and the share of the one above with a
     last axis for channels."""
     outside = (positions < 0) | (positions > size - 1)

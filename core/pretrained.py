@@ -124,11 +124,11 @@ def completed(found: Weights, fresh: Weights, path: Path, which: str) -> Weights
     counts = {name: torch.zeros_like(tensor, device="cpu") for name, tensor in lacking.items()
               if name.endswith("num_batches_tracked")}
     found = found | heads | counts
-    check_alike(found, fresh, path, which)
+    check_tensors(found, fresh, path, which)
     return found
 
 
-def check_alike(found: Weights, fresh: Weights, path: Path, which: str) -> None:
+def check_tensors(found: Weights, fresh: Weights, path: Path, which: str) -> None:
     """Raise UserError that names the first tensor that is missing, too many or of another shape."""
     for name in fresh | found:
         theirs, ours = (described(weights.get(name)) for weights in (found, fresh))

@@ -77,7 +77,7 @@ def from_archive(archive: zipfile.ZipFile, size: int) -> Any:
         return data
 
     with archive.open(f"{inside}data.pkl") as stream:
-        return plain(stream, size, stored)
+        return unpickled(stream, size, stored)
 
 
 def from_stream(file: BinaryIO, size: int) -> Any:
@@ -88,7 +88,7 @@ def from_stream(file: BinaryIO, size: int) -> Any:
     if interpret(file, 0).get("little_endian") is not (sys.byteorder == "little"):
         raise Unsafe("another byte order")
     storages = Storages(size)
-    found = plain(file, size, lambda identity: storages.of(identity)[1])
+    found = unpickled(file, size, lambda identity: storages.of(identity)[1])
     for key in own(interpret(file, 0), list):
         data = storages.data[key]
         if int.from_bytes(file.read(8), sys.byteorder) != data.numel():
@@ -131,7 +131,7 @@ def bytes_of(data: torch.Tensor):
     return data.view(torch.uint8).numpy()
 
 
-def plain(stream: Any, size: int, stored: Callable[[Any], torch.Tensor]) -> Any:
+def unpickled(stream: Any, size: int, stored: Callable[[Any], torch.Tensor]) -> Any:
     """The object of a file's pickle. Tensors are views of storages: what they claim together is
     bounded for the sake of those who copy them."""
     return resolve(interpret(stream, max(reading.UNFOLDED * size, reading.FREE), TORCH, stored),

@@ -76,14 +76,16 @@ def split(tree: Node) -> tuple[Node, dict[str, Node], dict[str, Node]]:
 
 
 def section(node: Node, key: str) -> dict[str, Node]:
+    """What it holds; an empty one (`svhn:`) nothing."""
+    if node.value == "":
+        return {}
     if not isinstance(node.value, dict):
         raise UserError(f"{node.origin}: {key}: expected `name: ...` lines")
     return node.value
 
 
 def over(values: Node, changes: Node | None) -> Node:
-    """`changes` merged over `values`. An empty section (`svhn:`) changes nothing."""
-    if changes is None or changes.value == "":
+    """`changes` merged over `values`."""
+    if changes is None or not section(changes, "for"):
         return values
-    section(changes, "for")
     return config.merge(values, changes)

@@ -290,10 +290,10 @@ def resized_crop(images: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int
     boxes = boxes.to(images.dtype)
     rows = resize_matrix(boxes[:, 0], boxes[:, 2], images.shape[2], size[0], beyond)
     columns = resize_matrix(boxes[:, 1], boxes[:, 3], images.shape[3], size[1], beyond, mirrored)
-    return between(images, rows, columns)
+    return multiplied(images, rows, columns)
 
 
-def between(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def multiplied(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """rows (B, h, H) x images x columns (B, w, W) transposed: (B, 3, h, w), contiguous."""
     count, _, height, width = images.shape
     lines = rows @ images.permute(0, 2, 3, 1).reshape(count, height, width * 3)
@@ -320,7 +320,7 @@ def resize_matrix(start: torch.Tensor, length: torch.Tensor, source: int, target
     return shares.div_(shares.sum(2, keepdim=True))
 
 
-def luma(images: torch.Tensor) -> torch.Tensor:
+def grey_levels(images: torch.Tensor) -> torch.Tensor:
     """Grey levels (B, 1, H, W)."""
     red, green, blue = images.split(1, 1)
     return (GREY[0] * red).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
@@ -334,12 +334,12 @@ def brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 def contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Away from the image's mean grey level or towards it."""
-    return mixed(luma(images).mean((1, 2, 3), keepdim=True), images, factor)
+    return mixed(grey_levels(images).mean((1, 2, 3), keepdim=True), images, factor)
 
 
 def saturation(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Away from each pixel's grey level or towards it."""
-    return mixed(luma(images), images, factor)
+    return mixed(grey_levels(images), images, factor)
 
 
 def mixed(start: torch.Tensor, images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -377,7 +377,7 @@ def blur(images: torch.Tensor, sigma: torch.Tensor, kernel: int) -> torch.Tensor
     height, width = images.shape[2:]
     sigma = sigma.to(images.dtype)
     rows = blur_matrix(sigma, kernel, height)
-    return between(images, rows, rows if width == height else blur_matrix(sigma, kernel, width))
+    return multiplied(images, rows, rows if width == height else blur_matrix(sigma, kernel, width))
 
 
 def blur_matrix(sigma: torch.Tensor, kernel: int, side: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from core.errors import UserError
-from core.pretrained import by_name, check_alike
+from core.pretrained import by_name, check_tensors
 from models.clip import ClipResNet
 
 TOWER = "visual."               # of CLIP's two, its images'
@@ -28,6 +28,6 @@ def load_tower(path: Path) -> ClipResNet:
                   for name in found) for group in (1, 2, 3, 4)]
     with torch.device("meta"):          # as large as a file says, until it holds all of that
         tower = ClipResNet(tuple(depths), sizes[0][0], math.isqrt(sizes[1][0] - 1), sizes[2][0])
-    check_alike(found, tower.state_dict(), path, "a ResNet of CLIP's with its widths")
+    check_tensors(found, tower.state_dict(), path, "a ResNet of CLIP's with its widths")
     tower.load_state_dict(found, assign=True)
     return tower.eval()

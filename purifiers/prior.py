@@ -126,7 +126,7 @@ def train(images: ImageSet, config: TrainConfig, run: Run) -> dict | None:
     if config.init_from:
         source = Checkpoint.load(config.init_from)
         source.check_fits(images, run.job.method, classes=False, any_size=config.crop is not None)
-        check_alike(source, config)
+        check_network_and_noise(source, config)
         if prior_side(source) != shape[0]:
             raise UserError(f"{source.path} was trained on {prior_side(source)} pixels a side, but "
                             f"this training has {shape[0]}")
@@ -171,7 +171,7 @@ def random_crops(images: torch.Tensor, side: int, generator: torch.Generator) ->
     return places[torch.arange(len(images), device=images.device), :, top, left]
 
 
-def check_alike(source: Checkpoint, config: TrainConfig) -> None:
+def check_network_and_noise(source: Checkpoint, config: TrainConfig) -> None:
     """Raise UserError unless the checkpoint's network and schedule are those of the config."""
     theirs = rebuild(TrainConfig, source.meta["config"], str(source.path))
     for key in NETWORK_AND_NOISE:

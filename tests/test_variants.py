@@ -244,6 +244,14 @@ def test_data_sets_that_a_preset_alone_has_values_for():
         parse([learner[0], "like=imagenet", "data=digits"], "", "evaluate")
 
 
+def test_an_empty_section_changes_nothing(lsp):
+    Path("odd.yaml").write_text("method: lsp\nlsp: {radius: 2}\nfor: {digits: }\npresets:\n"
+                                "  usual:\n  none: {for: }\n")
+    found = [lsp("data=digits", *words, file="odd.yaml")
+             for words in ([], ["preset=usual"], ["preset=none"])]
+    assert found == found[:1] * 3
+
+
 def test_a_preset_of_a_yaml_without_any():
     with pytest.raises(UserError, match="no presets"):
         parse([f"{CONFIGS}/poisons/ops.yaml", "preset=lite"], "", "poison")
