@@ -9,7 +9,7 @@ record folder to stdout.
 
 import sys
 
-from core import commit, datasets, distributed, identity, records
+from core import commit, datasets, distributed, identity, origins, records
 from core.command import command
 from core.methods import returned
 from core.request import parse
@@ -22,11 +22,11 @@ def main(argv: list[str] | None = None) -> None:
     request = parse(argv, __doc__, "evaluate")
     train = request.load_data()
     with distributed.world().leader_first():
-        test = datasets.load_test(train, request.data)
+        test = origins.load_test(train, request.data)
         clean = request.load_clean(train, test)
-    datasets.note_doubts(train, test)
+    origins.note_doubts(train, test)
     if clean is not None and request.settings.clean is None:
-        datasets.note_own(train, "name clean ones by clean=")
+        origins.note_own(train, "name clean ones by clean=")
     run = request.open(identity.record(request, train, test, clean=clean))
     sets = {"train": train, "test": test, **({} if clean is None else {"clean": clean})}
     committed = None if request.settings.out else records.committed().get(run.job.fingerprint)

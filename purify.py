@@ -15,9 +15,9 @@ import sys
 from core import config
 from core.applying import apply, find_checkpoint, open_run
 from core.command import command
-from core.datasets import note_other_test, poisoned_here, remember_test
 from core.distributed import note
 from core.imageset import ImageSet
+from core.origins import note_other_test, poisoned_here, remember_test
 from core.request import Request, parse
 
 

@@ -18,13 +18,14 @@ from core import config, distributed, manual, outlines
 from core.command import Parser, positive
 from core.commands import COMMANDS, OWNER, Command
 from core.config import TYPED
-from core.datasets import DataSettings, load, load_clean, note_missing_classes
+from core.datasets import DataSettings, load, note_missing_classes
 from core.device import DeviceSettings
 from core.errors import ConfigError, UserError
 from core.imageset import ImageSet
 from core.job import Job
 from core.methods import fact, find_method, list_methods, trained_as
 from core.names import printable
+from core.origins import load_clean
 from core.run import Run
 from core.settings import (
     CHOOSING,

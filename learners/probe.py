@@ -18,11 +18,11 @@ from core import views
 from core.batches import Augmentation, Batches
 from core.checkpoint import learned_from
 from core.config import added
-from core.datasets import clean_of, note_own
 from core.errors import UserError
 from core.graphs import set_rate, sgd
 from core.imageset import ImageSet
 from core.loop import Loop, note_beyond
+from core.origins import clean_of, note_own
 from core.ranges import (
     BatchSize,
     BelowOne,

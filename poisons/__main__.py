@@ -21,11 +21,11 @@ import torch
 
 from core import files, identity
 from core.command import command
-from core.datasets import note_other_test, remember_test
 from core.distributed import note
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.methods import returned
+from core.origins import note_other_test, remember_test
 from core.perturbation import check_bound, linear_probe, measure
 from core.request import Request, parse
 from core.run import Run

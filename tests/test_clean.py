@@ -15,10 +15,11 @@ from sklearn.linear_model import LogisticRegression
 import evaluate
 from core import datasets, records
 from core.batches import Batches
-from core.datasets import DataSettings, load, load_clean
+from core.datasets import DataSettings, load
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.loop import Loop
+from core.origins import load_clean
 from core.splits import split_rows
 from core.training import accuracy
 from learners import dilution, early_stopping, probe, reweighted_head, standard

@@ -21,8 +21,9 @@ import evaluate
 import purify
 import train_vae
 from core import datasets
-from core.datasets import DataSettings, load, load_clean, load_test
+from core.datasets import DataSettings, load
 from core.errors import UserError
+from core.origins import load_clean, load_test
 from core.splits import share_images
 from poisons.__main__ import main as poison
 from scripts.tables import plan, spec

@@ -14,9 +14,10 @@ from conftest import CONFIGS, ROOT, Death, content, operations, process, run_com
 from PIL import Image
 
 from core import decoding, large, memory, outlines, pictures
-from core.datasets import DataSettings, load, load_test
+from core.datasets import DataSettings, load
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.origins import load_test
 from core.request import parse
 from poisons.__main__ import main as poison
 from scripts.exchange.import_folder import main as import_folder

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, run_command, succeed
 
 import evaluate
-from core import datasets, outlines
+from core import datasets, origins, outlines
 from core.datasets import DataSettings
 from core.errors import UserError
 from poisons.__main__ import main as poison
@@ -154,7 +154,7 @@ def test_a_set_of_the_index_is_known_by_its_digest():
     path = "data/cifar10-train.npz"
     with outlines.allowed():
         found = datasets.load(DataSettings(path, "first:100", test="data/cifar10-test.npz"))
-        test = datasets.load_test(found, DataSettings(path))
+        test = origins.load_test(found, DataSettings(path))
         assert (len(found), len(test), outlines.unknown()) == (100, 10_000, [])
         with pytest.raises(UserError, match=r"size: .* has a size of its own"):
             datasets.load(DataSettings(path, size=16))

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from core import embedded
-from core.datasets import DataSettings, load, load_test
+from core.datasets import DataSettings, load
 from core.errors import UserError
+from core.origins import load_test
 
 SHAPES = {"astronaut": (512, 512), "cat": (300, 451), "coffee": (400, 600), "galaxies": (872, 1000),
           "retina": (1411, 1411), "rocket": (427, 640), "china": (427, 640), "flower": (427, 640)}

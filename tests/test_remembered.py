@@ -11,9 +11,10 @@ from PIL import Image
 import evaluate
 import purify
 from core import datasets, embedded
-from core.datasets import DataSettings, clean_of, load, load_test
+from core.datasets import DataSettings, load
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.origins import clean_of, load_test
 from core.splits import share_images
 from poisons.__main__ import main as poison
 from scripts.exchange import export, import_poison

@@ -24,9 +24,9 @@ import torch
 from core import files, lock
 from core.command import Parser, command
 from core.config import as_path, expand
-from core.datasets import clean_of
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.origins import clean_of
 
 SUFFIX = {"npy": ".npy", "npz": ".npz", "pt": ".pt", "png": ""}
 

@@ -24,11 +24,12 @@ import torch
 from core import config, files
 from core.command import Parser, command, positive
 from core.config import as_path, expand
-from core.datasets import DataSettings, load, note_missing_classes, remember_test
+from core.datasets import DataSettings, load, note_missing_classes
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.job import Job
 from core.names import chosen_name
+from core.origins import remember_test
 from core.perturbation import Bound, Perturbation, limit_of, measure, nearest_mean
 from core.remembered import place
 from core.run import Run

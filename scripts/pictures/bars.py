@@ -5,9 +5,9 @@ import statistics
 from pathlib import Path
 
 from core import records
-from core.datasets import clean_of
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.origins import clean_of
 from scripts.pictures import style
 from scripts.pictures.strips import (
     Strip,

@@ -36,8 +36,8 @@ from typing import NamedTuple
 from core import ROOT, records
 from core.command import Parser, command
 from core.config import as_path, expand
-from core.datasets import clean_of
 from core.errors import UserError
+from core.origins import clean_of
 from scripts.pictures import bars, charts, grid, numbers, strips
 from scripts.pictures.style import picture_path, save
 from scripts.tables import measure, plan, processes, spec

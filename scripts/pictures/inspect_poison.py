@@ -25,10 +25,11 @@ import numpy as np
 from core import streams
 from core.command import Parser, command, positive
 from core.config import as_path, expand
-from core.datasets import DataSettings, clean_of, load
+from core.datasets import DataSettings, load
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.names import printable
+from core.origins import clean_of
 from core.perturbation import difference, linear_probe, measure, nearest_mean
 from scripts.detection import verdict
 from scripts.detection.probes import EPOCHS, sample, scores

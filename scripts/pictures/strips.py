@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.artefact import read_array
-from core.datasets import clean_of
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.origins import clean_of
 from scripts.pictures import style
 from scripts.tables import plan
 from scripts.tables.formats import markdown

@@ -16,10 +16,10 @@ import torch
 
 from core import config, files, reading, records
 from core.artefact import again, read_any_meta
-from core.datasets import clean_of
 from core.distance import build_lpips
 from core.errors import UserError
 from core.imageset import ImageSet
+from core.origins import clean_of
 from core.perturbation import difference, measure
 from scripts.tables import plan, wording
 from scripts.tables.table import Table

@@ -12,13 +12,14 @@ from core import config, files, identity, outlines, records
 from core.applying import require_checkpoints
 from core.checkpoint import Checkpoint, trained_on
 from core.commands import COMMANDS
-from core.datasets import load, load_test
+from core.datasets import load
 from core.device import DeviceSettings
 from core.distributed import note
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.job import Job, fingerprint_at
 from core.methods import fact, takes_any_size
+from core.origins import load_test
 from core.request import Request, parse
 from core.splits import split_of
 from scripts.tables.spec import DATA_KEYS, DEVICE_KEYS
