@@ -111,7 +111,7 @@ def _is_digest(value: Any) -> bool:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Append to a log. A torn last line is the reader's to drop (`workfolder.Log` does)."""
+    """Append to a log. A torn last line is the reader's to drop (`log.Log` does)."""
     operation("write", path)
     new = not path.exists()
     with named_errors(path), open(path, "ab") as file:
