@@ -16,6 +16,7 @@ class ConfigError(UserError):
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error says that memory was too small: Python's, or torch's on CUDA or a CPU."""
-    words = ("out of memory", "can't allocate memory")
+    words = ("out of memory", "can't allocate memory", "storage size calculation overflowed",
+             "numel: integer multiplication overflow")          # more than 2**63 bytes, or values
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(text in str(error).lower() for text in words))

@@ -58,10 +58,16 @@ def test_memory_that_ran_out_costs_a_sentence(capsys):
     def allocate():
         torch.empty(2**60)
 
+    def too_many_bytes():
+        torch.empty(2**31, 2**31, 2**5)
+
+    def too_many_values():
+        torch.zeros(3).expand(2**40, 2**30, 3).contiguous()
+
     def cuda():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    for body in (allocate, cuda):
+    for body in (allocate, too_many_bytes, too_many_values, cuda):
         assert command(lambda argv, body=body: body())() == 1
         assert re.fullmatch(r"error: out of memory: lower the batch size or the width \(.*\)\n",
                             capsys.readouterr().err)
