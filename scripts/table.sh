@@ -14,6 +14,14 @@ while [ $# -gt 0 ] && [[ $1 != -* && $1 != *=* ]]; do
   tables+=("$1")
   shift
 done
+before=
+for word in "$@"; do
+  case $before:$word in
+    --rows:* | --columns:* | --seeds:* | --jobs:* | *:-* | *:*=*) ;;
+    *) [ ${#tables[@]} = 0 ] || { echo "error: '$word': name all tables first, then options and key=value" >&2; exit 1; } ;;
+  esac
+  before=$word
+done
 if [ ${#tables[@]} = 0 ] && [[ " $* " != *" -h "* && " $* " != *" --help "* ]]; then
   echo "error: name a table first: bash scripts/table.sh NAME [--quick] [key=value ...]" >&2
   exit 1
@@ -28,6 +36,6 @@ exec 3>&2
 [ $status = 0 ] || exec 3>/dev/null         # what is wrong with the line was said; the cells that are there are printed
 for table in ${tables[@]+"${tables[@]}"}; do
   [ ${#tables[@]} = 1 ] || printf '\n%s\n\n' "$(basename "$table" .yaml)"
-  python scripts/table.py "$table" "$@" 2>&3
+  python scripts/table.py "$table" "$@" 2>&3 || [ $status != 0 ] || status=1
 done
 exit $status

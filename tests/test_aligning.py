@@ -232,6 +232,22 @@ def test_labels_beside_noise_are_checked(tmp_path, base, clean, noise):
     imported(tmp_path / "y.npz", base)
 
 
+def test_labels_of_class_wise_noise_are_the_classes_in_order(tmp_path, base):
+    values = np.random.default_rng(3).integers(-8, 9, (K, 32, 32, 3)).astype(np.int8)
+    np.savez(tmp_path / "x.npz", data=values, labels=np.arange(K)[::-1])
+    assert "labels disagree" in wrong(tmp_path / "x.npz", base)
+    np.savez(tmp_path / "y.npz", data=values, labels=np.arange(K))
+    np.savez(tmp_path / "z.npz", data=values)
+    np.testing.assert_array_equal(*(imported(tmp_path / f"{name}.npz", base) for name in "yz"))
+
+
+def test_images_that_are_like_none_of_the_base_set_are_refused(tmp_path, base):
+    """A blank image is nearest to its own row as to any."""
+    np.save(tmp_path / "grey.npy", np.full((ROWS, 32, 32, 3), 128, np.uint8))
+    assert "most of its images are not like those of the base set" in wrong(
+        tmp_path / "grey.npy", base)
+
+
 def test_a_few_rows_out_of_order_are_seen(tmp_path, base, poisoned, clean):
     """Two of sixty: more than noise could do to an outline."""
     order = np.arange(ROWS)

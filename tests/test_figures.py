@@ -249,6 +249,44 @@ def test_the_clean_set_of_a_purified_one(sweep, monkeypatch, digits):
     np.testing.assert_array_equal(clean_of(purified, "data").images, digits.images[:96])
 
 
+PARTS = """
+columns:
+  first:
+    purify: {jpeg}
+    split: first:40
+  last:
+    purify: {jpeg}
+    split: last:40
+""".format(jpeg=CONFIGS / "purifiers/jpeg.yaml")
+
+
+def test_parts_of_a_poisoned_set_are_held_against_their_own_rows(tmp_path, monkeypatch, digits):
+    text = STAGES[:STAGES.index("columns:")].replace('split: "first:96", ', "") + PARTS.lstrip()
+    monkeypatch.chdir(made(tmp_path, text))
+    table = spec.read_one("table.yaml")
+    poisoned = ImageSet.load(sets_of(planned()[0].record)[0].out).images.astype(float)
+    for point, rows in zip(points(table, planned()), (slice(40), slice(1397, 1437)), strict=True):
+        jpeg = ImageSet.load(sets_of(next(cell for cell in planned() if cell.column.name ==
+                                          point.family).record)[-1].out).images
+        error = np.square(poisoned[rows] - jpeg).mean((1, 2, 3))
+        assert point.psnr_poisoned == pytest.approx(
+            (10 * np.log10(255**2 / error)).mean(), abs=0.5)
+        clean = digits.images[rows].astype(float)
+        delta, left = poisoned[rows] - clean, jpeg - clean
+        shares = (left * delta).sum((1, 2, 3)) / np.square(delta).sum((1, 2, 3))
+        assert point.kept == pytest.approx(shares.mean(), abs=1e-4)
+    with pytest.raises(UserError, match=r"last has other images than first \(split=last:40\)"):
+        strips.strips_of(planned(), "data", slice(0, 2))
+
+
+def test_a_purified_clean_set_is_called_by_its_purifier(tmp_path, monkeypatch):
+    text = STAGES[:STAGES.index("rows:")] + "rows: {clean: []}\n" + PARTS.lstrip()
+    monkeypatch.chdir(made(tmp_path, text))
+    first = [cell for cell in planned() if cell.column.name == "first"]
+    _, strip = strips.strips_of(first, "data", slice(0, 2))
+    assert strip.label.splitlines()[0] == "first"
+
+
 def test_a_row_or_column_without_a_set_has_no_strips(stages, monkeypatch):
     """It is trained on the clean images themselves."""
     monkeypatch.chdir(stages)
@@ -605,6 +643,7 @@ def test_numbers_come_back_as_they_were_printed(sweep, monkeypatch, capsys):
     (NUMBERS.replace("em | vae 4 |", "em | vae 5 |"), "numbers.md:8: table.yaml has no 'vae 5'"),
     (NUMBERS.replace("| lsp | none", "| lps | none"), "no 'lps'; did you mean 'lsp'?"),
     (NUMBERS.replace("| 90.6 |", "|"), "numbers.md:8: 6 cells under 7 heads"),
+    (NUMBERS.replace("22.21", "infinite"), "numbers.md:8: 'infinite' is no number"),
     (NUMBERS.replace("22.21", "much"), "numbers.md:8: 'much' is no number"),
     (NUMBERS.replace("90.6", "90.6 ± x (3)"), "'x' is no number"),
     (NUMBERS.replace("90.6", "about 90"), "'about 90' is no accuracy"),
@@ -616,6 +655,25 @@ def test_numbers_that_are_none_are_refused(text, words):
     assert outcome.status == 1
     assert words in outcome.error
     assert "no-such.md: No such file" in figure("fig2a", "--numbers", "no-such.md").error
+
+
+@pytest.mark.parametrize("text", ["inf", "nan"])
+def test_what_was_printed_of_a_set_that_is_its_own_clean_one_is_read(text):
+    Path("numbers.md").write_text(NUMBERS.replace("22.21", text))
+    Path("table.yaml").write_text(SWEPT.replace("SEEDS", "0"))
+    read = numbers.read_points(Path("numbers.md"), spec.read_one("table.yaml"))
+    assert [str(point.psnr_poisoned) for point in read].count(text) == 1
+
+
+@pytest.mark.parametrize(("cells", "said"), [
+    ("| 50.0 ± 1.0 (2) | 60.0 |", "its cells are of different numbers of seeds"),
+    ("| | |", "it has no accuracy")])
+def test_curves_that_are_none_are_refused(cells, said):
+    Path("table.yaml").write_text(SWEPT.replace("SEEDS", "0"))
+    Path("curves.md").write_text(
+        f"| trained on | epoch 1 | epoch 2 |\n|-|-|-|\n| lsp x none {cells}\n")
+    with pytest.raises(UserError, match=rf"curves\.md:3: {said}"):
+        numbers.read_curves(Path("curves.md"), spec.read_one("table.yaml"))
 
 
 def test_a_point_without_a_number_is_left_out():

@@ -191,6 +191,14 @@ def test_a_derived_column_waits_for_its_cells(tiny):
         assert derived().accuracies == []
 
 
+def test_a_wide_table_marks_an_oracles_column_whatever_its_last_row_lacks():
+    cells = [dataclasses.replace(found(row, "iss_best", *values), chosen="jpeg" * len(values))
+             for row, values in (("em", [60.0]), ("lsp", []))]
+    for order in (cells, cells[::-1]):
+        head, _ = render.wide(order)
+        assert head[-1] == "iss_best † (oracle)"
+
+
 def test_a_row_whose_poison_does_not_poison_is_marked(tiny):
     table = spec.read_one(str(tiny))
     clean = found("clean", "none", 90.0, 92.0)
@@ -238,12 +246,14 @@ def test_a_table_without_a_record_says_which_lines_of_it_were_run_here(tiny, tmp
     """What was typed to run_table.py has to be typed here too."""
     monkeypatch.setattr(noted, "PLANS", tmp_path)
     for words in ([str(tiny), "--seeds=7"], [str(tiny), "--seeds=7", "standard.width=2"],
-                  ["other.yaml"]):
+                  ["other.yaml"], ["configs/tables/le_table3.yaml", "--quick"]):
         noted.note(words, [], sets=False)
     said = run_command(render.main, tiny, "--seeds", "7").stdout.splitlines()[0]
     assert f"); what was run here of it: {tiny} --seeds=7 standard.width=2" in said
     assert "other.yaml" not in said
     assert said.count("standard.width=2") == 1
+    by_name = run_command(render.main, "le_table3", "--seeds", "7").stdout
+    assert "what was run here of it: configs/tables/le_table3.yaml --quick" in by_name
 
 
 def test_a_line_can_be_without_published_numbers(tiny):

@@ -186,6 +186,19 @@ def test_a_record_that_is_there_twice_counts_once(results):
     assert "75.0 ±" not in " ".join(page.inside.values())
 
 
+def test_a_record_that_lies_in_two_of_the_folders_is_on_it_once(results, tmp_path):
+    shutil.copytree(results / "em", tmp_path / "beside/em")
+    ids = page_of(results, tmp_path / "beside").all("id")
+    assert len(ids) == len(set(ids))
+
+
+def test_a_readme_that_is_no_text_does_not_stop_the_page(results):
+    for name in ("README.md", "em.md"):
+        (results / name).write_bytes(b"\xff\xfe")
+    (results / "em.png").write_bytes((ROOT / "results/small/purified.png").read_bytes())
+    assert any("75.0" in text for text in page_of(results).inside.values())
+
+
 def test_other_epochs_are_no_other_seed(results):
     """Records of one protocol that was changed otherwise stand in tables of their own; how often a
     network was tested does not matter."""
@@ -343,6 +356,7 @@ def test_a_mistake_is_one_sentence(results, words, error):
     ("tables:\n  a: {table: [b]}", "index.yaml:2: unknown key 'a.table'; did you mean 'a.tables'"),
     ("tables:\n  a: {tables: [no_such]}", "no_such.yaml"),
     ("- a", "index.yaml: expected `key: value` lines"),
+    ("table: {}", "index.yaml:1: unknown section 'table'; did you mean 'tables'?"),
 ])
 def test_a_mistake_in_an_index_is_one_sentence(results, index, error):
     (results / "index.yaml").write_text(index)

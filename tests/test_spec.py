@@ -47,6 +47,9 @@ project, here, tiny, several = tables.project, tables.here, tables.tiny, tables.
     ("columns:", "colums:", r"tiny\.yaml:\d+: unknown key 'colums'.*columns"),
     ("data: ", "dta: ", r"settings: unknown key 'dta'"),
     ("seeds: [0, 1]", "seeds: []", r"at least one seed"),
+    ("seeds:", "let: {seed: 7}\nseeds:", r"tiny\.yaml:\d+: let: seed: in braces it is what each"),
+    ("    over: {quality: [10, 50]}", "    over: {quality: [10, 50], set: [a]}",
+     r"tiny\.yaml:\d+: jpeg: over: set: in braces it is what each cell has of its own"),
     ("method", "method", ""),
 ])
 def test_a_mistake_in_a_table_is_named(tiny, old, new, message):
@@ -58,6 +61,27 @@ def test_a_mistake_in_a_table_is_named(tiny, old, new, message):
     with pytest.raises(UserError) as error:
         planned(tiny)
     assert re.search(message, str(error.value)), error.value
+
+
+def test_a_mistake_in_a_smaller_form_is_the_forms(tiny):
+    changed(tiny, "title: tiny", "title: tiny\nquick: {over: {qality: [10, 50]}, rows: [lsp]}")
+    with pytest.raises(UserError, match=r"tiny\.yaml:3: over: no row or column has 'qality' to "
+                                        r"be less of; did you mean 'quality'"):
+        planned(tiny, QUICK)
+    changed(tiny, "qality:", "quality:")
+    assert {cell.row.name for cell in planned(tiny, QUICK)} == {"lsp"}
+    changed(tiny, "rows: [lsp]", "rows: [lps]")
+    with pytest.raises(UserError, match=r"tiny\.yaml:3: quick: rows: the table has no 'lps'; did"):
+        planned(tiny, QUICK)
+
+
+@pytest.mark.parametrize("text", ["clean,lsp,a,b", "clean, lsp, a, b"])
+def test_a_name_with_any_comma_can_be_chosen(tiny, text):
+    for name in ("a,b", "a,  b"):
+        changed(tiny, "  clean: []\n", f'  clean: []\n  "{name}": []\n')
+        rows = spec.read_one(str(tiny), Choice.split(["--rows", text])[0]).rows
+        assert [line.name for line in rows] == ["clean", name, "lsp"]
+        changed(tiny, f'  "{name}": []\n', "")
 
 
 @pytest.mark.parametrize("size", ["quick", "small"])
@@ -316,7 +340,19 @@ def test_a_seed_typed_in_two_ways_is_one():
     assert Choice.of(parser.parse_args(["--seeds", "0,00,1"])).seeds == (0, 1)
 
 
+@pytest.mark.parametrize(("data", "said"), [
+    ("[]", "it names no data set"), ("[digits, digits]", "it has one twice")])
+def test_data_sets_are_some_and_each_once(several, data, said):
+    changed(several, "data: [digits, photos]", f"data: {data}")
+    changed(several, "for:\n  photos: {let: {other: digits}, evaluate: {evaluate: "
+            "configs/learners/em100.yaml}}\n", "")
+    with pytest.raises(UserError, match=rf"several\.yaml:3: data: {said}"):
+        spec.read(str(several))
+
+
 @pytest.mark.parametrize(("line", "said"), [
+    ("table.sh le_table3 threads=1 fig4", "error: 'fig4': name all tables first"),
+    ("table.sh le_table3 --rows em fig4", "error: 'fig4': name all tables first"),
     ("quickstart.sh --seeds", "usage: "), ("quickstart.sh --seeds two", "usage: "),
     ("quickstart.sh --seeds 0", "usage: "), ("quickstart.sh --out", "usage: "),
     ("table.sh --columns none le_table3", "error: name a table first")])

@@ -168,6 +168,8 @@ def noise_of_rows(found: Foreign, values: np.ndarray, base: ImageSet, where: str
         check_labels(found.labels, labels, np.arange(count), where)
         return (lambda rows: values[rows]), "noise an image"
     if len(values) == base.num_classes:
+        classes = np.arange(base.num_classes)
+        check_labels(found.labels, classes, classes, where)
         return (lambda rows: values[labels[rows]]), "noise a class"
     if len(values) == 1:
         return (lambda rows: np.repeat(values, rows.stop - rows.start, 0)), "one noise for all"
@@ -250,6 +252,9 @@ def place_images(found: Foreign, images: np.ndarray, base: ImageSet, where: str)
         raise UserError(f"{where}: the order is not the base set's: image {strange[0]} is nearer "
                         f"to row {nearest[strange[0]]} than to its own, and so {len(strange)} of "
                         f"{len(images)}")
+    if (own < LIKE).mean() > 0.5:
+        raise UserError(f"{where}: most of its images are not like those of the base set in their "
+                        "place, nor in another; name the base that they were made from")
     check_labels(found.labels, base.labels, rows, where)
     check_wrapped(images, base.images, where)
     return Aligned(images, f"{found.form}, {how}", rows)

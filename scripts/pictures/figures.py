@@ -28,6 +28,7 @@ from the numbers that it printed, without its records and sets. D-VAE's toy: scr
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -167,7 +168,7 @@ def require(cells: list[plan.Cell], arguments: argparse.Namespace, settings: lis
         raise UserError(
             f"{arguments.figure}: {broken} of {len(cells)} cells of {arguments.table} lack their "
             f"record{', sets or checkpoint' if sets else ''} ({len(missing)} artefacts); "
-            f"python scripts/run_table.py {' '.join(words_of(arguments, settings, sets))} makes "
+            f"python scripts/run_table.py {shlex.join(words_of(arguments, settings, sets))} makes "
             "them")
 
 

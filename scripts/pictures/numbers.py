@@ -73,7 +73,11 @@ def read_curves(path: Path, table: Table) -> dict[tuple[str, str], np.ndarray]:
                             + suggest(name, list(keys)))
         cells = {head: cell for head, cell in cells.items() if cell}
         epochs = [number_of(head.removeprefix("epoch "), line) for head in cells]
-        accuracies = np.array([read_spread(cell, line) for cell in cells.values()])
+        spreads = [read_spread(cell, line) for cell in cells.values()]
+        if len({len(spread) for spread in spreads}) != 1:
+            raise UserError(f"{line}: " + ("its cells are of different numbers of seeds" if spreads
+                                           else "it has no accuracy"))
+        accuracies = np.array(spreads)
         found[keys[name]] = np.stack([np.broadcast_to(epochs, accuracies.T.shape), accuracies.T],
                                      axis=-1)
     return found
@@ -98,7 +102,7 @@ def read_table(path: Path, needed: list[str]) -> list[tuple[str, dict[str, str]]
 
 
 def number_of(text: str, line: str) -> float:
-    value = read_number(text)
+    value = float(text) if text in ("inf", "nan") else read_number(text)    # as they are printed
     if value is None:
         raise UserError(f"{line}: '{printable(text)}' is no number")
     return float(value)

@@ -9,6 +9,7 @@ from core.artefact import read_array
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.origins import clean_of
+from core.splits import short
 from scripts.pictures import style
 from scripts.tables import plan
 from scripts.tables.formats import markdown
@@ -148,7 +149,7 @@ def stages(table: Table, cells: list[plan.Cell], rows: slice) -> dict[str, list[
 def strips_of(cells: list[plan.Cell], root: str, rows: slice) -> list[Strip]:
     """Of one poison: clean, then each column's set with its accuracy, and p_hat before the set of
     the column that saved it."""
-    clean = None
+    clean = first = None
     strips = []
     for ((cell, record),) in records_of(cells).values():
         chain = sets_of(cell.record)
@@ -156,13 +157,18 @@ def strips_of(cells: list[plan.Cell], root: str, rows: slice) -> list[Strip]:
             continue
         final = ImageSet.load(chain[-1].out)
         if clean is None:
-            clean = clean_of(final, root).images[rows]
+            clean, first = clean_of(final, root).images[rows], cell
+            origin = final.meta["root"]
             strips.append(Strip("clean", clean / 255, None))
+        if final.meta["root"] != origin:
+            raise UserError(f"{cell.column.name} has other images than {first.column.name} (split="
+                            f"{short(final.meta['root'].get('split', 'train'))}): a figure shows "
+                            "the same ones in every row; --columns chooses")
         saved = chain[-1].out / "p_hat1.npy"
         if saved.exists():
             p_hat = read_array(saved, final.meta)[rows].astype(np.float64)
             strips.append(Strip("p_hat of stage 1", None, p_hat))
-        name = "poisoned" if len(chain) == 1 else name_of(cell.column.name)
+        name = "poisoned" if chain[-1].job.kind == "poisons" else name_of(cell.column.name)
         name = style.plain_label(name, WRAP)
         strips.append(strip_of(f"{name}\n{100 * record['accuracy_last']:.1f} %", final.images[rows],
                             clean))

@@ -35,6 +35,8 @@ from scripts.tables.measure import read_log
 from scripts.tables.table import Choice
 from scripts.tables.table import Table as Wanted
 
+SECTIONS = ("data", "copies", "tables", "printed", "retired")     # of an index.yaml
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -195,7 +197,12 @@ def add_printed(root: Root, shown: dict[str, str], results: Results) -> None:
 def read_index(root: Path) -> dict[str, Node]:
     """The sections of a folder's index.yaml; none without one."""
     path = root / "index.yaml"
-    return config.read_file(path).value if path.exists() else {}
+    index = config.read_file(path).value if path.exists() else {}
+    for key, node in index.items():
+        if key not in SECTIONS:
+            raise UserError(f"{node.origin}: unknown section '{key}'"
+                            + config.suggest(key, SECTIONS, "sections"))
+    return index
 
 
 def section_of(index: dict[str, Node], key: str, kind: type) -> dict:
@@ -214,13 +221,18 @@ def data_of(record: dict, index: dict[str, Node]) -> str:
 
 
 def load_records(root: Path, results: Results) -> dict[Path, dict]:
-    """Every finished record below a folder. One that is damaged is left out, and said to be."""
+    """Every finished record below a folder that no folder before it has. One that is damaged is
+    left out, and said to be."""
+    before = {kept.record["fingerprint"] for kept in results.kept.values()}
     found = {}
     for folder in records.folders(root):
         try:
-            found[folder] = records.load(folder)
+            record = records.load(folder)
         except UserError as error:
             results.left_out.append(str(error))
+        else:
+            if record["fingerprint"] not in before:
+                found[folder] = record
     return found
 
 

@@ -1,5 +1,6 @@
 """What was printed and drawn: tables as Markdown has them, pictures with their captions."""
 
+import contextlib
 import functools
 import re
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from core import reading
 from core.artefact import is_partial
+from core.errors import UserError
 from core.methods import list_methods
 from scripts.tables.formats import read_markdown
 from scripts.tables.wording import NAMES, name_of
@@ -101,7 +103,7 @@ def pictures(root: Path) -> list[Path]:
 def picture(path: Path) -> Picture:
     caption, line = captions(path.parent).get(path.name, (name_of(path.stem), ""))
     numbers = next((path.with_suffix(kind) for kind in (".md", ".txt")
-                    if path.with_suffix(kind).exists()), None)
+                    if text_at(path.with_suffix(kind))), None)
     attacks, defences = (mentioned(caption, room) for room in ("poisons", "purifiers"))
     return Picture(path, caption, attacks, defences, line, numbers)
 
@@ -119,17 +121,21 @@ def names_of(room: str) -> tuple[str, ...]:
 
 def captions(folder: Path) -> dict[str, tuple[str, str]]:
     """Picture -> (what it is, line), of the README.md of a folder."""
-    readme = folder / "README.md"
-    tables, _ = blocks(reading.text(readme)) if readme.exists() else ([], ())
+    tables, _ = blocks(text_at(folder / "README.md"))
     return {line[0].strip("`"): (line[1], line[2]) for head, *lines in tables
             for line in lines if head[:3] == ["picture", "what it is", "line"] and len(line) == 3}
 
 
 def heading(folder: Path) -> str:
     """The first heading of a folder's README.md, or its name."""
-    readme = folder / "README.md"
-    if readme.exists():
-        for line in reading.text(readme).splitlines():
-            if line.startswith("# "):
-                return line.removeprefix("# ").strip()
+    for line in text_at(folder / "README.md").splitlines():
+        if line.startswith("# "):
+            return line.removeprefix("# ").strip()
     return folder.resolve().name
+
+
+def text_at(path: Path) -> str:
+    """'' where there is none, or what is no text."""
+    with contextlib.suppress(UserError):
+        return reading.text(path) if path.exists() else ""
+    return ""

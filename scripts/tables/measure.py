@@ -21,6 +21,7 @@ from core.errors import UserError
 from core.imageset import ImageSet
 from core.origins import clean_of
 from core.perturbation import difference, measure
+from core.splits import rows_of
 from scripts.tables import plan, wording
 from scripts.tables.table import Table
 
@@ -93,7 +94,7 @@ def points(table: Table, cells: list[plan.Cell], *, perceptual: bool = False
         if key not in clean:
             clean[key] = clean_of(final, table.settings.get("root", "data"))
         poisons = [made for made in chain if made.job.kind == "poisons"]
-        given = ImageSet.load(poisons[-1].out).first(len(final)) if poisons else clean[key]
+        given = rows_of(final, ImageSet.load(poisons[-1].out)) if poisons else clean[key]
         purified = chain[-1] not in poisons
         return (measure(given, final).psnr if purified else None,
                 measure(clean[key], final).psnr,

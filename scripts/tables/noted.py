@@ -59,4 +59,6 @@ def lines_of(table: str, but: str) -> list[str]:
         found = read(PLANS)
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return sorted({one.line for one in found if shlex.split(one.line)[:1] == [table]} - {but})
+    return sorted({one.line for one in found
+                   if [Path(word).stem for word in shlex.split(one.line)[:1]] == [Path(table).stem]}
+                  - {but})

@@ -109,7 +109,8 @@ def unmeasured(tables: Iterable[Table], cells: list[plan.Cell]) -> str:
 def made(cells: list[plan.Cell], words: list[str]) -> str:
     """The line that makes a table, and how long that takes."""
     timings = estimates.Estimates()
-    times = [timings.of(artefact) for artefact in plan.wanted(cells, {})]
+    missing = plan.wanted(cells, records.committed(), sets="--sets" in words)
+    times = [timings.of(artefact) for artefact in missing]
     others = noted.lines_of(words[0], but=shlex.join(words))
     return (f"python scripts/run_table.py {shlex.join(words)} makes them ({estimates.total(times)})"
             + (f"; what was run here of it: {'; '.join(others)}" if others else ""))
@@ -151,7 +152,9 @@ def long(entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
 
 def wide(entries: list[Entry]) -> tuple[tuple[str, ...], list[list[str]]]:
     """One line a row of the table."""
-    columns = {e.column: f"{e.column} † (oracle)" if e.chosen else e.column for e in entries}
+    oracles = {e.column for e in entries if e.chosen}       # one without numbers chose nothing
+    columns = {e.column: f"{e.column} † (oracle)" if e.column in oracles else e.column
+               for e in entries}
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for e in entries:
         row = f"{e.row} ‡" if e.mark else e.row

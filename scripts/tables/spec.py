@@ -86,10 +86,12 @@ def read(path: str, choice: Choice = WHOLE, overrides: tuple[str, ...] = ()) -> 
     own = {name: section(tree.value, name) for name in FORMS}
     small = config.read([TABLES / f"{size}.yaml"]).value | own[size] if size else {}
     tree.value = {key: node for key, node in tree.value.items() if key not in FORMS}
+    usual = {}              # what the form takes of the table, unless others are chosen
     for key in ("rows", "columns"):
         if key in small and isinstance(small[key].value, list):
-            usual = tuple(map(config.text, small.pop(key).value))
-            choice = dataclasses.replace(choice, **{key: getattr(choice, key) or usual})
+            usual[key] = small.pop(key).value
+            names = tuple(map(config.text, usual[key]))
+            choice = dataclasses.replace(choice, **{key: getattr(choice, key) or names})
     tree.value |= {key: node for key, node in small.items() if key not in SIZE_KEYS}
     for override in overrides:
         if "=" not in override:
@@ -99,13 +101,22 @@ def read(path: str, choice: Choice = WHOLE, overrides: tuple[str, ...] = ()) -> 
     typed = {key: value for key, value in given.items() if key not in methods}
 
     def chosen_of(table: Table) -> Table:
+        for key, nodes in usual.items():
+            lines = getattr(table, key)
+            for name, origin in ((config.text(node), node.origin) for node in nodes):
+                if not any(named(line, (name,)) for line in lines):
+                    raise UserError(f"{origin}: {size}: {key}: the table has no '{name}'"
+                                    + config.suggest(name, [line.name for line in lines]))
         return keys.over(choice.of_table(alone(table, small, size)), methods)
 
     if typed.get("data") == "":
         raise UserError("data=: it names no data set")
     if "data" not in tree.value:
         return (chosen_of(read_block(path, tree, "", small, typed)),)
+    origin = tree.value["data"].origin
     sets = tuple(map(config.text, as_list(tree.value.pop("data"))))
+    if not sets or len(set(sets)) < len(sets):
+        raise UserError(f"{origin}: data: {'it has one twice' if sets else 'it names no data set'}")
     changes = section(tree.value, "for")
     for name, node in changes.items():
         if name not in sets and not size:
@@ -156,12 +167,18 @@ def read_block(path: str, tree: Node, data_set: str, small: dict[str, Node],
         if key not in known:
             raise UserError(f"{where}: unknown key '{key}'{config.suggest(key, known)}; a "
                             f"method's own keys {own}")
+    check_places("let", section(tree.value, "let"))
     words = {key: config.text(node) for key, node in section(tree.value, "let").items()}
     if small and (sets := section(small, "sets")):
         words = {key: config.text(sets[value]) if value in sets else value
                  for key, value in words.items()}
     rows, columns = (read_lines(section(tree.value, key), small, words)
                      for key in ("rows", "columns"))
+    swept = {key for line in (*rows, *columns) for key in line.variables}
+    for key, node in section(small, "over").items():
+        if key not in swept:
+            raise UserError(f"{node.origin}: over: no row or column has '{key}' to be less of"
+                            + config.suggest(key, sorted(swept)))
     for lines, others in ((rows, columns), (columns, rows)):
         for line in lines:
             for name in line.only:
@@ -268,6 +285,7 @@ def read_lines(nodes: dict[str, Node], small: dict[str, Node], words: dict[str, 
                     raise UserError(f"{item.origin}: unknown key '{key}'"
                                     + config.suggest(key, LINE_KEYS))
             steps, over = node.value["steps"], section(node.value, "over")
+            check_places(f"{name}: over", over)
             if "reported" in node.value:
                 reported = names_of(node.value["reported"])
             if "only" in node.value:
@@ -295,6 +313,13 @@ def read_lines(nodes: dict[str, Node], small: dict[str, Node], words: dict[str, 
             if [line.name for line in lines].count(label) > 1:
                 raise UserError(f"{node.origin}: there are two of the name '{label}'")
     return tuple(lines)
+
+
+def check_places(where: str, given: dict[str, Node]) -> None:
+    """Raise UserError for a name that every step has a value of its own for."""
+    for key in keys.PLACES.keys() & given.keys():
+        raise UserError(f"{given[key].origin}: {where}: {key}: in braces it is what each cell has "
+                        "of its own; take another name")
 
 
 def check_steps(name: str, steps: list[Step], learner: Step | None, over: dict[str, Node],

@@ -167,9 +167,10 @@ WHOLE = Choice()
 def rejoined(parts: tuple[str, ...], known: set[str]) -> tuple[str, ...]:
     """What was split at its commas as names again, of which some ('blur, sigma 1') have a comma
     too; the longest known name wins."""
+    spaced = {re.sub(r"\s*,\s*", ", ", name): name for name in known}
     for end in range(len(parts), 1, -1):
-        if ", ".join(parts[:end]) in known:
-            return ", ".join(parts[:end]), *rejoined(parts[end:], known)
+        if (name := ", ".join(parts[:end])) in spaced:
+            return spaced[name], *rejoined(parts[end:], known)
     return (parts[0], *rejoined(parts[1:], known)) if parts else ()
 
 
