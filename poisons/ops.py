@@ -27,7 +27,8 @@ COLOURS = np.array([[v >> 2 & 1, v >> 1 & 1, v & 1] for v in range(8)])     # {0
 class Config(Keys):
     sparsity: Count = 1             # pixels a class; paper: 1
     # of the pixel. code: mean / sd of |v - x| over images and channels, which made the published
-    # sets; paper: equation 2, mean / variance over images of the sum over channels
+    # sets, and whose colours of one place overwrite each other; paper: equation 2, mean / variance
+    # over images of the sum over channels, a place once a class
     formula: Literal["code", "paper"] = "code"
 
 
@@ -41,6 +42,9 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     if clean.num_classes * config.sparsity > pairs:
         raise UserError(f"ops.sparsity: {clean.num_classes} classes of {config.sparsity} pixels "
                         f"each, but there are {pairs} pairs of place and colour")
+    if config.formula == "paper" and config.sparsity > pairs // 8:
+        raise UserError(f"ops.sparsity: {config.sparsity} pixels a class, but an image has "
+                        f"{pairs // 8}: write at most so many")
     places = search(clean, config)
 
     def pixels(images: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -56,14 +60,17 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
 
 def search(clean: ImageSet, config: Config) -> dict[int, list[tuple[int, int, int]]]:
     """label -> (row, column, index of COLOURS) of its pixels. A pair of place and colour that an
-    earlier class took is not taken again."""
+    earlier class took is not taken again, and with `paper` no place twice by one class."""
     height, width = clean.image_shape
     means, moments = class_moments(clean)
     taken, places = np.zeros(height * width * 8, bool), {}
     for label in np.unique(clean.labels).tolist():
         scores = score(means[label], moments[label], config.formula)        # (H, W, 8)
         scores = np.where(taken, 0, scores.reshape(-1))
-        best = np.argsort(scores, kind="stable")[: -config.sparsity - 1 : -1]
+        best = np.argsort(scores, kind="stable")[::-1]
+        if config.formula == "paper":       # the best colour of a place; of the release's, the last
+            best = best[np.sort(np.unique(best // 8, return_index=True)[1])]
+        best = best[: config.sparsity]
         taken[best] = True
         places[label] = [(pair // 8 // width, pair // 8 % width, pair % 8)
                          for pair in best.tolist()]

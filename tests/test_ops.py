@@ -27,8 +27,12 @@ def slow_search(images: np.ndarray, labels: np.ndarray, sparsity: int = 1, formu
                         score = distance.sum(1).mean() / distance.sum(1).var()
                     key = (row, column, tuple(colour))
                     scores.append((0 if key in taken else score, key))
-        order = np.argsort([score for score, _ in scores], kind="stable")[::-1][:sparsity]
-        found[label] = [scores[i][1] for i in order]
+        order = np.argsort([score for score, _ in scores], kind="stable")[::-1]
+        found[label] = []
+        for row, column, colour in (scores[i][1] for i in order):
+            used = {(row, column) for row, column, _ in found[label]}
+            if len(found[label]) < sparsity and (formula == "code" or (row, column) not in used):
+                found[label].append((row, column, colour))
         taken |= set(found[label])
     return found
 
@@ -56,6 +60,19 @@ def test_the_pixels_are_those_of_a_slow_search(small, formula, sparsity):
         for row, column, colour in pixels:
             by_hand[labels == label, row, column] = 255 * np.array(colour)
     np.testing.assert_array_equal(np.load(out / "images.npy"), by_hand)
+
+
+def test_pixels_are_of_different_places_by_the_papers_formula(tmp_path):
+    """A place where a class is nearly grey has the best scores, whatever colour it gets."""
+    random = np.random.default_rng(0)
+    images, labels = random.integers(60, 200, (60, 4, 4, 3)).astype(np.uint8), np.arange(60) % 3
+    images[:, 1, 2] = 128 + np.arange(60)[:, None] % 2
+    source = write_imageset(tmp_path / "small", images, labels, classes=3)
+    keys = ["method=ops", f"data={source}", "ops.formula=paper"]
+    after = np.load(succeed(poison_main, *keys, "ops.sparsity=2") / "images.npy")
+    assert ((after != images).any(3).sum((1, 2)) == 2).all()
+    assert "17 pixels a class, but an image has 16" in run_command(
+        poison_main, *keys, "ops.sparsity=17").error
 
 
 def test_more_pixels_than_there_are_pairs(tmp_path):
