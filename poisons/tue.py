@@ -68,6 +68,9 @@ class Config(Shared):
         if self.contrast_weight == self.csd_weight == 0:
             raise ConfigError("csd_weight", "with two weights of 0 nothing moves the noise")
         if self.contrast_weight == 0:
+            if not self.random_start:       # CSD has no gradient where all noise is the same
+                raise ConfigError("random_start", "no noise at the start and no contrastive loss: "
+                                                  "nothing moves the noise; set it to true")
             for field_ in fields(self):
                 usual = field_.default_factory() if field_.default is MISSING else field_.default
                 if field_.name not in ALONE and getattr(self, field_.name) != usual:

@@ -147,13 +147,28 @@ def test_values_are_the_releases():
         tue.Config(csd_weight=0.0)
 
 
+def test_noise_of_nothing_has_no_separability_to_descend():
+    """All distances are 0, and so is their gradient; a contrastive loss moves the noise."""
+    nothing = torch.zeros(12, 3, 4, 4, requires_grad=True)
+    [gradient] = torch.autograd.grad(plain_csd(nothing, torch.arange(12) % 3), nothing)
+    assert not gradient.any()
+    with pytest.raises(ConfigError, match="nothing moves the noise") as caught:
+        tue.Config(random_start=False)
+    assert caught.value.key == "random_start"
+    tue.Config(random_start=False, contrast_weight=1.0)
+
+
 @pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(tue.Config)
                                  if field.name != "contrast_weight"])
 def test_a_key_of_what_does_not_learn_is_refused(key, tmp_path, small):
     """Without a contrastive loss a key gives other noise, or is refused."""
     usual = tue.Config(batch_size=16, epochs=3, steps=3)
     others = {"epsilon": 4 / 255, "step_size": 2 / 255, "steps": 2, "epochs": 2, "last_epoch": 2,
-              "noise_batches": 1, "batch_size": 8, "rounding": "round", "random_start": False}
+              "noise_batches": 1, "batch_size": 8, "rounding": "round"}
+    if key == "random_start":
+        with pytest.raises(ConfigError, match="nothing moves the noise"):
+            dataclasses.replace(usual, random_start=False)
+        return
     if key not in others:
         value = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
         value = value if key in value else {key: ELSE[key]}
