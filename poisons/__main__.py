@@ -110,7 +110,8 @@ def inspect(request: Request, clean: ImageSet, poisoned: ImageSet, run: Run) -> 
     found = measure(clean, poisoned)
     height, width = clean.image_shape
     if found.changed_rows == 0:
-        raise UserError(f"{run.out}: no pixel changed; is the budget below a grey level?")
+        raise UserError(f"{run.out}: no pixel changed: the budget is below a grey level, or the "
+                        "loss has no gradient here")
     check_bound(request.module.bound(request.config), found, 3 * height * width,
                 getattr(request.config, "rounding", "round"))
     probe = linear_probe(clean, poisoned, run.rng("probe"))

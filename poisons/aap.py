@@ -84,6 +84,7 @@ def bound(config: Config) -> tuple[str, float]:
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus its own noise, towards the next class or, not
     `targeted`, away from its own."""
+    targets = targets_of(clean, run, targeted=config.targeted)
     views = contrastive_views(config.surrogate.strength, config.flip)
 
     def augmented(images: torch.Tensor, labels: torch.Tensor, step: int
@@ -92,7 +93,6 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
 
     frozen = FrozenSurrogate(
         train_surrogate(clean, config.surrogate, run, transform=augmented), run.device)
-    targets = targets_of(clean, targeted=config.targeted)
 
     def noise(images: torch.Tensor, _: torch.Tensor, rows: slice) -> torch.Tensor:
         """Of a block of rows, as many at a time as fit one pass."""

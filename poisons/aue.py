@@ -25,6 +25,7 @@ from core.imageset import ImageSet
 from core.ranges import Share
 from core.run import Run
 from core.views import fresh
+from poisons.crafting import require_classes
 from poisons.frozen import FrozenSurrogate
 from poisons.transforms import contrastive_views
 from poisons.turns import Shared, bound, take_turns
@@ -45,6 +46,7 @@ class Config(Shared):
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus its own noise."""
+    require_classes(clean)
     views = contrastive_views(config.strength, config.flip)
 
     def augmented(images: torch.Tensor, name: str, step: int) -> torch.Tensor:

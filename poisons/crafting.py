@@ -63,17 +63,31 @@ def add_noise(clean: ImageSet, craft: Craft, run: Run, *, rounding: Rounding = "
                           beside=beside, slice_rows=slice_rows, exact=False)
 
 
-def targets_of(clean: ImageSet, *, targeted: bool) -> torch.Tensor:
-    """The labels (N,) that noise descends to, each the class after its own, or ascends from."""
-    return other_class(clean, 1) if targeted else clean.labels_at()
-
-
-def other_class(clean: ImageSet, shift: int) -> torch.Tensor:
-    """The class (N,) `shift` after each row's own. Raises UserError for a set of one class."""
+def require_classes(clean: ImageSet, why: str = "the loss of its only label is 0, whatever the "
+                                                "noise") -> None:
+    """Raise UserError for a set of one class."""
     if clean.num_classes < 2:
-        raise UserError(f"{clean.meta['name']} has one class: there is no other for the noise to "
-                        "lead to")
-    return (clean.labels_at() + shift) % clean.num_classes
+        raise UserError(f"{clean.meta['name']} has one class: {why}; take a set of two or more")
+
+
+def targets_of(clean: ImageSet, run: Run, *, targeted: bool) -> torch.Tensor:
+    """The labels (N,) whose loss the noise moves: each the class after its own, or its own. Raises
+    UserError for a set of one class."""
+    if targeted:
+        return other_class(clean, 1, run)
+    require_classes(clean)
+    return clean.labels_at()
+
+
+def other_class(clean: ImageSet, shift: int, run: Run) -> torch.Tensor:
+    """The class (N,) `shift` after each row's own; says for how many rows that has no image. Raises
+    UserError for a set of one class."""
+    require_classes(clean, "there is no other for the noise to lead to")
+    targets = (clean.labels_at() + shift) % clean.num_classes
+    empty = ~np.isin(targets, clean.labels)
+    if empty.any():
+        run.say(f"{empty.mean():.1%} of the images are led to a class that has no image")
+    return targets
 
 
 @torch.no_grad()

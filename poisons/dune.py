@@ -47,7 +47,7 @@ from core.ranges import (
     Weight,
 )
 from core.run import Run
-from poisons.crafting import add_noise, craft_rows, on_device, report_seen
+from poisons.crafting import add_noise, craft_rows, on_device, other_class, report_seen
 from poisons.ensemble import Surrogate, check_checkpoints, train_ensemble
 from poisons.frozen import FrozenSurrogate
 
@@ -136,7 +136,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     if config.shift % clean.num_classes == 0:
         raise UserError(f"dune.shift: {config.shift} of {clean.num_classes} classes further is the "
                         "own one")
-    targets = (clean.labels_at() + config.shift) % clean.num_classes
+    targets = other_class(clean, config.shift, run)
     ensemble = train_ensemble(clean, config.checkpoints, config.surrogate, run)
     colours = find_colours(clean, targets, ensemble, config, run) if config.colour else None
 
@@ -200,14 +200,14 @@ def search(cost: Cost, config: Swarm, rng: np.random.Generator) -> np.ndarray:
 def costs(colours: np.ndarray, clean: ImageSet, rows: np.ndarray, targets: torch.Tensor,
           ensemble: list[FrozenSurrogate], price: Price, run: Run) -> np.ndarray:
     """What each of the colours (particles, 3) costs, as a mean over these rows, (particles,)."""
-    shifts = torch.from_numpy(colours.astype(np.float32)).to(run.device.torch)
-    total = torch.zeros(len(shifts), dtype=torch.float64, device=shifts.device)
+    candidates = torch.from_numpy(colours.astype(np.float32)).to(run.device.torch)
+    total = torch.zeros(len(candidates), dtype=torch.float64, device=candidates.device)
     size = craft_rows(clean.image_shape, run.device.kind)
     for part in np.split(rows, range(size, len(rows), size)):
         images, _ = on_device(clean, part, run)
         target = targets[part].to(images.device)
-        for number, shift in enumerate(shifts):
-            shifted = (images + shift[:, None, None]).clamp_(0, 1)
+        for number, colour in enumerate(candidates):
+            shifted = (images + colour[:, None, None]).clamp_(0, 1)
             losses = [F.cross_entropy(frozen(shifted), target, reduction="sum")
                       for frozen in ensemble]
             total[number] += sum(losses) / len(losses) + price(images, shifted).sum()

@@ -23,7 +23,7 @@ from core.pgd import pgd
 from core.ranges import Count
 from core.run import Run
 from core.training import count_right
-from poisons.crafting import on_device, slices
+from poisons.crafting import on_device, require_classes, slices
 from poisons.frozen import FrozenSurrogate
 from poisons.minmin import (
     Shared,
@@ -52,6 +52,7 @@ class Config(Shared):
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus its own noise. Resumable within a round."""
+    require_classes(clean)
     model, optimizer = build_surrogate(clean, config, run)
     frozen = FrozenSurrogate(model, run.device)
     noise = TwoFiles(clean, run)

@@ -23,7 +23,7 @@ from core.pgd import pgd
 from core.ranges import Count, Share
 from core.run import Run
 from core.training import count_right
-from poisons.crafting import on_device, say_not_shared
+from poisons.crafting import on_device, require_classes, say_not_shared
 from poisons.frozen import FrozenSurrogate
 from poisons.minmin import (
     Shared,
@@ -50,6 +50,7 @@ class Config(Shared):
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus the noise of its class."""
+    require_classes(clean)
     say_not_shared(run)
     model, optimizer = build_surrogate(clean, config, run)
     frozen = FrozenSurrogate(model, run.device)

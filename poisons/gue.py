@@ -36,7 +36,6 @@ from torch import nn
 
 from core.batches import Batches
 from core.config import Place
-from core.errors import UserError
 from core.graphs import adam
 from core.imageset import ImageSet, Rounding
 from core.loop import Loop
@@ -44,7 +43,7 @@ from core.ranges import BatchSize, Count, Keys, LinfRadius, Positive, PositiveOr
 from core.run import Run
 from models.classifiers import Architecture, check_images, classifier
 from models.noise_unet import NoiseUNet
-from poisons.crafting import say_not_shared
+from poisons.crafting import require_classes, say_not_shared
 from poisons.generated import add_generated, check_sides, load_generator
 
 VERSION = 1
@@ -106,8 +105,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
 
 def train_generator(clean: ImageSet, config: Config, run: Run) -> nn.Module:
     """The generator after the last epoch; resumable."""
-    if clean.num_classes < 2:
-        raise UserError("gue: the set has one class, and the game needs a wrong one")
+    require_classes(clean, "the game needs a wrong one")
     say_not_shared(run)
     theta, generator = players(clean, config, run)
     follower = copy.deepcopy(theta)         # theta_T

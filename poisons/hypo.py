@@ -75,7 +75,7 @@ def bound(config: Config) -> tuple[str, float]:
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus its own noise."""
-    targets = targets_of(clean, targeted=config.variant == "p1")
+    targets = targets_of(clean, run, targeted=config.variant == "p1")
     frozen = FrozenSurrogate(train_surrogate(clean, config.surrogate, run), run.device)
     step_size = config.epsilon / 5 if config.step_size is None else config.step_size
 

@@ -43,7 +43,7 @@ from core.streams import BLOCK
 from core.training import Normalised, right
 from core.views import TRIES, random_boxes
 from models.classifiers import Architecture, check_images
-from poisons.crafting import add_noise, craft_rows, on_device
+from poisons.crafting import add_noise, craft_rows, on_device, require_classes
 from poisons.frozen import FrozenSurrogate
 from poisons.minmin import build_surrogate
 from poisons.transforms import crop_and_flip, resized_crop_and_flip
@@ -106,6 +106,7 @@ def min_min_max(clean: ImageSet, config: Config, run: Run, inner: "Adversary") -
     """The formula above, over theta too: every step makes the noise of its minibatch, with the
     adversary `inner` inside, and trains the surrogate against `attack`; then the last surrogate's
     noise for every image. Resumable."""
+    require_classes(clean)
     model, optimizer = build_surrogate(clean, config, run, lambda network: Normalised(
         network, (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)))
     frozen = FrozenSurrogate(model, run.device)

@@ -20,9 +20,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from core.errors import UserError
 from core.imageset import ImageSet, Rounding
 from core.pgd import Gradient, gradient_of, pgd
 from core.ranges import Count, Keys, LinfRadius, StepSize
@@ -61,7 +63,10 @@ def bound(config: Config) -> tuple[str, float]:
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus its own noise, for the class half-way round."""
-    targets = other_class(clean, clean.num_classes // 2)
+    targets = other_class(clean, clean.num_classes // 2, run)
+    if config.loss != "sep" and not np.isin(targets, clean.labels).all():
+        raise UserError(f"sep.loss: {config.loss} needs images of every class half-way round; write"
+                        " sep, or take images of each class")
     ensemble = train_ensemble(clean, config.checkpoints, config.surrogate, run)
     centroids = [class_features(frozen, clean, run) for frozen in ensemble] \
         if config.loss != "sep" else []

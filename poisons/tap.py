@@ -75,6 +75,7 @@ def bound(config: Config) -> tuple[str, float]:
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     """Row i of the result is row i of `clean` plus the noise of the best restart."""
+    targets = targets_of(clean, run, targeted=config.targeted)
     transform = ShiftAndFlip(config, run)
 
     def transformed(images: torch.Tensor, labels: torch.Tensor, step: int
@@ -85,7 +86,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
         train_surrogate(clean, config.surrogate, run, transform=transformed), run.device)
     losses = []
     for restart in range(config.restarts):
-        losses.append(craft(clean, frozen, transform, restart, config, run))
+        losses.append(craft(clean, targets, frozen, transform, restart, config, run))
         run.say(f"restart {restart + 1} of {config.restarts}: loss {losses[-1]:.4f}")
     best = int(np.argmin(losses))
     run.note("restarts", losses=losses, best=best)
@@ -93,14 +94,13 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     poisoned = clean.map_pixels(
         lambda _, rows: torch.from_numpy(np.array(crafted[rows])), run)
     report_seen("says the next class" if config.targeted else "is right", poisoned, frozen,
-                targets_of(clean, targeted=config.targeted), run)
+                targets, run)
     return poisoned
 
 
-def craft(clean: ImageSet, frozen: FrozenSurrogate, transform: "ShiftAndFlip", restart: int,
-          config: Config, run: Run) -> float:
+def craft(clean: ImageSet, targets: torch.Tensor, frozen: FrozenSurrogate,
+          transform: "ShiftAndFlip", restart: int, config: Config, run: Run) -> float:
     """One restart, as state/restart<n>.npy; returns its mean loss over the set."""
-    targets = targets_of(clean, targeted=config.targeted)
     sign = 1 if config.targeted else -1
     file = RowFile(run.work / "state" / f"loss{restart}.npy", (len(clean),), np.float32)
 

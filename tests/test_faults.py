@@ -147,7 +147,7 @@ FAULTS = [
           "19595, 38470, 7471", "7471, 38470, 19595",
           "purifiers.py::test_gray_is_pillows_luma_in_three_channels"),
     fault("TAP aims at the class after the next", "poisons/crafting.py",
-          "other_class(clean, 1)", "other_class(clean, 2)",
+          "other_class(clean, 1,", "other_class(clean, 2,",
           f"{ATTACKS}test_taps_crafting_is_the_releases_loop"),
     fault("SEP's centroids are not divided by their class", "poisons/sep.py",
           "return total / counts.clamp(min=1)", "return total / counts.sum()",

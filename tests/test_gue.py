@@ -321,7 +321,7 @@ def test_values_are_the_releases():
 def test_what_cannot_be_is_one_sentence(tmp_path, small):
     for images, classes, message in (
             (np.s_[:, :, :6], 4, "images of 8x6 pixels do not fit the generator, .* of 8"),
-            (np.s_[:], 1, "gue: the set has one class, and the game needs a wrong one")):
+            (np.s_[:], 1, "has one class: the game needs a wrong one")):
         clean = as_set(small.images[images], small.labels % classes, classes)
         with new_run(tmp_path / str(classes)) as run, pytest.raises(UserError, match=message):
             gue.poison(clean, gue.Config(**SMALL), run)
