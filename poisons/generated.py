@@ -11,7 +11,7 @@ from core.imageset import ImageSet, Rounding
 from core.run import Run
 from models.noise_unet import SIDES, NoiseUNet
 from poisons.crafting import add_noise
-from poisons.noise import LIFT
+from poisons.noise import lifted
 
 
 def check_sides(shape: tuple[int, int]) -> None:
@@ -40,7 +40,6 @@ def add_generated(clean: ImageSet, generator: nn.Module, epsilon: float, roundin
 
     @torch.no_grad()
     def noise(images: torch.Tensor, *_) -> torch.Tensor:
-        made = epsilon * generator(images)
-        return made.add_(LIFT) if rounding == "floor" else made
+        return lifted(epsilon * generator(images), rounding)
 
     return add_noise(clean, noise, run, rounding=rounding)

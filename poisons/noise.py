@@ -16,6 +16,12 @@ from core.streams import BLOCK, by_block
 LIFT = 2**-16           # 0.004 of a grey level: in float32, x/255 + 8/255 can fall just below it
 
 
+def lifted(noise: torch.Tensor, rounding: Rounding) -> torch.Tensor:
+    """Noise, or images with it, so that rounding down meets whole levels as whole ones. In place.
+    """
+    return noise.add_(LIFT) if rounding == "floor" else noise
+
+
 class TwoFiles:
     """The noise of every image as float16 (N, H, W, 3): one file to read, one to write, by turns,
     so that a round killed in its middle still finds what it started from. Zeros, where nothing has
@@ -118,7 +124,6 @@ def publish(clean: ImageSet, noise: Noise, rounding: Rounding, run: Run, *, by_c
     labels = clean.labels_at()
 
     def noised(images: torch.Tensor, rows: slice) -> torch.Tensor:
-        images.add_(delta[labels[rows] if by_class else rows])
-        return images.add_(LIFT) if rounding == "floor" else images
+        return lifted(images.add_(delta[labels[rows] if by_class else rows]), rounding)
 
     return clean.map_rows(noised, run, rounding=rounding)

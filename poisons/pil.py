@@ -5,8 +5,8 @@ the class, on images that it no longer recognises. Source: Liu et al., ICLR 2026
 jinlinll/pil.
 
 Deviations: rounding is to the nearest level (the release stores floats, which its loader truncates:
-`rounding: floor`). Its surrogate has two linear layers without bias; one with a bias, as here once,
-is `surrogate.architecture: linear`.
+`rounding: floor`); on a GPU the surrogate learns in bf16. It has two linear layers without bias;
+one with a bias, as here once, is `surrogate.architecture: linear`.
 """
 
 from dataclasses import dataclass, field
@@ -29,10 +29,10 @@ from core.ranges import (
     Weight,
 )
 from core.run import Run
-from core.streams import BLOCK, by_block
 from core.training import RateSchedule
 from models.classifiers import Architecture
 from poisons.crafting import add_noise
+from poisons.noise import uniform_noise
 from poisons.surrogates import Training, train_surrogate
 
 VERSION = 2     # 1: one layer with a bias, weight decay, a constant rate, x - delta clipped
@@ -88,9 +88,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
             unsure = -F.log_softmax(model(images - delta), 1).mean(1).sum()     # KL + a constant
             return config.weight * as_noise + (1 - config.weight) * unsure
 
-        start = by_block(rows, lambda block: torch.rand(
-            BLOCK, *images.shape[1:], generator=run.stream("pil/start", block)))
-        start = (2 * start.to(images) - 1).mul_(config.epsilon)
+        start = uniform_noise(rows, clean.image_shape, config.epsilon, run).to(images)
         nothing = torch.zeros_like(images)          # delta is free of the image
         return -pgd(nothing, start, gradient_of(loss), epsilon=config.epsilon,
                     step_size=config.step_size, steps=config.steps, clip="none")

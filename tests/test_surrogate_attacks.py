@@ -271,7 +271,7 @@ def test_pils_crafting_is_the_releases_loop(tmp_path, contrasts, in_double):
     in_double(pil, network)
     # a weight at which both terms count on so small a network
     config = pil.Config(epsilon=24 / 255, step_size=5 / 255, steps=8, weight=0.5)
-    ours = poisoned_by(pil, contrasts, config, tmp_path / "ours")
+    ours = poisoned_by(pil, contrasts, config, tmp_path / "ours", "pil")
     np.testing.assert_array_equal(ours, plain_pil(contrasts, config, network))
     for mistake in PIL_MISTAKES:
         assert (plain_pil(contrasts, config, network, mistake) != ours).any(), mistake
@@ -675,7 +675,7 @@ def test_pils_noise_is_what_the_line_sees(few_path, few, tmp_path):
     """Its loss falls, retyped for a plain matrix, and the noise alone is recognised."""
     images, _ = make("pil", few_path, "surrogate.learning_rate=0.05", "epsilon=32/255",
                      "step_size=3/255")
-    with new_run(tmp_path / "again", config={}) as run:
+    with new_run(tmp_path / "again", method="pil", config={}) as run:
         poisoned = pil.poison(few, pil.Config(
             epsilon=32 / 255, step_size=3 / 255,
             surrogate=dataclasses.replace(pil.Surrogate(), learning_rate=0.05)), run)
