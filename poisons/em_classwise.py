@@ -58,8 +58,8 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     minibatches = Endless(Batches(clean, config.batch_size, run, "surrogate"), config.train_steps)
     part = stratified(clean.labels, config.share, run.rng("subset"))
     errors: list[float] = []
-    loop = Loop(run, "em", config.max_rounds, model=model, optimizer=optimizer, noise=noise,
-                errors=errors)
+    loop = Loop(run, run.job.method, config.max_rounds, model=model, optimizer=optimizer,
+                noise=noise, errors=errors)
 
     for round_ in loop:
         model.train()

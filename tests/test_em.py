@@ -91,7 +91,7 @@ def change(attack, clean: ImageSet, config, out) -> np.ndarray:
 
 
 def errors_of(log: list[dict]) -> list[float]:
-    return [line["error"] for line in log if line["loop"] == "em"]
+    return [line["error"] for line in log if "error" in line]
 
 
 def stop_of(log: list[dict]) -> dict:
@@ -276,6 +276,14 @@ def test_rows_a_pass_change_speed_alone(tmp_path, small, in_double, monkeypatch)
     monkeypatch.setattr(imageset, "SLICE_ROWS", 11)
     parts, _ = poisoned_by(em, small, config, tmp_path / "parts")
     np.testing.assert_array_equal(whole, parts)
+
+
+@each_form
+def test_rounds_are_logged_by_the_methods_name(tmp_path, small, attack):
+    name = attack.__name__.rpartition(".")[2]
+    with new_run(tmp_path / "out", method=name) as run:
+        attack.poison(small, tiny(attack), run)
+        assert {line["loop"] for line in run.folder.log.lines() if "error" in line} == {name}
 
 
 @pytest.fixture(scope="module")

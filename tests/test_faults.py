@@ -103,7 +103,7 @@ FAULTS = [
           "label_smoothing=config.label_smoothing", "label_smoothing=0.1",
           f"{KEYS}[learners-smoothing-label_smoothing]"),
     fault("EM class-wise forgets its noise when it dies", "poisons/em_classwise.py",
-          "model=model, optimizer=optimizer, noise=noise,", "model=model, optimizer=optimizer,",
+          "optimizer=optimizer,\n                noise=noise,", "optimizer=optimizer,",
           "contract_resume.py::test_a_method_that_died_in_its_middle_goes_on"
           "[poisons-em_classwise-half]"),
     # --- learners ----------------------------------------------------------------------------
