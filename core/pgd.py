@@ -56,8 +56,8 @@ def lengths(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def gradient_of(loss: Loss) -> Gradient:
-    """The gradient of a loss that is summed over images: what an image gets does not depend on its
-    batch."""
+    """The gradient of a loss. Of one that is summed over images, what an image gets does not depend
+    on its batch; CP's, MI-UE's and TUE's compare the images of a batch, and their sign counts."""
 
     def gradient(images: torch.Tensor, step: int) -> torch.Tensor:
         images = images.detach().requires_grad_()

@@ -32,7 +32,8 @@ class Config(Keys):
     radius: Positive = 6 / 255 * math.sqrt(3 * 32 * 32)
     # pixels a side of a block of one colour; release: 8 at 32x32, APBench: 32 at 224x224
     patch: Count = 8
-    # class centres lie at +- this in each coordinate, within-class sd 4; release: 10
+    # class centres lie at +- this in each of the grid's F values, within-class sd sqrt(F / 3), 4 at
+    # 32x32; release: 10
     class_sep: Positive = 10.0
     positive_only: bool = False     # drop negative noise, as EM's released loaders do
     rounding: Rounding = "round"    # to whole grey levels: nearest, or down, as the release

@@ -107,6 +107,7 @@ def as_published(delta: torch.Tensor, config: Shared) -> torch.Tensor:
         delta.clamp_(min=0)
     if config.rounding == "floor":
         # Half precision holds 8/255 as 7.9999/255, which truncation would make 7; and in float32
-        # x/255 - 8/255 can fall just below its level. Twice half's rounding error lifts both.
+        # x/255 - 8/255 can fall just below its level. No less than half's rounding error, it lifts
+        # both.
         delta.add_(config.epsilon * 2**-11)
     return delta
