@@ -15,10 +15,10 @@ Deviations: the surrogate is trained here, as SEP's release trains its own, and 
 equally spaced over all epochs (the release reads 26 of such a training, which are not published,
 and takes every fifth); row i is the clean row i (the release groups rows by class); rounding to the
 nearest level (released loaders truncate: `rounding: floor`); of ImageNet, too, the swarm sees the
-first images of a class (the release: random ones). As in the release, LPIPS sees images in [0, 1],
-although it is made for [-1, 1]. One bug of the release is not repeated, by no key: its best
-position is a view into the swarm, so that what pulls the particles, and what it returns in the end,
-is where that particle has gone since.
+first images of a class (the release: random ones); on a GPU the surrogate learns in bf16. As in the
+release, LPIPS sees images in [0, 1], although it is made for [-1, 1]. One bug of the release is not
+repeated, by no key: its best position is a view into the swarm, so that what pulls the particles,
+and what it returns in the end, is where that particle has gone since.
 """
 
 import contextlib

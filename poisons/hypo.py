@@ -7,9 +7,9 @@ transforms. Source: Tao et al., NeurIPS 2021; code TLMichael/Delusive-Adversary.
 Deviations: L-inf 8/255 as in the benchmarks (the release: L2 0.5, which is `norm: l2` and `epsilon:
 0.5`); rounding to the nearest level (the release truncates: `rounding: floor`); the surrogate of
 the last epoch and of all images, less the last incomplete batch, not the best on 1,000 that are
-held out; P3-P5, which are universal noises, are not here. APBench's HYPO takes steps of 0.8/255
-(`step_size`) on a ResNet-18 (`surrogate.architecture`), whose training it does not tell:
-`preset=apbench`.
+held out; on a GPU it learns in bf16; P3-P5, which are universal noises, are not here. APBench's
+HYPO takes steps of 0.8/255 (`step_size`) on a ResNet-18 (`surrogate.architecture`), whose training
+it does not tell: `preset=apbench`.
 """
 
 from dataclasses import dataclass, field

@@ -11,9 +11,9 @@ Deviations: checkpoints equally spaced over all epochs (the release stores on CI
 improve on test images, on CIFAR-100 each: `checkpoints`, `surrogate.epochs`), the last incomplete
 batch dropped (`surrogate.drop_last`); CIFAR-10's mean and std on every data set (`surrogate.mean`,
 `surrogate.std`); 8/255 and rounding to the nearest level (the release: 2/255 and truncation:
-`epsilon`, `rounding`). Two bugs of the release are not repeated, by no key: in fa and fa_vr it
-takes the first checkpoint's centroids before any `eval()`, from batch statistics; and in fa_vr it
-takes the last checkpoint's centroids for all.
+`epsilon`, `rounding`); on a GPU the surrogate learns in bf16. Two bugs of the release are not
+repeated, by no key: in fa and fa_vr it takes the first checkpoint's centroids before any `eval()`,
+from batch statistics; and in fa_vr it takes the last checkpoint's centroids for all.
 """
 
 from collections.abc import Callable

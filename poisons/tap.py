@@ -7,7 +7,7 @@ the next class, under its own label, through random shifts and flips. Source: Fo
 Deviations: noise is kept in [0, 1] units, which is the same; a restart is judged by the loss of its
 noise as it ends, one step after the release does; CIFAR-10's mean and std but on CIFAR-100
 (`surrogate.mean`, `surrogate.std`); the surrogate's last incomplete batch is dropped
-(`surrogate.drop_last`).
+(`surrogate.drop_last`); on a GPU it learns in bf16.
 """
 
 from dataclasses import dataclass, field

@@ -5,8 +5,9 @@ one noise, which moves every image's features to the centre of the next cluster.
 al., CVPR 2023; code jiamingzhang94/Unlearnable-Clusters.
 
 Deviations: random crops are taken from the stored images, enlarged by 8/7 (the release resizes the
-originals to 256 pixels and crops to 224); k-means has a seed. As in the release, each generator is
-trained on the whole set, in index order (`scope: cluster`, `shuffle`).
+originals to 256 pixels and crops to 224); k-means has a seed; on a GPU a surrogate that is trained
+here learns in bf16. As in the release, each generator is trained on the whole set, in index order
+(`scope: cluster`, `shuffle`).
 """
 
 from dataclasses import dataclass, field
