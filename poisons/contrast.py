@@ -64,6 +64,10 @@ from poisons.noise import Noise, require_rows, uniform_noise
 
 Algorithm = Literal["simclr", "moco", "byol"]
 OR_OF_CLASSES = " or one noise a class (method=cp)"     # where the noise of each row is too much
+# key: the algorithms that have a use for it. What a data set's section in cp.yaml sets for all of
+# them, `queue` and `temperature`, is not here
+USED_BY = {"target_momentum": ("moco", "byol"), "update_in_noise_steps": ("moco", "byol"),
+           "dual_branch": ("byol",)}
 # (contrastive loss of this noise, a function of nothing; noise of each row; labels) -> the loss
 Descended = Callable[[Callable[[], torch.Tensor], torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -132,6 +136,14 @@ class Shared(Keys):
 
     def check_images(self, shape: tuple[int, int]) -> None:
         check_images(self.architecture, self.views.shape_of(shape))
+
+
+def refuse_idle(config: Shared) -> None:
+    """Raise ConfigError for a key that was set and that the algorithm has no use for."""
+    for key, algorithms in USED_BY.items():
+        if config.algorithm not in algorithms and getattr(config, key) != getattr(Shared, key):
+            raise ConfigError(key, f"changes nothing with {config.algorithm}: leave it out, or set "
+                                   f"algorithm to {' or '.join(algorithms)}")
 
 
 def bound(config: Shared) -> tuple[str, float]:

@@ -25,7 +25,7 @@ from core.config import Place
 from core.errors import ConfigError, UserError
 from core.imageset import ImageSet
 from core.run import Run
-from poisons.contrast import OR_OF_CLASSES, Shared, bound, craft, uniform
+from poisons.contrast import OR_OF_CLASSES, Shared, bound, craft, refuse_idle, uniform
 from poisons.noise import Noise, publish, require_rows, within
 
 __all__ = ["Config", "bound", "poison"]
@@ -45,6 +45,7 @@ class Config(Shared):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_idle(self)
         if self.start is not None and self.kind == "classwise":
             raise ConfigError("start", "class-wise noise starts from uniform noise; leave it out")
 

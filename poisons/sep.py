@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from core.errors import UserError
+from core.errors import ConfigError, UserError
 from core.imageset import ImageSet, Rounding
 from core.pgd import Gradient, gradient_of, pgd
 from core.ranges import Count, Keys, LinfRadius, StepSize
@@ -34,8 +34,8 @@ from poisons.ensemble import Surrogate, check_checkpoints, train_ensemble
 from poisons.frozen import FrozenSurrogate
 
 VERSION = 2     # 1: the surrogate's first epoch climbed one batch late
-SMOKE = {"steps": 2, "inner_steps": 2, "checkpoints": 2, "surrogate.width": 8,
-         "surrogate.epochs": 2, "surrogate.batch_size": 64, "surrogate.milestones": []}
+SMOKE = {"steps": 2, "checkpoints": 2, "surrogate.width": 8, "surrogate.epochs": 2,
+         "surrogate.batch_size": 64, "surrogate.milestones": []}
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ class Config(Keys):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_checkpoints(self.checkpoints, self.surrogate)
+        if self.loss != "fa_vr" and self.inner_steps != Config.inner_steps:
+            raise ConfigError("inner_steps", f"changes nothing with {self.loss}: leave it out, or "
+                                             "set loss to fa_vr")
 
 
 def bound(config: Config) -> tuple[str, float]:

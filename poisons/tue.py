@@ -27,7 +27,7 @@ from core.imageset import ImageSet
 from core.ranges import Count, Positive, PositiveOrZero
 from core.run import Run
 from core.views import Views
-from poisons.contrast import Shared, bound, craft, uniform
+from poisons.contrast import Shared, bound, craft, refuse_idle, uniform
 from poisons.noise import Noise, publish
 
 __all__ = ["Config", "bound", "poison"]
@@ -76,6 +76,7 @@ class Config(Shared):
                 if field_.name not in ALONE and getattr(self, field_.name) != usual:
                     raise ConfigError(field_.name, "changes nothing without a contrastive loss: set"
                                                    " a contrast_weight above 0")
+        refuse_idle(self)
 
 
 def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:

@@ -312,6 +312,12 @@ def test_what_cannot_be_is_one_sentence(classwise, tmp_path, small):
         cp.Config(start="x")
     with pytest.raises(ConfigError, match="4000 keys is not filled by whole batches of 512"):
         cp.Config(algorithm="moco", queue=4000)
+    for algorithm, key, value in (
+            ("simclr", "target_momentum", 0.5), ("simclr", "update_in_noise_steps", False),
+            ("simclr", "dual_branch", "paper"), ("moco", "dual_branch", "paper")):
+        with pytest.raises(ConfigError, match=f"changes nothing with {algorithm}: ") as caught:
+            cp.Config(algorithm=algorithm, **{key: value})
+        assert caught.value.key == key
     with new_run(tmp_path / "run") as run:
         with pytest.raises(UserError, match="the set has 40 rows, too few for a batch of 512"):
             cp.poison(small, cp.Config(width=2), run)

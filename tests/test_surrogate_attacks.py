@@ -23,6 +23,7 @@ from attacks import (
 )
 from conftest import as_floats, as_set, log_of, new_run, run_command, succeed, write_imageset
 
+from core.errors import ConfigError
 from core.imageset import ImageSet
 from core.pgd import gradient_of, pgd
 from core.streams import BLOCK, generator
@@ -458,8 +459,8 @@ def test_seps_crafting_is_the_releases_loop(tmp_path, contrasts, in_double, monk
     x, y = doubles(contrasts)
     monkeypatch.setattr(sep, "class_features", lambda frozen, *_: torch.stack(
         [frozen.features(x)[y == k].mean(0) for k in range(4)]))
-    config = sep.Config(loss=loss, epsilon=24 / 255, step_size=9 / 255, steps=2, inner_steps=3,
-                        checkpoints=3)
+    config = sep.Config(loss=loss, epsilon=24 / 255, step_size=9 / 255, steps=2, checkpoints=3,
+                        **({"inner_steps": 3} if loss == "fa_vr" else {}))
     with new_run(tmp_path / "ours") as run:
         monkeypatch.setattr(sep, "train_ensemble", lambda *_: [
             FrozenSurrogate(network, run.device) for network in networks])
@@ -646,7 +647,7 @@ def test_variance_reduction_equals_a_plain_loop(tmp_path):
     weights = torch.randn(3, 2, 3, 4, 4)
     gradients = [lambda x, _, w=w: (x - 0.5) * w for w in weights]
     images = torch.rand(2, 3, 4, 4)
-    config = sep.Config(inner_steps=5, epsilon=8 / 255, step_size=2 / 255)
+    config = sep.Config(loss="fa_vr", inner_steps=5, epsilon=8 / 255, step_size=2 / 255)
     x = (images + 3 / 255 * torch.randn_like(images).sign()).clamp(0, 1)
     with new_run(tmp_path / "run", seed=7) as run:
         found = sep.variance_reduced(x, images, gradients, 2, config, run)
@@ -657,6 +658,13 @@ def test_variance_reduction_equals_a_plain_loop(tmp_path):
         total = total + (v - 0.5) * weights[c] - ((x - 0.5) * weights[c] - mean)
         v = (v - 2 / 255 * total.sign()).clamp(images - 8 / 255, images + 8 / 255).clamp(0, 1)
     torch.testing.assert_close(found, total)
+
+
+@pytest.mark.parametrize("loss", ["sep", "fa"])
+def test_inner_steps_are_of_variance_reduction_alone(loss):
+    with pytest.raises(ConfigError, match=f"changes nothing with {loss}: ") as caught:
+        sep.Config(loss=loss, inner_steps=5)
+    assert caught.value.key == "inner_steps"
 
 
 def test_the_checkpoints_are_equally_spaced(few_path):

@@ -145,6 +145,8 @@ def test_values_are_the_releases():
     assert (moco.random_start, moco.train_steps) == (False, None)
     with pytest.raises(ConfigError, match="nothing moves the noise"):
         tue.Config(csd_weight=0.0)
+    with pytest.raises(ConfigError, match="changes nothing with simclr: "):
+        tue.Config(contrast_weight=1.0, target_momentum=0.5)
 
 
 def test_noise_of_nothing_has_no_separability_to_descend():
