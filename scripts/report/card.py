@@ -5,8 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.checkpoint import describe
+from core.config import plain
+from core.device import DeviceSettings
 from core.imageset import title
 from core.manual import typed
+from core.methods import find_method, is_method
 from scripts.report.curves import CARD, curve
 from scripts.report.elements import Markup, join, link, tag
 from scripts.report.gather import Kept, methods_of
@@ -15,7 +18,7 @@ from scripts.tables.wording import NAMES
 
 FILES = ("record.json", "config.yaml", "log.jsonl")     # meta.json beside them has their digests
 SAID = {"dataset", "attack", "defence", "accuracy", "sd", "source", "table", "named"}
-SHOWN = ("date", "seed", "protocol", "epochs", "best_epoch", "kept_epoch", "fingerprint")
+SHOWN = ("date", "seed", "protocol", "epochs", "best_epoch", "kept_epoch")
 
 
 def card(kept: Kept, name: str, back: str, known: list[dict],
@@ -63,9 +66,18 @@ def lineage(record: dict) -> Markup:
     learner = record["learner"]
     items.append(tag("li", tag("b", NAMES.get(learner, learner)),
                      f" training, {record['protocol']}, seed {record['seed']}; "
-                     f"{record['seconds']:,.0f} s; the defence saw {wording.saw(record)}",
-                     settings({**record["config"], **record["settings"]})))
+                     f"{record['seconds']:,.0f} s; the defence saw {wording.saw(record)}; apart "
+                     "from the defaults", settings({**unusual(record), **record["settings"]})))
     return tag("ol", *items)
+
+
+def unusual(record: dict) -> dict:
+    """What of a record's config is not the learner's default; all, of a learner that is no more."""
+    learner, config = record["learner"], record["config"]
+    if not is_method("learners", learner):
+        return config
+    usual = plain(find_method("learners", learner).Config())
+    return {key: value for key, value in config.items() if value != usual.get(key)}
 
 
 def settings(values: dict) -> Markup | None:
@@ -88,10 +100,12 @@ def facts(record: dict) -> Markup:
     found = {
         "commit": record["commit"] + changed if record.get("commit") else None,
         **{key: record.get(key) for key in SHOWN},
+        "fingerprint": record["fingerprint"][:16],
         "overrides": settings(record.get("overrides") or {}),
         "images a second": f"{record['images_per_second']:,.0f}",
         "versions": settings(record.get("versions", {})),
-        "device": settings(record.get("device", {}))}
+        "device": settings({key: value for key, value in record.get("device", {}).items()
+                            if value != getattr(DeviceSettings, key, None) and value is not False})}
     return tag("dl", *(join([tag("dt", key.replace("_", " ")), tag("dd", value)])
                        for key, value in found.items() if value is not None))
 

@@ -251,7 +251,8 @@ def keep(results: Results, place: Path, record: dict, index: dict[str, Node],
                       for step in plan.behind([cell.record]))
         part = [f"--rows={cell.row.name}", f"--columns={cell.column.name}",
                 f"--seeds={cell.seed}"]
-        line = table_line(cell.table.path, [*entry.settings, *part])
+        among = [word for word in entry.settings if not word.startswith("--seeds")]
+        line = table_line(cell.table.path, [*among, *part])
     results.kept[place] = Kept(place, record, log, data_of(record, index), lines, line)
 
 
