@@ -291,6 +291,15 @@ PRESETS = {
 }
 
 
+@pytest.mark.parametrize("like", ["imagenet", "imagenet100"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_steps_on_imagenet_are_d_vaes_5_and_other_studies_own(preset, like):
+    words = [f"preset={preset}"] if preset else []
+    request = parse([str(YAML), *words, f"like={like}", "data=digits"], "", "evaluate")
+    own = {"rem": 8, **dict.fromkeys(("iss", "apb", "bp", "miue", "l2"), 10)}
+    assert request.config.iterations == own.get(preset, 5)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_the_releases(preset):
     words = [f"preset={preset}"] if preset else []
