@@ -31,6 +31,7 @@ from core.ranges import is_optional, not_none, types_of
 Place = typing.NewType("Place", str)    # a text that is a path, perhaps behind `folder:`
 MOST_TEXT = 1 << 19     # bytes of a YAML file: some seconds
 MOST_DIGITS = 100       # of a number
+FLOAT32 = 3.4e38        # its largest, in which networks and optimisers compute
 MOST_DEPTH, MOST_NODES = 40, 100_000    # levels, and values with aliases unfolded
 TYPED = "command line"          # the origin of key=value
 TRUE, FALSE, NONE = {"true", "yes", "on"}, {"false", "no", "off"}, {"null", "none", "~", ""}
@@ -293,6 +294,8 @@ def read_scalar(kind: type, node: Node, key: str) -> Any:
     number = read_number(text)
     if number is None:
         raise UserError(f"{node.origin}: {key}: '{text}' is not a number")
+    if kind is float and abs(number) > FLOAT32:
+        raise UserError(f"{node.origin}: {key}: {text} is larger than any number that counts here")
     if kind is float:
         return float(number)        # 5 and 5.0 must have one fingerprint
     if number != int(number):

@@ -71,7 +71,7 @@ class BudgetRange(Range):
         super().check(key, value)
 
 
-MOST = {int: 2**62, float: 1e38}    # of any number: int64 ends at 2**63, float32 at 3.4e38
+MOST_WHOLE = 2**63 - 1              # of int64, which every whole number becomes
 Count = Annotated[int, Range(at_least=1)]
 CountOrZero = Annotated[int, Range(at_least=0)]
 BatchSize = Annotated[int, Range(at_least=2)]           # batch norm needs two
@@ -109,8 +109,8 @@ def check(kind: Any, value: Any, key: str) -> None:
         check(arguments[0], value, key)
     elif is_optional(kind) and value is not None:
         check(not_none(kind), value, key)
-    elif kind in MOST and abs(value) >= MOST[kind]:
-        raise ConfigError(key, f"{show(value)} is larger than any number that counts here")
+    elif kind is int and abs(value) > MOST_WHOLE:
+        raise ConfigError(key, f"{value} is larger than any whole number that counts here")
     elif origin is tuple:
         for number, item in enumerate(value):
             check(arguments[0], item, f"{key}.{number}")

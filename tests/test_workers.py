@@ -334,6 +334,14 @@ def test_an_estimate_is_of_what_like_steps_took():
     assert timings.of(made) == 31.0
 
 
+def test_another_network_is_no_measure():
+    estimates.Estimates().note(piece("one", architecture="resnet18", width=8), 44.0)
+    timings = estimates.Estimates()
+    assert timings.of(piece("one", rows=200, architecture="resnet18", width=8)) == 88.0
+    assert timings.of(piece("one", rows=200, architecture="wrn28_10", width=8)) is None
+    assert timings.of(piece("one", rows=200, architecture="resnet18", width=64)) is None
+
+
 def test_a_step_is_estimated_by_the_one_nearest_in_proportion():
     """400 is nearer to 1,000 than to 100."""
     for rows, seconds in ((100, 10.0), (1000, 200.0)):

@@ -22,7 +22,7 @@ class Estimates:
     def __init__(self) -> None:
         self._read = 0              # bytes of the file so far
         self._same: dict[str, list[float]] = {}                             # key -> seconds
-        self._like: dict[tuple[str, str], dict[float, list[float]]] = {}    # method -> work -> same
+        self._like: dict[tuple, dict[float, list[float]]] = {}      # `kind_of` -> work -> seconds
         self.refresh()
 
     def refresh(self) -> None:
@@ -30,16 +30,17 @@ class Estimates:
         found, self._read = read_timings(self._read)
         for key, seconds in found:
             self._same.setdefault(text_of(key), []).append(seconds)
-            works = self._like.setdefault((key[0], key[1]), {})
+            works = self._like.setdefault(kind_of(*key), {})
             works.setdefault(work_of(*key), []).append(seconds)
 
     def of(self, artefact: Artefact) -> float | None:
         """The median of what such a step took. Where none ever ran to its end here, that of its
-        method's steps that are nearest in size, in proportion; None if none is near."""
+        method's steps with such a network that are nearest in size, in proportion; None if none is
+        near."""
         key = key_of(artefact)
         if same := self._same.get(text_of(key)):
             return median(same)
-        work, like = work_of(*key), self._like.get((key[0], key[1]))
+        work, like = work_of(*key), self._like.get(kind_of(*key))
         if not like or not work:
             return None
         nearest = min(like, key=lambda other: abs(math.log(work / other)))
@@ -61,6 +62,11 @@ def key_of(artefact: Artefact) -> list:
 
 def text_of(key: list) -> str:
     return json.dumps(key, sort_keys=True)
+
+
+def kind_of(command: str, method: str, config: dict, rows: int) -> tuple:
+    """What steps have in common whose seconds are in proportion to their work."""
+    return command, method, str(config.get("architecture")), str(config.get("width"))
 
 
 def work_of(command: str, method: str, config: dict, rows: int) -> float:
