@@ -72,7 +72,7 @@ def make(request: Request, images: ImageSet, inputs: dict[str, str], method_conf
                 raise UserError(f"{section}.{key}: {error}") from None
             digests[key] = digests_at(path)
     settings = {"smoke": True} if request.smoke else {}
-    if request.limit is not None:
+    if request.limit is not None and request.limit <= len(images):      # else it left all rows
         settings["limit"] = request.limit
     if seed is None:
         seed = request.settings.seed or 0

@@ -3,8 +3,10 @@
 import pytest
 from conftest import digest, write_imageset
 
+from core import identity
 from core.errors import UserError
 from core.job import fingerprint_at
+from core.request import parse
 
 
 def test_an_artefact_may_have_a_dot_in_its_name(tmp_path, images, labels):
@@ -17,3 +19,13 @@ def test_an_artefact_may_have_a_dot_in_its_name(tmp_path, images, labels):
     (tmp_path / "vae-1.5.partial").mkdir()
     with pytest.raises(UserError, match=r"vae-1\.5: no such folder; it is unfinished"):
         fingerprint_at(str(tmp_path / "vae-1.5"))
+
+
+def test_a_limit_that_leaves_all_rows_is_none(few_path):
+    """320 rows are 320 rows, whatever larger number was typed."""
+    def settings(*words: str) -> dict:
+        request = parse(["method=gray", f"data={few_path}", *words], "", "purify")
+        return identity.purify(request, request.load_data(), None).settings
+
+    assert settings() == settings("--limit", "321") == settings("--limit", "99999") == {}
+    assert settings("--limit", "319") == {"limit": 319}
