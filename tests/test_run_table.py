@@ -82,6 +82,8 @@ def test_a_table_is_made_once(tiny, forks):
     changed(tiny, "[0]", "[5]")                         # whose like has been timed
     outcome = run_command(run_table.main, tiny, "--rows", "clean", "--dry-run")
     assert re.search(r"; 2 artefacts to make; estimate [\d.]+ \w+$", outcome.stderr, re.MULTILINE)
+    outcome = run_command(run_table.main, tiny, "--rows", "clean", "--dry-run", "--jobs", "2")
+    assert re.search(r"estimate [\d.]+ \w+, one job at a time$", outcome.stderr, re.MULTILINE)
 
 
 def test_a_failed_cell_does_not_stop_the_others(tiny, forks):

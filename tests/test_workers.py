@@ -334,12 +334,17 @@ def test_an_estimate_is_of_what_like_steps_took():
     assert timings.of(made) == 31.0
 
 
-def test_another_network_is_no_measure():
-    estimates.Estimates().note(piece("one", architecture="resnet18", width=8), 44.0)
+def test_an_estimate_is_of_a_like_network_on_images_of_this_size():
+    def made(rows: int, side: int, **config) -> Piece:
+        one = piece("one", rows=rows, **config)
+        return replace(one, image_shape=(side, side))
+
+    for side, width, seconds in ((16, 8, 10.0), (16, 64, 500.0), (32, 8, 40.0)):
+        estimates.Estimates().note(made(100, side, surrogate={"width": width}), seconds)
     timings = estimates.Estimates()
-    assert timings.of(piece("one", rows=200, architecture="resnet18", width=8)) == 88.0
-    assert timings.of(piece("one", rows=200, architecture="wrn28_10", width=8)) is None
-    assert timings.of(piece("one", rows=200, architecture="resnet18", width=64)) is None
+    found = [timings.of(made(200, side, surrogate={"width": width}))
+             for side, width in ((16, 8), (16, 64), (32, 8), (32, 64))]
+    assert found == [20.0, 1000.0, 80.0, None]
 
 
 def test_a_step_is_estimated_by_the_one_nearest_in_proportion():

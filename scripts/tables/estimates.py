@@ -13,7 +13,8 @@ from core.errors import UserError
 from scripts.tables.plan import Artefact
 
 TIMINGS = Path("runs/timings.jsonl")
-ALIKE = 10      # times the size of a timed step: further away networks and images are others too
+ALIKE = 10      # times the size of a timed step: further away what does not grow with it counts
+NETWORK = ("architecture", "width")     # keys of a method, or of a section of it
 
 
 class Estimates:
@@ -22,7 +23,7 @@ class Estimates:
     def __init__(self) -> None:
         self._read = 0              # bytes of the file so far
         self._same: dict[str, list[float]] = {}                             # key -> seconds
-        self._like: dict[tuple, dict[float, list[float]]] = {}      # `kind_of` -> work -> seconds
+        self._like: dict[str, dict[float, list[float]]] = {}    # method and network -> work -> same
         self.refresh()
 
     def refresh(self) -> None:
@@ -30,17 +31,17 @@ class Estimates:
         found, self._read = read_timings(self._read)
         for key, seconds in found:
             self._same.setdefault(text_of(key), []).append(seconds)
-            works = self._like.setdefault(kind_of(*key), {})
-            works.setdefault(work_of(*key), []).append(seconds)
+            works = self._like.setdefault(alike_of(*key), {})
+            works.setdefault(work_of(*key[:4]), []).append(seconds)
 
     def of(self, artefact: Artefact) -> float | None:
         """The median of what such a step took. Where none ever ran to its end here, that of its
-        method's steps with such a network that are nearest in size, in proportion; None if none is
-        near."""
+        method's steps, with such a network on images of this size, that are nearest in work, in
+        proportion; None if none is near."""
         key = key_of(artefact)
         if same := self._same.get(text_of(key)):
             return median(same)
-        work, like = work_of(*key), self._like.get(kind_of(*key))
+        work, like = work_of(*key[:4]), self._like.get(alike_of(*key))
         if not like or not work:
             return None
         nearest = min(like, key=lambda other: abs(math.log(work / other)))
@@ -57,16 +58,21 @@ class Estimates:
 
 def key_of(artefact: Artefact) -> list:
     """What seconds depend on: not on the seed."""
-    return [artefact.step.command, artefact.job.method, artefact.job.config, artefact.rows]
+    return [artefact.step.command, artefact.job.method, artefact.job.config, artefact.rows,
+            list(artefact.image_shape)]
 
 
 def text_of(key: list) -> str:
     return json.dumps(key, sort_keys=True)
 
 
-def kind_of(command: str, method: str, config: dict, rows: int) -> tuple:
-    """What steps have in common whose seconds are in proportion to their work."""
-    return command, method, str(config.get("architecture")), str(config.get("width"))
+def alike_of(command: str, method: str, config: dict, rows: int, *shape: object) -> str:
+    """What steps share whose seconds are in proportion to their work."""
+    sections = {"": config, **{key: value for key, value in config.items()
+                               if isinstance(value, dict)}}
+    network = {f"{name}.{key}": section[key] for name, section in sections.items()
+               for key in NETWORK if key in section}
+    return text_of([command, method, network, *shape])
 
 
 def work_of(command: str, method: str, config: dict, rows: int) -> float:
@@ -89,11 +95,11 @@ def read_timings(start: int = 0) -> tuple[list[tuple[list, float]], int]:
     for line in lines.splitlines():
         with contextlib.suppress(ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
             entry = reading.parse_json(line)
-            command, method, config, rows = entry["key"]
+            command, method, config, rows, *_ = entry["key"]    # older ones have no shape
             seconds = float(entry["seconds"])
             if (0 <= seconds < math.inf and 0 < work_of(command, method, config, rows) < math.inf
                     and {type(command), type(method)} == {str}):
-                found.append(([command, method, config, rows], seconds))
+                found.append((entry["key"], seconds))
     return found, start + len(lines) + len(end)
 
 

@@ -40,6 +40,7 @@ class Artefact:
     device: DeviceSettings
     brief: bool = False             # its command takes less than its start: a filter of images
     known: bool = True              # False: a data set behind it is not here, nor is its digest
+    image_shape: tuple[int, ...] = ()   # height and width of what it reads, for estimates
 
     def __str__(self) -> str:
         return f"{self.step.command} {self.out.name}"
@@ -299,7 +300,8 @@ class Planner:
             brief = step.command == "purify" and not (
                 request.trained_as or request.parts or fact(request.module, "SEES_SET"))
             self.artefacts[out] = Artefact(step, job, (*arguments, f"out={out}"), out, unique,
-                                           len(reads), check, request.device, brief, known)
+                                           len(reads), check, request.device, brief, known,
+                                           reads.image_shape)
         return self.artefacts[out]
 
 

@@ -69,8 +69,9 @@ def main(argv: list[str] | None = None) -> None:
     for check in dict.fromkeys(artefact.check for artefact in missing):
         check()
     times = [timings.of(artefact) for artefact in missing]
+    alone = ", one job at a time" if arguments.jobs > 1 and set(times) - {None} else ""
     say(f"{titles}: {len(cells)} cells; {len(missing)} artefacts to make; {estimates.total(times)}"
-        + " if one job at a time" * (arguments.jobs > 1 and bool(missing)))
+        + alone)
     if arguments.dry_run:
         for artefact, seconds in zip(missing, times, strict=True):
             print(f"{about(seconds):>12}  python {shlex.join(artefact.line)}")
