@@ -657,12 +657,19 @@ def test_numbers_that_are_none_are_refused(text, words):
     assert "no-such.md: No such file" in figure("fig2a", "--numbers", "no-such.md").error
 
 
-@pytest.mark.parametrize("text", ["inf", "nan"])
-def test_what_was_printed_of_a_set_that_is_its_own_clean_one_is_read(text):
-    Path("numbers.md").write_text(NUMBERS.replace("22.21", text))
-    Path("table.yaml").write_text(SWEPT.replace("SEEDS", "0"))
-    read = numbers.read_points(Path("numbers.md"), spec.read_one("table.yaml"))
-    assert [str(point.psnr_poisoned) for point in read].count(text) == 1
+def test_an_infinite_psnr_is_read_back_and_said_to_be_missing(capsys):
+    table = spec.read_one(str(CONFIGS / "tables/fig2b.yaml"))
+    measured = [Point("em", "none", "", [50.0], None, 20.0, None),
+                Point("em", "jpeg", "5", [60.0], math.inf, 20.0, None, kept=math.nan),
+                Point("em", "jpeg", "10", [70.0], 21.0, math.inf, None, kept=0.5)]
+    numbers.print_points(measured)
+    Path("numbers.md").write_text(capsys.readouterr().out)
+    _, first, second = numbers.read_points(Path("numbers.md"), table)
+    assert (first.psnr_poisoned, second.psnr_clean) == (math.inf, math.inf)
+    assert math.isnan(first.kept)
+    charts.draw_trade_off(table, [first, second], "digits", argparse.Namespace(to="poisoned"))
+    assert capsys.readouterr().err == \
+        "note: not in this figure, for their PSNR is infinite: em x jpeg 5\n"
 
 
 @pytest.mark.parametrize(("cells", "said"), [

@@ -64,6 +64,14 @@ def note_left_out(measured: list[Point], drawn: Iterable[tuple[str, str]]) -> No
         note(f"not in this figure, which plots what `over` varies: {', '.join(left)}")
 
 
+def note_endless(measured: list[Point], *keys: str) -> None:
+    """Say which points have an infinite PSNR, as of a set that was not changed."""
+    endless = [f"{point.row} x {point.family} {point.value}" for point in measured
+               if point.value and any(getattr(point, key) == math.inf for key in keys)]
+    if endless:
+        note(f"not in this figure, for their PSNR is infinite: {', '.join(endless)}")
+
+
 def show_points(axis, x, series: list[Point], key: str, look: tuple[str, str], label: str,
                 hollow: bool = False) -> None:
     """`key` of the points against x: joined where every one is the mean of several seeds."""
@@ -93,6 +101,8 @@ def draw_rate(table: Table, measured: list[Point], data: str, arguments) -> obje
     lines = {row: line for row, line in lines.items() if line}
     refuse_nothing(table, lines, "a column `vae` with `over`, behind a poison")
     note_left_out(measured, [(row, "vae") for row in lines])
+    note_endless([point for line in lines.values() for point in line], "psnr_poisoned",
+                 "psnr_clean")
     looks = {row: SERIES[i % len(SERIES)] for i, row in enumerate(lines)}
     figure = style.sheet(3.7)
     left, right = figure.subplots(1, 2)
@@ -159,6 +169,7 @@ def draw_trade_off(table: Table, measured: list[Point], data: str, arguments) ->
     style.legend(figure, *axes, columns=2)
     note_left_out(measured, [(row, family) for row in rows for family in families
                              if swept(measured, row, family, by)])
+    note_endless(measured, by)
     for axis, row in zip(axes, rows, strict=True):
         style.label_points(axis, texts[row], levels[row])
     return figure
@@ -217,6 +228,7 @@ def draw_sweep(table: Table, measured: list[Point], data: str, arguments) -> obj
         raise UserError(f"{table.path}: this figure plots one variable of `over` that has several "
                         f"values, not {', '.join(sorted(names)) or 'none'}")
     note_left_out(measured, lines)
+    note_endless([point for line in lines.values() for point in line], "psnr_clean")
     [name] = names
     figure = style.sheet(6.3)
     axes = figure.subplots(3, 1, sharex=True)
