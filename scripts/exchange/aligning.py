@@ -168,13 +168,26 @@ def noise_of_rows(found: Foreign, values: np.ndarray, base: ImageSet, where: str
         check_labels(found.labels, labels, np.arange(count), where)
         return (lambda rows: values[rows]), "noise an image"
     if len(values) == base.num_classes:
-        classes = np.arange(base.num_classes)
-        check_labels(found.labels, classes, classes, where)
-        return (lambda rows: values[labels[rows]]), "noise a class"
+        order, kind = order_of_classes(found.labels, base.num_classes, where)
+        return (lambda rows: values[order[labels[rows]]]), kind
     if len(values) == 1:
         return (lambda rows: np.repeat(values, rows.stop - rows.start, 0)), "one noise for all"
     raise UserError(f"{where}: noise for {len(values)} images, but the base set has {count} images "
                     f"of {base.num_classes} classes; name the base it was made for")
+
+
+def order_of_classes(labels: np.ndarray | None, count: int, where: str
+                     ) -> tuple[np.ndarray, str]:
+    """Which noise each class has, of one a class, and that in words; without labels, the i-th."""
+    order = np.arange(count)
+    if labels is None or np.array_equal(labels, order):
+        return order, "noise a class"
+    if np.array_equal(np.sort(labels), order + 1):
+        raise UserError(f"{where}: its labels count from 1; save labels - 1")
+    if not np.array_equal(np.sort(labels), order):
+        raise UserError(f"{where}: noise of {count} classes whose labels are not 0 to {count - 1}, "
+                        "each once")
+    return np.argsort(labels), "noise a class, each by its label"
 
 
 def add(noise: Callable, units: Units, base: ImageSet, options: Options, pool: bool) -> np.ndarray:
@@ -252,9 +265,10 @@ def place_images(found: Foreign, images: np.ndarray, base: ImageSet, where: str)
         raise UserError(f"{where}: the order is not the base set's: image {strange[0]} is nearer "
                         f"to row {nearest[strange[0]]} than to its own, and so {len(strange)} of "
                         f"{len(images)}")
-    if (own < LIKE).mean() > 0.5:
-        raise UserError(f"{where}: most of its images are not like those of the base set in their "
-                        "place, nor in another; name the base that they were made from")
+    unlike = np.flatnonzero(own < LIKE)
+    if 2 * len(unlike) > len(images):               # one colour is as near to every row
+        raise UserError(f"{where}: {len(unlike)} of {len(images)} images are unlike the base "
+                        f"set's, the first is {unlike[0]}; name the base that it was made for")
     check_labels(found.labels, base.labels, rows, where)
     check_wrapped(images, base.images, where)
     return Aligned(images, f"{found.form}, {how}", rows)
