@@ -186,17 +186,12 @@ def test_a_record_that_is_there_twice_counts_once(results):
     assert "75.0 ±" not in " ".join(page.inside.values())
 
 
-def test_a_record_that_lies_in_two_of_the_folders_is_on_it_once(results, tmp_path):
-    shutil.copytree(results / "em", tmp_path / "beside/em")
-    ids = page_of(results, tmp_path / "beside").all("id")
+def test_a_record_of_two_folders_is_there_once(results):
+    other = shutil.copytree(results, results.parent / "there")
+    page = page_of(results, other)
+    ids = page.all("id")
     assert len(ids) == len(set(ids))
-
-
-def test_a_readme_that_is_no_text_does_not_stop_the_page(results):
-    for name in ("README.md", "em.md"):
-        (results / name).write_bytes(b"\xff\xfe")
-    (results / "em.png").write_bytes((ROOT / "results/small/purified.png").read_bytes())
-    assert any("75.0" in text for text in page_of(results).inside.values())
+    assert len([own for own in ids if own.startswith("r")]) == 2
 
 
 def test_other_epochs_are_no_other_seed(results):
@@ -312,6 +307,17 @@ def test_a_table_in_an_unreadable_file_is_left_out_and_named(results):
     assert "table.md: not a text file" in Path("page/index.html").read_text()
 
 
+def test_what_is_no_text_beside_a_picture_is_left_out_and_named(results):
+    (results / "x.png").write_bytes((ROOT / "results/small/purified.png").read_bytes())
+    for name in ("README.md", "x.md"):
+        (results / name).write_bytes(b"# \xff\xfe|")
+    page = page_of(results)
+    assert "../here/x.png" in page.all("src")
+    text = Path("page/index.html").read_text()
+    assert text.count("here/README.md: not a text file") == 1
+    assert text.count("here/x.md: not a text file") == 1
+
+
 def test_unfinished_work_is_not_on_it(results):
     (results / "em").rename(results / "em.partial")
     assert len([own for own in page_of(results).inside if own.startswith("r")]) == 1
@@ -355,8 +361,12 @@ def test_a_mistake_is_one_sentence(results, words, error):
     ("tables: [a]", "index.yaml:1: tables: expected `name: ...` lines"),
     ("tables:\n  a: {table: [b]}", "index.yaml:2: unknown key 'a.table'; did you mean 'a.tables'"),
     ("tables:\n  a: {tables: [no_such]}", "no_such.yaml"),
+    ("table: {}", "index.yaml:1: unknown section 'table'; did you mean 'tables'"),
+    ("tables:\n  a: {tables: [le_table3], settings: [--row]}",
+     "here/index.yaml: tables: a: le_table3 --row: argument --rows: expected one argument"),
+    ("tables:\n  a: {tables: [le_table3], settings: [--seeds, one]}",
+     "here/index.yaml: tables: a: le_table3 --seeds one: --seeds one: expected whole numbers"),
     ("- a", "index.yaml: expected `key: value` lines"),
-    ("table: {}", "index.yaml:1: unknown section 'table'; did you mean 'tables'?"),
 ])
 def test_a_mistake_in_an_index_is_one_sentence(results, index, error):
     (results / "index.yaml").write_text(index)

@@ -35,7 +35,7 @@ from scripts.tables.measure import read_log
 from scripts.tables.table import Choice
 from scripts.tables.table import Table as Wanted
 
-SECTIONS = ("data", "copies", "tables", "printed", "retired")     # of an index.yaml
+SECTIONS = ("tables", "printed", "retired", "copies", "data")     # `data`: core.outlines reads it
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,7 @@ def add(place: Path, results: Results) -> None:
     shown = add_tables(root, results)
     add_other_records(root, results)
     add_printed(root, shown, results)
+    results.left_out += prints.unreadable(place)
     for path in prints.pictures(place):
         root.folder_of(path.relative_to(place)).pictures.append(prints.picture(path))
     results.folders += root.folders.values()
@@ -144,10 +145,14 @@ def add_tables(root: Root, results: Results) -> dict[str, str]:
     shown = {}
     for where, entry in section_of(root.index, "tables", IndexedTables).items():
         for name in entry.tables:
-            choice, settings = Choice.split(entry.settings)
-            tables = spec.read(f"{spec.TABLES / name}.yaml", choice, settings)
-            with contextlib.redirect_stderr(io.StringIO()):     # remarks to who makes the table
-                cells = plan.cells_of(tables)
+            try:
+                choice, settings = Choice.split(entry.settings)
+                tables = spec.read(f"{spec.TABLES / name}.yaml", choice, settings)
+                with contextlib.redirect_stderr(io.StringIO()):     # remarks to who makes the table
+                    cells = plan.cells_of(tables)
+            except UserError as error:
+                raise UserError(f"{root.place / 'index.yaml'}: tables: {where}: {name} "
+                                f"{' '.join(entry.settings)}: {error}") from None
             for cell in cells:
                 place = places.get(cell.record.job.fingerprint)
                 if place is not None and place not in root.reached:
@@ -201,7 +206,7 @@ def read_index(root: Path) -> dict[str, Node]:
     for key, node in index.items():
         if key not in SECTIONS:
             raise UserError(f"{node.origin}: unknown section '{key}'"
-                            + config.suggest(key, SECTIONS, "sections"))
+                            + config.suggest(key, SECTIONS))
     return index
 
 
@@ -221,18 +226,18 @@ def data_of(record: dict, index: dict[str, Node]) -> str:
 
 
 def load_records(root: Path, results: Results) -> dict[Path, dict]:
-    """Every finished record below a folder that no folder before it has. One that is damaged is
-    left out, and said to be."""
-    before = {kept.record["fingerprint"] for kept in results.kept.values()}
-    found = {}
+    """Every finished record below a folder, once: also of those that an earlier folder has. One
+    that is damaged is left out, and said to be."""
+    found, known = {}, {one.record["fingerprint"] for one in results.kept.values()}
     for folder in records.folders(root):
         try:
             record = records.load(folder)
         except UserError as error:
             results.left_out.append(str(error))
-        else:
-            if record["fingerprint"] not in before:
-                found[folder] = record
+            continue
+        if record["fingerprint"] not in known:
+            found[folder] = record
+            known.add(record["fingerprint"])
     return found
 
 
@@ -320,9 +325,6 @@ def by_protocol(title: str, found: dict[Path, dict], results: Results, reasons: 
                                    wording.protocol_text({**record, "overrides": made})), {})
         cell = Alike(tuple(step["method"] for step in record["train"]["lineage"]),
                      str(keys_of(record)), reasons.get(place, ""))
-        if any(record["fingerprint"] == one["fingerprint"]
-               for places in cells.values() for one in places.values()):
-            continue
         if any(record["seed"] == one["seed"] for one in cells.get(cell, {}).values()):
             cell = cell._replace(record=record["fingerprint"])
         cells.setdefault(cell, {})[place] = record

@@ -1,6 +1,5 @@
 """What was printed and drawn: tables as Markdown has them, pictures with their captions."""
 
-import contextlib
 import functools
 import re
 from collections.abc import Iterator
@@ -102,10 +101,33 @@ def pictures(root: Path) -> list[Path]:
 
 def picture(path: Path) -> Picture:
     caption, line = captions(path.parent).get(path.name, (name_of(path.stem), ""))
-    numbers = next((path.with_suffix(kind) for kind in (".md", ".txt")
-                    if text_at(path.with_suffix(kind))), None)
+    numbers = numbers_of(path)
+    numbers = numbers if numbers and words(numbers) else None
     attacks, defences = (mentioned(caption, room) for room in ("poisons", "purifiers"))
     return Picture(path, caption, attacks, defences, line, numbers)
+
+
+def numbers_of(path: Path) -> Path | None:
+    """The file beside a picture that holds its numbers."""
+    return next((path.with_suffix(kind) for kind in (".md", ".txt")
+                 if path.with_suffix(kind).exists()), None)
+
+
+def words(path: Path) -> str:
+    """Of a file beside pictures; '' where there is none, or no text, which `unreadable` names."""
+    try:
+        return reading.text(path) if path.exists() else ""
+    except UserError:
+        return ""
+
+
+def unreadable(root: Path) -> Iterator[str]:
+    """Why files beside pictures are left out."""
+    for path in sorted({*root.rglob("README.md"), *map(numbers_of, pictures(root))} - {None}):
+        try:
+            reading.text(path)
+        except UserError as error:
+            yield str(error)
 
 
 def mentioned(caption: str, room: str) -> tuple[str, ...]:
@@ -121,21 +143,14 @@ def names_of(room: str) -> tuple[str, ...]:
 
 def captions(folder: Path) -> dict[str, tuple[str, str]]:
     """Picture -> (what it is, line), of the README.md of a folder."""
-    tables, _ = blocks(text_at(folder / "README.md"))
+    tables, _ = blocks(words(folder / "README.md"))
     return {line[0].strip("`"): (line[1], line[2]) for head, *lines in tables
             for line in lines if head[:3] == ["picture", "what it is", "line"] and len(line) == 3}
 
 
 def heading(folder: Path) -> str:
     """The first heading of a folder's README.md, or its name."""
-    for line in text_at(folder / "README.md").splitlines():
+    for line in words(folder / "README.md").splitlines():
         if line.startswith("# "):
             return line.removeprefix("# ").strip()
     return folder.resolve().name
-
-
-def text_at(path: Path) -> str:
-    """'' where there is none, or what is no text."""
-    with contextlib.suppress(UserError):
-        return reading.text(path) if path.exists() else ""
-    return ""

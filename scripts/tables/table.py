@@ -129,10 +129,14 @@ class Choice:
 
     @classmethod
     def split(cls, words: Iterable[str]) -> tuple["Choice", tuple[str, ...]]:
-        """(the choice, the key=value) of words such as `--small seed=1`."""
-        parser = argparse.ArgumentParser()
+        """(the choice, the key=value) of words such as `--small seed=1`. Raises UserError for what
+        is none of both."""
+        parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
         cls.add_to(parser)
-        arguments, settings = parser.parse_known_args(words)
+        try:
+            arguments, settings = parser.parse_known_args(words)
+        except argparse.ArgumentError as error:
+            raise UserError(str(error)) from None
         return cls.of(arguments), tuple(settings)
 
     @property
