@@ -38,14 +38,6 @@ def split_of(whole: ImageSet, split: str) -> ImageSet:
     return whole.subset(rows, split, root={**whole.meta["root"], "split": split})
 
 
-def rows_of(part: ImageSet, whole: ImageSet) -> ImageSet:
-    """The rows of a set that another was made of, by its split and --limit."""
-    split = part.meta["root"].get("split", "train")
-    if split != whole.meta["root"].get("split", "train"):
-        whole = split_of(whole, split)
-    return whole.first(len(part))
-
-
 def split_rows(split: str, total: int) -> np.ndarray:
     """Ascending row numbers of a split of `total` rows. Raises UserError if there are none."""
     if split in ("protected", "reference"):

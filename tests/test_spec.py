@@ -71,7 +71,7 @@ def test_a_mistake_in_a_smaller_form_is_the_forms(tiny):
     changed(tiny, "qality:", "quality:")
     assert {cell.row.name for cell in planned(tiny, QUICK)} == {"lsp"}
     changed(tiny, "rows: [lsp]", "rows: [lps]")
-    with pytest.raises(UserError, match=r"tiny\.yaml:3: quick: rows: the table has no 'lps'; did"):
+    with pytest.raises(UserError, match=r"tiny\.yaml:3: quick: rows has no 'lps'; did you mean"):
         planned(tiny, QUICK)
 
 

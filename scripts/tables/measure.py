@@ -21,7 +21,7 @@ from core.errors import UserError
 from core.imageset import ImageSet
 from core.origins import clean_of
 from core.perturbation import difference, measure
-from core.splits import rows_of
+from core.splits import split_of
 from scripts.tables import plan, wording
 from scripts.tables.table import Table
 
@@ -114,6 +114,15 @@ def points(table: Table, cells: list[plan.Cell], *, perceptual: bool = False
             [100 * record["accuracy_last"] for _, record in group], *psnrs, mean(klds), lpips,
             kept, bool(row.learner or column.learner)))
     return found
+
+
+def rows_of(part: ImageSet, whole: ImageSet) -> ImageSet:
+    """Of the set that another was made from, the rows that this has: its step may have a `split:`.
+    """
+    split = part.meta["root"].get("split", "train")
+    if split != whole.meta["root"].get("split", "train"):
+        whole = split_of(whole, split)
+    return whole.first(len(part))
 
 
 def lines_of(found: dict[str, list[Point]]) -> tuple[tuple[str, ...], list[list[str]]]:

@@ -86,12 +86,13 @@ def read(path: str, choice: Choice = WHOLE, overrides: tuple[str, ...] = ()) -> 
     own = {name: section(tree.value, name) for name in FORMS}
     small = config.read([TABLES / f"{size}.yaml"]).value | own[size] if size else {}
     tree.value = {key: node for key, node in tree.value.items() if key not in FORMS}
-    usual = {}              # what the form takes of the table, unless others are chosen
+    written: dict[str, str] = {}        # where those that are made are named
     for key in ("rows", "columns"):
         if key in small and isinstance(small[key].value, list):
-            usual[key] = small.pop(key).value
-            names = tuple(map(config.text, usual[key]))
-            choice = dataclasses.replace(choice, **{key: getattr(choice, key) or names})
+            node = small.pop(key)
+            if not getattr(choice, key):
+                choice = dataclasses.replace(choice, **{key: tuple(map(config.text, node.value))})
+                written[key] = f"{node.origin}: {size}: {key}"
     tree.value |= {key: node for key, node in small.items() if key not in SIZE_KEYS}
     for override in overrides:
         if "=" not in override:
@@ -101,13 +102,7 @@ def read(path: str, choice: Choice = WHOLE, overrides: tuple[str, ...] = ()) -> 
     typed = {key: value for key, value in given.items() if key not in methods}
 
     def chosen_of(table: Table) -> Table:
-        for key, nodes in usual.items():
-            lines = getattr(table, key)
-            for name, origin in ((config.text(node), node.origin) for node in nodes):
-                if not any(named(line, (name,)) for line in lines):
-                    raise UserError(f"{origin}: {size}: {key}: the table has no '{name}'"
-                                    + config.suggest(name, [line.name for line in lines]))
-        return keys.over(choice.of_table(alone(table, small, size)), methods)
+        return keys.over(choice.of_table(alone(table, small, size), written), methods)
 
     if typed.get("data") == "":
         raise UserError("data=: it names no data set")

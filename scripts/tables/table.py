@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from core import config
@@ -146,21 +146,23 @@ class Choice:
         return [*[f"--{self.size}"] * bool(self.size),
                 *(f"--{key}={','.join(map(str, part))}" for key, part in parts.items() if part)]
 
-    def of_table(self, table: Table) -> Table:
-        """The part of a table. Raises UserError for a name that it does not have."""
-        rows, columns = (self.lines(key, getattr(table, key), table.path)
+    def of_table(self, table: Table, written: Mapping[str, str]) -> Table:
+        """The part of a table. Raises UserError for a name that it does not have, which says where
+        the names are `written`, if they were not typed."""
+        rows, columns = (self.lines(key, getattr(table, key),
+                                    written.get(key, f"--{key}: {table.path}"))
                          for key in ("rows", "columns"))
         names = {line.name for line in columns}
         derived = tuple(line for line in table.derived if names.issuperset(line.max_of))
         return dataclasses.replace(table, rows=rows, columns=columns, derived=derived,
                                    seeds=self.seeds or table.seeds, size=self.size)
 
-    def lines(self, key: str, lines: tuple[Line, ...], path: str) -> tuple[Line, ...]:
+    def lines(self, key: str, lines: tuple[Line, ...], where: str) -> tuple[Line, ...]:
         known = {name for line in lines for name in (line.name, line.family)}
         wanted = rejoined(getattr(self, key), known)
         for name in wanted:
             if not any(named(line, (name,)) for line in lines):
-                raise UserError(f"--{key}: {path} has no '{name}'"
+                raise UserError(f"{where} has no '{name}'"
                                 + config.suggest(name, [line.name for line in lines]))
         return tuple(line for line in lines if named(line, wanted))
 
