@@ -402,6 +402,14 @@ def test_a_checkpoint_of_fewer_rows_of_this_set_is_said(tmp_path, few_path):
     assert (same.status, "was trained on" in same.stderr) == (0, False)
 
 
+def test_a_checkpoint_of_a_smoke_test_is_said(tmp_path, few_path):
+    trained = succeed(train_vae.main, DVAE, f"data={few_path}", "--smoke", f"out={tmp_path / 'it'}")
+    line = (DVAE, f"data={few_path}", f"checkpoint={trained}", f"out={OUT}")
+    assert "trained with --smoke" in run_command(purify.main, *line, "--dry-run").stderr
+    assert "trained with --smoke" not in run_command(purify.main, *line, "--smoke",
+                                                     "--dry-run").stderr
+
+
 def test_force_does_not_move_aside_what_the_line_reads(tmp_path, few_path, checkpoint):
     before = content(few_path)
     around = few_path.parent / ".." / few_path.parent.name / few_path.name
