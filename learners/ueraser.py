@@ -69,7 +69,6 @@ class Config(standard.Config):
     # of JPEG, UEraserJPEG: 10; null: drawn for each batch from 10 to 99 (APBench)
     jpeg_quality: Annotated[int, Range(at_least=1, at_most=100)] | None = 10
 
-
     def check_images(self, shape: tuple[int, int]) -> None:
         super().check_images(shape)
         if min(shape) < 3:              # of TrivialAugment's sharpness

@@ -65,8 +65,8 @@ def test_a_mistake_in_a_table_is_named(tiny, old, new, message):
 
 def test_a_mistake_in_a_smaller_form_is_the_forms(tiny):
     changed(tiny, "title: tiny", "title: tiny\nquick: {over: {qality: [10, 50]}, rows: [lsp]}")
-    with pytest.raises(UserError, match=r"tiny\.yaml:3: over: no row or column has 'qality' to "
-                                        r"be less of; did you mean 'quality'"):
+    with pytest.raises(UserError, match=r"tiny\.yaml:3: over: no row or column varies "
+                                        r"'qality'; did you mean 'quality'"):
         planned(tiny, QUICK)
     changed(tiny, "qality:", "quality:")
     assert {cell.row.name for cell in planned(tiny, QUICK)} == {"lsp"}

@@ -226,8 +226,8 @@ def data_of(record: dict, index: dict[str, Node]) -> str:
 
 
 def load_records(root: Path, results: Results) -> dict[Path, dict]:
-    """Every finished record below a folder, once: also of those that an earlier folder has. One
-    that is damaged is left out, and said to be."""
+    """Every finished record below a folder that none before it has, each once. One that is damaged
+    is left out, and said to be."""
     found, known = {}, {one.record["fingerprint"] for one in results.kept.values()}
     for folder in records.folders(root):
         try:

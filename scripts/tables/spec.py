@@ -172,7 +172,7 @@ def read_block(path: str, tree: Node, data_set: str, small: dict[str, Node],
     swept = {key for line in (*rows, *columns) for key in line.variables}
     for key, node in section(small, "over").items():
         if key not in swept:
-            raise UserError(f"{node.origin}: over: no row or column has '{key}' to be less of"
+            raise UserError(f"{node.origin}: over: no row or column varies '{key}'"
                             + config.suggest(key, sorted(swept)))
     for lines, others in ((rows, columns), (columns, rows)):
         for line in lines:
