@@ -9,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import CONFIGS, as_floats, as_set, new_run, succeed
+from conftest import CONFIGS, as_floats, as_set, log_of, new_run, succeed
 from torch import nn
 
 from core.imageset import ImageSet
 from core.request import parse
+from core.streams import BLOCK, generator
+from core.training import Normalised
+from models.resnet import resnet18
 from poisons.__main__ import main as poison_main
+from poisons.tap import CIFAR_MEAN, CIFAR_STD
 
 # A surrogate that learns digits in a second, as the keys of an attack.
 LINEAR = ["surrogate.architecture=linear", "surrogate.epochs=10", "surrogate.batch_size=32",
@@ -87,6 +91,28 @@ def to_double(monkeypatch, module, *, makes: Sequence[str] = (), takes: Sequence
         monkeypatch.setattr(module, "report_seen", lambda *_: None)
 
 
+def contrasts() -> ImageSet:
+    """20 images of 8x8 in four classes, a third of their values black and a third white."""
+    return random_set(20, -255, 511)
+
+
+def network_of(seed: int = 0) -> nn.Module:
+    """A random ResNet-18 of width 4 with statistics of its own, behind CIFAR's mean and std."""
+    return random_network(lambda: Normalised(resnet18(4, 4), CIFAR_MEAN, CIFAR_STD), seed)
+
+
+def drawn(draw: Callable, name: str, rows: int, *shape: int, seed: int = 0) -> torch.Tensor:
+    """The first rows of a block of noise, in double precision."""
+    return draw(BLOCK, *shape, generator=generator(seed, name))[:rows].double()
+
+
+def craft_in_double(monkeypatch, module, network: nn.Module) -> None:
+    """An attack crafts in double precision, on this network."""
+    monkeypatch.setattr(module, "train_surrogate", lambda *_, **__: network.double().eval(),
+                        raising=False)      # SEP's is its ensemble's
+    to_double(monkeypatch, module)
+
+
 def poisoned_by(attack, clean: ImageSet, config, out: Path, method: str = "test") -> np.ndarray:
     """The images that an attack makes, in a run of its own."""
     with new_run(out, method=method) as run:
@@ -97,6 +123,12 @@ def poison(name: str, data: Path, *keys: str) -> Path:
     """The folder that an attack's command makes of a set, with these keys of its own."""
     return succeed(poison_main, f"method={name}", f"data={data}", "threads=1",
                    *(f"{name}.{key}" for key in keys))
+
+
+def made(name: str, data: Path, *keys: str) -> tuple[np.ndarray, list[dict]]:
+    """The images and the log of such a folder."""
+    out = poison(name, data, *keys)
+    return np.load(out / "images.npy"), log_of(out)
 
 
 def share_seen(log: list[dict]) -> float:

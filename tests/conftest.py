@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from forked_ranks import Forked
+from PIL import Image
 
 from core import commit, files
 from core.datasets import DataSettings, load
@@ -204,6 +205,13 @@ def write_imageset(folder: Path, images: np.ndarray, labels: np.ndarray, classes
                   "classes": [str(i) for i in range(classes)], "root": {"data": "digits"},
                   "test": {"data": "digits", "size": 16, "split": "test"}, "lineage": [], **meta})
     return folder
+
+
+def save_image(folder: Path, name: str, array: np.ndarray, mode: str | None = None) -> None:
+    """An image file, in a folder that is made where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(folder / name)
 
 
 def sign(folder: Path, meta: dict) -> None:

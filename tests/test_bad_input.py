@@ -1,13 +1,10 @@
 """What bad input gets: status 1 (2 for usage), a sentence with the culprit, nothing at OUT."""
 
-import errno
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,42 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, ROOT, Outcome, content, run_command, sign, succeed, write_imageset
+from conftest import ROOT, Outcome, content, run_command, sign, succeed, write_imageset
 from PIL import Image
+from refusals import DVAE, EM60, GRAY, LSP, OUT, PATCH, TINY_NET, TINY_VAE, refused
 
 import evaluate
 import purify
 import train_vae
-from core import files, identity, memory
+from core import files, identity
 from core.command import command
 from core.job import Job
 from core.methods import find_method
 from core.request import parse
 from core.run import Run
 from poisons.__main__ import main as poison
-
-LSP = CONFIGS / "poisons" / "lsp.yaml"
-GRAY = CONFIGS / "purifiers" / "gray.yaml"
-DVAE = CONFIGS / "purifiers" / "dvae.yaml"
-EM60 = CONFIGS / "learners" / "em60.yaml"
-PATCH = "lsp.patch=4"
-TINY_VAE = ["dvae.train.width=8", "dvae.train.latent_channels=4", "dvae.train.epochs=1",
-            "dvae.train.batch_size=32"]
-TINY_NET = ["standard.width=4", "standard.epochs=1", "standard.batch_size=32"]
-OUT = Path("out")
-
-
-def refused(outcome: Outcome, *words: str, out: Path = OUT) -> None:
-    """The command ended with one sentence that holds the words, and left nothing at OUT."""
-    assert outcome.status == 1, outcome
-    assert outcome.stdout == ""
-    assert "Traceback" not in outcome.stderr
-    lines = [line for line in outcome.stderr.splitlines() if "error" in line.lower()]
-    assert lines == outcome.stderr.splitlines()[-1:]        # the last line, and no other
-    assert lines[0].startswith("error: ")
-    for word in words:
-        assert word in lines[0]
-    assert not out.exists()
 
 
 def test_memory_that_ran_out_costs_a_sentence(capsys):
@@ -82,12 +57,6 @@ def test_memory_that_ran_out_costs_a_sentence(capsys):
 
 def lsp(*arguments) -> Outcome:
     return run_command(poison, LSP, "data=digits", PATCH, f"out={OUT}", *arguments)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(few_path, tmp_path_factory) -> Path:
-    return succeed(train_vae.main, DVAE, f"data={few_path}", *TINY_VAE,
-                   f"out={tmp_path_factory.mktemp('bad') / 'checkpoint'}")
 
 
 @pytest.fixture
@@ -291,11 +260,6 @@ def test_wrong_arrays_with_right_digests_are_refused(tmp_path, few, arrays, word
         refused(run_command(main, yaml, f"data={path}", f"out={OUT}"), "set", words)
 
 
-def test_an_artefact_of_another_kind_is_no_data(checkpoint):
-    refused(run_command(purify.main, GRAY, f"data={checkpoint}", f"out={OUT}"),
-            "checkpoint is a checkpoint, not")
-
-
 def test_an_input_that_is_unfinished_says_so():
     Path("half.partial").mkdir()
     refused(run_command(purify.main, GRAY, "data=half", f"out={OUT}"), "half", "unfinished")
@@ -360,112 +324,6 @@ def test_a_class_with_one_image_goes_through_everything(tmp_path, few):
 def test_a_handful_of_rows_is_poisoned_and_purified(rows):
     poisoned = succeed(poison, LSP, "data=digits", PATCH, "--limit", rows)
     assert len(np.load(succeed(purify.main, GRAY, f"data={poisoned}") / "images.npy")) == rows
-
-
-# --- checkpoints -----------------------------------------------------------------------------
-
-
-def dvae(data, *arguments) -> Outcome:
-    return run_command(purify.main, DVAE, f"data={data}", f"out={OUT}", *arguments)
-
-
-def test_a_checkpoint_is_needed_and_must_be_one(few_path, tmp_path):
-    refused(dvae(few_path), "checkpoint: dvae is trained; make one with python train_vae.py")
-    refused(dvae(few_path, "checkpoint=nowhere"),
-            "nowhere: no such folder; it should be a checkpoint")
-    refused(dvae(few_path, f"checkpoint={few_path}"), "is an ImageSet, not a checkpoint")
-    refused(dvae(few_path, f"checkpoint={tmp_path}"), "it has no meta.json")
-
-
-def test_a_checkpoint_made_for_other_data_is_refused(tmp_path, few, checkpoint):
-    large = write_imageset(tmp_path / "large", few.images.repeat(2, 1).repeat(2, 2), few.labels)
-    refused(dvae(large, f"checkpoint={checkpoint}"),
-            "trained on 16x16 images of 10 classes, but the set has 32x32")
-    more = write_imageset(tmp_path / "more", few.images, few.labels, classes=11)
-    refused(dvae(more, f"checkpoint={checkpoint}"), "10 classes, but", "16x16 images of 11")
-
-
-def test_another_set_of_the_same_shape_is_purified_with_a_note(tmp_path, few, checkpoint):
-    other = write_imageset(tmp_path / "other", 255 - few.images, few.labels)
-    outcome = dvae(other, f"checkpoint={checkpoint}")
-    assert outcome.status == 0
-    assert "was trained on 320 images of digits, another set" in outcome.stderr
-
-
-def test_a_checkpoint_of_fewer_rows_of_this_set_is_said(tmp_path, few_path):
-    trained = succeed(train_vae.main, DVAE, f"data={few_path}", *TINY_VAE, "--limit", 40,
-                      f"out={tmp_path / 'trained'}")
-    line = (DVAE, f"data={few_path}", f"checkpoint={trained}")
-    every = run_command(purify.main, *line, f"out={tmp_path / 'all'}")
-    assert "was trained on the first 40 of these 320 images (--limit)" in every.stderr
-    same = run_command(purify.main, *line, "--limit", 40, f"out={tmp_path / 'same'}")
-    assert (same.status, "was trained on" in same.stderr) == (0, False)
-
-
-def test_a_checkpoint_of_a_smoke_test_is_said(tmp_path, few_path):
-    trained = succeed(train_vae.main, DVAE, f"data={few_path}", "--smoke", f"out={tmp_path / 'it'}")
-    line = (DVAE, f"data={few_path}", f"checkpoint={trained}", f"out={OUT}")
-    assert "trained with --smoke" in run_command(purify.main, *line, "--dry-run").stderr
-    assert "trained with --smoke" not in run_command(purify.main, *line, "--smoke",
-                                                     "--dry-run").stderr
-
-
-def test_force_does_not_move_aside_what_the_line_reads(tmp_path, few_path, checkpoint):
-    before = content(few_path)
-    around = few_path.parent / ".." / few_path.parent.name / few_path.name
-    for out in (few_path, checkpoint, around):
-        outcome = dvae(few_path, f"checkpoint={checkpoint}", f"out={out}", "--force")
-        assert outcome.status == 1
-        assert "is what this line reads, and --force would move it aside" in outcome.error
-    assert content(few_path) == before
-
-
-def damaged(checkpoint: Path, where: Path, change) -> Path:
-    """A copy of the checkpoint in which `change` had its way."""
-    where.mkdir()
-    for path in checkpoint.iterdir():
-        (where / path.name).write_bytes(path.read_bytes())
-    meta = json.loads((where / "meta.json").read_text())
-    change(where, meta)
-    files.write_sealed(where / "meta.json", meta)
-    return where
-
-
-def test_a_checkpoint_of_another_method_or_model_is_refused(tmp_path, few_path, checkpoint):
-    def other_method(folder, meta):
-        meta["method"] = "vae"
-
-    def other_width(folder, meta):
-        meta["config"]["width"] = 16
-
-    def other_key(folder, meta):
-        meta["config"]["colour"] = "red"
-
-    def cut_weights(folder, meta):
-        file = folder / "stage1.safetensors"
-        file.write_bytes(cut(file.read_bytes()))
-
-    def lost_weights(folder, meta):
-        (folder / "stage2.safetensors").unlink()
-
-    def not_weights(folder, meta):
-        (folder / "stage1.safetensors").write_bytes(b"hello")
-        meta["digests"]["stage1.safetensors"] = files.sha256(folder / "stage1.safetensors")
-
-    for change, words in [(other_method, "is a checkpoint of 'vae', not of 'dvae'"),
-                          (other_width, "does not fit this model"),
-                          (other_key, "unknown key 'colour'"),
-                          (cut_weights, "stage1.safetensors does not match its SHA-256"),
-                          (lost_weights, "stage2.safetensors: no such file"),
-                          (not_weights, "stage1.safetensors is not a readable .safetensors")]:
-        path = damaged(checkpoint, tmp_path / change.__name__, change)
-        refused(dvae(few_path, f"checkpoint={path}"), path.name, words)
-
-
-def test_methods_that_are_not_trained_say_so(few_path):
-    refused(run_command(train_vae.main, GRAY, f"data={few_path}", f"out={OUT}"), "gray")
-    refused(run_command(purify.main, GRAY, f"data={few_path}", "checkpoint=x", f"out={OUT}"),
-            "gray is not trained")
 
 
 # --- test sets -------------------------------------------------------------------------------
@@ -598,140 +456,6 @@ def test_a_method_that_returns_nothing_is_named(monkeypatch, few_path, room, nam
             f"{room}/{name}.py returned NoneType, not the ")
 
 
-@pytest.fixture
-def readonly():
-    """A folder where nobody may write, as seen by a user who is not root."""
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))
-    folder.chmod(0o555)
-    root = os.geteuid() == 0
-    if root:
-        try:
-            os.seteuid(65534)
-        except OSError:
-            pytest.skip("cannot become another user")
-    yield folder
-    if root:
-        os.seteuid(0)
-    folder.chmod(0o755)
-    files.remove_tree(folder)
-
-
-def test_a_read_only_folder_is_named(readonly):
-    """Nothing has to be imported late: an unprivileged user may not read root's libraries."""
-    out = readonly / "sub" / "out"
-    outcome = run_command(poison, "method=random_signs", "data=digits", "--limit", 50, f"out={out}")
-    refused(outcome, str(readonly), "permission denied", out=out)
-
-
-# --- a full disk -----------------------------------------------------------------------------
-
-COMMANDS = {
-    "poison": (poison, [LSP, "data=digits", PATCH, "--limit", 64]),
-    "purify": (purify.main, [GRAY, "data=digits", "--limit", 64]),
-    "train": (train_vae.main, [DVAE, "data=digits", "--limit", 64, *TINY_VAE]),
-    "evaluate": (evaluate.main, [EM60, "data=digits", "--limit", 64, *TINY_NET]),
-}
-
-
-@pytest.mark.parametrize(("name", "every"), [
-    ("poison", 1), ("purify", 4), ("train", 7), ("evaluate", 4),
-    *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("purify", "train", "evaluate"))])
-def test_a_disk_that_fills_up_at_any_write_costs_a_sentence(name, every, monkeypatch):
-    """ENOSPC at the k-th operation, k = 1, 1 + every, ...; then there is room and the same line
-    is repeated."""
-    main, arguments = COMMANDS[name]
-    expected = content(succeed(main, *arguments, "out=expected"))
-    calls, fail_at = 0, 0
-
-    def operation(kind, path):
-        nonlocal calls
-        calls += 1
-        if calls == fail_at:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-    monkeypatch.setattr(files, "operation", operation)
-    out = Path("deep/out")
-    for k in range(1, 1000, every):
-        calls, fail_at = 0, k
-        outcome = run_command(main, *arguments, f"out={out}")
-        if outcome.status == 0:
-            break
-        assert outcome.error is not None, outcome.stderr
-        assert "no space left on device" in outcome.error
-        assert "deep" in outcome.error
-        assert "Traceback" not in outcome.stderr
-        if out.exists():            # only once everything is on disk: then it must be whole
-            assert content(out) == expected
-        fail_at = 0
-        assert content(succeed(main, *arguments, f"out={out}")) == expected, k
-        assert [path.name for path in out.parent.iterdir()] == ["out"]
-        files.remove_tree(out.parent)
-    assert k > 10
-    assert content(out) == expected
-
-
-@pytest.mark.parametrize("limit", [50, 127, 1000, 100_000, 230_000])
-def test_a_file_that_may_not_grow_costs_a_sentence(limit):
-    """A real limit of the kernel: writes fail beyond it (EFBIG), as on a full disk."""
-    arguments = ["method=random_signs", "data=digits", "--limit", 300, f"out={OUT}"]
-    expected = content(succeed(poison, *arguments[:-1], "out=expected"))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        outcome = run_command(poison, *arguments)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    refused(outcome, "out.partial", "file too large")
-    assert content(succeed(poison, *arguments)) == expected
-
-
-@pytest.fixture
-def tmpfs(tmp_path):
-    """A function that mounts a file system of so many kilobytes."""
-    mounted = []
-
-    def mount(kilobytes: int) -> Path:
-        folder = tmp_path / f"small{kilobytes}"
-        folder.mkdir()
-        made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs",
-                               str(folder)], capture_output=True, check=False)
-        if made.returncode:
-            pytest.skip("may not mount a tmpfs")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-@pytest.mark.parametrize("free_pages", range(8))
-def test_a_small_tmpfs_that_is_full_and_then_has_room(tmpfs, free_pages, monkeypatch):
-    """ballast leaves so many pages free; the images.npy of 230 kB needs 57, its header the first.
-
-    The file's size is set before its pages exist: what fails in between must not look finished.
-    Room was there when it was asked for: another program took it.
-    """
-    monkeypatch.setattr(memory, "require_disk", lambda *_: None)
-    expected = content(succeed(poison, "method=random_signs", "data=digits", "--limit", 300))
-    disk = tmpfs(600)
-    ballast = disk / "ballast"
-    free = os.statvfs(disk)
-    with open(ballast, "wb", buffering=0) as file:
-        file.write(b"\0" * (free.f_bsize * free.f_bavail - 4096 * free_pages))
-    arguments = ["method=random_signs", "data=digits", "--limit", 300, f"out={disk / 'out'}"]
-    refused(run_command(poison, *arguments), str(disk), "no space left on device", out=disk / "out")
-    ballast.unlink()
-    assert content(succeed(poison, *arguments)) == expected
-
-
-def test_a_set_that_does_not_fit_is_refused_before_the_work(tmpfs):
-    disk = tmpfs(200)
-    refused(run_command(poison, "method=random_signs", "data=digits", "--limit", 300,
-                        f"out={disk / 'out'}"),
-            "images.npy: 300 images are 0.2 MB, and its disk has", "make room", out=disk / "out")
-
-
 def test_the_meta_of_a_copy_can_be_signed_again(copy):
     """The helper that other tests lean on makes loadable sets."""
     meta = json.loads((copy / "meta.json").read_text())
@@ -740,16 +464,6 @@ def test_the_meta_of_a_copy_can_be_signed_again(copy):
     refused(run_command(purify.main, GRAY, f"data={copy}", f"out={OUT}"), "SHA-256")
     sign(copy, meta)
     assert len(np.load(succeed(purify.main, GRAY, f"data={copy}") / "images.npy")) == 10
-
-
-@pytest.mark.parametrize("number", [errno.EIO, errno.ELOOP, errno.ESTALE, errno.ENOLCK, errno.EBUSY,
-                                    errno.ENOTEMPTY, errno.EXDEV, errno.ENXIO, errno.ETIMEDOUT])
-def test_whatever_a_disk_answers_is_a_sentence(number, capsys):
-    def body(argv):
-        raise OSError(number, os.strerror(number), "place")
-
-    assert command(body)() == 1
-    assert f"error: place: {os.strerror(number).lower()}; " in capsys.readouterr().err
 
 
 def test_a_mistake_in_the_code_keeps_its_traceback():

@@ -1,6 +1,5 @@
-"""Data sets: digits, torchvision's real loaders, folders, .npz files, splits and test sets."""
+"""Data sets: digits, torchvision's real loaders, folders and .npz files."""
 
-import dataclasses
 import hashlib
 import io
 import pickle
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CONFIGS, ROOT, run_command, succeed, write_imageset
+from conftest import CONFIGS, ROOT, run_command, save_image, succeed
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -23,8 +22,7 @@ import train_vae
 from core import datasets
 from core.datasets import DataSettings, load
 from core.errors import UserError
-from core.origins import load_clean, load_test
-from core.splits import share_images
+from core.origins import load_test
 from poisons.__main__ import main as poison
 from scripts.tables import plan, spec
 
@@ -182,15 +180,9 @@ def test_an_unknown_name_suggests_the_nearest():
 # --- folders ---------------------------------------------------------------------------------
 
 
-def save(folder, name, array, mode=None):
-    folder.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(array)
-    (image.convert(mode) if mode else image).save(folder / name)
-
-
 def test_numbered_folders_sort_as_numbers(tmp_path):
     for number in (10, 2, 0, 1):
-        save(tmp_path / "tree" / str(number), "a.png", np.full((8, 8, 3), number, np.uint8))
+        save_image(tmp_path / "tree" / str(number), "a.png", np.full((8, 8, 3), number, np.uint8))
     found = load(DataSettings(f"folder:{tmp_path / 'tree'}", size=8))
     assert found.meta["classes"] == ["0", "1", "2", "10"]
     for image, label in zip(found.images, found.labels, strict=True):
@@ -200,7 +192,7 @@ def test_numbered_folders_sort_as_numbers(tmp_path):
 def test_named_folders_sort_by_name_and_files_inside_too(tmp_path):
     for name, level in (("cat/b.png", 20), ("cat/a.png", 10), ("bird/z.png", 5)):
         folder, file = (tmp_path / "tree" / name).parent, name.split("/")[1]
-        save(folder, file, np.full((8, 8, 3), level, np.uint8))
+        save_image(folder, file, np.full((8, 8, 3), level, np.uint8))
     (tmp_path / "tree" / "README.txt").write_text("not a class")
     found = load(DataSettings(f"folder:{tmp_path / 'tree'}", size=8))
     assert found.meta["classes"] == ["bird", "cat"]
@@ -213,13 +205,13 @@ def test_every_kind_of_image_becomes_rgb(tmp_path):
     grey = rng.integers(0, 256, (12, 12), dtype=np.uint8)
     alpha = np.full((12, 12, 1), 128, np.uint8)
     tree = tmp_path / "tree" / "a"
-    save(tree, "1_rgb.png", rgb)
-    save(tree, "2_grey.png", grey)
-    save(tree, "3_rgba.png", np.concatenate([rgb, alpha], axis=2))
-    save(tree, "4_grey_alpha.png", np.stack([grey, alpha[..., 0]], axis=2))
-    save(tree, "5_one_bit.png", grey, mode="1")
-    save(tree, "6_palette.png", np.repeat(grey[..., None] // 128 * 255, 3, axis=2), mode="P")
-    save(tree, "7_sixteen_bit.png", grey.astype(np.uint16) * 257)
+    save_image(tree, "1_rgb.png", rgb)
+    save_image(tree, "2_grey.png", grey)
+    save_image(tree, "3_rgba.png", np.concatenate([rgb, alpha], axis=2))
+    save_image(tree, "4_grey_alpha.png", np.stack([grey, alpha[..., 0]], axis=2))
+    save_image(tree, "5_one_bit.png", grey, mode="1")
+    save_image(tree, "6_palette.png", np.repeat(grey[..., None] // 128 * 255, 3, axis=2), mode="P")
+    save_image(tree, "7_sixteen_bit.png", grey.astype(np.uint16) * 257)
     found = load(DataSettings(f"folder:{tmp_path / 'tree'}", size=12)).images
     grey3 = np.repeat(grey[..., None], 3, axis=2)
     for row, expected in enumerate([rgb, grey3, rgb, grey3]):
@@ -234,8 +226,8 @@ def test_the_shorter_side_is_resized_and_the_centre_cropped(tmp_path):
     wide = np.zeros((20, 60, 3), np.uint8)
     for channel in range(3):
         wide[:, 20 * channel : 20 * channel + 20, channel] = 255
-    save(tmp_path / "tree" / "a", "wide.png", wide)
-    save(tmp_path / "tree" / "a", "xtall.png", wide.transpose(1, 0, 2))
+    save_image(tmp_path / "tree" / "a", "wide.png", wide)
+    save_image(tmp_path / "tree" / "a", "xtall.png", wide.transpose(1, 0, 2))
     found = load(DataSettings(f"folder:{tmp_path / 'tree'}", size=10)).images
     assert found.shape == (2, 10, 10, 3)
     assert (found[:, 2:8, 2:8] == [0, 255, 0]).all()
@@ -244,9 +236,10 @@ def test_the_shorter_side_is_resized_and_the_centre_cropped(tmp_path):
 @pytest.mark.parametrize("data", [b"", b"not an image", None])
 def test_a_broken_image_is_named(tmp_path, data):
     tree = tmp_path / "tree" / "a"
-    save(tree, "good.png", np.zeros((8, 8, 3), np.uint8))
+    save_image(tree, "good.png", np.zeros((8, 8, 3), np.uint8))
     if data is None:                    # cut in the middle of its pixels
-        save(tree, "bad.jpg", np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        save_image(tree, "bad.jpg", noise)
         data = (tree / "bad.jpg").read_bytes()[:900]
     (tree / "bad.jpg").write_bytes(data)
     with pytest.raises(UserError, match=r"tree/a/bad\.jpg: not a readable image"):
@@ -262,14 +255,14 @@ def test_trees_that_hold_no_classes_are_refused(tmp_path):
     (tmp_path / "hollow" / "a").mkdir(parents=True)
     with pytest.raises(UserError, match=r"hollow: expected one folder of images per class"):
         load(DataSettings(f"folder:{tmp_path / 'hollow'}", size=8))
-    save(tmp_path / "half" / "a", "1.png", np.zeros((8, 8, 3), np.uint8))
+    save_image(tmp_path / "half" / "a", "1.png", np.zeros((8, 8, 3), np.uint8))
     (tmp_path / "half" / "void").mkdir()
     with pytest.raises(UserError, match="void"):
         load(DataSettings(f"folder:{tmp_path / 'half'}", size=8))
 
 
 def test_a_folder_needs_a_size(tmp_path):
-    save(tmp_path / "tree" / "a", "1.png", np.zeros((8, 8, 3), np.uint8))
+    save_image(tmp_path / "tree" / "a", "1.png", np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(UserError, match="size"):
         load(DataSettings(f"folder:{tmp_path / 'tree'}"))
 
@@ -338,79 +331,6 @@ def test_an_unreadable_npz_is_refused_by_name(tmp_path):
         load(DataSettings(str(tmp_path / "bad.npz")))
 
 
-# --- splits ----------------------------------------------------------------------------------
-
-
-def test_protected_and_reference_part_the_rows_80_20(digits):
-    protected = load(DataSettings("digits", split="protected"))
-    reference = load(DataSettings("digits", split="reference"))
-    assert len(reference) == round(0.2 * 1437)
-    assert len(protected) + len(reference) == 1437
-    rows = [image.tobytes() for image in digits.images]
-    place = {row: i for i, row in enumerate(rows)}
-    assert len(place) == 1437
-    ours, theirs = ([place[image.tobytes()] for image in part.images]
-                    for part in (protected, reference))
-    assert sorted(ours + theirs) == list(range(1437))
-    assert ours == sorted(ours)                         # in the order of the set
-    assert theirs == sorted(theirs)
-    np.testing.assert_array_equal(protected.labels, digits.labels[ours])
-    assert 0.3 < np.mean(theirs) / 1437 < 0.7           # drawn from all over, not a block
-    assert len({protected.fingerprint, reference.fingerprint, digits.fingerprint}) == 3
-
-
-def test_first_and_after_part_the_rows_at_n(digits):
-    first = load(DataSettings("digits", split="first:1000"))
-    after = load(DataSettings("digits", split="after:1000"))
-    np.testing.assert_array_equal(first.images, digits.images[:1000])
-    np.testing.assert_array_equal(after.images, digits.images[1000:])
-    np.testing.assert_array_equal(after.labels, digits.labels[1000:])
-    assert first.meta["root"]["split"] == "first:1000"
-    assert load(DataSettings("digits", split="first:9999")).fingerprint == digits.fingerprint
-
-
-def test_spread_takes_rows_evenly(digits):
-    part = load(DataSettings("digits", split="spread:100"))
-    rows = [i * 1437 // 100 for i in range(100)]
-    np.testing.assert_array_equal(part.images, digits.images[rows])
-    assert part.meta["root"]["split"] == "spread:100"
-    assert load(DataSettings("digits", split="spread:1437")).fingerprint == digits.fingerprint
-
-
-@pytest.mark.parametrize("split", ["tset", "first", "first:", "first:x", "first:-1", "first:0",
-                                   "after:1437", "last:0", "first:1.5", "first:²", "", "spread:",
-                                   "spread:0", "spread:-3"])
-def test_a_wrong_split_is_refused(split):
-    with pytest.raises(UserError, match="split: "):
-        load(DataSettings("digits", split=split))
-
-
-def test_a_split_of_an_imageset_keeps_its_lineage(tmp_path, images, labels):
-    path = write_imageset(tmp_path / "set", images, labels, lineage=[{"method": "lsp"}])
-    part = load(DataSettings(str(path), split="first:7"))
-    np.testing.assert_array_equal(part.images, images[:7])
-    assert part.meta["lineage"] == [{"method": "lsp"}]
-
-
-def test_a_split_of_a_split_is_refused(tmp_path, digits, images, labels):
-    """root and one split are all that a set remembers: they must lead back to the clean rows."""
-    for split in ("first:40", "protected", "test"):
-        path = write_imageset(tmp_path / split, images, labels,
-                              root={"data": "digits", "split": split})
-        with pytest.raises(UserError, match=rf"split: after:7 of a set that is already '{split}'"):
-            load(DataSettings(str(path), split="after:7"))
-        assert len(load(DataSettings(str(path), split="first:60"))) == 60       # all of it
-    whole = write_imageset(tmp_path / "train", digits.images, digits.labels,
-                           root={"data": "digits", "split": "train"})
-    part = load(DataSettings(str(whole), split="protected"))
-    np.testing.assert_array_equal(part.images, load(DataSettings(**part.meta["root"])).images)
-
-
-def test_only_named_sets_have_a_test_split(few_path):
-    with pytest.raises(UserError, match="has no test split"):
-        load(DataSettings(str(few_path), split="test"))
-
-
 # --- missing classes ---------------------------------------------------------------------------
 
 
@@ -461,138 +381,13 @@ def test_a_planned_table_notes_missing_classes(by_class, capsys):
     assert "the 6 rows of" in capsys.readouterr().err
 
 
-# --- test sets -------------------------------------------------------------------------------
-
-
-def test_a_named_set_remembers_its_test_set_and_size():
-    train = load(DataSettings("digits", size=32))
-    test = load_test(train, DataSettings("digits", size=32))
-    np.testing.assert_array_equal(
-        test.images, load(DataSettings("digits", split="test", size=32)).images)
-
-
-def test_an_imageset_remembers_the_clean_test_set_of_its_origin(few_path):
-    settings = DataSettings(str(few_path))
-    test = load_test(load(settings), settings)
-    np.testing.assert_array_equal(test.images,
-                                  load(DataSettings("digits", split="test")).images)
-
-
-def test_a_test_set_that_is_named_wins(tmp_path, few_path, images, labels):
-    other = write_imageset(tmp_path / "other", images, labels)
-    settings = DataSettings(str(few_path), test=str(other))
-    np.testing.assert_array_equal(load_test(load(settings), settings).images, images)
-
-
-def test_a_named_test_set_takes_the_size_of_the_training_set(tmp_path):
-    digits32 = load(DataSettings("digits", size=32))
-    path = write_imageset(tmp_path / "set", digits32.images[:50], digits32.labels[:50], test=None)
-    for level in (10, 20):
-        save(tmp_path / "tree" / str(level), "a.png", np.full((40, 40, 3), level, np.uint8))
-    for test in ("digits", f"folder:{tmp_path / 'tree'}"):
-        settings = DataSettings(str(path), test=test)
-        assert load_test(load(settings), settings).image_shape == (32, 32)
-
-
-def test_a_linked_folder_is_remembered_by_its_link(tmp_path, monkeypatch, images, labels):
-    """`data/` is often a link to a larger disk: what is remembered must not name that disk."""
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "checkout").mkdir()
-    np.savez(tmp_path / "disk/set.npz", images=images, labels=labels)
-    (tmp_path / "checkout/data").symlink_to(tmp_path / "disk")
-    monkeypatch.chdir(tmp_path / "checkout")
-    found = load(DataSettings("data/set.npz", test="./data/set.npz"))
-    assert found.meta["root"]["data"] == "data/set.npz"
-    assert found.meta["test"]["data"] == "data/set.npz"
-    np.savez(tmp_path / "other.npz", images=images, labels=labels)
-    beside = load(DataSettings("data/../other.npz"))        # beside the disk, not beside the link
-    assert beside.meta["root"]["data"] == str(tmp_path / "other.npz")
-    outside = load(DataSettings("../disk/set.npz"))
-    assert outside.meta["root"]["data"] == str(tmp_path / "disk/set.npz")
-
-
-def test_a_folder_of_test_images_is_remembered_with_its_size(tmp_path, images, labels):
-    np.savez(tmp_path / "set.npz", images=images, labels=labels)
-    save(tmp_path / "tree" / "a", "1.png", np.full((40, 40, 3), 9, np.uint8))
-    test = f"folder:{tmp_path / 'tree'}"
-    for source in (str(tmp_path / "set.npz"), "digits"):
-        train = load(DataSettings(source, test=test))
-        assert load_test(train, DataSettings("later")).image_shape == (16, 16)
-
-
-@pytest.mark.parametrize(("names", "words"), [
-    (["cat", "dog"], "has 'cat' as class 0, but .* has 'bird'"),
-    (["bird", "dog"], "has 'dog' as class 1, but .* has 'cat'"), (["bird"], None),
-    (["bird", "cat", "dog"], None),
-])
-def test_a_test_folder_has_the_classes_of_the_training_folder(tmp_path, names, words):
-    for tree, classes in (("train", ["bird", "cat", "dog"]), ("test", names)):
-        for name in classes:
-            save(tmp_path / tree / name, "1.png", np.zeros((8, 8, 3), np.uint8))
-    settings = DataSettings(f"folder:{tmp_path / 'train'}", size=8,
-                            test=f"folder:{tmp_path / 'test'}")
-    if words is None:
-        assert load_test(load(settings), settings).meta["classes"] == names
-    else:
-        with pytest.raises(UserError, match=words):
-            load_test(load(settings), settings)
-
-
-def test_images_of_other_classes_are_refused():
-    """photos' 'china' is no digit 0; an .npz knows numbers alone."""
-    settings = DataSettings("digits", test="photos")
-    train = load(settings)
-    said = r"photos.* has 'china' as class 0, but digits has '0'"
-    with pytest.raises(UserError, match=said):
-        load_test(train, settings)
-    with pytest.raises(UserError, match=said):
-        load_clean(train, load(DataSettings("digits", "test")), "photos", "last:5", settings)
-    two = train.subset(np.flatnonzero(train.labels < 2), "two")
-    np.savez("two.npz", images=two.images, labels=two.labels)
-    assert load_test(train, dataclasses.replace(settings, test="two.npz")).num_classes == 2
-
-
-def test_an_unknown_test_set_is_blamed_on_its_key(few_path):
-    settings = DataSettings(str(few_path), test="digts")
-    with pytest.raises(UserError, match=r"^test: 'digts' .*did you mean 'digits'"):
-        load_test(load(settings), settings)
+# --- names and sizes -------------------------------------------------------------------------
 
 
 def test_a_class_folder_is_pointed_to_its_prefix(tmp_path):
-    save(tmp_path / "tree" / "a", "1.png", np.zeros((8, 8, 3), np.uint8))
+    save_image(tmp_path / "tree" / "a", "1.png", np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(UserError, match=r"for a folder per class write folder:.*tree"):
         load(DataSettings(str(tmp_path / "tree")))
-
-
-def test_without_a_test_set_one_is_asked_for(tmp_path, images, labels):
-    np.savez(tmp_path / "set.npz", images=images, labels=labels)
-    settings = DataSettings(str(tmp_path / "set.npz"))
-    with pytest.raises(UserError, match="has no test set of its own: name one with test="):
-        load_test(load(settings), settings)
-
-
-@pytest.mark.parametrize(("words", "said"), [
-    (["data=digits"], ""), (["data={poisoned}"], ""),
-    (["data=digits", "split=test"], "test images are among those that digits was made from"),
-    (["data=digits", "test={poisoned}"], "the test images went through random_signs: accuracy"),
-    (["data={poisoned}", "test=digits"], ""),
-])
-def test_accuracy_on_images_that_are_not_clean_or_not_unseen_is_said(tmp_path, words, said):
-    poisoned = succeed(poison, "random_signs", "data=digits", f"out={tmp_path / 'poisoned'}")
-    outcome = run_command(evaluate.main, "em60", "--dry-run",
-                          *(word.format(poisoned=poisoned) for word in words))
-    assert outcome.status == 0
-    assert said in outcome.stderr
-    assert ("accuracy on" in outcome.stderr) == bool(said)
-
-
-def test_a_test_set_that_does_not_fit_is_refused(tmp_path, images, labels):
-    data = write_imageset(tmp_path / "set", images, labels)
-    for name, other, classes in (("small", images[:, :8, :8], 10), ("many", images, 11)):
-        test = write_imageset(tmp_path / name, np.ascontiguousarray(other), labels, classes)
-        settings = DataSettings(str(data), test=str(test))
-        with pytest.raises(UserError, match=f"the test set .*{name} has"):
-            load_test(load(settings), settings)
 
 
 @pytest.mark.parametrize("source", ["cifar10", "IMAGESET", "NPZ"])
@@ -631,24 +426,3 @@ def test_photos_are_tiles_of_the_two_photographs():
     assert small.images.shape == (416, 16, 16, 3)
     expected = china[:2, 32:34].reshape(-1, 3).astype(float).mean(0)
     assert np.abs(small.images[1, 0, 0] - expected).max() <= 0.5
-
-
-@pytest.mark.parametrize(("one", "other", "shared"), [
-    ("train", "train", True), ("train", "test", False), ("test", "first:10", False),
-    ("reference", "protected", False), ("reference", "train", True),
-    ("first:10", "after:10", False),
-    ("first:10", "after:9", True), ("first:10", "first:20", True), ("train", "after:5", True),
-    ("protected", "first:10", True), ("spread:9", "after:10", True), ("test", "spread:9", False)])
-def test_which_splits_share_images(one, other, shared):
-    roots = [{"data": "cifar10", "split": split} for split in (one, other)]
-    assert share_images(*roots) == share_images(*roots[::-1]) == shared
-    assert not share_images(roots[0], {"data": "cifar100", "split": other})
-
-
-def test_no_split_of_a_limited_set(few, tmp_path):
-    """Its rows are not those of the whole set's split."""
-    path = write_imageset(tmp_path / "limited", few.images, few.labels,
-                          lineage=[{"method": "lsp", "settings": {"limit": 320}}])
-    with pytest.raises(UserError, match="split: protected of a set made with --limit"):
-        load(DataSettings(str(path), split="protected"))
-    assert len(load(DataSettings(str(path)))) == 320

@@ -34,7 +34,6 @@ def fault(what: str, file: str, old: str, new: str, *tests: str) -> Fault:
 
 
 REM = "rem.py::test_the_outer_loop_is_that_of_the_notes"
-ATTACKS = "surrogate_attacks.py::"
 KEYS = "contract_keys.py::test_a_key_does_something"
 FAULTS = [
     # --- the attacks' outer loops ------------------------------------------------------------
@@ -55,19 +54,19 @@ FAULTS = [
           "rem.py::test_the_adversary_raises_the_loss_within_its_radius"),
     fault("SEP-FA-VR's correction with the wrong sign", "poisons/sep.py",
           "- (at_x[choice] - mean)", "+ (at_x[choice] - mean)",
-          f"{ATTACKS}test_seps_crafting_is_the_releases_loop",
-          f"{ATTACKS}test_variance_reduction_equals_a_plain_loop"),
+          "sep.py::test_seps_crafting_is_the_releases_loop",
+          "sep.py::test_variance_reduction_equals_a_plain_loop"),
     fault("TAP's crafting without its transform", "poisons/tap.py",
           "frozen(transform(images, shifts[step], mirrored[step]))", "frozen(images)",
-          f"{ATTACKS}test_taps_crafting_is_the_releases_loop"),
+          "tap.py::test_taps_crafting_is_the_releases_loop"),
     fault("TAP's surrogate is trained without its transform", "poisons/tap.py",
           'transform(images, *transform.draw("train", step, images)), labels', "images, labels",
-          f"{ATTACKS}test_taps_surrogate_is_trained_through_the_attacks_own_transform"),
+          "tap.py::test_taps_surrogate_is_trained_through_the_attacks_own_transform"),
     fault("HYPO descends on another class", "poisons/hypo.py",
           'targeted=config.variant == "p1"', "targeted=True",
-          f"{ATTACKS}test_hypos_crafting_is_the_releases_loop"),
+          "hypo.py::test_hypos_crafting_is_the_releases_loop"),
     fault("PIL adds its delta", "poisons/pil.py", "return -pgd(", "return pgd(",
-          f"{ATTACKS}test_pils_crafting_is_the_releases_loop"),
+          "pil.py::test_pils_crafting_is_the_releases_loop"),
     fault("DUNE's swarm ends where it is", "poisons/dune.py",
           "    return best\n", "    return position[own_cost.argmin()]\n",
           "dune.py::test_what_the_swarm_returns_is_the_best_that_it_has_seen",
@@ -121,7 +120,7 @@ FAULTS = [
     # --- anywhere ----------------------------------------------------------------------------
     fault("the cosine is an epoch ahead", "core/training.py",
           "(now - warm) / (end - warm)", "(now + 1 - warm) / (end - warm)",
-          "training.py::test_cosine_is_torchs_stepped_once_an_epoch"),
+          "rates.py::test_cosine_is_torchs_stepped_once_an_epoch"),
     fault("accuracy in training mode", "core/training.py",
           "    model.eval()\n    with", "    with",
           "training.py::test_scoring_uses_running_statistics_and_leaves_them"),
@@ -148,10 +147,10 @@ FAULTS = [
           "purifiers.py::test_gray_is_pillows_luma_in_three_channels"),
     fault("TAP aims at the class after the next", "poisons/crafting.py",
           "other_class(clean, 1,", "other_class(clean, 2,",
-          f"{ATTACKS}test_taps_crafting_is_the_releases_loop"),
+          "tap.py::test_taps_crafting_is_the_releases_loop"),
     fault("SEP's centroids are not divided by their class", "poisons/sep.py",
           "return total / counts.clamp(min=1)", "return total / counts.sum()",
-          f"{ATTACKS}test_centroids_are_means_of_eval_mode_features"),
+          "sep.py::test_centroids_are_means_of_eval_mode_features"),
     fault("a class's noise is the mean over all images", "poisons/em_classwise.py",
           "div_(count.clamp(min=1)[:, None])", "div_(len(labels))",
           "em.py::test_means_are_those_of_a_plain_loop"),

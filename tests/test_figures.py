@@ -1,26 +1,25 @@
 """Figures: their numbers against slow recomputations, on a tiny table made in this process; what is
 drawn of them."""
 
-import argparse
 import dataclasses
-import functools
 import json
 import math
 import os
-import re
 import signal
 import threading
 from pathlib import Path
 
+import drawing
 import numpy as np
 import pytest
 from conftest import CONFIGS, ROOT, run_command, until, write_imageset
+from drawing import drawn, figure
 from methods import make_missing
 
 from core import records
 from core.errors import UserError
 from core.imageset import ImageSet
-from scripts.pictures import bars, charts, figures, numbers, strips, style, toy
+from scripts.pictures import bars, charts, figures, numbers, strips, style
 from scripts.tables import measure, plan, spec, wording
 from scripts.tables.measure import Point, clean_of, curves, kld_reached, points, sets_of
 from scripts.tables.table import Choice
@@ -87,6 +86,8 @@ columns:
     - purify: {CONFIGS}/purifiers/dvae.yaml
 """
 
+coarse = drawing.coarse                   # for every test here
+
 
 def made(folder: Path, text: str) -> Path:
     """A folder with table.yaml and, under runs/, all its artefacts."""
@@ -104,14 +105,6 @@ def planned() -> list[plan.Cell]:
     return list(plan.Planner(spec.read_one("table.yaml")).cells())
 
 
-@pytest.fixture(autouse=True)
-def coarse(monkeypatch):
-    """Fewer dots to save, and no figure that stays open: what stands where is the same."""
-    monkeypatch.setattr(style, "DOTS", 40)
-    yield
-    style.pyplot().close("all")
-
-
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory) -> Path:
     return made(tmp_path_factory.mktemp("sweep"), TABLE)
@@ -120,17 +113,6 @@ def sweep(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory) -> Path:
     return made(tmp_path_factory.mktemp("stages"), STAGES)
-
-
-def figure(name: str, *words: object):
-    return run_command(figures.main, name, "--table", "table.yaml", "--out", "figure.png", *words)
-
-
-def drawn(monkeypatch) -> list:
-    """The figures that are saved from here on, instead of their files."""
-    found = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: found.append(figure))
-    return found
 
 
 def is_png(path: Path) -> bool:
@@ -319,20 +301,24 @@ def test_curves_of_other_epochs(monkeypatch, capsys, tmp_path):
         measure.curves([])
 
 
-def test_no_two_series_look_alike():
-    families = ["gray", "jpeg", "vae", "dvae", "bdr", "jcdp", "avatar", "none", "clean"]
-    looks = style.looks_of(families)
-    assert len(set(looks.values())) == len(looks) == len(families)
-    assert looks["none"] == (style.BAD, "s")
-    assert looks["jpeg"] == style.LOOKS["jpeg"]
-    assert len({colour for colour, _ in style.looks_of(families[:3]).values()}) == 3
-
-
-def test_a_learner_is_not_the_undefended_network():
-    """A countermeasure in training leaves the set as it is, but not the accuracy."""
-    plain, own = Point("em", "none", "", [20.0], None, 22.0, None), \
-        Point("em", "ueraser", "", [80.0], None, 22.0, None, learner=True)
-    assert charts.untouched([own, plain], "em") == [plain]
+def test_numbers_come_back_as_they_were_printed(sweep, monkeypatch, capsys):
+    monkeypatch.chdir(sweep)
+    table = spec.read_one("table.yaml")
+    measured = points(table, planned())
+    numbers.print_points(measured)
+    Path("points.md").write_text("# Title\n\n" + capsys.readouterr().out)
+    for point, read in zip(measured, numbers.read_points(Path("points.md"), table), strict=True):
+        assert (read.row, read.family, read.value) == (point.row, point.family, point.value)
+        assert wording.spread(read.accuracies) == wording.spread(point.accuracies)
+        for key in ("psnr_poisoned", "psnr_clean", "kld"):
+            there = getattr(point, key)
+            assert getattr(read, key) == (None if there is None else pytest.approx(there, abs=.005))
+    found = curves(planned())
+    numbers.print_curves(found)
+    Path("curves.md").write_text(capsys.readouterr().out)
+    for key, curve in numbers.read_curves(Path("curves.md"), table).items():
+        np.testing.assert_allclose(curve.mean(0), found[key].mean(0), atol=0.05)
+        np.testing.assert_allclose(curve.std(0, ddof=1), found[key].std(0, ddof=1), atol=0.05)
 
 
 # --- commands --------------------------------------------------------------------------------
@@ -475,251 +461,10 @@ def test_unknown_words_are_a_usage_error():
     assert "'fast' is not key=value" in figure("fig2a", "fast").error
 
 
-def test_labels_do_not_cover_each_other():
-    figure = style.sheet(3)
-    axis = figure.subplots()
-    axis.set(xlim=(0, 1), ylim=(0, 100))
-    points = [(x, y, f"{y:g}") for x, y in ((0.5, 50), (0.51, 51), (0.52, 49), (0.999, 99.9),
-                                                 (0.001, 20))]
-    style.label_points(axis, points * 9, [54])
-    boxes = [text.get_window_extent() for text in axis.texts]
-    assert 4 <= len(boxes) < 45         # what finds no place is left out
-    for i, box in enumerate(boxes):
-        assert axis.bbox.x0 <= box.x0
-        assert box.x1 <= axis.bbox.x1
-        assert box.y1 <= axis.bbox.y1
-        assert not any(box.overlaps(other) for other in boxes[:i])
-        line = axis.transData.transform((0, 54))[1]
-        assert not box.y0 < line < box.y1
-
-
 def test_the_figures_of_the_paper_have_their_tables():
     for name in figures.PAPER:
         table = f"{name.removesuffix('_images')}.yaml"
         assert spec.read_one(str(CONFIGS / "tables" / table)).rows
-
-
-# --- what is drawn ---------------------------------------------------------------------------
-
-
-SWEPT = f"""
-title: swept
-settings: {{data: digits}}
-seeds: [SEEDS]
-evaluate: {{evaluate: {CONFIGS}/learners/em60.yaml}}
-rows:
-  clean: {{only: [none], steps: []}}
-  em: {{poison: {CONFIGS}/poisons/em.yaml}}
-  lsp: {{poison: {CONFIGS}/poisons/lsp.yaml}}
-columns:
-  none: []
-  vae:
-    over: {{kld: [1, 2, 4]}}
-    steps: {{purify: {CONFIGS}/purifiers/jpeg.yaml, jpeg.quality: "{{kld}}"}}
-"""
-HEAD = ("| poison | purifier | KLD reached (nats) | PSNR to poisoned (dB) | PSNR to clean (dB) | "
-        "LPIPS to clean | accuracy (%) |")
-NUMBERS = f"""
-{HEAD}
-|---|---|---|---|---|---|---|
-| clean | none  |  |  |  |  | 99.4 |
-| em | none  |  |  | 20.42 | 0.1000 | 74.4 |
-| em | vae 1 | 1.00 | 19.90 | 19.30 | 0.0300 | 93.3 |
-| em | vae 2 | 1.98 | 21.09 | 20.28 | 0.0200 | 92.5 |
-| em | vae 4 | 3.82 | 22.21 | 20.89 | 0.0100 | 90.6 |
-| lsp | none  |  |  | 19.22 | 0.1000 | 40.0 |
-| lsp | vae 1 | 1.00 | 18.25 | 19.79 | 0.0300 | 98.3 |
-"""
-CURVES = """
-| trained on | epoch 1 | epoch 2 | epoch 3 |
-|---|---|---|---|
-| clean x none | 22.8 | 42.5 | 61.1 |
-| em x none | 65.6 | 10.0 | 44.7 |
-| em x vae kld=1 | 54.2 | 16.7 | 22.2 |
-"""
-
-
-def several(text: str) -> str:
-    """Numbers as of three seeds."""
-    lines = text.splitlines()
-    return "\n".join(lines[:3] + [re.sub(r"(\d+\.\d)(?= \|)", r"\1 ± 2.5 (3)", line)
-                                  for line in lines[3:]])
-
-
-@functools.cache
-def from_numbers(name: str, text: str, seeds: str = "0") -> object:
-    """The figure that is drawn from printed numbers, laid out; once, and the tests look at it."""
-    Path("table.yaml").write_text(SWEPT.replace("SEEDS", seeds))
-    Path("numbers.md").write_text(text)
-    with pytest.MonkeyPatch.context() as patch:
-        found = drawn(patch)
-        outcome = figure(name, "--numbers", "numbers.md")
-    assert outcome.status == 0, outcome.stderr
-    assert outcome.stdout == ""         # they are there already
-    found[0].draw_without_rendering()
-    return found[0]
-
-
-CHARTS = [("fig2a", NUMBERS), ("fig2b", NUMBERS), ("guidance", NUMBERS), ("fig3", CURVES)]
-
-
-@pytest.mark.parametrize(("name", "text"), CHARTS)
-def test_no_line_goes_through_the_noise_of_one_seed(name, text):
-    """Points alone; three seeds are joined, and their spread is drawn and said."""
-    one, three = from_numbers(name, text), from_numbers(name, several(text), "0, 1, 2")
-    for drawing, joined, words in ((one, False, "1 seed"), (three, True, "3 seeds: mean and")):
-        series = [line for axis in drawing.axes for line in axis.lines
-                  if line.get_marker() not in ("None", "", "|", "_") and len(line.get_xdata()) > 1]
-        assert series
-        assert {line.get_linestyle() == "-" for line in series} == {joined}
-        assert words in drawing.get_suptitle()
-        spread = [part for axis in drawing.axes for part in axis.collections]
-        assert bool(spread) == joined
-
-
-@pytest.mark.parametrize(("name", "text"), CHARTS)
-def test_accuracy_is_drawn_on_the_whole_range(name, text):
-    axes = [axis for axis in from_numbers(name, text).axes
-            if axis.get_ylabel() == "clean test accuracy (%)"]
-    assert axes
-    for axis in axes:
-        assert axis.get_ylim() == (0, 104)
-        assert axis.get_yticks()[[0, -1]].tolist() == [0, 100]
-
-
-@pytest.mark.parametrize(("name", "text"), CHARTS)
-def test_series_differ_without_their_colours(name, text):
-    for axis in from_numbers(name, text).axes:
-        lines = [getattr(handle, "lines", [handle])[0]
-                 for handle in axis.get_legend_handles_labels()[0]]
-        looks = [(line.get_marker(), line.get_markerfacecolor() == "white", line.get_linestyle(),
-                  str(line._unscaled_dash_pattern)) for line in lines]
-        assert len(set(looks)) == len(looks) > 1
-
-
-@pytest.mark.parametrize(("name", "text"), CHARTS)
-def test_every_chart_fits_its_page(name, text):
-    """Text of at least 9 points on a page of README width; nothing is cut or covered."""
-    figure = from_numbers(name, text)
-    assert figure.get_figwidth() == style.WIDTH
-    boxes = []
-    for axis in figure.axes:
-        ticks = [tick.label1 for one in (axis.xaxis, axis.yaxis)
-                 for tick in one._update_ticks() if tick.label1.get_visible()]
-        for item in (axis.title, axis._left_title, axis.xaxis.label, axis.yaxis.label, *ticks,
-                     *axis.texts):
-            if item.get_text() and item.get_visible():
-                assert item.get_fontsize() >= 9
-                boxes.append((item.get_text(), item.get_window_extent()))
-    for i, (text_, box) in enumerate(boxes):
-        assert box.x0 >= 0, text_
-        assert box.x1 <= figure.bbox.x1 + 1, text_
-        for other, beside in boxes[:i]:
-            assert not box.shrunk(0.9, 0.9).overlaps(beside.shrunk(0.9, 0.9)), (text_, other)
-
-
-def test_numbers_come_back_as_they_were_printed(sweep, monkeypatch, capsys):
-    monkeypatch.chdir(sweep)
-    table = spec.read_one("table.yaml")
-    measured = points(table, planned())
-    numbers.print_points(measured)
-    Path("points.md").write_text("# Title\n\n" + capsys.readouterr().out)
-    for point, read in zip(measured, numbers.read_points(Path("points.md"), table), strict=True):
-        assert (read.row, read.family, read.value) == (point.row, point.family, point.value)
-        assert wording.spread(read.accuracies) == wording.spread(point.accuracies)
-        for key in ("psnr_poisoned", "psnr_clean", "kld"):
-            there = getattr(point, key)
-            assert getattr(read, key) == (None if there is None else pytest.approx(there, abs=.005))
-    found = curves(planned())
-    numbers.print_curves(found)
-    Path("curves.md").write_text(capsys.readouterr().out)
-    for key, curve in numbers.read_curves(Path("curves.md"), table).items():
-        np.testing.assert_allclose(curve.mean(0), found[key].mean(0), atol=0.05)
-        np.testing.assert_allclose(curve.std(0, ddof=1), found[key].std(0, ddof=1), atol=0.05)
-
-
-@pytest.mark.parametrize(("text", "words"), [
-    ("", "expected a table with the columns"), ("|a|\n|-|\n|b|", "expected a table with"),
-    (NUMBERS.replace("em | vae 4 |", "em | vae 5 |"), "numbers.md:8: table.yaml has no 'vae 5'"),
-    (NUMBERS.replace("| lsp | none", "| lps | none"), "no 'lps'; did you mean 'lsp'?"),
-    (NUMBERS.replace("| 90.6 |", "|"), "numbers.md:8: 6 cells under 7 heads"),
-    (NUMBERS.replace("22.21", "infinite"), "numbers.md:8: 'infinite' is no number"),
-    (NUMBERS.replace("22.21", "much"), "numbers.md:8: 'much' is no number"),
-    (NUMBERS.replace("90.6", "90.6 ± x (3)"), "'x' is no number"),
-    (NUMBERS.replace("90.6", "about 90"), "'about 90' is no accuracy"),
-])
-def test_numbers_that_are_none_are_refused(text, words):
-    Path("table.yaml").write_text(SWEPT.replace("SEEDS", "0"))
-    Path("numbers.md").write_text(text)
-    outcome = figure("fig2a", "--numbers", "numbers.md")
-    assert outcome.status == 1
-    assert words in outcome.error
-    assert "no-such.md: No such file" in figure("fig2a", "--numbers", "no-such.md").error
-
-
-def test_an_infinite_psnr_is_read_back_and_said_to_be_missing(capsys):
-    table = spec.read_one(str(CONFIGS / "tables/fig2b.yaml"))
-    measured = [Point("em", "none", "", [50.0], None, 20.0, None),
-                Point("em", "jpeg", "5", [60.0], math.inf, 20.0, None, kept=math.nan),
-                Point("em", "jpeg", "10", [70.0], 21.0, math.inf, None, kept=0.5)]
-    numbers.print_points(measured)
-    Path("numbers.md").write_text(capsys.readouterr().out)
-    _, first, second = numbers.read_points(Path("numbers.md"), table)
-    assert (first.psnr_poisoned, second.psnr_clean) == (math.inf, math.inf)
-    assert math.isnan(first.kept)
-    charts.draw_trade_off(table, [first, second], "digits", argparse.Namespace(to="poisoned"))
-    assert capsys.readouterr().err == \
-        "note: not in this figure, for their PSNR is infinite: em x jpeg 5\n"
-
-
-@pytest.mark.parametrize(("cells", "said"), [
-    ("| 50.0 ± 1.0 (2) | 60.0 |", "its cells are of different numbers of seeds"),
-    ("| | |", "it has no accuracy")])
-def test_curves_that_are_none_are_refused(cells, said):
-    Path("table.yaml").write_text(SWEPT.replace("SEEDS", "0"))
-    Path("curves.md").write_text(
-        f"| trained on | epoch 1 | epoch 2 |\n|-|-|-|\n| lsp x none {cells}\n")
-    with pytest.raises(UserError, match=rf"curves\.md:3: {said}"):
-        numbers.read_curves(Path("curves.md"), spec.read_one("table.yaml"))
-
-
-def test_a_point_without_a_number_is_left_out():
-    """NaN and infinity, as of a run that diverged or a set that is its own clean one."""
-    table = spec.read_one(str(CONFIGS / "tables/fig2b.yaml"))
-    measured = [Point("clean", "none", "", [math.nan], None, None, None),
-                Point("em", "none", "", [50.0], None, math.inf, None),
-                Point("em", "jpeg", "5", [math.nan], math.inf, 20.0, None),
-                Point("em", "jpeg", "10", [math.nan], 21.0, 20.0, None),
-                Point("em", "jpeg", "30", [70.0], 22.0, 20.0, None)]
-    to = argparse.Namespace(to="poisoned")
-    drawing = charts.draw_trade_off(table, measured, "digits", to)
-    assert [text.get_text() for text in drawing.axes[0].texts] == ["30"]
-    style.save(drawing, Path("figure.png"))
-
-
-@pytest.mark.parametrize("draw", [charts.draw_rate, charts.draw_trade_off, charts.draw_sweep])
-def test_a_column_that_nothing_varies_is_said_to_be_left_out(draw, capsys):
-    table = spec.read_one(str(CONFIGS / "tables/fig2a.yaml"))
-    measured = [Point("em", "none", "", [50.0], None, 20.0, None, 0.1),
-                Point("em", "gray", "", [60.0], 22.0, 20.0, None, 0.1),
-                *(Point("em", "vae", kld, [70.0], 22.0, 20.0, float(kld), 0.1)
-                  for kld in ("1", "2"))]
-    draw(table, measured, "digits", argparse.Namespace(to="poisoned"))
-    said = capsys.readouterr().err
-    assert said == "note: not in this figure, which plots what `over` varies: em x gray\n"
-
-
-def test_a_chart_of_nothing_says_so():
-    table = spec.read_one(str(CONFIGS / "tables/fig2a.yaml"))
-    lonely = [Point("em", "none", "", [50.0], None, 20.0, None)]
-    curve = {("em", "none"): np.ones((1, 2, 2))}
-    for draw, found, shows in ((charts.draw_rate, lonely, "a column `vae` with `over`, behind a "),
-                               (charts.draw_trade_off, lonely, "columns with `over`, behind a "),
-                               (charts.draw_epochs, curve, "rows with two columns and more, one ")):
-        with pytest.raises(UserError) as error:
-            draw(table, found, "digits", argparse.Namespace(to="poisoned"))
-        assert f"there is nothing to plot: this figure shows {shows}" in str(error.value)
-        assert str(error.value).endswith("and the columns there are none, vae")
 
 
 # --- quickstart ------------------------------------------------------------------------------
@@ -770,44 +515,3 @@ def test_every_committed_picture_has_its_line_beside_it():
         assert f"`{picture.name}`" in beside.read_text(), f"{beside}: {picture.name}"
         place = str(picture.parent.relative_to(ROOT))
         assert any(place in page for page in (*pages.values(), (ROOT / "README.md").read_text()))
-
-
-# --- toy -------------------------------------------------------------------------------------
-
-
-def test_toy_1_formula_and_simulation():
-    published = {(0, 1): 0.9772, (0.1, 0.1): 0.5707, (0.3, 0.3): 0.6979, (0.3, 0.1): 0.5238,
-                 (0.3, 0.03): 0.5021, (1, 0.1): 0.5071}
-    assert tuple(published) == toy.PAIRS
-    for (a, s), expected in published.items():
-        assert toy.formula(a, s) == pytest.approx(expected, abs=5e-5)
-        assert toy.simulated_accuracy(a, s) == pytest.approx(expected, abs=0.005)
-
-
-def test_toy_2_the_poison_goes_when_its_nats_are_too_dear():
-    rates = {0.01: 30.2, 0.05: 20.0, 0.15: 13.9, 0.25: 11.2, 0.5: 7.8, 1: 4.3}
-    for beta in toy.BETAS:
-        point = toy.through_vae(beta, 0.3, 0.1)
-        assert point.accuracy < 0.55 if beta <= 0.15 else point.accuracy > 0.96
-        assert point.rate == (pytest.approx(rates[beta], abs=0.1) if beta else math.inf)
-        if beta == 0.25:
-            assert point.residual_poison == pytest.approx(0.057, abs=0.003)
-            assert point.residual_image == pytest.approx(0.005, abs=0.002)
-    assert toy.poison_variance(0.3, 0.1) == pytest.approx(0.093, abs=0.0005)
-
-
-def test_toy_3_entropies():
-    published = {0.2: (0.336, 0.527), 0.1: (-0.194, 0.689), 0.05: (-0.884, 0.693)}
-    for sigma, expected in published.items():
-        assert toy.mixture_entropy(0.3, sigma) == pytest.approx(expected, abs=5e-4)
-    # far apart: the entropy of one part plus log 2
-    assert toy.mixture_entropy(9, 1)[0] == pytest.approx(
-        math.log(2 * math.pi * math.e) / 2 + math.log(2))
-
-
-@pytest.mark.slow
-def test_the_toy_prints_and_draws():
-    outcome = run_command(toy.main, "--out", "toy.png")
-    assert outcome.status == 0, outcome.stderr
-    assert is_png(Path("toy.png"))
-    assert "| formula | 0.977 | 0.571 | 0.698 | 0.524 | 0.502 | 0.507 |" in outcome.stdout

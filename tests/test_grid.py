@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import drawing
 import numpy as np
 import pytest
 from conftest import run_command, write_imageset
@@ -15,10 +16,7 @@ RECORD = {"test": {}, "settings": {}, "learner": "standard", "protocol": "em60",
           "config": {"test_every": 0}}
 
 
-@pytest.fixture(autouse=True)
-def coarse(monkeypatch):
-    """Fewer dots to save: what stands where is the same."""
-    monkeypatch.setattr(style, "DOTS", 40)
+coarse = drawing.coarse                   # for every test here
 
 
 def make_grid(*sets: object, images: int = 3):

@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 
 from core.device import DeviceSettings, resolve
-from core.pgd import pgd
+from core.pgd import gradient_of, pgd
 from models.resnet import resnet18
 from poisons.frozen import FrozenSurrogate, conv_norm_pairs
 
@@ -320,3 +320,17 @@ def test_crafting_in_bf16_if_asked():
     one, two = (frozen.gradient(labels)(images, 0) for frozen in (exact, rounded))
     large = one.abs() > one.abs().median()
     assert (one.sign() == two.sign())[large].float().mean() > 0.95
+
+
+def test_pgd_in_an_l2_ball():
+    """Against the step and the projection retyped, for a loss whose gradient is known."""
+    torch.manual_seed(0)
+    images, weights = torch.rand(3, 3, 4, 4) * 0.2 + 0.4, torch.randn(3, 3, 4, 4)
+    found = pgd(images, torch.zeros_like(images), gradient_of(lambda x, _: (x * weights).sum()),
+                epsilon=0.05, step_size=0.02, steps=4, norm="l2")
+    for image_delta, weight in zip(found, weights, strict=True):
+        delta = torch.zeros_like(weight)
+        for _ in range(4):
+            delta = delta - 0.02 * weight / weight.norm()
+            delta = delta * min(1.0, 0.05 / delta.norm().item())
+        torch.testing.assert_close(image_delta, delta)

@@ -6,109 +6,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIGS, as_floats, as_set, new_run
+from conftest import as_floats, as_set, new_run
 from torch import nn
-from torch.optim import lr_scheduler
 
 import core.run
-from core import config, training
+from core import training
 from core.batches import Augmentation, Batches
-from core.errors import ConfigError, UserError
-from core.request import parse
+from core.errors import UserError
 from core.training import Normalised, Protocol, accuracy, learning_rate, train_classifier
 from core.views import Views
 from learners import smoothing, standard
-
-PER_EPOCH = 7
-
-
-def torch_rates(make, steps: int, every: int) -> list[float]:
-    """The rate of each step under one of torch's schedulers, stepped once in `every` steps."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-    scheduler = make(optimizer)
-    rates = []
-    for step in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        if (step + 1) % every == 0:
-            scheduler.step()
-    return rates
-
-
-def our_rates(total: int, **keys) -> list[float]:
-    protocol = Protocol(learning_rate=0.1, **keys)
-    return [learning_rate(protocol, step, total, PER_EPOCH) for step in range(total)]
-
-
-def test_a_warm_up_climbs_straight_and_the_cosine_follows_it():
-    """The rates of AUE's release at its epochs, but for its last rate of 1e-6."""
-    aue = Protocol(epochs=200, learning_rate=0.5, warmup_epochs=10)
-    found = [learning_rate(aue, epoch * PER_EPOCH, 200 * PER_EPOCH, PER_EPOCH)
-             for epoch in (0, 4, 9, 10, 105, 199)]
-    assert found == pytest.approx([0.05, 0.25, 0.5, 0.5, 0.25, 3.417e-5], rel=1e-3)
-    by_step = Protocol(steps=40, learning_rate=0.1, warmup_epochs=2, schedule="multistep",
-                       milestones=(20,))
-    found = [learning_rate(by_step, step, 40, PER_EPOCH) for step in (0, 6, 13, 14, 19, 20)]
-    assert found == pytest.approx([0.1 / 14, 0.05, 0.1, 0.1, 0.1, 0.01])
-
-
-@pytest.mark.parametrize("epochs", [1, 2, 12, 60])
-def test_cosine_is_torchs_stepped_once_an_epoch(epochs):
-    steps = epochs * PER_EPOCH
-    expected = torch_rates(lambda o: lr_scheduler.CosineAnnealingLR(o, epochs), steps, PER_EPOCH)
-    assert our_rates(steps, schedule="cosine", epochs=epochs) == pytest.approx(expected, abs=1e-12)
-
-
-def test_multistep_is_torchs():
-    expected = torch_rates(lambda o: lr_scheduler.MultiStepLR(o, [3, 5], 0.1), 8 * PER_EPOCH,
-                           PER_EPOCH)
-    found = our_rates(8 * PER_EPOCH, schedule="multistep", epochs=8, milestones=(3, 5))
-    assert found == pytest.approx(expected, rel=1e-12)
-    halved = torch_rates(lambda o: lr_scheduler.MultiStepLR(o, [3, 5], 0.5), 8 * PER_EPOCH,
-                         PER_EPOCH)
-    assert our_rates(8 * PER_EPOCH, schedule="multistep", epochs=8, milestones=(3, 5),
-                     gamma=0.5) == pytest.approx(halved, rel=1e-12)
-
-
-def test_warm_multistep_is_torchs_linear_climb_then_multistep():
-    """SEP's release counts its batches from one: the first does not stand at 1e-3."""
-    expected = torch_rates(lambda o: lr_scheduler.LinearLR(o, 0.01, 1.0, PER_EPOCH),
-                           PER_EPOCH + 1, 1)[1:]
-    expected += torch_rates(lambda o: lr_scheduler.MultiStepLR(o, [3, 5], 0.1), 8 * PER_EPOCH,
-                            PER_EPOCH)[PER_EPOCH:]
-    found = our_rates(8 * PER_EPOCH, schedule="warm_multistep", epochs=8, milestones=(3, 5))
-    assert found == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("epochs", [1, 3, 12])
-def test_onecycle_is_torchs_without_its_momentum(epochs):
-    steps = epochs * PER_EPOCH
-    expected = torch_rates(lambda o: lr_scheduler.OneCycleLR(
-        o, 0.1, total_steps=steps, anneal_strategy="cos", cycle_momentum=False), steps, 1)
-    found = our_rates(steps, schedule="onecycle", epochs=epochs)
-    assert found == pytest.approx(expected, rel=1e-9)
-    assert max(found) <= 0.1
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3, 4])
-def test_onecycle_of_a_handful_of_steps_is_a_rate(steps):
-    found = our_rates(steps, schedule="onecycle", epochs=1)
-    assert all(0 < rate <= 0.1 for rate in found)
-
-
-def test_protocols_that_count_steps_change_the_rate_by_step():
-    """REM: 40,000 steps, the rate a tenth every 16,000."""
-    protocol = Protocol(steps=40_000, schedule="multistep", milestones=(16_000, 32_000))
-    found = [learning_rate(protocol, step, 40_000, 390)
-             for step in (0, 15_999, 16_000, 31_999, 32_000, 39_999)]
-    assert found == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-    expected = torch_rates(lambda o: lr_scheduler.CosineAnnealingLR(o, 30), 30, 1)
-    assert our_rates(30, schedule="cosine", steps=30) == pytest.approx(expected, abs=1e-12)
-
-
-def test_constant_is_constant():
-    assert set(our_rates(3 * PER_EPOCH, schedule="constant", epochs=3)) == {0.1}
-
 
 # --- the loop --------------------------------------------------------------------------------
 
@@ -275,41 +182,6 @@ def test_a_protocol_with_mean_and_std_trains_on_normalised_images(tmp_path, few)
         train_classifier(Spy(768, 10), few, few, protocol, run)
     assert len(seen) == 5 + 1
     assert set(seen) == {-2.0}                                  # black is (0 - 0.5) / 0.25
-
-
-@pytest.mark.parametrize("keys", [
-    {"epochs": 0}, {"batch_size": 1}, {"learning_rate": 0}, {"momentum": 1}, {"momentum": -0.1},
-    {"nesterov": True, "momentum": 0}, {"weight_decay": -1e-4}, {"crop_padding": -1},
-    {"test_every": -1}, {"steps": 0}, {"clip_norm": 0}, {"mean": (0.5, 0.5, 0.5)},
-    {"std": (1, 1, 1)},
-    {"warmup_epochs": -1}, {"warmup_epochs": 1, "schedule": "onecycle"},
-    {"schedule": "multistep"},
-    {"mean": (0.5,), "std": (0.5,)}, {"mean": (0.5,) * 3, "std": (0.5,) * 2},
-    {"views": Views()}, {"views": Views(), "flip": False},
-    {"views": Views(size=16), "crop_padding": 0, "flip": False},
-])
-def test_impossible_protocols_are_refused(keys):
-    with pytest.raises(ConfigError):
-        Protocol(**keys)
-
-
-@pytest.mark.parametrize(("keys", "said"), [
-    ({"epochs": 60, "schedule": "multistep", "milestones": (30, 60, 90)},
-     "note: training ends after 60 epochs and does not come to milestones 60, 90\n"),
-    ({"steps": 90, "schedule": "multistep", "milestones": (30, 90)},
-     "note: training ends after 90 steps and does not come to milestones 90\n"),
-    ({"epochs": 4, "warmup_epochs": 10},
-     "note: training ends after 4 epochs and does not come to warmup_epochs 10\n"),
-    ({"epochs": 60, "schedule": "multistep", "milestones": (30, 59)}, ""),
-    ({"epochs": 60, "milestones": (90,)}, ""), ({"epochs": 4, "warmup_epochs": 4}, "")])
-def test_what_a_schedule_never_comes_to_is_said(tmp_path, capsys, keys, said):
-    """The rate of the last epoch is the one before it, and of four warm epochs the whole one."""
-    with new_run(tmp_path / "out") as run:
-        training.note_marks(Protocol(**keys), run)
-    assert capsys.readouterr().err == said
-    assert learning_rate(Protocol(epochs=4, warmup_epochs=4), 3, 4, 1) == 0.1
-    falling = Protocol(epochs=60, schedule="multistep", milestones=(60,))
-    assert learning_rate(falling, 59, 60, 1) == 0.1
 
 
 # --- a learner's own loss and transform ------------------------------------------------------
@@ -534,106 +406,3 @@ def test_adam_is_torchs(tmp_path, few):
         optimizer.step()
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-
-
-def test_keys_that_came_later_change_no_fingerprint():
-    assert not {"optimizer", "views"} & config.plain(Protocol(), identity=True).keys()
-    assert config.plain(Protocol(optimizer="adam"), identity=True)["optimizer"] == "adam"
-    with pytest.raises(ConfigError, match="adam has no such form"):
-        Protocol(optimizer="adam", nesterov=True)
-
-
-def test_views_are_keys_of_a_section(tmp_path):
-    """Typed one by one, or in a YAML; a wrong one is named in full."""
-    yaml, typed = str(CONFIGS / "learners/em60.yaml"), ["standard.crop_padding=0",
-                                                       "standard.flip=false"]
-    found = parse([yaml, *typed, "standard.views.scale=[0.5, 1]", "standard.views.grey=0"], "",
-                  "evaluate").config
-    assert found.views == Views(scale=(0.5, 1), grey=0)
-    with pytest.raises(UserError, match=r"standard\.views\.hue: 2 is out of range"):
-        parse([yaml, *typed, "standard.views.hue=2"], "", "evaluate")
-    with pytest.raises(UserError, match=r"standard\.views: takes the place of crop and flip"):
-        parse([yaml, "standard.views.hue=0"], "", "evaluate")
-
-
-def test_bridgepures_vit_is_a_preset():
-    found = parse([str(CONFIGS / "learners/bridge120.yaml"), "preset=vit"], "", "evaluate").config
-    assert (found.architecture, found.optimizer, found.learning_rate, found.weight_decay,
-            found.epochs, found.milestones) == ("vit_small", "adam", 5e-4, 0, 120, (80, 100))
-
-
-# --- the published protocols -------------------------------------------------------------------
-
-CLIP_5 = {"clip_norm": 5}
-AT_224 = {"crop_padding": 0, "flip": False}         # what views take the place of
-PROTOCOLS = {
-    "em60": {"epochs": 60, "drop_last": True, "schedule": "cosine", **CLIP_5},
-    "em100": {"epochs": 100, "drop_last": True, "schedule": "cosine", **CLIP_5},
-    "avatar120": {"epochs": 120, "drop_last": False, "schedule": "multistep",
-                  "milestones": (80, 100), "gamma": 0.1, **CLIP_5},
-    "bridge120": {"epochs": 120, "schedule": "multistep", "milestones": (80, 100), "gamma": 0.1,
-                  "clip_norm": None},
-    "rem40k": {"steps": 40_000, "drop_last": True, "schedule": "multistep",
-               "milestones": (16_000, 32_000), "gamma": 0.1, "mean": (0.5, 0.5, 0.5),
-               "std": (1, 1, 1)},
-    "tap200": {"epochs": 200, "schedule": "cosine"},
-    "iss60": {"epochs": 60, "drop_last": False, "schedule": "cosine", "clip_norm": None},
-    "apb200": {"epochs": 200, "drop_last": True, "schedule": "multistep", "milestones": (100,),
-               "gamma": 0.5, "clip_norm": None, "shuffle": False},
-    "ecl80": {"epochs": 80, "drop_last": False, "schedule": "constant", "weight_decay": 0,
-              "clip_norm": None, "test_every": 5},
-    "gue100": {"epochs": 100, "batch_size": 256, "drop_last": False, "learning_rate": 0.01,
-               "schedule": "multistep", "milestones": (75, 90), "gamma": 0.1, "clip_norm": None},
-    "aue200": {"epochs": 200, "drop_last": False, "learning_rate": 0.5, "warmup_epochs": 10,
-               "schedule": "cosine", "weight_decay": 1e-4, "clip_norm": None, "test_every": 25},
-    "dvae224": {**AT_224, "epochs": 100, "schedule": "cosine", **CLIP_5,
-                "views": Views(scale=(0.08, 1), jitter=0, grey=0)},
-    "uc90": {**AT_224, "epochs": 90, "batch_size": 512, "drop_last": False,
-             "schedule": "cosine", "clip_norm": None, "mean": (0.5, 0.5, 0.5),
-             "std": (0.5, 0.5, 0.5),
-             "views": Views(scale=None, resize=256 / 224, jitter=0, grey=0)},
-    "apb224": {**AT_224, "epochs": 200, "batch_size": 256, "schedule": "cosine", "clip_norm": None,
-               "views": Views(scale=None, jitter=1, hue=0.2, grey=0)},
-}
-
-
-@pytest.mark.parametrize("name", [name for name in PROTOCOLS if "steps" not in PROTOCOLS[name]])
-def test_a_protocol_is_as_long_on_svhn(name):
-    """EM's alone is half as long there, and those that go on from it have its length at hand, and
-    mirror its digits no more than it does."""
-    line = [str(CONFIGS / f"learners/{name}.yaml"), "data=svhn"]
-    expected = 30 if name == "em60" else PROTOCOLS[name]["epochs"]
-    found = parse(line, "", "evaluate").config
-    assert found.epochs == expected
-    assert found.views is None or found.views.flip == 0
-
-
-def test_steps_of_a_protocol_are_of_its_own_data_set():
-    """UC's 90 epochs of Pets, 8 steps each: of another set they would be other epochs."""
-    for data, steps in (("pets", 90 * 8), ("cifar10", None), ("imagenet100", None)):
-        found = parse([str(CONFIGS / "learners/uc90.yaml"), f"data={data}"], "", "evaluate").config
-        assert (found.epochs, found.steps) == (90, steps)
-
-
-@pytest.mark.parametrize("name", PROTOCOLS)
-def test_presets_are_the_published_protocols(name):
-    tree = config.read([CONFIGS / "learners" / f"{name}.yaml"])
-    found = config.build(standard.Config, tree.value["standard"], "standard")
-    common = {"batch_size": 128, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
-              "nesterov": False, "crop_padding": 4, "flip": True, "architecture": "resnet18",
-              "width": 64, "shuffle": True, "warmup_epochs": 0}
-    for key, value in {**common, **PROTOCOLS[name]}.items():
-        assert getattr(found, key) == value, key
-    if name == "bridge120":
-        assert tree.value["split"].value == "first:40000"
-    if name == "tap200":                                        # of its poison_evaluation
-        assert found.mean == (0.4914, 0.4822, 0.4465)
-        assert found.std == (0.2023, 0.1994, 0.2010)
-
-
-@pytest.mark.parametrize(("architecture", "optimizer", "said"), [
-    ("vit_small", "sgd", True), ("vit_small", "adam", False), ("resnet18", "sgd", False)])
-def test_a_vit_that_sgd_trains_is_said(tmp_path, capsys, architecture, optimizer, said):
-    with new_run(tmp_path / "run") as run:
-        training.note_marks(standard.Config(architecture=architecture, optimizer=optimizer), run)
-    assert ("note: vit_small learns by SGD here" in capsys.readouterr().err) == said
