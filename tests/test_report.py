@@ -134,14 +134,13 @@ def test_a_number_stands_beside_the_published_one(committed):
     assert all("21.2 LE T1-7.3" in row for row in found)
 
 
-def test_a_card_has_command_lines_lineage_and_machine(committed):
+def test_a_card_has_its_command_line_lineage_and_machine(committed):
     [card] = [text for own, text in committed.inside.items() if own.startswith("r")
               and text.startswith("closeEM > D-VAE: 66.5 %")]
     for line in ("python scripts/list.py cite results/small/dvae_cifar10/cifar10-train-em-dvae-",
                  "python scripts/run_table.py configs/tables/dvae_cifar10.yaml --small data="
                  "data/cifar10-train.npz test=data/cifar10-test.npz --rows=em --columns=dvae "
-                 "--seeds=0", "python -m poisons configs/poisons/em.yaml", "python train_vae.py",
-                 "python purify.py", "python evaluate.py", "epsilon=8/255", "Xeon",
+                 "--seeds=0", "epsilon=8/255", "Xeon",
                  "the defence saw the poisoned set"):
         assert line in card
 

@@ -1,4 +1,4 @@
-"""A record's card: its curve, its lineage, the lines that made it."""
+"""A record's card: its curve, its lineage, the line that made it."""
 
 import shlex
 from collections.abc import Callable
@@ -39,9 +39,7 @@ def card(kept: Kept, name: str, back: str, known: list[dict],
         tag("p", "Published: ", sourced(known)) if known else None,
         curve(*points(kept), *CARD, labels=True),
         tag("h4", "Lineage"), lineage(record),
-        tag("h4", "Command lines"),
-        join([tag("p", "All of it at once:"), tag("pre", kept.cell)]) if kept.cell else None,
-        *(tag("pre", line) for line in kept.lines),
+        tag("h4", "Command line"), tag("pre", kept.line),
         tag("h4", "Record"), tag("pre", f"python scripts/list.py cite {shlex.quote(str(place))}"),
         facts(record),
         tag("p", join((link(path_to(place / file), file) for file in FILES

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from core import config, records
-from core.commands import COMMANDS
 from core.config import Node
 from core.errors import UserError
 from core.manual import typed
@@ -46,8 +45,7 @@ class Kept:
     record: dict
     log: list[dict]                 # of its training
     data: str                       # the data set, under its own name
-    lines: tuple[str, ...]          # shell lines, each making what the next one reads
-    cell: str = ""                  # one line of run_table.py for all of them
+    line: str                       # the shell line that makes it (in a table with all it needs)
 
 
 @dataclass(frozen=True)
@@ -243,22 +241,20 @@ def load_records(root: Path, results: Results) -> dict[Path, dict]:
 
 def keep(results: Results, place: Path, record: dict, index: dict[str, Node],
          cell: plan.Cell | None = None, entry: IndexedTables | None = None) -> None:
-    """Remember a record with its log and the lines that make it."""
+    """Remember a record with its log and the line that makes it."""
     log = []
     if (place / "log.jsonl").exists():
         try:
             log = read_log(place)
         except UserError as error:
             results.left_out.append(str(error))
-    lines, line = (line_of(["evaluate.py", f"{place}/config.yaml"]),), ""
+    line = line_of(["evaluate.py", f"{place}/config.yaml"])
     if cell is not None:
-        lines = tuple(line_of([*COMMANDS[step.step.command].words, *step.arguments])
-                      for step in plan.behind([cell.record]))
         part = [f"--rows={cell.row.name}", f"--columns={cell.column.name}",
                 f"--seeds={cell.seed}"]
         among = [word for word in entry.settings if not word.startswith("--seeds")]
         line = table_line(cell.table.path, [*among, *part])
-    results.kept[place] = Kept(place, record, log, data_of(record, index), lines, line)
+    results.kept[place] = Kept(place, record, log, data_of(record, index), line)
 
 
 def line_of(words: list[str]) -> str:

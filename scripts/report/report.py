@@ -4,7 +4,7 @@
 
 RESULTS are folders that hold records (results/): what is below them, and what their index.yaml says
 of it. The page, FOLDER/index.html, needs no network and no server. A click on a number opens its
-record: the lines that made it, its lineage, its curve. Pictures stay where they are and are shown
+record: the line that made it, its lineage, its curve. Pictures stay where they are and are shown
 from there; --embed puts them into the page, so that it can be sent alone.
 """
 
