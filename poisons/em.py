@@ -7,7 +7,8 @@ code HanxunH/Unlearnable-Examples.
 
 Deviations: signed noise, rounded to the nearest level (the release keeps positive noise only, and
 truncates: `positive_only`, `rounding: floor`); noise kept in half precision between rounds; the
-error that ends the rounds is over images (the release's is the mean of its batches' errors).
+error that ends the rounds is over images (the release's is the mean of its batches' errors). At 96
+pixels and above the surrogate has the ImageNet stem (APBench's has the one for small images).
 """
 
 from collections.abc import Iterator

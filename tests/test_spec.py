@@ -192,6 +192,9 @@ def test_small_makes_jcdp_with_a_prior_of_the_test_images(here):
     assert columns["dvae, then jcdp"] == [*columns["dvae"], *columns["jcdp"]]
     [only] = spec.read_one("pets_uc", Choice("small", columns=("jcdp, then simclr",))).columns
     assert ([step.method for step in only.steps], only.learner.method) == (["jcdp"], "simclr")
+    swept = [line for line in spec.read_one("le_table6", Choice("small")).columns
+             if line.family == "jcdp"]
+    assert [line.steps[0].settings["checkpoint"] for line in swept] == ["results/small/prior"] * 2
     [own] = spec.read_one("cifar10_contrastive", Choice("small", columns=("jcdp",))).columns
     assert own.steps[0].settings == {"jcdp.t_star": "20", **purified.settings}      # it stays
     trained = json.loads((ROOT / "results/small/prior/meta.json").read_text())["trained_on"]

@@ -19,18 +19,25 @@ def beside(known: list[dict], dataset: str, attacks: tuple[str, ...], defences: 
            network: str = "resnet18", evaluated: str = "", source: str = ""
            ) -> tuple[dict | None, list[dict]]:
     """Of the `known` numbers, those of a cell, for such a network and way of measuring: the one
-    beside it (from `source` if that has one, then from the attack's own paper, then from another)
-    and all others. Those of further names than the first come last, and say theirs (`named`)."""
+    beside it (from `source`, 'LE' or 'LE T3', if that has one, then from the attack's own paper,
+    then from another) and all others. Those of further names than the first come last, and say
+    theirs (`named`)."""
     found = [{**fact, **other_names(fact, attacks, defences)} for fact in known
              if fact["dataset"] == dataset and fact["attack"] in attacks
              and filed_under(fact) in defences and fact.get("eval", "") == evaluated
              and plainly(fact["arch"]) == plainly(network)]
-    found.sort(key=lambda fact: ("named" in fact, fact["source"] != source,
+    whose = source.partition(" ")[0]
+    found.sort(key=lambda fact: ("named" in fact, fact["source"] != whose, not is_of(fact, source),
                                  fact["kind"] != "paper", fact["source"].lower() != attacks[0]))
-    if found and "named" not in found[0] and (found[0]["source"] == source
+    if found and "named" not in found[0] and (found[0]["source"] == whose
                                               or found[0]["kind"] == "paper"):
         return found[0], found[1:]
     return None, found
+
+
+def is_of(fact: dict, source: str) -> bool:
+    """Whether a number is of this source, or of this table of it."""
+    return source in (fact["source"], f"{fact['source']} {fact['table']}")
 
 
 def other_names(fact: dict, attacks: tuple[str, ...], defences: tuple[str, ...]

@@ -223,8 +223,9 @@ def alone(table: Table, small: dict[str, Node], size: str) -> Table:
 
     def lines(of: tuple[Line, ...]) -> Iterator[Line]:
         for line in of:
-            if line.name in checkpoints:
-                yield applying(config.text(checkpoints[line.name]), line)
+            made = checkpoints.get(line.name) or checkpoints.get(line.family)
+            if made:
+                yield applying(config.text(made), line)
             elif any(line.words.get(data.strip("{}"), data) in outlines.SIZES
                      for data in (step.settings.get("data", "") for step in line.steps)):
                 left_out.append(line.name)

@@ -80,7 +80,7 @@ class Table:
     title: str
     block: str                      # which data set, where the YAML names several
     dataset: str                    # of the published numbers
-    source: str                     # whose numbers are `reported`, where it has one
+    source: str                     # whose numbers are `reported`, where it has one: LE, LE T3
     seeds: tuple[int, ...]
     settings: dict[str, str]
     rows: tuple[Line, ...]
