@@ -86,13 +86,3 @@ def wrong(path: object, base: Path, *words: object) -> str:
     assert outcome.status == 1, outcome.stdout
     assert not list(Path().glob("runs/poisons/*"))
     return outcome.error
-
-
-@pytest.fixture
-def poison_set(tmp_path, few_path):
-    from poisons.__main__ import main as poison_main
-
-    outcome = run_command(poison_main, "method=lsp", f"data={few_path}", "lsp.patch=4",
-                          f"out={tmp_path / 'poison'}")
-    assert outcome.status == 0, outcome.stderr
-    return outcome.path

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ROOT, run_command, succeed, write_imageset
 
-from core.streams import generator
+from core.streams import BLOCK, generator
 from poisons import ar
 from poisons.__main__ import main as poison_main
 
@@ -110,6 +110,21 @@ def test_the_norm_and_the_processes_reach_the_pixels(tmp_path, words, measure):
         own = (np.einsum("cijuv,kcuv->kcij", windows, processes) - windows[None, ..., 2, 2])
         guesses.append(np.square(own).mean((1, 2, 3)).argmin())
     assert np.mean(np.array(guesses) == np.arange(300)[::7] % 10) > 0.9
+
+
+def test_the_pixels_are_the_end_of_a_signal(tmp_path):
+    """Its first `crop` rows and columns are dropped, where it still has its start's size."""
+    images = np.full((20, 32, 32, 3), 128, np.uint8)
+    delta = poisoned(tmp_path, images)
+    streams = OwnStreams(0)
+    top, left = (torch.randn(BLOCK, *shape, generator=streams.stream(f"ar/{name}", 0),
+                             dtype=torch.float64).numpy()
+                 for name, shape in (("top", (3, 2, 36)), ("left", (3, 34, 2))))
+    processes = ar.coefficients(10, ar.Config(), streams).numpy()
+    for row in (0, 13):
+        signal = raster(processes[row % 10], top[row], left[row])[:, 4:, 4:]
+        expected = 255 * ar.Config().radius * signal / np.linalg.norm(signal)
+        assert np.abs(delta[row].transpose(2, 0, 1) - expected).max() < 0.51
 
 
 @pytest.mark.parametrize(("count", "least"), [(7, 10), (12, 3)])

@@ -98,14 +98,16 @@ def test_each_image_has_a_sub_policy_of_its_own(images):
 def test_it_comes_before_crop_and_flip_and_not_to_the_test_set(tmp_path, few, monkeypatch):
     def spy(images, policy, draw):
         seen.append((images.dtype, tuple(images.shape)))
+        drawn.append(draw.random())
         return torch.zeros_like(images)
 
-    seen = []
+    seen, drawn = [], []
     monkeypatch.setattr(autoaugment, "augmented", spy)
     config = autoaugment.Config(architecture="linear", epochs=1, batch_size=80)
     with new_run(tmp_path / "out") as run:
         result = autoaugment.fit(few, few, config, run)
     assert seen == [(torch.uint8, (80, 16, 16, 3))] * 4
+    assert len(set(drawn)) == 4                     # each step has draws of its own
     assert result.images == 320
 
 

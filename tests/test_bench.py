@@ -52,5 +52,7 @@ def test_a_large_set_is_streamed_beside_a_batch_that_is_there():
                      outcome.stdout, re.MULTILINE)
 
 
-def test_an_unknown_bench_names_the_nearest(capsys):
-    assert run_command(bench.main, "resnets").status == 2
+def test_an_unknown_bench_names_the_nearest():
+    outcome = run_command(bench.main, "resnets")
+    assert outcome.status == 2
+    assert "did you mean 'resnet'?" in outcome.stderr

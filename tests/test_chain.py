@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CONFIGS, content, run_command, succeed, write_imageset
+from conftest import CONFIGS, Death, content, run_command, succeed, write_imageset
 from methods import checkpoint_of, make_missing
 
 import purify
@@ -104,6 +104,16 @@ def test_its_seed_is_that_of_every_link_that_has_none(clean, trained):
     out = succeed(purify.main, CHAIN, f"data={clean}", "seed=5",
                   links(section + "}", section + ", keys: [seed=7]}"))
     assert [step["seed"] for step in lineage(out)] == [5, 7]
+
+
+def test_precision_and_smoke_go_on_to_its_links():
+    """But for a link whose keys have their own."""
+    request = parse([str(CHAIN), "data=digits", "precision=bf16", "--smoke",
+                     links("{purifier: gray}", "{purifier: jpeg, keys: [precision=fp32]}")], "",
+                    "purify")
+    first, second = (request.parts[f"links.{i}"] for i in (0, 1))
+    assert (first.device.precision, first.smoke) == ("bf16", True)
+    assert (second.device.precision, second.smoke) == ("fp32", True)
 
 
 def test_its_config_is_its_line_again(clean, trained):
@@ -243,10 +253,6 @@ def test_no_links_and_a_foreign_checkpoint_are_refused(clean, trained):
 
 
 # --- resume ----------------------------------------------------------------------------------
-
-
-class Death(BaseException):
-    """What nothing catches."""
 
 
 @pytest.mark.parametrize("death", [Death, UserError])

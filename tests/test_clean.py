@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from conftest import CONFIGS, Death, as_floats, new_run, run_command, succeed, w
 from sklearn.linear_model import LogisticRegression
 
 import evaluate
-from core import datasets, records
+from core import records
 from core.batches import Batches
 from core.datasets import DataSettings, load
 from core.errors import UserError
@@ -88,7 +89,7 @@ def test_other_images_have_no_originals_among_them(few):
 def test_what_is_not_clean_or_does_not_fit_is_one_sentence(few, clean, split, message):
     np.savez("test.npz", images=TEST.images, labels=TEST.labels)
     np.savez("large.npz", images=TEST.images.repeat(2, 1).repeat(2, 2), labels=TEST.labels)
-    write_imageset(datasets.Path("poisoned"), few.images, few.labels, lineage=[{"method": "lsp"}])
+    write_imageset(Path("poisoned"), few.images, few.labels, lineage=[{"method": "lsp"}])
     test = load(DataSettings("test.npz"))
     with pytest.raises(UserError) as error:
         load_clean(few, test, clean, split, DataSettings("digits"))
@@ -243,10 +244,11 @@ def test_weights_of_a_killed_process_keep_their_epoch(few, tmp_path, scripted, m
 
 
 def test_an_epoch_that_was_kept_and_not_tested_is_the_best_if_it_is(few, tmp_path, scripted):
-    scripted([0.2, 0.9, 0.1, 0.1])
+    scripted([0.2, 0.1, 0.9, 0.1])
     result = stopped(few, tmp_path / "a", TEST, test_every=0, learning_rate=1.0)
     assert [epoch for epoch, _ in result.curve] == [4]
-    assert result.best == max(result.last, result.curve[0][1])
+    assert result.last > result.curve[0][1]
+    assert (result.best, result.best_epoch) == (result.last, 3)
 
 
 # --- the refitted head -----------------------------------------------------------------------
@@ -348,8 +350,11 @@ def test_the_released_refit_asks_for_features_once_a_batch(few, tmp_path, short_
         torch.testing.assert_close(found.state_dict()[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_the_released_refit_is_a_plain_loop(few, tmp_path):
-    """Of a linear model without augmentation on one batch: 15 rounds of L-BFGS at rate 0.5."""
+def test_the_released_refit_is_a_plain_loop(few, tmp_path, monkeypatch):
+    """Of a linear model without augmentation on one batch, where three rounds of L-BFGS at rate 0.5
+    converge: two of the 15."""
+    assert reweighted_head.EPOCHS == 15
+    monkeypatch.setattr(reweighted_head, "EPOCHS", 2)
     plain, result = refitted(few, tmp_path, "released", architecture="linear", crop_padding=0,
                              flip=False)
     images = as_floats(few.images[:60])
@@ -362,10 +367,19 @@ def test_the_released_refit_is_a_plain_loop(few, tmp_path):
         loss.backward()
         return loss
 
-    for _ in range(15):
+    for _ in range(2):
         optimizer.step(closure)
-    torch.testing.assert_close(result.network.linear.weight, plain.linear.weight, atol=5e-3,
-                               rtol=1e-2)       # the order of a sum, 300 steps on
+    torch.testing.assert_close(result.network.linear.weight, plain.linear.weight, atol=1e-3,
+                               rtol=1e-2)       # the order of a sum, 40 steps on
+
+
+def test_a_refit_that_diverges_is_said(few, tmp_path, monkeypatch):
+    def to_nan(network, head, config, run):
+        head.weight.data.fill_(math.nan)
+
+    monkeypatch.setattr(reweighted_head, "refit_as_released", to_nan)
+    with pytest.raises(UserError, match="the refit of the head diverged; refit=frozen does not"):
+        refitted(few, tmp_path, "released", architecture="linear")
 
 
 # --- dilution --------------------------------------------------------------------------------

@@ -1,16 +1,22 @@
 """Which commit runs: of a checkout, of one with changes, of a copy that is none."""
 
+import shutil
+
 import pytest
 
 from core import commit, files
 
-ME = ("-c", "user.name=a", "-c", "user.email=a@b.example")
+ME = ("-c", "user.name=a", "-c", "user.email=a@b.example", "-c", "commit.gpgsign=false")
 NONE = {"commit": None, "dirty": None}
 
 
 @pytest.fixture
-def checkout(tmp_path):
-    """A repository of one commit."""
+def checkout(tmp_path, monkeypatch):
+    """A repository of one commit, whatever this user's git is told elsewhere."""
+    if shutil.which("git") is None:
+        pytest.skip("there is no git")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     folder = tmp_path / "code"
     (folder / "docs").mkdir(parents=True)
     (folder / "method.py").write_text("VERSION = 1\n")

@@ -1,6 +1,5 @@
 """Strict YAML: what people write is what is read, and every mistake names file, line and key."""
 
-import dataclasses
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -320,12 +319,7 @@ def test_mistakes_on_the_command_line(tmp_path, override, words):
     Sample(name=" padded", label="1e-3", parts=()),
 ])
 def test_what_is_dumped_is_read_back(sample):
-    back = config.rebuild(Sample, config.plain(sample), "meta.json")
-    expected = sample
-    if sample.label == "":
-        expected = dataclasses.replace(expected, label=back.label)
-        assert back.label in ("", None)
-    assert back == expected
+    assert config.rebuild(Sample, config.plain(sample), "meta.json") == sample
 
 
 def test_every_yaml_of_the_project_is_read_to_its_end():

@@ -414,7 +414,7 @@ def test_a_learner_keeps_its_contract(name, clean, tests, tmp_path):
                               f"out={tmp_path / out}")
         assert outcome.status == 0, outcome.stderr
         record = json.loads((tmp_path / out / "record.json").read_text())
-        assert outcome.stdout.split() == [f"{record['accuracy_last']:.4f}", str(tmp_path / out)]
+        assert outcome.stdout == f"{record['accuracy_last']:.4f} {tmp_path / out}\n"
         records.append(record)
     one, same, other = records
     told = {field.name for field in dataclasses.fields(Result)} - {"last", "best", "saw", "network"}

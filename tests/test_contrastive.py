@@ -108,10 +108,10 @@ def test_shares_of_a_batch_have_its_loss_and_its_gradient():
     for rank in range(4):
         views = [network(view) for view in images]
         part = World(rank, 4).part(8)
-        monkey = iter([Told(rank, 4, tuple(view.detach().chunk(4))) for view in views])
+        told_by_view = iter([Told(rank, 4, tuple(view.detach().chunk(4))) for view in views])
         # each call of `gather` is of one view
         world = Told(rank, 4)
-        object.__setattr__(world, "gather", lambda own, told=monkey: next(told).gather(own))
+        object.__setattr__(world, "gather", lambda own, told=told_by_view: next(told).gather(own))
         loss = nt_xent(*(view[part] for view in views), temperature=0.5, world=world)
         torch.testing.assert_close(loss, whole)
         found.append(torch.autograd.grad(loss, network[0].weight)[0])

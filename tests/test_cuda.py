@@ -43,7 +43,7 @@ def levels(folder) -> np.ndarray:
 @pytest.mark.parametrize("name", [name for name in list_methods("poisons")
                                   if not needed_paths("poisons", name)])
 def test_every_attack(few_path, name):
-    """As by default: TF32, compiled."""
+    """In TF32; --smoke does not compile."""
     outcome = run_command(poison_main, f"method={name}", f"data={few_path}", "--smoke",
                           f"device={DEVICE}")
     assert outcome.status == 0, outcome.stderr
@@ -103,7 +103,7 @@ def test_compiling_changes_next_to_nothing(prior, few_path, tmp_path):
 
 @pytest.mark.parametrize("name", list_methods("learners"))
 def test_every_learner(few_path, tmp_path, name):
-    """In bf16, compiled."""
+    """In bf16; --smoke does not compile."""
     succeed(evaluate.main, f"method={name}", f"data={few_path}", "--smoke", f"device={DEVICE}",
             *clean_keys(name, few_path), f"out={tmp_path / 'record'}")
 
@@ -144,7 +144,7 @@ def test_a_recorded_step_gives_the_bytes_of_the_plain_one(few_path, tmp_path, na
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_recorded_run_resumes(few_path, tmp_path, monkeypatch, name):
-    """Also compiled; stopped after a step, with the step before it saved."""
+    """DDPM's compiled; stopped after a step, with the step before it saved."""
     monkeypatch.setattr(core.run, "SAVE_SECONDS", 0)
     whole = train(name, few_path, tmp_path / "whole")
     assert whole.status == 0, whole.stderr

@@ -140,16 +140,44 @@ def test_svhn_is_turned_to_height_width_channel(tmp_path, monkeypatch):
     images = rng.integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
     stored = rng.integers(1, 11, (30, 1)).astype(np.uint8)      # the release writes 10 for digit 0
     splits = {}
-    for split in ("train", "test"):
+    for split, pixels in (("train", images), ("test", 255 - images)):
         path = tmp_path / f"{split}_32x32.mat"
-        savemat(path, {"X": images.transpose(1, 2, 3, 0), "y": stored})
+        savemat(path, {"X": pixels.transpose(1, 2, 3, 0), "y": stored})
         splits[split] = ["http://nowhere.invalid/", path.name, md5(path)]
     monkeypatch.setattr(SVHN, "split_list", splits)
     train = load(DataSettings("svhn", root=str(tmp_path)))
     np.testing.assert_array_equal(train.images, images)
     np.testing.assert_array_equal(train.labels, stored[:, 0] % 10)
+    test = load_test(train, DataSettings("svhn", root=str(tmp_path)))
+    np.testing.assert_array_equal(test.images, 255 - images)
     assert train.images.flags.c_contiguous
     assert train.num_classes == 10
+
+
+def test_cifar100_has_its_fine_labels_and_a_test_split_of_its_own(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR100
+
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    parts = {name: (rng.integers(0, 256, (20, 3, 32, 32), dtype=np.uint8),
+                    rng.integers(0, 100, 20)) for name in ("train", "test")}
+    for name, (planes, labels) in parts.items():
+        (folder / name).write_bytes(pickle.dumps({
+            "data": planes.reshape(20, 3072), "fine_labels": labels.tolist(),
+            "coarse_labels": (labels // 5).tolist()}))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"c{i}" for i in range(100)]}))
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", md5(folder / "train")]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", md5(folder / "test")]])
+    monkeypatch.setattr(CIFAR100, "meta", {"filename": "meta", "key": "fine_label_names",
+                                           "md5": md5(folder / "meta")})
+    settings = DataSettings("cifar100", root=str(tmp_path))
+    train = load(settings)
+    for found, (planes, labels) in zip((train, load_test(train, settings)), parts.values(),
+                                       strict=True):
+        np.testing.assert_array_equal(found.images, planes.transpose(0, 2, 3, 1))
+        np.testing.assert_array_equal(found.labels, labels)
+        assert found.images.flags.c_contiguous
 
 
 @pytest.mark.parametrize(("name", "file"), [

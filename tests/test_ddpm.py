@@ -208,12 +208,12 @@ def test_fine_tuning_starts_from_a_checkpoint(trained, few_path, tmp_path):
     keys = [*TRAIN, f"data={few_path}", f"ddpm.train.init_from={trained}", "ddpm.train.steps=1",
             "ddpm.train.sample_every=0", "ddpm.train.learning_rate=1e-9"]
     source = {part: load_file(trained / f"{part}.safetensors") for part in ("model", "ema")}
-    for start, expected in (("source", "ema"), ("init", "model"), ("warmup", "model")):
+    for start, expected in (("source", "ema"), ("init", "model"), ("warmup", None)):
         out = succeed(train_ddpm.main, *keys, f"ddpm.train.ema_start={start}")
         found = {part: load_file(out / f"{part}.safetensors") for part in ("model", "ema")}
         for name in found["ema"]:
             torch.testing.assert_close(found["model"][name], source["model"][name])
-            if start != "warmup":
+            if expected:
                 torch.testing.assert_close(found["ema"][name], source[expected][name],
                                            atol=1e-4, rtol=1e-4)
         meta = json.loads((out / "meta.json").read_text())
@@ -227,6 +227,21 @@ def test_fine_tuning_starts_from_a_checkpoint(trained, few_path, tmp_path):
     refused = run_command(train_ddpm.main, "ddpm", "preset=finetune",
                           f"data={few_path}")
     assert refused.error.startswith("ddpm.train.init_from: CHECKPOINT: no such folder")
+
+
+def test_fine_tuning_takes_the_network_and_the_noise_of_its_checkpoint(trained, few_path, digits,
+                                                                       tmp_path):
+    """Of other noise, and of other sizes, the weights have the same shapes."""
+    line = [*TRAIN, f"ddpm.train.init_from={trained}"]
+    for key, value in (("beta_end", 0.03), ("diffusion_steps", 1100)):
+        refused = run_command(train_ddpm.main, *line, f"data={few_path}",
+                              f"ddpm.train.{key}={value}")
+        assert refused.status == 1
+        assert f"trained has {key} " in refused.error
+    large = write_imageset(tmp_path / "large", digits.images[:64], digits.labels[:64])
+    refused = run_command(train_ddpm.main, *line, f"data={large}")
+    assert refused.status == 1
+    assert "8x8" in refused.error
 
 
 @pytest.mark.slow
@@ -482,16 +497,14 @@ def test_processes_share_purification(trained, few_path, tmp_path):
     alone = succeed(purify.main, *line[1:], f"out={tmp_path / 'alone'}")
 
     dying = process("-m", "tests.dying_rank", *line[1:], f"out={tmp_path / 'shared'}", ranks=2)
-    started = time.monotonic()
     dying.communicate(timeout=120)
     assert dying.returncode != 0
-    assert time.monotonic() - started < 60
     assert (tmp_path / "shared.partial").exists()
 
     again = process(*line, f"out={tmp_path / 'shared'}", ranks=2, torchrun=True)
     stdout, stderr = again.communicate(timeout=120)
     assert again.returncode == 0, stderr
-    assert stdout.split() == [str(tmp_path / "shared")]
+    assert stdout == f"{tmp_path / 'shared'}\n"
     assert "resuming" in stderr
     assert content(tmp_path / "shared") == content(alone)
 

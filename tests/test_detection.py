@@ -21,7 +21,7 @@ from scripts.pictures import inspect_poison
 QUICK = ("high-pass", "texture")        # the others take gradient steps
 
 
-def as_set(images, labels):
+def large_set(images, labels):
     return from_arrays(images, labels, name="x", classes=[str(i) for i in range(labels.max() + 1)],
                        root={"data": "x"}, test=None)
 
@@ -68,7 +68,7 @@ def test_texture_sees_neither_brightness_nor_where():
 
 def test_every_probe_is_at_chance_where_there_is_nothing():
     images, labels = noise()
-    found = scores(as_set(images, labels), epochs=3)
+    found = scores(large_set(images, labels), epochs=3)
     assert list(found) == list(PROBES)
     assert max(found.values()) < 0.6                # of 40 or 200 held-out images; chance is 1/2
 
@@ -77,7 +77,7 @@ def test_every_probe_is_at_chance_where_there_is_nothing():
 def test_every_probe_finds_a_planted_shortcut(probe):
     images, labels = noise()
     images[labels == 1, ::2] += 120                 # bright to some probes, striped to others
-    assert scores(as_set(images, labels), epochs=60, probes=[probe])[probe] > 0.9
+    assert scores(large_set(images, labels), epochs=60, probes=[probe])[probe] > 0.9
 
 
 def noise() -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +91,7 @@ def test_held_out_images_are_not_trained_on():
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 2, 200)
     images = rng.integers(0, 256, (200, 16, 16, 3), dtype=np.uint8)
-    found = scores(as_set(images, labels), epochs=30, probes=["linear", "high-pass"])
+    found = scores(large_set(images, labels), epochs=30, probes=["linear", "high-pass"])
     assert all(0.25 < score < 0.75 for score in found.values())
 
 
@@ -116,7 +116,7 @@ def test_a_planted_shortcut_is(digits):
     rng = np.random.default_rng(0)
     shortcut = rng.integers(-12, 13, (10, 16, 16, 3))[digits.labels]
     images = np.clip(digits.images.astype(int) + shortcut, 0, 255).astype(np.uint8)
-    poisoned = as_set(images, digits.labels)
+    poisoned = large_set(images, digits.labels)
     lines = verdict.compare(scores(poisoned, probes=QUICK), 400, 100, "digits")
     assert [line.probe for line in lines if line.above][:1] == ["high-pass"]
     assert verdict.in_words(lines, "digits")[0].startswith("poisoned: high-pass")
@@ -136,7 +136,7 @@ def test_the_command_says_so():
 
 def test_without_a_clean_value_there_is_no_verdict(digits):
     found = dict.fromkeys(PROBES, 1.0)
-    other = as_set(digits.images, digits.labels)
+    other = large_set(digits.images, digits.labels)
     assert verdict.reference_of(digits, None) == "digits"
     assert verdict.reference_of(other, None) is None
     assert verdict.reference_of(other, "digits") == "digits"
@@ -163,7 +163,7 @@ def test_a_limit_lies_between_those_of_the_sizes_beside_it():
     (200, 2, 2, "3 to 64 pixels a side, not 2x2"),
 ])
 def test_sets_that_say_nothing_are_refused(rows, side, classes, message):
-    suspect = as_set(np.zeros((rows, side, side, 3), np.uint8),
+    suspect = large_set(np.zeros((rows, side, side, 3), np.uint8),
                      np.arange(rows, dtype=np.int64) % classes)
     with pytest.raises(UserError, match=message):
         sample(suspect)

@@ -123,8 +123,9 @@ def test_what_unfinished_work_needs_stays(runs, how, tmp_path):
 
 
 def test_what_a_damaged_artefact_needs_stays(runs):
+    """By the fingerprints that stand in it; where it lies in its config.yaml is gone too."""
     meta = runs / "record/meta.json"
-    meta.write_text(meta.read_text().replace('"record"', '"recrod"'))
+    (runs / "record/config.yaml").unlink()
     shutil.rmtree(runs / "purified/jpeg")
     gray = json.loads((runs / "purified/gray/meta.json").read_text())
     meta.write_text("{" + gray["fingerprint"])

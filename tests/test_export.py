@@ -27,7 +27,7 @@ def test_exports_come_back_the_same(tmp_path, monkeypatch, form, name, digits):
                          "lsp.patch=4").path
     outcome = run_command(export.main, poison, "--as", form, "--out", tmp_path / name)
     assert outcome.status == 0, outcome.stderr
-    assert outcome.stdout.split() == [str(tmp_path / name)]
+    assert outcome.stdout == f"{tmp_path / name}\n"
     found = run_command(import_poison.main, tmp_path / name, "--base", "digits", "--split",
                         "first:80")
     assert found.status == 0, found.stderr
