@@ -203,7 +203,9 @@ def opened(file: Path) -> Iterator[Any]:
     from PIL import Image
 
     with reading.regular(file) as source, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)     # it is an error here
+        # a bomb is an error here, and a broken EXIF none
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             with Image.open(source, formats=FORMATS) as image:
                 if image.width * image.height > MOST_PIXELS:

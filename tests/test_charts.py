@@ -129,6 +129,18 @@ def test_no_line_goes_through_the_noise_of_one_seed(name, text):
         assert bool(spread) == joined
 
 
+def test_the_points_lie_where_the_numbers_say():
+    def series(axis):
+        return {one.get_label(): one.lines[0].get_xydata().tolist() for one in axis.containers}
+
+    left, right = from_numbers("fig2a", NUMBERS).axes[:2]
+    assert series(left)["EM"] == [[1, 19.9], [1.98, 21.09], [3.82, 22.21]]
+    assert series(left)["EM, to clean"] == [[1, 19.3], [1.98, 20.28], [3.82, 20.89]]
+    assert series(right)["EM"] == [[1, 93.3], [1.98, 92.5], [3.82, 90.6]]
+    lines = {one.get_label(): one.get_ydata()[0] for one in right.lines}
+    assert lines["clean images"] == 99.4
+
+
 @pytest.mark.parametrize(("name", "text"), CHARTS)
 def test_accuracy_is_drawn_on_the_whole_range(name, text):
     axes = [axis for axis in from_numbers(name, text).axes

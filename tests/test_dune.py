@@ -226,6 +226,7 @@ def in_double(monkeypatch, networks):
 
     to_double(monkeypatch, dune, makes=["on_device"])
     monkeypatch.setattr(dune, "train_ensemble", given)
+    monkeypatch.setattr("poisons.crafting.CRAFT_BATCH", {"cpu": (2, 2)})    # a class in parts
     monkeypatch.setattr(dune, "build_lpips", lambda *_: far)
     monkeypatch.setattr(dune, "check_lpips", lambda *_: None)
     return asked

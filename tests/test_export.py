@@ -34,6 +34,9 @@ def test_exports_come_back_the_same(tmp_path, monkeypatch, form, name, digits):
     one, two = ImageSet.load(poison), ImageSet.load(found.path)
     np.testing.assert_array_equal(one.images, two.images)
     np.testing.assert_array_equal(one.labels, two.labels)
+    if form == "png":
+        listed = "".join(f"{row},{label}\n" for row, label in enumerate(one.labels))
+        assert (tmp_path / name / "labels.csv").read_text() == f"index,label\n{listed}"
     if form == "npz":           # data= reads it, too
         read = load(DataSettings(str(tmp_path / name)))
         np.testing.assert_array_equal(read.images, one.images)

@@ -429,8 +429,7 @@ def test_an_interrupt_lets_the_table_save(tmp_path, monkeypatch, number):
     (tmp_path / "scripts/run_table.py").write_text(
         "import signal; signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
         "import pathlib, sys, time\n"
-        "pathlib.Path('started').touch()\n"
-        "try:\n    time.sleep(60)\n"
+        "try:\n    pathlib.Path('started').touch()\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    time.sleep(0.2)\n"
         "    pathlib.Path('saved').write_text(' '.join(sys.argv[1:]))\n")
     monkeypatch.setattr(figures, "ROOT", tmp_path)

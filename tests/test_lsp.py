@@ -268,8 +268,10 @@ def test_a_grid_too_coarse_for_the_classes_is_refused():
     assert deltas(clean, lsp.Config(patch=4)).shape == (20, 8, 8, 3)
 
 
-def test_another_seed_is_another_poison(photos):
+def test_another_seed_is_another_poison(tmp_path, photos):
     few = photos.first(200)
+    one, two = (added(tmp_path / str(seed), few, lsp.Config(), seed) for seed in (1, 2))
+    assert not np.array_equal(one, two)
     assert not np.array_equal(deltas(few, lsp.Config(), 1), deltas(few, lsp.Config(), 2))
     np.testing.assert_array_equal(deltas(few, lsp.Config(), 1), deltas(few, lsp.Config(), 1))
 

@@ -224,6 +224,7 @@ def test_what_a_later_step_needs_is_found_before_its_prior_is_trained(
     def offline(*arguments, **keywords):
         raise OSError("no route")
 
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))       # without this user's downloads
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     monkeypatch.setattr(run_table, "Scheduler", None)           # nothing is started

@@ -67,6 +67,7 @@ def test_a_protocol_is_as_long_on_svhn(name):
     expected = 30 if name == "em60" else PROTOCOLS[name]["epochs"]
     found = parse(line, "", "evaluate").config
     assert found.epochs == expected
+    assert not found.flip
     assert found.views is None or found.views.flip == 0
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -32,7 +33,8 @@ class Draws:
         self.rows, self.only = rows, only
 
     def __call__(self, name: str, like: torch.Tensor | int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(sum(map(ord, name)) * 7919 + len(name))
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+        generator = torch.Generator().manual_seed(seed)
         drawn = rem.uniform(self.rows, like, generator)
         return drawn if self.only is None else drawn[self.only : self.only + 1]
 

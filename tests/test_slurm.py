@@ -23,6 +23,11 @@ PROGRAMS = {
 }
 
 
+# all that the scripts need beside them: a login node has a real sbatch in /usr/bin
+TOOLS = ("bash", "sh", "cat", "mkdir", "dirname", "basename", "grep", "sed", "env", "sort", "head",
+         "tr", "uname", "ls", "rm", "python3")
+
+
 def submit(*words: str, without: str = "") -> subprocess.CompletedProcess:
     """`bash scripts/slurm.sh WORDS` in a copy here, without one of the programs."""
     Path("bin").mkdir(exist_ok=True)
@@ -30,11 +35,14 @@ def submit(*words: str, without: str = "") -> subprocess.CompletedProcess:
         if name != without:
             Path("bin", name).write_text(f"#!/bin/sh\n{text}")
             Path("bin", name).chmod(0o755)
+    for name in TOOLS:
+        if not Path("bin", name).is_symlink():
+            Path("bin", name).symlink_to(shutil.which(name))
     Path("scripts").mkdir(exist_ok=True)
     for name in ("slurm.sh", "setup.sh"):
         shutil.copy(ROOT / "scripts" / name, "scripts")
     return subprocess.run(["bash", "scripts/slurm.sh", *words], capture_output=True, text=True,
-                          env={**os.environ, "PATH": f"{Path('bin').absolute()}:/usr/bin:/bin",
+                          env={**os.environ, "PATH": str(Path("bin").absolute()),
                                "INSTALL": "no", "VIRTUAL_ENV": sys.prefix})
 
 

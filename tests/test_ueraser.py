@@ -253,3 +253,14 @@ def test_presets_are_the_releases(preset, data, expected):
             config.channel_shuffle,
             config.brightness_roughness, config.contrast_roughness, config.intensity, config.jpeg,
             config.epochs) == expected
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_operations_come_in_the_releases_order(tmp_path, monkeypatch, when):
+    done, plain = [], ["brighten", "vary_contrast", "trivial_augment"]
+    for name in ("recoded", *plain):
+        monkeypatch.setattr(ueraser, name,
+                            lambda images, *_, name=name: done.append(name) or images)
+    with new_run(tmp_path / "out") as run:
+        augmented(torch.rand(4, 3, 8, 8), Config(brightness=1, contrast=1, jpeg=when), run, 0)
+    assert done == (["recoded", *plain] if when == "before" else [*plain, "recoded"])

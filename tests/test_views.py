@@ -88,6 +88,16 @@ def test_a_crop_matrix_is_interpolate_on_five_boxes():
     assert torch.equal(whole[0], torch.eye(32))
 
 
+def test_a_share_of_the_views_is_blurred_and_solarized():
+    """By sigmas uniform between their bounds."""
+    drawn = draw(Views(blur=0.3, blur_sigma=(0.5, 1.5), solarize=0.4), 4000, (32, 32),
+                 torch.Generator().manual_seed(0))
+    blurred = drawn.sigma[drawn.sigma > 0]
+    assert len(blurred) / 4000 == pytest.approx(0.3, abs=0.02)
+    assert drawn.solarized.float().mean() == pytest.approx(0.4, abs=0.02)
+    close(blurred.quantile(torch.linspace(0, 1, 9)), torch.linspace(0.5, 1.5, 9), 0.03)
+
+
 @pytest.mark.parametrize("shape", [(28, 28), (28, 40)])
 def test_resize_and_crop_is_torchvisions(shape):
     """As UC and D-VAE at 224: resized to 256/224 of the side, and a plain crop. The crop's rim sees

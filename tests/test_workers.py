@@ -357,7 +357,9 @@ def test_a_step_is_estimated_by_the_one_nearest_in_proportion():
 @pytest.mark.parametrize("path", [
     "purify.py", "core/run.py", "models/unet.py", "poisons/lsp.py", "purifiers/jpeg.py",
     "learners/standard.py", "scripts/tables/plan.py", "configs/poisons/lsp.yaml",
-    "configs/purifiers/jpeg.yaml", "configs/learners/em60.yaml"])
+    "configs/purifiers/jpeg.yaml", "configs/learners/em60.yaml", "train_vae.py",
+    "poisons/ar_coefficients.csv", "learners/fast_autoaugment_cifar10.csv",
+    "core/weights/squeezenet1_1.npz"])
 def test_what_an_artefact_depends_on_is_a_workers_code(tmp_path, monkeypatch, path):
     for name in (path, "README.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
