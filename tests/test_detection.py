@@ -164,7 +164,7 @@ def test_a_limit_lies_between_those_of_the_sizes_beside_it():
 ])
 def test_sets_that_say_nothing_are_refused(rows, side, classes, message):
     suspect = large_set(np.zeros((rows, side, side, 3), np.uint8),
-                     np.arange(rows, dtype=np.int64) % classes)
+                        np.arange(rows, dtype=np.int64) % classes)
     with pytest.raises(UserError, match=message):
         sample(suspect)
 

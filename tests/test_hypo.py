@@ -42,7 +42,7 @@ def cross_entropy(model, images: np.ndarray, labels: np.ndarray) -> float:
 
 
 MISTAKES = ["the next class", "away from the class", "random start", "never in the box",
-                 "batch statistics", "epsilon / steps a step", "no ball"]
+            "batch statistics", "epsilon / steps a step", "no ball"]
 
 
 def plain_hypo(clean: ImageSet, config: hypo.Config, network, mistake: str = "") -> np.ndarray:

@@ -25,8 +25,8 @@ from poisons import pil
 from poisons.surrogates import train_surrogate
 
 MISTAKES = ["x - delta clipped", "delta kept where x - delta is an image",
-                "x + delta published", "start from nothing", "noise away from the class",
-                "image left alone", "divergence the other way round", "step of the gradient"]
+            "x + delta published", "start from nothing", "noise away from the class",
+            "image left alone", "divergence the other way round", "step of the gradient"]
 
 
 def plain_pil(clean: ImageSet, config: pil.Config, network, mistake: str = "") -> np.ndarray:
@@ -70,7 +70,7 @@ def test_pils_crafting_is_the_releases_loop(tmp_path, monkeypatch):
 
 
 TRAINING_MISTAKES = ["shuffled", "last batch dropped", "weight decay", "constant rate",
-                         "no momentum", "gradients clipped", "a bias"]
+                     "no momentum", "gradients clipped", "a bias"]
 
 
 def plain_pil_training(clean: ImageSet, config: pil.Surrogate, first, second, mistake: str = ""

@@ -29,8 +29,8 @@ from poisons.__main__ import main as poison_main
 from poisons.transforms import shift_and_flip
 
 MISTAKES = ["start clipped to the box", "start uniform", "own class", "away from the class",
-                "no transform", "the same draw every step", "black outside", "never in the box",
-                "last restart", "worst restart"]
+            "no transform", "the same draw every step", "black outside", "never in the box",
+            "last restart", "worst restart"]
 
 
 def plain_tap(clean: ImageSet, config: tap.Config, network, mistake: str = "") -> np.ndarray:
