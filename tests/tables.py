@@ -1,5 +1,6 @@
 """What the tests of tables share: a tiny table in a checkout of its own."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,8 @@ def project(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def here(project, monkeypatch) -> Path:
+    """The checkout, entered, without what an earlier test made."""
+    shutil.rmtree(project / "runs", ignore_errors=True)
     monkeypatch.chdir(project)
     return project
 

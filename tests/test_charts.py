@@ -112,6 +112,14 @@ def from_numbers(name: str, text: str, seeds: str = "0") -> object:
     return found[0]
 
 
+def read_back(text: str) -> tuple[object, list[Point]]:
+    """The table, and the points that are printed of it."""
+    Path("table.yaml").write_text(SWEPT.replace("SEEDS", "0"))
+    Path("numbers.md").write_text(text)
+    table = spec.read_one("table.yaml")
+    return table, numbers.read_points(Path("numbers.md"), table)
+
+
 CHARTS = [("fig2a", NUMBERS), ("fig2b", NUMBERS), ("guidance", NUMBERS), ("fig3", CURVES)]
 
 
@@ -129,16 +137,71 @@ def test_no_line_goes_through_the_noise_of_one_seed(name, text):
         assert bool(spread) == joined
 
 
-def test_the_points_lie_where_the_numbers_say():
-    def series(axis):
-        return {one.get_label(): one.lines[0].get_xydata().tolist() for one in axis.containers}
+def points_of(axis) -> dict[str, list[list[float]]]:
+    """The points of every series, by its name in the legend."""
+    return {one.get_label(): one.lines[0].get_xydata().tolist() for one in axis.containers}
 
+
+def levels_of(axis) -> dict[str, float]:
+    """The height of every broken line."""
+    return {one.get_label(): one.get_ydata()[0] for one in axis.lines
+            if one.get_marker() == "None"}
+
+
+def test_the_points_lie_where_the_numbers_say():
     left, right = from_numbers("fig2a", NUMBERS).axes[:2]
-    assert series(left)["EM"] == [[1, 19.9], [1.98, 21.09], [3.82, 22.21]]
-    assert series(left)["EM, to clean"] == [[1, 19.3], [1.98, 20.28], [3.82, 20.89]]
-    assert series(right)["EM"] == [[1, 93.3], [1.98, 92.5], [3.82, 90.6]]
-    lines = {one.get_label(): one.get_ydata()[0] for one in right.lines}
-    assert lines["clean images"] == 99.4
+    assert points_of(left)["EM"] == [[1, 19.9], [1.98, 21.09], [3.82, 22.21]]
+    assert points_of(left)["EM, to clean"] == [[1, 19.3], [1.98, 20.28], [3.82, 20.89]]
+    assert points_of(right)["EM"] == [[1, 93.3], [1.98, 92.5], [3.82, 90.6]]
+    assert levels_of(right) == {"clean images": 99.4, "EM, not purified": 74.4,
+                                "LSP, not purified": 40.0}
+
+
+def test_the_points_of_figure_2b_lie_where_the_numbers_say():
+    """Ordered by their PSNR, each with its strength beside it."""
+    em, lsp = from_numbers("fig2b", NUMBERS).axes
+    [points] = points_of(em).values()
+    assert points == [[19.9, 93.3], [21.09, 92.5], [22.21, 90.6]]
+    assert sorted(text.get_text() for text in em.texts) == ["1", "2", "4"]
+    assert levels_of(em) == {"clean images": 99.4, "not purified": 74.4}
+    assert list(points_of(lsp).values()) == [[[18.25, 98.3]]]
+    assert levels_of(lsp) == {"clean images": 99.4, "not purified": 40.0}
+    to_clean = charts.draw_trade_off(*read_back(NUMBERS), "digits",
+                                     argparse.Namespace(to="clean")).axes[0]
+    assert list(points_of(to_clean).values()) == [[[19.3, 93.3], [20.28, 92.5], [20.89, 90.6]]]
+
+
+def test_the_points_of_a_sweep_lie_where_the_numbers_say():
+    """Values stand at equal distances, and two series beside each other."""
+    figure = from_numbers("guidance", NUMBERS)
+    ticks = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
+    assert ticks == ["1", "2", "4"]
+    expected = {"psnr_clean": ([19.3, 20.28, 20.89], [19.79]),
+                "lpips_clean": ([0.03, 0.02, 0.01], [0.03]),
+                "accuracy": ([93.3, 92.5, 90.6], [98.3])}
+    for axis, (em, lsp) in zip(figure.axes, expected.values(), strict=True):
+        points = {name: np.array(of) for name, of in points_of(axis).items()}
+        assert points["EM"] == pytest.approx(np.stack([[-0.05, 0.95, 1.95], em], 1))
+        assert points["LSP"] == pytest.approx(np.stack([[0.05], lsp], 1))
+    assert levels_of(figure.axes[-1]) == {"clean images": 99.4, "EM, not purified": 74.4,
+                                          "LSP, not purified": 40.0}
+
+
+def test_the_points_of_figure_3_lie_where_the_numbers_say():
+    """Of one seed beside each other; of several at their epoch, within one standard deviation."""
+    heights = {"clean images": [22.8, 42.5, 61.1], "not purified": [65.6, 10.0, 44.7],
+               "VAE, kld 1": [54.2, 16.7, 22.2]}
+    [axis] = from_numbers("fig3", CURVES).axes
+    assert {line.get_label(): list(line.get_ydata()) for line in axis.lines} == heights
+    assert [line.get_xdata()[0] for line in axis.lines] == pytest.approx([0.88, 1, 1.12])
+    [axis] = from_numbers("fig3", several(CURVES), "0, 1, 2").axes
+    for line, band in zip(axis.lines, axis.collections, strict=True):
+        assert list(line.get_xdata()) == [1, 2, 3]
+        assert line.get_ydata() == pytest.approx(heights[line.get_label()])
+        edges = band.get_paths()[0].vertices
+        for epoch, mean in zip((1, 2, 3), heights[line.get_label()], strict=True):
+            at = edges[edges[:, 0] == epoch, 1]
+            assert (at.min(), at.max()) == pytest.approx((mean - 2.5, mean + 2.5))
 
 
 @pytest.mark.parametrize(("name", "text"), CHARTS)

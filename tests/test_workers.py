@@ -35,6 +35,8 @@ if code.endswith("once") and not os.path.exists("again"):
         sys.exit(130)
     os.kill(os.getpid(), 9)
 time.sleep(float(seconds))
+while code == "waits" and not os.path.exists("go on"):
+    time.sleep(0.01)
 if code.isdecimal():
     print(f"error: it is {code}", file=sys.stderr)
     sys.exit(int(code))
@@ -162,7 +164,7 @@ def test_two_tables_share_what_both_need(pieces):
 
 @pytest.mark.parametrize("victims", ["the runner", "its command", "both"])
 def test_the_others_finish_what_a_killed_one_began(pieces, victims):
-    slow = piece("slow", seconds=0.8)
+    slow = piece("slow", code="waits")
     one = forked([slow], "log0")
     until(lambda: "slow" in starts(), seconds=30)
     command = int(Path("starts").read_text().split()[1])
@@ -171,6 +173,7 @@ def test_the_others_finish_what_a_killed_one_began(pieces, victims):
         os.kill(one, signal.SIGKILL)
     if victims != "the runner":
         os.kill(command, signal.SIGKILL)
+    Path("go on").touch()
     assert status_of(other) == 0
     status_of(one)
     assert all(made.done for made in (slow, *pieces[:3]))
