@@ -128,14 +128,32 @@ def test_the_probe_sees_class_wise_noise_and_not_random_noise(digits):
     assert linear_probe(as_set(clean, labels), random, np.random.default_rng(1)) < 0.2
 
 
-def test_the_probe_is_held_out():
+@pytest.mark.parametrize("probe", [linear_probe, nearest_mean])
+def test_the_probes_are_held_out(probe):
     """More dimensions than rows fit any labels; a probe scored on its own rows would say 1."""
     rng = np.random.default_rng(0)
     clean = np.full((200, 16, 16, 3), 128, np.uint8)
     noisy = (clean + rng.integers(0, 9, clean.shape)).astype(np.uint8)
     labels = rng.integers(0, 10, 200)
-    assert linear_probe(as_set(clean, labels), as_set(noisy, labels),
-                        np.random.default_rng(1)) < 0.3
+    assert probe(as_set(clean, labels), as_set(noisy, labels), np.random.default_rng(1)) < 0.3
+
+
+def test_the_nearest_mean_is_a_plain_loop(few):
+    """Classes whose noise differs in one half of the image."""
+    rng = np.random.default_rng(0)
+    images = np.full((120, 8, 8, 3), 128, np.uint8)
+    labels = np.arange(120) % 3
+    noise = rng.integers(-20, 21, images.shape)
+    noise[:, :4] += 3 * (labels[:, None, None, None] - 1)
+    sets = as_set(images, labels), as_set((images + noise).astype(np.uint8), labels)
+    (delta, known), (unseen, expected) = perturbation.halves(*sets, np.random.default_rng(1))
+    right = 0
+    for image, label in zip(unseen, expected, strict=True):
+        distances = [np.linalg.norm(image - delta[known == one].mean(0)) for one in range(3)]
+        right += np.argmin(distances) == label
+    found = nearest_mean(*sets, np.random.default_rng(1))
+    assert found == right / len(unseen)
+    assert 0.4 < found < 1
 
 
 def test_the_probe_says_nothing_where_it_cannot(images, labels):

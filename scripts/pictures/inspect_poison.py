@@ -168,7 +168,8 @@ def print_summary(path: str, poison: ImageSet, clean: ImageSet, found, spectra: 
     chance = 100 / clean.num_classes
     probe = linear_probe(clean, poison, streams.rng(0, "probe"))
     nearest = nearest_mean(clean, poison, streams.rng(0, "probe"))
-    shared = np.square(means).mean() / (255**2 * 10 ** (-found.psnr / 10))
+    power = np.square(means).mean((1, 2, 3))[clean.labels].mean()       # of each row's class mean
+    shared = power / (255**2 * 10 ** (-found.psnr / 10))
     steps = " > ".join(poison.made_by) or "clean"
     print(printable(f"{path}: {steps}; {len(poison)} images of {clean.num_classes} classes"))
     for name, text in (
