@@ -22,6 +22,7 @@ from core.errors import UserError
 from core.imageset import ImageSet
 from core.views import Views, apply, draw
 from learners import advcl_reduced, byol, moco, pretraining, simclr
+from learners import probe as probe_module
 from learners.probe import Probe, images_of, knn_accuracy, linear_probe, votes
 from models import contrastive as networks
 from scripts.tables import wording
@@ -187,6 +188,45 @@ def test_neighbours_and_a_linear_probe_tell_colours(tmp_path):
     assert [epoch for epoch, _ in found.curve] == list(range(1, 21))
     log = (tmp_path / "out.partial/log.jsonl").read_text().splitlines()
     assert json.loads(log[-1])["accuracy"] == 1
+
+
+def test_a_linear_probe_is_a_plain_loop(tmp_path, monkeypatch):
+    """SGD retyped, on the features that it was shown. Sees: a rate that falls an epoch early or
+    late or not by its factor, no momentum, weight decay of 0, a bias that is not trained, the
+    last and shorter batch dropped, an accuracy before the epoch's steps."""
+    shown, trained = [], []
+
+    class Seen(Pixels):
+        def features(self, images: torch.Tensor) -> torch.Tensor:
+            shown.append(super().features(images))
+            return shown[-1]
+
+    real = probe_module.sgd
+    monkeypatch.setattr(probe_module, "sgd", lambda linear, *rest, **keys: trained.append(
+        (linear, copy.deepcopy(linear))) or real(linear, *rest, **keys))
+    values = Probe(epochs=4, batch_size=32, learning_rate=0.1, momentum=0.8, weight_decay=0.05,
+                   milestones=(1, 3), gamma=0.5)
+    with new_run(tmp_path / "out") as run:
+        found = linear_probe(Seen(), 3, coloured(80, 0), coloured(31, 1), values, Views(), run)
+    [(linear, start)] = trained
+    test, *batches = shown
+    assert [len(batch) for batch in batches] == [32, 32, 16] * 4
+    weight, bias = (part.detach().double() for part in start.parameters())
+    speeds, curve = [0.0, 0.0], []
+    for step, batch in enumerate(batches):
+        rate = 0.1 * (1, 0.5, 0.5, 0.25)[step // 3]
+        inputs, labels = batch.double(), batch.argmax(1)      # a class is a colour
+        errors = (inputs @ weight.T + bias).softmax(1) - F.one_hot(labels, 3)
+        slopes = errors.T @ inputs / len(batch) + 0.05 * weight, errors.mean(0) + 0.05 * bias
+        speeds = [0.8 * speed + slope for speed, slope in zip(speeds, slopes, strict=True)]
+        weight, bias = weight - rate * speeds[0], bias - rate * speeds[1]
+        if step % 3 == 2:
+            hits = (test.double() @ weight.T + bias).argmax(1) == test.argmax(1)
+            curve.append((step // 3 + 1, hits.sum().item() / 31))
+    assert linear.weight.detach().numpy() == pytest.approx(weight.numpy(), abs=1e-6)
+    assert linear.bias.detach().numpy() == pytest.approx(bias.numpy(), abs=1e-6)
+    assert found.curve == curve
+    assert len({accuracy for _, accuracy in curve}) > 1
 
 
 def test_a_probe_sees_cropped_and_mirrored_images_alone(tmp_path, monkeypatch):
