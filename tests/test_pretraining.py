@@ -424,6 +424,29 @@ def test_an_attacked_image_moves_away_within_its_radius():
     assert method.network[1].weight.grad.abs().sum() > 0
 
 
+def test_the_attack_is_a_plain_loop():
+    """Signed ascent on the loss of all three views. Sees: descent, another step, a step not of the
+    last one's end, norms of the clean views, a start that is clipped or left out."""
+    method = reduced(epsilon=16 / 255, step_size=3 / 255, iterations=4, temperature=0.3)
+    torch.nn.init.uniform_(method.network[2].attacked.weight)
+    first, second, images = torch.rand(3, 6, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    start = torch.empty_like(images).uniform_(-16 / 255, 16 / 255)
+    twin = copy.deepcopy(method)
+    known = [part.detach() for part in twin.embed("clean", first, second)]
+    moved = images + start
+    for _ in range(4):
+        moved = moved.detach().requires_grad_()
+        nt_xent(*known, *twin.embed("attacked", moved), temperature=0.3).backward()
+        # the image stays an image, and within the radius of the clean one
+        moved = moved + 3 / 255 * moved.grad.sign()
+        moved = torch.minimum(torch.maximum(moved, images - 16 / 255), images + 16 / 255)
+        moved = moved.clamp(0, 1)
+    seen, embed = [], method.embed
+    method.embed = lambda which, *parts: seen.append(parts[0]) or embed(which, *parts)
+    method(first, second, images, start)
+    torch.testing.assert_close(seen[-1], moved.detach(), atol=1e-6, rtol=0)
+
+
 def test_what_is_attacked_is_cropped_and_mirrored_and_starts_anywhere_in_the_radius(few):
     """Beside two views; another crop and start of every image, and of every step."""
     epsilon = 8 / 255
