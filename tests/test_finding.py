@@ -279,5 +279,42 @@ def test_how_a_purifier_was_trained_is_compared(tmp_path):
         tmp_path / "one", tmp_path / "other")
 
 
+def test_a_key_that_was_added_later_is_at_its_default_in_an_older_record(tmp_path):
+    """Of the learner and of a set's step; what it says of its own is kept."""
+    record = json.loads((EM / "record.json").read_text())
+    [step] = record["train"]["lineage"]
+    assert not {"shuffle", "warmup_epochs"} & record["config"].keys()
+    assert "random_start" not in step["config"]
+    said = {"config": {**record["config"], "shuffle": True, "warmup_epochs": 0},
+            "train": {**record["train"], "lineage": [
+                {**step, "config": {**step["config"], "random_start": False}}]}}
+
+    def kept(name: str) -> Path:
+        shutil.copytree(EM, tmp_path / name)
+        edit_record(tmp_path / name, **said)
+        return tmp_path / name
+
+    same = kept("same")
+    assert compared(EM, same)[3:] == [f"{name}: no difference" for name in compare.HEADINGS]
+    said["config"]["warmup_epochs"] = 5
+    said["train"]["lineage"][0]["config"]["random_start"] = True
+    lines = compared(EM, kept("other"))
+    assert "config.warmup_epochs 0 | 5" in lines
+    assert "train.em.random_start false | true" in lines
+
+
+def test_steps_of_one_method_are_told_apart_by_their_number(tmp_path):
+    train = json.loads((DVAE / "record.json").read_text())["train"]
+    [poison, step] = train["lineage"]
+    again = {**step, "config": {**step["config"], "latent": "mean"}}
+    for name, latent in (("one", "mean"), ("other", "sample")):
+        lineage = [poison, {**step, "config": {**step["config"], "latent": "mean"}},
+                   {**again, "config": {**again["config"], "latent": latent}}]
+        newer(tmp_path / name, train={**train, "lineage": lineage})
+    lines = compared(tmp_path / "one", tmp_path / "other")
+    assert [line for line in lines if "latent" in line] == [
+        "train.dvae (2).latent mean | sample"]
+
+
 def test_what_is_no_record_is_not_compared(tmp_path):
     assert "it should be a record" in run_command(compare.main, EM, tmp_path / "x").error
