@@ -65,6 +65,23 @@ def test_determinism_is_set_both_ways():
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_the_switches_of_the_process_are_those_of_the_last_settings(monkeypatch):
+    """fp32 is fp32 to the last bit; what asks for less may use a GPU's tensor cores. Where the
+    fastest of several kernels is looked for, two runs differ."""
+    cudnn = torch.backends.cudnn
+    for name in ("allow_tf32", "benchmark"):
+        monkeypatch.setattr(cudnn, name, getattr(cudnn, name))      # as before, afterwards
+    for precision, deterministic, threads in (("bf16", False, 2), ("fp32", True, 1),
+                                              ("bf16", True, 3), ("fp32", False, 1)):
+        found = resolve(DeviceSettings("cpu", precision, deterministic=deterministic,
+                                       threads=threads))
+        exact = precision == "fp32"
+        assert torch.get_float32_matmul_precision() == ("highest" if exact else "high")
+        assert cudnn.allow_tf32 == (not exact)
+        assert cudnn.benchmark == (not deterministic)
+        assert torch.get_num_threads() == found.threads == threads
+
+
 def test_no_run_waits_for_a_compiler_that_it_does_not_use():
     """torch imports it, some seconds, when it is told of determinism."""
     code = ("import sys; from core.device import DeviceSettings, resolve; "
