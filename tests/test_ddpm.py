@@ -203,6 +203,20 @@ def test_the_samples_are_pictures(trained):
     assert pixels.std() > 5
 
 
+def test_the_samples_are_of_the_ema(few, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(prior, "save_samples", lambda model, *rest: seen.append(
+        {name: value.clone() for name, value in model.state_dict().items()}))
+    config = prior.TrainConfig(steps=3, batch_size=16, width=32, multipliers=(1, 1), blocks=1,
+                               attention=(), sample_every=2)
+    with new_run(tmp_path / "run") as run:
+        prior.train(few, config, run)
+        ema = load_file(run.work / "ema.safetensors")
+    assert len(seen) == 2                   # after step 2, and at the end
+    assert all(torch.equal(seen[-1][name], ema[name]) for name in ema)
+    assert any((seen[0][name] != ema[name]).any() for name in ema)
+
+
 def test_fine_tuning_starts_from_a_checkpoint(trained, few_path, tmp_path):
     """And says what that was trained on."""
     keys = [*TRAIN, f"data={few_path}", f"ddpm.train.init_from={trained}", "ddpm.train.steps=1",

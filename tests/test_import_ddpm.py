@@ -302,6 +302,19 @@ def test_what_it_was_trained_on_must_be_said(folder):
         assert f"argument {key}: must be at least 1" in outcome.stderr
 
 
+@pytest.mark.parametrize(("words", "images"), [
+    (("mine", "train", "--images", 70), 70), (("cifar10", "test", "--images", 70), 70),
+    (("svhn", "train"), 73_257), (("svhn", "test"), 26_032), (("cifar100", "train"), 50_000)])
+def test_how_many_images_it_was_trained_on(folder, words, images):
+    """What is said, else what the data set has."""
+    data, split, *said = words
+    out = succeed(import_ddpm.main, folder, "--data", data, "--split", split, *said, "--out", "out")
+    trained_on = json.loads((out / "meta.json").read_text())["trained_on"]
+    assert trained_on["shape"] == [images, 16, 16, 3]
+    assert trained_on["root"] == {"data": data, "split": split}
+    assert refused(folder, "--data", "cifar10", "--split", "half").startswith("--images: how many")
+
+
 def test_a_side_that_the_levels_do_not_divide(tmp_path):
     torch.save(UNet(32).state_dict(), tmp_path / "ckpt.pth")
     assert refused(tmp_path / "ckpt.pth", *SAYS, "--size", "36").startswith(
