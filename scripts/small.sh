@@ -11,10 +11,11 @@ for word in "$@"; do case $word in -*) ;; *=*) settings+=("$word") ;; esac; done
 said=$(python scripts/run_table.py configs/tables/dvae_cifar10.yaml --small "$@" --dry-run 2>&1 >/dev/null) ||
     { status=$?; printf '%s\n' "$said" >&2; exit $status; }
 
-make() {    # a table's name and a part of it
-    python scripts/run_table.py "configs/tables/$1.yaml" --small "${@:2}" || failed=$?
+run() {     # a program: after one that fails the rest is done, but not after a wrong line or Ctrl-C
+    python "$@" || failed=$?
     [ $failed -lt 2 ] || exit $failed
 }
+make() { run scripts/run_table.py "configs/tables/$1.yaml" --small "${@:2}"; }      # a table's name and a part of it
 # one seed: D-VAE's main table without the diffusion columns, and noise that is no poison
 make dvae_cifar10 --seeds 0 --columns none,bdr,gray,jpeg,dvae --rows clean,em,lsp,tap,ar "$@"
 make attacks --seeds 0 --rows random_signs --columns none "$@"
@@ -29,8 +30,6 @@ make le_table6 --seeds 0 "$@"
 make le_table5 --seeds 0 "$@"
 
 case " $* " in *" --dry-run "* | *" --status "*) exit $failed ;; esac
-for table in dvae_cifar10 le_table3 le_table6 le_table5; do
-    python scripts/table.py configs/tables/$table.yaml --small "$@"
-done
-for figure in fig4 fig3 fig2b fig2a; do python scripts/figures.py $figure --small ${settings[@]+"${settings[@]}"}; done
+for table in dvae_cifar10 le_table3 le_table6 le_table5; do run scripts/table.py configs/tables/$table.yaml --small "$@"; done
+for figure in fig4 fig3 fig2b fig2a; do run scripts/figures.py $figure --small ${settings[@]+"${settings[@]}"}; done
 exit $failed

@@ -8,10 +8,8 @@ from scripts.pictures import figures, style
 
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch):
-    """Fewer dots to save, and no figure that stays open: what stands where is the same."""
+    """Fewer dots to save: what stands where is the same."""
     monkeypatch.setattr(style, "DOTS", 40)
-    yield
-    style.pyplot().close("all")
 
 
 def figure(name: str, *words: object) -> Outcome:

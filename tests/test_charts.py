@@ -127,7 +127,9 @@ CHARTS = [("fig2a", NUMBERS), ("fig2b", NUMBERS), ("guidance", NUMBERS), ("fig3"
 def test_no_line_goes_through_the_noise_of_one_seed(name, text):
     """Points alone; three seeds are joined, and their spread is drawn and said."""
     one, three = from_numbers(name, text), from_numbers(name, several(text), "0, 1, 2")
-    for chart, joined, words in ((one, False, "1 seed"), (three, True, "3 seeds: mean and")):
+    planned = from_numbers(name, text, "0, 1, 2")       # of three seeds, one of which is drawn
+    for chart, joined, words in ((one, False, "1 seed"), (three, True, "3 seeds: mean and"),
+                                 (planned, False, "1 seed")):
         series = [line for axis in chart.axes for line in axis.lines
                   if line.get_marker() not in ("None", "", "|", "_") and len(line.get_xdata()) > 1]
         assert series

@@ -193,6 +193,13 @@ def test_a_record_is_cited_with_what_it_knows(tmp_path):
         "@inproceedings{yu2024dvae", "@inproceedings{huang2021em"]
 
 
+def test_a_citation_is_latex_whatever_a_set_is_called(tmp_path):
+    train = json.loads((EM / "record.json").read_text())["train"]
+    train["root"]["data"] = "my{set$1_^.npz"
+    _, entry, *_ = cite.text(newer(tmp_path / "r", train=train)).split("\n\n")
+    assert r"my\{set\$1\_\^{}.npz" in entry
+
+
 def test_how_the_purifier_was_trained_is_cited(tmp_path):
     train = json.loads((DVAE / "record.json").read_text())["train"]
     trained = config.plain(dvae.TrainConfig()) | {"epochs": 15, "stages": [

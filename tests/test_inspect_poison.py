@@ -91,4 +91,3 @@ def test_the_histogram_of_a_poison_that_is_known(pair):
     shares = {name: {float(x): y for x, y in line.get_xydata() if y == y}
               for name, line in lines.items()}
     assert shares == {"red": {-8: 0.25, 0: 0.5, 8: 0.25}, "green": {0: 1}, "blue": {0: 1}}
-    style.pyplot().close("all")

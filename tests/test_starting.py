@@ -47,7 +47,9 @@ def heard(bare, tmp_path):
     folder, log = tmp_path / "bin", tmp_path / "log"
     folder.mkdir()
     for name in ("python", "python3"):
-        (folder / name).write_text(f'#!/bin/sh\necho "$*" >> {log}\nexit ${{EXIT:-1}}\n')
+        (folder / name).write_text(
+            f'#!/bin/sh\necho "$*" >> {log}\ncase "$*" in ${{FAILS:-none}}*) exit 1;; esac\n'
+            'exit ${EXIT:-1}\n')
         (folder / name).chmod(0o755)
 
     def run(*words: str, **environment: str) -> tuple[subprocess.CompletedProcess, list[str]]:
@@ -86,6 +88,17 @@ def test_what_makes_nothing_ends_before_what_would(heard, script, word):
     assert done.returncode == 0
     assert asked
     assert all(line.startswith("scripts/run_table.py ") and word in line.split() for line in asked)
+
+
+@pytest.mark.parametrize(("fails", "status"), [
+    ("none", 0), ("scripts/table.py", 1), ("scripts/figures.py", 1),
+    ("scripts/run_table.py configs/tables/le_table5.yaml", 1)])
+def test_what_fails_in_a_line_of_many_is_told_by_its_status(heard, fails, status):
+    """And the rest is done."""
+    done, asked = heard("small.sh", EXIT="0", FAILS=fails, INSTALL="no")
+    assert done.returncode == status
+    programs = [line.split()[0] for line in asked]
+    assert programs.count("scripts/table.py") == programs.count("scripts/figures.py") == 4
 
 
 def test_what_makes_something_installs_first(heard):

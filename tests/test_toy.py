@@ -21,13 +21,13 @@ def test_toy_1_formula_and_simulation():
 def test_toy_2_the_poison_goes_when_its_nats_are_too_dear():
     rates = {0.01: 30.2, 0.05: 20.0, 0.15: 13.9, 0.25: 11.2, 0.5: 7.8, 1: 4.3}
     for beta in toy.BETAS:
-        point = toy.through_vae(beta, 0.3, 0.1)
+        point = toy.through_vae(beta)
         assert point.accuracy < 0.55 if beta <= 0.15 else point.accuracy > 0.96
         assert point.rate == (pytest.approx(rates[beta], abs=0.1) if beta else math.inf)
         if beta == 0.25:
             assert point.residual_poison == pytest.approx(0.057, abs=0.003)
             assert point.residual_image == pytest.approx(0.005, abs=0.002)
-    assert toy.poison_variance(0.3, 0.1) == pytest.approx(0.093, abs=0.0005)
+    assert toy.poison_variance() == pytest.approx(0.093, abs=0.0005)
 
 
 def test_toy_3_entropies():

@@ -15,6 +15,7 @@ import numpy as np
 from core import streams
 from core.command import Parser, command, positive
 from core.datasets import DataSettings, load
+from core.errors import UserError
 from core.imageset import ImageSet
 from scripts.detection.probes import EPOCHS, PROBES, TRAINED, sample, scores
 from scripts.detection.rows import put
@@ -38,6 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in arguments.set or SIZES:
         clean = load(DataSettings(arguments.cifar10 if name == "cifar10" else name), "data")
         for images in arguments.images or SIZES[name]:
+            if images > len(clean):
+                raise UserError(f"--images {images}: {name} has {len(clean)}")
             found = [scores(part_of(clean, images, seed), arguments.epochs, seed, arguments.probes)
                      for seed in range(arguments.repeats)]
             put(CLEAN, [row_of(name, clean, images, probe, arguments.epochs,

@@ -63,10 +63,8 @@ def filled(page: str) -> str:
 
 def first_table(path: str) -> str:
     """The first table of a file."""
-    lines = Path(path).read_text("utf-8").splitlines()
-    start = next((i for i, line in enumerate(lines) if line.startswith("|")), len(lines))
-    stop = next((i for i in range(start, len(lines)) if not lines[i].startswith("|")), len(lines))
-    return "".join(f"{line}\n" for line in lines[start:stop])
+    found = re.search(r"(?:^\|.*\n)+", Path(path).read_text("utf-8"), re.MULTILINE)
+    return found[0] if found else ""
 
 
 def cells(path: str) -> dict[tuple[str, str], str]:

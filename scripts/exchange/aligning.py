@@ -20,6 +20,7 @@ from scripts.exchange.units import (
     PROBE_ROWS,
     SURE,
     Units,
+    centred,
     directions,
     spread,
     thumbnails,
@@ -209,7 +210,7 @@ def add(noise: Callable, units: Units, base: ImageSet, options: Options, pool: b
             levels[part] = (levels[part] / 255 + delta) * 255
         else:                                           # EM's in grey levels, in float32
             levels[part] += delta * (255 / LENGTH[units])
-        images[rows] = whole(levels, options)
+        images[rows] = as_uint8(levels, options)
     return images
 
 
@@ -224,12 +225,12 @@ def pixels(values: np.ndarray, units: Units, options: Options) -> np.ndarray:
             part = part.astype(np.float64)
         if units == "images2":
             part = (part + 1) / 2
-        images[start : start + SLICE_ROWS] = whole(part * (1 if units == "images255" else 255),
+        images[start : start + SLICE_ROWS] = as_uint8(part * (1 if units == "images255" else 255),
                                                    options)
     return images
 
 
-def whole(levels: np.ndarray, options: Options) -> np.ndarray:
+def as_uint8(levels: np.ndarray, options: Options) -> np.ndarray:
     """Clipped to grey levels and rounded."""
     levels = np.clip(levels, 0, 255)
     return (np.floor(levels) if options.rounding == "floor" else np.rint(levels)).astype(np.uint8)
@@ -443,13 +444,6 @@ def assign(choices: list[list[int]], order: np.ndarray) -> np.ndarray:
     found = np.full(len(choices), -1)
     found[list(taken.values())] = list(taken)
     return found
-
-
-def centred(images: np.ndarray) -> np.ndarray:
-    """Images (..., H, W, 3) as vectors without their mean, of length 1."""
-    flat = images.reshape(*images.shape[:-3], -1).astype(np.float32)
-    flat -= flat.mean(-1, keepdims=True)
-    return flat / np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-6)
 
 
 def shapes_of(images: np.ndarray) -> np.ndarray:

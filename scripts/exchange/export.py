@@ -63,14 +63,14 @@ def export(images: ImageSet, out: Path, arguments: argparse.Namespace) -> None:
             write_png(images, out, work)
         elif arguments.form == "npy":
             files.write_bytes(labels, its_labels)
-            with whole(out, work) as path:
+            with renamed_to(out, work) as path:
                 np.save(path, images.images)
         elif arguments.form == "npz":
-            with whole(out, work) as path:
+            with renamed_to(out, work) as path:
                 np.savez(path, data=images.images, targets=np.asarray(images.labels))
         else:
             clean = clean_of(images, arguments.root)
-            with whole(out, work) as path:
+            with renamed_to(out, work) as path:
                 torch.save(perturbation(images, clean, work / "delta.npy"), path)
 
 
@@ -94,7 +94,7 @@ def work_beside(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole(out: Path, work: Path) -> Iterator[Path]:
+def renamed_to(out: Path, work: Path) -> Iterator[Path]:
     """Where to write a file, which is renamed to OUT afterwards: it may be larger than memory."""
     path = work / out.name
     with files.named_errors(path):

@@ -26,7 +26,6 @@ LABEL_FILES = ("{stem}_labels.npy", "{stem}_label.npy", "{stem}_target.npy", "{s
 LABEL_NAMES = {"data": ("target", "targets", "label", "labels")}    # x_data.npy -> x_target.npy
 IMAGE_KEYS, LABEL_KEYS = ("data", "images", "x"), ("targets", "labels", "fine_labels", "y")
 NONE_FREE = 0   # one array referred to many times is no poison, however small (reading.unfolds)
-FILES = (".pt", ".pth", ".pkl", ".npz", *(f".p{number}" for number in range(1, 6)))   # of one set
 
 
 @dataclass(frozen=True)
@@ -46,16 +45,13 @@ def read(path: Path) -> Foreign:
     """Recognise and read a file or folder. Raises UserError for what is none of these."""
     if path.is_dir():
         return read_folder(path)
-    readers = {".pt": read_torch, ".pth": read_torch, ".pkl": read_pickle, ".pickle": read_pickle,
-               ".npy": read_npy, ".npz": read_npz,
-               **{f".p{number}": read_torch for number in range(1, 6)}}     # HYPO's P1 to P5
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     cifars = path.name == "train" or path.name.startswith("data_batch_")
     kind = path.suffix.lower()
-    if kind not in readers and not cifars:
+    if kind not in READERS and not cifars:
         raise UserError(f"{path}: a poison comes as .pt, .pkl, .npy, .npz or a folder of images")
-    found = readers.get(kind, read_pickle)(path)
+    found = READERS.get(kind, read_pickle)(path)
     if found.values.size == 0:
         raise UserError(f"{path}: an empty array")
     return found
@@ -83,6 +79,11 @@ def read_npy(path: Path) -> Foreign:
     found = Foreign(".npy", values, labels)
     pool = labels is not None and path.stem == "simple_data"    # LSP's; others are in order
     return replace(found, form="a pool of noise by label", by_label=True) if pool else found
+
+
+READERS = {".pt": read_torch, ".pth": read_torch, ".pkl": read_pickle, ".pickle": read_pickle,
+           ".npy": read_npy, ".npz": read_npz,
+           **{f".p{number}": read_torch for number in range(1, 6)}}     # HYPO's P1 to P5
 
 
 def labels_beside(path: Path) -> list[Path]:
@@ -233,7 +234,7 @@ def poisons_below(path: Path) -> list[Path]:
     hold pictures, parts or batches, perhaps one deeper."""
     for depth in ("*", "*/*"):
         found = [file for file in sorted(path.glob(depth), key=natural) if visible(file) and (
-                     file.suffix.lower() in FILES or (file.is_dir() and holds_poison(file)))]
+                     file.suffix.lower() in READERS or (file.is_dir() and holds_poison(file)))]
         if found:
             return found
     return []

@@ -1,8 +1,8 @@
 """What the numbers of a foreign file mean: noise or images, and in which units.
 
-Dtype and range tell most of it. Whole images that a transform scaled are
-told from noise by the base set: they follow its images, and noise does not. What could be several
-things is asked about (`--units`), never guessed.
+Dtype and range tell most of it. Whole images that a transform scaled are told from noise by the
+base set: they follow its images, and noise does not. What could be several things is asked about
+(`--units`), never guessed.
 """
 
 from typing import Literal, get_args
@@ -186,8 +186,14 @@ def thumbnails(images: np.ndarray) -> np.ndarray:
 def directions(images: np.ndarray) -> np.ndarray:
     """Images as vectors of length 1 without the mean of each channel: no brightness, contrast or
     colour of the whole."""
-    flat = (images - images.mean((1, 2), keepdims=True)).reshape(len(images), -1)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    return centred(images - images.mean((1, 2), keepdims=True))
+
+
+def centred(images: np.ndarray) -> np.ndarray:
+    """Images (..., H, W, 3) as vectors without their mean, of length 1."""
+    flat = images.reshape(*images.shape[:-3], -1).astype(np.float32)
+    flat -= flat.mean(-1, keepdims=True)
+    return flat / np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-6)
 
 
 def near(found: np.ndarray, expected: object) -> bool:
@@ -199,5 +205,4 @@ def distance(one: tuple, other: tuple) -> float:
 
 
 def shown(numbers: object, digits: int = 4) -> str:
-    return "(" + ", ".join(f"{number:.{digits}f}".rstrip("0").rstrip(".") if digits
-                           else f"{number:.0f}" for number in numbers) + ")"
+    return f"({', '.join(f'{round(float(number), digits):g}' for number in numbers)})"

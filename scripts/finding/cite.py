@@ -12,6 +12,7 @@ from core.manual import typed
 from core.methods import find_method, is_method, trained_as
 from core.names import printable
 from scripts.tables import wording
+from scripts.tables.formats import latex_text
 from scripts.tables.wording import NAMES, name_of
 
 SHOWN = 8               # hex digits of a fingerprint, as in the names of folders
@@ -109,9 +110,9 @@ def entry(record: dict) -> str:
         (author["given-names"], author["family-names"]))) for author in software["authors"])
     accuracy = f"{100 * record['accuracy_last']:.1f} %"
     name = f"{records.lineage_text(record)}, {wording.protocol_text(record)}: {accuracy}"
-    facts = {"title": f"{{{software['title']}}}: {escaped(name)}", "author": authors,
+    facts = {"title": f"{{{software['title']}}}: {latex_text(name)}", "author": authors,
              "year": record.get("date", "")[:4],
-             "note": escaped(f"record {record['fingerprint']}, {wording.commit_text(record, 40)}"),
+             "note": f"record {record['fingerprint']}, {wording.commit_text(record, 40)}",
              "url": software.get("repository-code", "")}
     lines = [f"  {key:<6} = {{{value}}}" for key, value in facts.items() if value]
     return f"@misc{{record-{record['fingerprint'][:SHOWN]},\n" + ",\n".join(lines) + "\n}"
@@ -120,12 +121,6 @@ def entry(record: dict) -> str:
 def braced(name: str) -> str:
     """A name that BibTeX does not take apart."""
     return f"{{{name}}}"
-
-
-def escaped(said: str) -> str:
-    """Text for LaTeX."""
-    said = printable(said).replace(">", "$>$")
-    return re.sub(r"([%&#_])", r"\\\1", said)
 
 
 def of_methods(record: dict) -> list[str]:

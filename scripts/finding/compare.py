@@ -81,7 +81,7 @@ def entries(record: dict) -> dict[str, Any]:
     told = {key: value for key, value in record.items() if key not in LEFT_OUT}
     train = {key: value for key, value in record["train"].items() if key != "lineage"}
     steps = record["train"]["lineage"]
-    found = dict(leaves({**told, "train": train, "config": whole(
+    found = dict(leaves({**told, "train": train, "config": with_defaults(
         "learners", record["learner"], record["config"])}))
     found["train.lineage"] = " > ".join(map(title, steps)) or "clean"
     for number, step in enumerate(steps):
@@ -90,7 +90,7 @@ def entries(record: dict) -> dict[str, Any]:
         room = next((room for room in ROOMS if is_method(room, step["method"])), "")
         kept = {key: value for key, value in step.items()
                 if key not in ("method", "preset", "config", "fingerprint", "inputs")}
-        config = whole(room, step["method"], step["config"])
+        config = with_defaults(room, step["method"], step["config"])
         if "checkpoint" in step["inputs"]:      # of older records all that tells its training
             kept["checkpoint"] = step["inputs"]["checkpoint"]
         found |= leaves({**kept, **config}, f"train.{name}")
@@ -108,7 +108,7 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def whole(room: str, method: str, told: dict) -> dict:
+def with_defaults(room: str, method: str, told: dict) -> dict:
     """A method's config with the defaults of keys that were added later (`core.config.added`)."""
     if not room or not is_method(room, method):     # of a record made before it was renamed
         return told

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from core import config, files, lock, reading, records
 from core.artefact import is_partial, partial_of, read_any_meta
 from core.errors import UserError
@@ -23,6 +25,7 @@ from scripts.tables import noted
 
 # In runs/, and no artefacts
 OF_TABLES = ("logs", "claims", "workers", "plans", "figures", "timings.jsonl")
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)      # of perhaps thousands of config.yaml
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -227,32 +230,14 @@ def paths_in(path: Path, start: Path, meta: dict) -> frozenset[str]:
     """Every text of a work's config.yaml and meta.json that may be a path, as one: it may begin
     where we are, where runs/ lies, or where meta.json says that its command was."""
     said = set(texts_in({key: value for key, value in meta.items() if key != "digests"}))
-    with contextlib.suppress(OSError, UserError):
-        said |= set(texts_in_yaml(path / "config.yaml"))
+    with contextlib.suppress(OSError, UserError, yaml.YAMLError):
+        text = reading.text(path / "config.yaml", config.MOST_TEXT)
+        said |= {event.value for event in yaml.parse(text, LOADER)
+                 if isinstance(event, yaml.ScalarEvent)}
     starts = {os.getcwd(), os.path.abspath(start),
               os.path.abspath(path / str(meta.get("working_folder") or "."))}
     return frozenset(os.path.normpath(os.path.join(begin, text.removeprefix("folder:")))
                      for text in said if "/" in text and "\0" not in text for begin in starts)
-
-
-def texts_in_yaml(path: Path) -> Iterator[str]:
-    """Every text of a YAML, and parts of some: read line by line where that is enough, for there
-    may be thousands of them."""
-    text = reading.text(path, config.MOST_TEXT)
-    if "\\" in text:                            # a character that YAML escapes
-        yield from texts_in_node(config.read_file(path))
-        return
-    for line in re.sub(r"\n +(?![\w.]+: |- )", " ", text).splitlines():        # unfolded
-        yield line.partition(": ")[2].strip(" '\"")
-        yield from re.split(r"[\s,\[\]{}'\"]+", line)
-
-
-def texts_in_node(node: config.Node) -> Iterator[str]:
-    if isinstance(node.value, str):
-        yield node.value
-    else:
-        for item in node.value.values() if isinstance(node.value, dict) else node.value:
-            yield from texts_in_node(item)
 
 
 def size_of(path: Path) -> int:

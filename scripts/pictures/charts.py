@@ -24,9 +24,14 @@ STRENGTHS = {"kld": "KLD target, nats", "d": "channels", "t_star": "t*, steps of
 DASHES = ((0, (6, 3)), (0, (1, 2)), (0, (4, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
 
 
-def seeds_text(table: Table) -> str:
-    count = len(table.seeds)
-    return "1 seed" if count == 1 else f"{count} seeds: mean and standard deviation"
+def seeds_text(counts: Iterable[int]) -> str:
+    """Of how many seeds the points of a figure are, at most."""
+    most = max(counts)
+    return "1 seed" if most == 1 else f"{most} seeds: mean and standard deviation"
+
+
+def seeds_of(measured: list[Point]) -> str:
+    return seeds_text(len(point.accuracies) for point in measured)
 
 
 def swept(measured: list[Point], row: str, family: str, by: str) -> list[Point]:
@@ -129,7 +134,7 @@ def draw_rate(table: Table, measured: list[Point], data: str, arguments) -> obje
         style.axis_style(axis)
     style.title(left, "what VAEs keep ...")
     style.title(right, "... and what a classifier learns from it")
-    style.head(figure, f"{table.title}: VAEs on poisoned {data}, {seeds_text(table)}")
+    style.head(figure, f"{table.title}: VAEs on poisoned {data}, {seeds_of(measured)}")
     style.legend(figure, left, right)
     return figure
 
@@ -165,7 +170,7 @@ def draw_trade_off(table: Table, measured: list[Point], data: str, arguments) ->
         style.axis_style(axis)
         style.title(axis, name_of(row))
     axes[-1].set_xlabel(f"PSNR to the {arguments.to} image (dB)")
-    style.head(figure, f"{table.title}: {data}, {seeds_text(table)}")
+    style.head(figure, f"{table.title}: {data}, {seeds_of(measured)}")
     style.legend(figure, *axes, columns=2)
     note_left_out(measured, [(row, family) for row in rows for family in families
                              if swept(measured, row, family, by)])
@@ -206,7 +211,7 @@ def draw_epochs(table: Table, found: dict[tuple[str, str], np.ndarray], data: st
         style.title(axis, name_of(row))
     axes[-1].xaxis.get_major_locator().set_params(integer=True)
     axes[-1].set_xlabel("epoch of training")
-    style.head(figure, f"{table.title}: {data}, {seeds_text(table)}")
+    style.head(figure, f"{table.title}: {data}, {seeds_text(map(len, found.values()))}")
     style.legend(figure, *axes, columns=4)
     return figure
 
@@ -256,6 +261,6 @@ def draw_sweep(table: Table, measured: list[Point], data: str, arguments) -> obj
             style.accuracy_axis(axis)
         style.axis_style(axis)
     axes[-1].set_xlabel(STRENGTHS.get(name, name))
-    style.head(figure, f"{table.title}: {data}, {seeds_text(table)}")
+    style.head(figure, f"{table.title}: {data}, {seeds_of(measured)}")
     style.legend(figure, *axes)
     return figure

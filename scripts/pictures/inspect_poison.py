@@ -10,8 +10,8 @@ from.
 
 --detect asks without the clean images whether SET is poisoned, and draws nothing: four probes
 (scripts/detection/probes.py), beside what they score on clean sets of the same kind. SET is then
-anything that data= takes. Minutes on a CPU; with --epochs 10 less, but two
-of the probes then have no clean scores beside them.
+anything that data= takes. Minutes on a CPU; with --epochs 10 less, but two of the probes then have
+no clean scores beside them.
 """
 
 import argparse

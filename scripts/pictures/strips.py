@@ -15,7 +15,6 @@ from scripts.tables import plan
 from scripts.tables.formats import markdown
 from scripts.tables.measure import records_of, sets_of
 from scripts.tables.table import Table
-from scripts.tables.wording import name_of
 
 GAINS = (20, 10, 8, 5, 4, 3, 2, 1.5, 1)     # magnifications of residuals to choose from
 LABEL, TILE = 1.2, 0.4      # inches: of a label left of the tiles; of a tile at least
@@ -168,7 +167,7 @@ def strips_of(cells: list[plan.Cell], root: str, rows: slice) -> list[Strip]:
         if saved.exists():
             p_hat = read_array(saved, final.meta)[rows].astype(np.float64)
             strips.append(Strip("p_hat of stage 1", None, p_hat))
-        name = "poisoned" if chain[-1].job.kind == "poisons" else name_of(cell.column.name)
+        name = "poisoned" if chain[-1].job.kind == "poisons" else style.name_of(cell.column.name)
         name = style.plain_label(name, WRAP)
         strips.append(strip_of(f"{name}\n{100 * record['accuracy_last']:.1f} %", final.images[rows],
                             clean))

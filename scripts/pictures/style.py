@@ -12,6 +12,8 @@ from core import files
 from core.names import printable
 from scripts.tables import wording
 
+os.environ.pop("MPLBACKEND", None)      # a notebook's, which this Python may lack
+
 WIDTH = 6.6             # inches, which a README shows 800 pixels wide: 9 points are 15 of them
 DOTS = 200              # an inch
 TEXT, HEAD = 9, 10      # points
@@ -23,17 +25,6 @@ PLAIN, BAD, GOOD = BLUE, RED, GREEN
 SERIES = ((BLUE, "o"), (RED, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"))
 LOOKS = {"clean": (MUTED, "x"), "none": (BAD, "s"), "vae": (GOOD, "^"), "dvae": (GOOD, "^"),
          "jpeg": (ORANGE, "D"), "ae": (PURPLE, "v"), "ueraser_max": (PURPLE, "v")}
-
-
-def pyplot():
-    # A notebook's commands inherit its backend, which this Python may lack: the import would fail.
-    os.environ["MPLBACKEND"] = "agg"
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
 
 
 def name_of(label: str) -> str:
@@ -59,7 +50,6 @@ def looks_of(families: Iterable[str]) -> dict[str, tuple[str, str]]:
 @functools.cache
 def glyphs() -> frozenset[int]:
     """Characters that the font has."""
-    pyplot()
     from matplotlib import font_manager
 
     return frozenset(font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap())
@@ -78,9 +68,11 @@ def plain_label(text: str, width: int | None = None, most_lines: int = 3) -> str
     return shown.replace("$", r"\$")
 
 
-def sheet(height: float, width: float = WIDTH, **options):
+def sheet(height: float, width: float = WIDTH):
     """An empty figure of these inches; what stands on it keeps clear of each other."""
-    return pyplot().figure(figsize=(width, height), layout="constrained", **options)
+    from matplotlib.figure import Figure  # no pyplot: no backend, and nothing to close
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def head(figure, text: str) -> None:
@@ -151,10 +143,9 @@ def picture_path(out: str | Path) -> Path:
 
 
 def save(figure, path: Path) -> None:
-    """Write it whole or not at all, and let go of it."""
+    """Write it whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS, bbox_inches="tight", pad_inches=0.08,
                    facecolor="white")
-    pyplot().close(figure)
     files.mkdir(path.parent)
     files.write_bytes(path, buffer.getvalue())

@@ -17,13 +17,17 @@ proposition 3.5, reconstructed.
 
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
 from core.command import Parser, command
 from core.config import expand
 from scripts.pictures import style
+from scripts.tables.formats import markdown
 
 IMAGE, POISON, DISTANCE, SAMPLES = 10, 5, 2.0, 50_000
 PAIRS = ((0, 1), (0.1, 0.1), (0.3, 0.3), (0.3, 0.1), (0.3, 0.03), (1, 0.1))     # (a, s) of toy 1
@@ -36,31 +40,27 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser("python scripts/toy.py", __doc__)
     parser.add_argument("--out", type=expand, default="runs/figures/toy.png",
                         help="the PNG to write")
-    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     out = style.picture_path(arguments.out)
-    print("| a, s | " + " | ".join(f"{a}, {s}" for a, s in PAIRS) + " |")
-    print("|---" * (len(PAIRS) + 1) + "|")
-    measured = [simulated_accuracy(a, s, arguments.seed) for a, s in PAIRS]
-    print(line("formula", [formula(a, s) for a, s in PAIRS]))
-    print(line("measured", measured))
-    print("\n| beta | " + " | ".join(map(str, BETAS)) + " |\n" + "|---" * (len(BETAS) + 1) + "|")
-    points = [through_vae(beta, A, S, arguments.seed) for beta in BETAS]
-    print(line("rate (nats)", [point.rate for point in points], 1))
-    print(line("clean accuracy", [point.accuracy for point in points]))
-    print(line("residual's class mean, a poison coordinate", [p.residual_poison for p in points]))
-    print(line("an image coordinate", [p.residual_image for p in points]))
+    measured = [simulated_accuracy(a, s) for a, s in PAIRS]
+    print(markdown(("a, s", *(f"{a}, {s}" for a, s in PAIRS)), [
+        line("formula", [formula(a, s) for a, s in PAIRS]), line("measured", measured)]))
+    points = [through_vae(beta) for beta in BETAS]
+    print(markdown(("beta", *BETAS), [
+        line("rate (nats)", [point.rate for point in points], 1),
+        line("clean accuracy", [point.accuracy for point in points]),
+        line("residual's class mean, a poison coordinate", [p.residual_poison for p in points]),
+        line("an image coordinate", [p.residual_image for p in points])]))
     sigmas = (0.2, 0.1, 0.05)
-    print("\n| sigma (means ± 0.3) | " + " | ".join(map(str, sigmas)) + " |\n" + "|---" * 4 + "|")
-    entropies = [mixture_entropy(A, sigma) for sigma in sigmas]
-    print(line("entropy (nats)", [h for h, _ in entropies]))
-    print(line("information on the label", [i for _, i in entropies]))
-    draw(measured, arguments.seed, out)
+    entropies, information = zip(*(mixture_entropy(A, sigma) for sigma in sigmas), strict=True)
+    print(markdown((f"sigma (means ± {A})", *sigmas), [
+        line("entropy (nats)", entropies), line("information on the label", information)]), end="")
+    draw(measured, out)
     print(arguments.out, file=sys.stderr)
 
 
-def line(name: str, values: list[float], digits: int = 3) -> str:
-    return f"| {name} | " + " | ".join(f"{value:.{digits}f}" for value in values) + " |"
+def line(name: str, values: Iterable[float], digits: int = 3) -> list[str]:
+    return [name, *(f"{value:.{digits}f}" for value in values)]
 
 
 # --- toy 1 -----------------------------------------------------------------------------------
@@ -69,11 +69,7 @@ def line(name: str, values: list[float], digits: int = 3) -> str:
 def formula(a: float, s: float) -> float:
     """Clean accuracy of the Bayes classifier of the poisoned distribution (theorem 3.2):
     Phi(d² / sqrt(d² + m_t' S_t^-1 S_s S_t^-1 m_t)) with S_s = I, S_t = s² I, m_t = (a, ..., a)."""
-    return normal_cdf(DISTANCE**2 / math.sqrt(DISTANCE**2 + POISON * a**2 / s**4))
-
-
-def normal_cdf(x: float) -> float:
-    return (1 + math.erf(x / math.sqrt(2))) / 2
+    return NormalDist().cdf(DISTANCE**2 / math.sqrt(DISTANCE**2 + POISON * a**2 / s**4))
 
 
 def sample(a: float, s: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -85,47 +81,40 @@ def sample(a: float, s: float, rng: np.random.Generator) -> tuple[np.ndarray, np
     return features, labels
 
 
-def lda(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights and offset of linear discriminant analysis: S^-1 (mu+ - mu-), through the middle."""
-    means = {y: features[labels == y].mean(0) for y in (-1, 1)}
-    within = features - np.where(labels[:, None] > 0, means[1], means[-1])
-    weights = np.linalg.solve(within.T @ within / len(features), means[1] - means[-1])
-    return weights, -weights @ (means[1] + means[-1]) / 2
+def lda(features: np.ndarray, labels: np.ndarray):
+    """Linear discriminant analysis with its threshold in the middle of the class means."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    return LinearDiscriminantAnalysis(solver="lsqr", priors=(0.5, 0.5)).fit(features, labels)
 
 
-def accuracy(classifier: tuple[np.ndarray, float], features: np.ndarray, labels: np.ndarray
-             ) -> float:
-    weights, offset = classifier
-    return float(np.mean(np.sign(features @ weights + offset) == labels))
-
-
-def simulated_accuracy(a: float, s: float, seed: int = 0) -> float:
+def simulated_accuracy(a: float, s: float) -> float:
     """Of LDA fitted on poisoned samples, on clean ones."""
-    rng = np.random.default_rng(seed)
-    return accuracy(lda(*sample(a, s, rng)), *sample(0, 1, rng))
+    rng = np.random.default_rng(0)
+    return lda(*sample(a, s, rng)).score(*sample(0, 1, rng))
 
 
 # --- toy 2 -----------------------------------------------------------------------------------
 
 
-class Purified:
+class Purified(NamedTuple):
     """What a rate limit made of the poisoned set."""
 
-    def __init__(self, rate: float, accuracy: float, residual: np.ndarray) -> None:
-        self.rate, self.accuracy = rate, accuracy           # nats a sample; of LDA, on clean data
-        self.residual_image = float(np.abs(residual[:IMAGE]).mean())    # class mean of the
-        self.residual_poison = float(np.abs(residual[IMAGE:]).mean())   # residual, a coordinate
+    rate: float                 # nats a sample
+    accuracy: float             # of LDA, on clean data
+    residual_image: float       # class mean of the residual, a coordinate
+    residual_poison: float
 
 
-def through_vae(beta: float, a: float, s: float, seed: int = 0) -> Purified:
+def through_vae(beta: float) -> Purified:
     """The optimum of squared error + beta KL for a linear VAE on the poisoned set, then LDA.
 
     In each principal direction of variance v > beta / 2 the code costs log(2 v / beta) / 2 nats and
     leaves an error of beta / 2: x_hat = g x + N(0, g beta / 2) with g = 1 - beta / (2 v). The other
     directions become their mean. LDA is fitted on x_hat in the kept directions.
     """
-    rng = np.random.default_rng(seed)
-    poisoned, labels = sample(a, s, rng)
+    rng = np.random.default_rng(0)
+    poisoned, labels = sample(A, S, rng)
     mean = poisoned.mean(0)
     variances, directions = np.linalg.eigh(np.cov(poisoned.T))
     kept = variances > beta / 2
@@ -134,11 +123,11 @@ def through_vae(beta: float, a: float, s: float, seed: int = 0) -> Purified:
     codes = (poisoned - mean) @ directions
     noise = rng.standard_normal(codes.shape) * np.sqrt(gain * beta / 2)
     codes = gain * codes + noise
-    residual = (poisoned - mean - codes @ directions.T) * labels[:, None]
+    residual = np.abs(((poisoned - mean - codes @ directions.T) * labels[:, None]).mean(0))
     clean, clean_labels = sample(0, 1, rng)
     return Purified(float(np.log(2 * variances / beta).sum() / 2) if beta else math.inf,
-                    accuracy(lda(codes, labels), (clean - mean) @ directions, clean_labels),
-                    residual.mean(0))
+                    lda(codes, labels).score((clean - mean) @ directions, clean_labels),
+                    residual[:IMAGE].mean(), residual[IMAGE:].mean())
 
 
 # --- toy 3 -----------------------------------------------------------------------------------
@@ -157,7 +146,7 @@ def mixture_entropy(mean: float, sigma: float) -> tuple[float, float]:
 # --- drawing ---------------------------------------------------------------------------------
 
 
-def draw(measured: list[float], seed: int, path: Path) -> None:
+def draw(measured: list[float], path: Path) -> None:
     figure = style.sheet(3.6)
     left, right = figure.subplots(1, 2)
     spreads = np.geomspace(0.02, 1, 60)
@@ -172,10 +161,10 @@ def draw(measured: list[float], seed: int, path: Path) -> None:
     style.title(left, "toy 1: a narrow poison is a strong one")
 
     betas = np.geomspace(0.01, 1.5, 24)
-    points = [through_vae(beta, A, S, seed) for beta in betas]
+    points = [through_vae(beta) for beta in betas]
     right.plot(betas, [100 * point.accuracy for point in points], color=style.SERIES[1][0],
                marker=style.SERIES[1][1], markersize=4, linestyle="none")
-    switch = 2 * poison_variance(A, S)
+    switch = 2 * poison_variance()
     right.axvline(switch, color=style.INK, linewidth=1, linestyle=":",
                   label=f"twice the poison's variance ({switch:.3f})")
     for i in (2, 10, -7, -2):
@@ -199,9 +188,9 @@ def draw(measured: list[float], seed: int, path: Path) -> None:
     style.save(figure, path)
 
 
-def poison_variance(a: float, s: float) -> float:
+def poison_variance() -> float:
     """The eigenvalue of the poisoned set's covariance that the poison's class means leave."""
-    mean = np.r_[np.full(IMAGE, DISTANCE / math.sqrt(IMAGE)), np.full(POISON, a)]
-    within = np.r_[np.ones(IMAGE), np.full(POISON, s**2)]
+    mean = np.r_[np.full(IMAGE, DISTANCE / math.sqrt(IMAGE)), np.full(POISON, A)]
+    within = np.r_[np.ones(IMAGE), np.full(POISON, S**2)]
     # Four of the smallest five are s² (directions across m_t); the fifth lies along m_t.
     return float(np.linalg.eigvalsh(np.diag(within) + np.outer(mean, mean))[POISON - 1])

@@ -120,5 +120,5 @@ def sourced(facts: list[dict]) -> Markup:
 
 
 def where(fact: dict) -> str:
-    """What results/reported.csv says of a published number, beside what its row and `number` do."""
+    """What results/reported.csv says of a published number, beside its row and `in_words`."""
     return ", ".join(f"{key}: {value}" for key, value in fact.items() if key not in SAID)

@@ -250,10 +250,9 @@ def keep(results: Results, place: Path, record: dict, index: dict[str, Node],
             results.left_out.append(str(error))
     line = line_of(["evaluate.py", f"{place}/config.yaml"])
     if cell is not None:
-        part = [f"--rows={cell.row.name}", f"--columns={cell.column.name}",
-                f"--seeds={cell.seed}"]
-        among = [word for word in entry.settings if not word.startswith("--seeds")]
-        line = table_line(cell.table.path, [*among, *part])
+        line = table_line(cell.table.path, [        # the last of an option counts
+            *entry.settings, f"--rows={cell.row.name}", f"--columns={cell.column.name}",
+            f"--seeds={cell.seed}"])
     results.kept[place] = Kept(place, record, log, data_of(record, index), line)
 
 

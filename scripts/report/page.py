@@ -146,7 +146,7 @@ def table_of(table: Table, made: Page) -> Markup:
 
 def word_of(head: str) -> str:
     """The class of a column: its first word."""
-    return head.split(" ")[0].strip("'")
+    return head.split(" ")[0]
 
 
 def about(table: Table, made: Page) -> str:

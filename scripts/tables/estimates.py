@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
@@ -52,7 +51,7 @@ class Estimates:
     def note(self, artefact: Artefact, seconds: float) -> None:
         """What a step took from its beginning to its end."""
         line = json.dumps({"key": key_of(artefact), "seconds": round(seconds, 1)})
-        append_or_skip(TIMINGS, line.encode() + b"\n")
+        append_or_skip(TIMINGS, line.encode())
         self.refresh()
 
 
@@ -104,17 +103,13 @@ def read_timings(start: int = 0) -> tuple[list[tuple[list, float]], int]:
 
 
 def append_or_skip(path: Path, line: bytes) -> None:
-    """Add a line to a side file, which helps and which no work needs: whole, or not at all. A torn
-    last line of an earlier process gets its end first."""
+    """Add a line to a side file, which helps and which no work needs. It begins one of its own,
+    whatever a full disk tore off before."""
     files.operation("write", path)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a+b", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-                line = b"\n" + line
-            if file.write(line) < len(line):        # a full disk
-                file.truncate(size)
+        with open(path, "a+b", buffering=0) as file:    # a pipe's would wait
+            file.write(b"\n" + line + b"\n")
 
 
 def total(times: list[float | None]) -> str:

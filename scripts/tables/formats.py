@@ -51,16 +51,21 @@ def apart(spread: str) -> tuple[str, str, str]:
     return ("", "", "0") if spread == "-" else (spread, "", "1")
 
 
+LATEX = str.maketrans({
+    "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$", "†": r"$\dagger$",
+    "‡": r"$\ddagger$", ">": "$>$", "$": r"\$", "{": r"\{", "}": r"\}", "<": "$<$",
+    "\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}"})
+
+
+def latex_text(text: object) -> str:
+    """Text as LaTeX prints it."""
+    return printable(text).translate(LATEX)
+
+
 def latex(head: tuple[str, ...], lines: list[list[str]]) -> str:
     """A booktabs tabular."""
-    special = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$", "†": r"$\dagger$",
-               "‡": r"$\ddagger$", ">": "$>$", "$": r"\$", "{": r"\{", "}": r"\}", "<": "$<$",
-               "\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}"}
-
     def row(cells) -> str:
-        safe = ("".join(special.get(character, character) for character in printable(cell))
-                for cell in cells)
-        return " & ".join(safe) + r" \\" + "\n"
+        return " & ".join(map(latex_text, cells)) + r" \\" + "\n"
 
     return ("\\begin{tabular}{" + "l" * len(head) + "}\n\\toprule\n" + row(head) + "\\midrule\n"
             + "".join(map(row, lines)) + "\\bottomrule\n\\end{tabular}\n")

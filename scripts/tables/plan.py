@@ -122,7 +122,7 @@ class Planner:
 
     def _plan(self, step: Step, state: "State") -> Artefact:
         request = self._request(step, state)
-        reads = self._reads(request, step, state)
+        reads = self._reads(request, state)
         try:
             request.check_images(reads.image_shape)
         except UserError as error:
@@ -253,7 +253,7 @@ class Planner:
             data = dataclasses.replace(data, data=state.folder)
         return dataclasses.replace(request, settings=settings, data=data, words=state.arguments)
 
-    def _reads(self, request: Request, step: Step, state: "State") -> ImageSet:
+    def _reads(self, request: Request, state: "State") -> ImageSet:
         """The set that a step reads: the one before, or what its `data` names."""
         if state.images is not None and request.data.data == state.folder:
             return self._seen(request.cut(split_of(state.images, request.data.split)))
