@@ -61,6 +61,47 @@ def test_class_wise_noise_goes_by_its_labels(tmp_path, base, clean):
         assert words in run_import(tmp_path / "wrong.npz", base).error
 
 
+def test_a_folder_a_class_goes_by_its_name_its_number_or_its_place(tmp_path, base, clean, poisoned):
+    """The classes of the base are called 0 to 9. Other words count in their order, as many as there
+    are classes."""
+    for names in ([str(k) for k in range(K)], [f"{k:03}" for k in range(K)],
+                  [f"class {chr(97 + k)}" for k in range(K)]):
+        folder = tmp_path / names[1]
+        for row, image in enumerate(poisoned):
+            place = folder / names[clean.labels[row]]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{row}.png")
+        np.testing.assert_array_equal(imported(folder, base, "--force"), poisoned)
+    (folder / "class a").rename(folder / "one more")
+    (folder / "eleventh").mkdir()
+    Image.fromarray(poisoned[0]).save(folder / "eleventh/99.png")
+    assert "11 folders of images (class b, class c, class d, class e, ...), but the base set has " \
+        "10 classes" in run_import(folder, base).error
+
+
+def test_one_noise_without_a_first_axis_is_for_all(tmp_path, base, clean, noise):
+    path = save(tmp_path / "one.npy", (noise[0] / 255).astype(np.float32))
+    expected = np.clip(clean.images.astype(int) + noise[0], 0, 255)
+    np.testing.assert_array_equal(imported(path, base), expected)
+
+
+def test_what_a_pool_or_numbers_lack_is_named(tmp_path, base, clean, noise, poisoned):
+    """A pool with too few of a label, noise with too few labels, numbers beyond the base."""
+    np.save(tmp_path / "simple_data.npy", (noise / 255).astype(np.float32))
+    labels = clean.labels.copy()
+    labels[labels == 3] = 4
+    np.save(tmp_path / "simple_label.npy", labels)
+    assert f"0 noises of label 3 for {(clean.labels == 3).sum()} images" in \
+        wrong(tmp_path / "simple_data.npy", base)
+    np.savez(tmp_path / "few.npz", data=noise.astype(np.int8), labels=clean.labels[:50])
+    assert f"50 labels for {ROWS} images" in wrong(tmp_path / "few.npz", base)
+    folder = tmp_path / "numbered"
+    folder.mkdir()
+    for row, image in enumerate(poisoned):
+        Image.fromarray(image).save(folder / f"{row + 5}.png")
+    assert f"number {ROWS + 4}, but the base set has {ROWS} images" in wrong(folder, base)
+
+
 def test_a_pool_by_label(tmp_path, base, clean):
     """LSP's simple_data.npy: the i-th image of class c gets the i-th row of label c."""
     random = np.random.default_rng(3)

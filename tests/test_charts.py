@@ -283,12 +283,14 @@ def test_an_infinite_psnr_is_read_back_and_said_to_be_missing(capsys):
 
 @pytest.mark.parametrize(("cells", "said"), [
     ("| 50.0 ± 1.0 (2) | 60.0 |", "its cells are of different numbers of seeds"),
-    ("| | |", "it has no accuracy")])
+    ("| | |", "it has no accuracy"),
+    ("| 50.0 | 60.0 |", "table.yaml has no 'lps x none'; did you mean 'lsp x none'?")])
 def test_curves_that_are_none_are_refused(cells, said):
     Path("table.yaml").write_text(SWEPT.replace("SEEDS", "0"))
+    row = "lps" if "lps" in said else "lsp"
     Path("curves.md").write_text(
-        f"| trained on | epoch 1 | epoch 2 |\n|-|-|-|\n| lsp x none {cells}\n")
-    with pytest.raises(UserError, match=rf"curves\.md:3: {said}"):
+        f"| trained on | epoch 1 | epoch 2 |\n|-|-|-|\n| {row} x none {cells}\n")
+    with pytest.raises(UserError, match=re.escape(f"curves.md:3: {said}")):
         numbers.read_curves(Path("curves.md"), spec.read_one("table.yaml"))
 
 

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from core.errors import UserError
 from core.imageset import from_arrays
 from poisons.__main__ import main as poison_main
 from scripts.detection import measured as detection_measured
-from scripts.detection import probes, verdict
+from scripts.detection import probes, reference, verdict
 from scripts.detection.probes import PROBES, sample, scores
 from scripts.pictures import inspect_poison
 
@@ -61,6 +62,24 @@ def test_texture_sees_neither_brightness_nor_where():
     images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) / 2
     torch.testing.assert_close(probes.texture(images), probes.texture(images + 0.3))
     assert not torch.allclose(probes.texture(images), probes.texture(images.cumsum(2) / 8))
+
+
+def test_clean_scores_are_of_parts_that_share_no_image(monkeypatch):
+    """Three repeats of the same probe: what stands in the file, and what a set is too small for."""
+    seen = []
+    monkeypatch.setattr(reference, "CLEAN", Path("clean.csv"))
+    monkeypatch.setattr(reference, "scores", lambda images, epochs, seed, names: seen.append(
+        images) or dict.fromkeys(names, (0.1, 0.3, 0.2)[seed]))
+    line = ["digits", "--probes", "texture", "--images"]
+    assert run_command(reference.main, *line, 300).status == 0
+    rows = {image.tobytes() for part in seen for image in part.images}
+    assert [len(part) for part in seen] == [300] * 3
+    assert len(rows) == 900
+    [row] = csv.DictReader(Path("clean.csv").read_text().splitlines())
+    assert row == {"set": "digits", "side": "16", "classes": "10", "images": "300",
+                   "probe": "texture", "epochs": "", "repeats": "3", "mean": "0.2000",
+                   "least": "0.1000", "most": "0.3000"}
+    assert run_command(reference.main, *line, 5000).error == "--images 5000: digits has 1437"
 
 
 # --- scores ----------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from core.imageset import ImageSet
 from core.request import parse
 from models.dvae import DVAE
 from models.resnet import BasicBlock, make_stem
+from poisons import __main__ as poisons
 from purifiers import autoencoding, dvae
 from scripts.tables.measure import read_log
 
@@ -413,6 +414,21 @@ def test_saved_perturbations_explain_the_images(poisoned, checkpoint):
     x1_out = purified(poisoned, checkpoint, "dvae.stages=1", "dvae.save_perturbation=true")
     assert not (x1_out / "p_hat2.npy").exists()
     np.testing.assert_array_equal(np.load(x1_out / "p_hat1.npy"), p_hats[0])
+
+
+def test_a_perturbation_is_reused_on_images_of_its_shape(poisoned, checkpoint, few, tmp_path):
+    """Added to the clean rows; of a set that kept none, or of others, one sentence."""
+    plain = purified(poisoned, checkpoint)
+    kept = purified(poisoned, checkpoint, "dvae.save_perturbation=true")
+    clean = write_imageset(tmp_path / "clean", few.images, few.labels)
+    line = ["method=reuse", f"data={clean}"]
+    out = succeed(poisons.main, *line, f"reuse.source={kept}", "reuse.stage=1")
+    expected = few.images / 255 + np.load(kept / "p_hat1.npy").astype(float)
+    assert_almost_equal_levels(images_of(out), np.clip(expected, 0, 1))
+    assert "p_hat1.npy: no such file; purify with dvae.save_perturbation=true" in run_command(
+        poisons.main, *line, f"reuse.source={plain}", "reuse.stage=1").error
+    assert "is (320, 16, 16, 3), but the clean images are (100, 16, 16, 3)" in run_command(
+        poisons.main, *line, f"reuse.source={kept}", "reuse.stage=1", "--limit", 100).error
 
 
 @pytest.mark.parametrize("rows", [1, 100, 256, 300])

@@ -481,6 +481,17 @@ def test_the_quickstart_shows_every_seed(monkeypatch):
     assert "bar: mean, dot: a seed" in axis.get_xlabel()
 
 
+def test_the_quickstart_prints_means_and_spreads(capsys):
+    def record(last: float, own: float) -> dict:
+        return {"accuracy_last": last, "train_accuracy": own}
+
+    bars.print_quickstart({"clean": [record(0.99, 0.995)],
+                           "LSP": [record(0.2, 1), record(0.3, 0.9), record(0.1, 0.98)]})
+    assert capsys.readouterr().out.splitlines()[:5] == [
+        "| trained on | clean test accuracy (%) | on its own training set (%) |", "|---|---|---|",
+        "| clean | 99.0 | 99.5 |", "| LSP | 20.0 ± 10.0 (3) | 96.0 |", ""]
+
+
 def test_the_picture_of_the_quickstart(tmp_path, few, few_path):
     """Its images at one gain, over the bars; rows 0 to 7 of the first seed."""
     for name, images in (("lsp", few.images // 2 + 64), ("dvae", few.images // 4)):

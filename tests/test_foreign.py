@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from pathlib import Path
 
 import foreign
@@ -142,6 +143,26 @@ def test_odd_objects_get_a_sentence(tmp_path, base, name, found, message):
     outcome = run_import(tmp_path / name, base)
     assert outcome.status == 1
     assert message in outcome.error
+
+
+def test_pictures_that_do_not_go_together(tmp_path, base, poisoned):
+    """One number twice, and another size: each by the name of the file."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for row, image in enumerate((poisoned[0], poisoned[1][:16], poisoned[2])):
+        Image.fromarray(image).save(folder / f"{row}.png")
+    assert f"{folder}/1.png is 32x16, but 0.png is 32x32" in wrong(folder, base)
+    Image.fromarray(poisoned[1]).save(folder / "1.png")
+    Image.fromarray(poisoned[1]).save(folder / "01.png")
+    assert re.search(r"/0?1\.png and 0?1\.png have one number", wrong(folder, base))
+
+
+def test_parts_of_different_shapes(tmp_path, base, poisoned):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    np.save(folder / "0.npy", poisoned[:30])
+    np.save(folder / "1.npy", poisoned[30:, :16])
+    assert "parts of different shapes, ['(16, 32, 3)', '(32, 32, 3)']" in wrong(folder, base)
 
 
 def test_tensors_with_a_gradient_are_plain_tensors(tmp_path, base, clean, poisoned):

@@ -315,6 +315,15 @@ def test_how_many_images_it_was_trained_on(folder, words, images):
     assert refused(folder, "--data", "cifar10", "--split", "half").startswith("--images: how many")
 
 
+def test_a_folder_that_lacks_a_file_and_a_list_that_is_none(folder, tmp_path):
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    assert refused(folder, *SAYS).endswith("diffusion_pytorch_model.safetensors: no such file; a "
+                                           "diffusers folder holds config.json and "
+                                           "diffusion_pytorch_model.safetensors")
+    torch.save([1, 2], tmp_path / "list.pth")
+    assert "neither ddim's list nor a state dict" in refused(tmp_path / "list.pth", *SAYS)
+
+
 def test_a_side_that_the_levels_do_not_divide(tmp_path):
     torch.save(UNet(32).state_dict(), tmp_path / "ckpt.pth")
     assert refused(tmp_path / "ckpt.pth", *SAYS, "--size", "36").startswith(

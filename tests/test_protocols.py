@@ -94,6 +94,7 @@ def test_bridgepures_vit_is_a_preset():
     {"mean": (0.5,), "std": (0.5,)}, {"mean": (0.5,) * 3, "std": (0.5,) * 2},
     {"views": Views()}, {"views": Views(), "flip": False},
     {"views": Views(size=16), "crop_padding": 0, "flip": False},
+    {"shuffle_block": 64, "shuffle": False},
 ])
 def test_impossible_protocols_are_refused(keys):
     with pytest.raises(ConfigError):
