@@ -26,7 +26,7 @@ import yaml
 
 from core import reading
 from core.errors import ConfigError, UserError
-from core.ranges import is_optional, not_none, types_of
+from core.ranges import is_optional, item_of, not_none, types_of
 
 Place = typing.NewType("Place", str)    # a text that is a path, perhaps behind `folder:`
 MOST_TEXT = 1 << 19     # bytes of a YAML file: some seconds
@@ -325,8 +325,10 @@ def build_dataclass(kind: type, node: Node, prefix: str) -> Any:
     values = {}
     for key, child in node.value.items():
         if key not in known:
+            items = [f"{name}.0.{field.name}" for name in known for field in fields_of_items(
+                         kinds[name])]
             raise UserError(f"{child.origin}: unknown key '{dotted}{key}'"
-                            + suggest(key, [dotted + name for name in known]))
+                            + suggest(key, [dotted + name for name in (*known, *items)]))
         values[key] = build(kinds[key], child, dotted + key)
     for field in dataclasses.fields(kind):
         if field.name not in values and field.default is dataclasses.MISSING \
@@ -348,6 +350,12 @@ def origin_of(node: Node, key: str) -> str:
             break
         node = inside[part]
     return node.origin
+
+
+def fields_of_items(hint: Any) -> tuple[dataclasses.Field, ...]:
+    """Of `tuple[X, ...]` those of the dataclass X; of anything else none."""
+    item = item_of(hint)
+    return dataclasses.fields(item) if dataclasses.is_dataclass(item) else ()
 
 
 def suggest(word: str, known: Sequence[str], what: str | None = "known keys") -> str:

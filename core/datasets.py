@@ -21,6 +21,7 @@ their own: `test=` names one. The images behind a set that was made are found by
 import contextlib
 import dataclasses
 import functools
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from core.distributed import note
 from core.embedded import digits, photographs, photos
 from core.errors import UserError
 from core.imageset import ImageSet, check_arrays, content_digest, from_arrays
+from core.names import name_at
 from core.ranges import Count, Keys, Share
 from core.remembered import NAMED, place
 from core.splits import split_of
@@ -241,7 +243,8 @@ def load_folder(path: Path, settings: DataSettings) -> ImageSet:
     """One folder per class (`core.pictures`). Every image's shorter side is resized to `size`, and
     its centre cropped."""
     if settings.size is None or settings.size < 1:
-        raise UserError(f"size: folder:{path} needs a size in pixels, such as size=224")
+        raise UserError(f"size: folder:{path} needs a size in pixels, such as size=32 or size=224: "
+                        "every image is brought to it")
     classes, files, labels = pictures.list_classes(path)
     memory.require_memory(
         len(files) * settings.size**2 * 3,
@@ -251,7 +254,7 @@ def load_folder(path: Path, settings: DataSettings) -> ImageSet:
     spec = {"data": f"folder:{place(path)}", "size": settings.size}
     test = test_spec(settings.test, settings.size) if settings.test else None
     return from_arrays(pictures.read_squares(files, settings.size, str(path)), labels,
-                       name=path.name or path.resolve().name, classes=classes, root=spec, test=test)
+                       name=name_at(os.path.abspath(path)), classes=classes, root=spec, test=test)
 
 
 def load_npz(path: Path, settings: DataSettings) -> ImageSet:

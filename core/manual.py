@@ -25,7 +25,7 @@ from core.commands import COMMANDS, Command
 from core.config import Place
 from core.errors import UserError
 from core.methods import CONTENTS, fact
-from core.ranges import is_optional, not_none, show, types_of
+from core.ranges import is_optional, item_of, not_none, show, types_of
 from core.remembered import NAMED as NAMED_SETS
 
 WIDTH, INDENT = 100, 38         # columns of a page; where the explanation of a key begins
@@ -137,13 +137,6 @@ def default_of(field: dataclasses.Field) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
-
-
-def item_of(hint: Any) -> Any:
-    """X of `tuple[X, ...]`, also with a range; else None."""
-    if typing.get_origin(hint) is Annotated:
-        return item_of(typing.get_args(hint)[0])
-    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
 
 
 def typed(value: Any) -> str:

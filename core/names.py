@@ -1,10 +1,13 @@
 """Text from outside, such as the name of a set or of a class: what of it is shown, and what of it
 may be part of a path."""
 
+from pathlib import PurePath
+
 from core.errors import UserError
 
 LONGEST_TEXT = 4000     # characters in a message
 LONGEST_PART = 200      # bytes of a file's name: 255 are taken, and a hash and `.partial` follow
+HALVES = ("train", "training", "val", "valid", "validation", "test")
 
 
 def printable(text: object) -> str:
@@ -25,6 +28,15 @@ def component(text: str) -> str:
     dots = len(safe) - len(safe.lstrip("."))
     safe = "_" * dots + safe[dots:]
     return safe.encode()[:LONGEST_PART].decode(errors="ignore") or "_"
+
+
+def name_at(path: str | PurePath) -> str:
+    """What lies at a path is called as its last part; of `flowers/train`, as every set has one,
+    'flowers-train'."""
+    path = PurePath(path)
+    if path.name.lower() in HALVES and path.parent.name:
+        return f"{path.parent.name}-{path.name}"
+    return path.name
 
 
 def chosen_name(typed: str | None, source: str) -> str:

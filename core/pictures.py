@@ -182,7 +182,8 @@ def read_squares(files: list[Path], size: int, what: str) -> np.ndarray:
 
 
 def read_square(file: Path, size: int, fit: Fit) -> np.ndarray:
-    """One picture as uint8 (size, size, 3). Raises UserError that names a file that is no image."""
+    """One picture as uint8 (size, size, 3); by `centre`, the middle of 8/7 of that size, one that
+    has the size already stays as it is. Raises UserError that names a file that is no image."""
     from torchvision.transforms import CenterCrop, Compose, Resize
 
     side = round(size * 8 / 7) if fit == "centre" else size
@@ -190,6 +191,8 @@ def read_square(file: Path, size: int, fit: Fit) -> np.ndarray:
         [Resize(side), CenterCrop(size)])
     with opened(file) as image:
         short, long = sorted(image.size)
+        if short == long == size:
+            return np.asarray(to_rgb(image, file))
         if fit != "squash" and side * side * long > MOST_PIXELS * short:
             raise UserError(f"{file}: {long} by {short} pixels are too long a strip to be "
                             f"enlarged to size={size}; remove or crop it")

@@ -120,6 +120,13 @@ def is_optional(kind: Any) -> bool:
     return typing.get_origin(kind) in (Union, types.UnionType)
 
 
+def item_of(hint: Any) -> Any:
+    """X of `tuple[X, ...]`, also with a range; else None."""
+    if typing.get_origin(hint) is Annotated:
+        return item_of(typing.get_args(hint)[0])
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+
+
 def not_none(kind: Any) -> Any:
     """X of `X | None`."""
     return next(part for part in typing.get_args(kind) if part is not types.NoneType)

@@ -14,6 +14,7 @@ from core.errors import UserError
 from core.imageset import ImageSet, title
 from core.manual import typed
 from core.methods import fact, find_method, is_method
+from core.names import name_at
 from core.run import Run
 from core.training import Result
 from core.workfolder import versions
@@ -92,12 +93,19 @@ def committed() -> dict[str, Path]:
 
 
 def lineage_text(record: dict) -> str:
-    """'digits > lsp > dvae', and the learner where its numbers need a label:
+    """'digits > lsp (fraction=0.5) > dvae', and the learner where its numbers need a label:
     'digits > lsp > adversarial_eps4 (epsilon=4/255, norm=linf)'"""
-    texts = [record["train"]["root"]["data"].rsplit("/", 1)[-1],
-             *(title(step) for step in record["train"]["lineage"])]
+    texts = [name_at(record["train"]["root"]["data"]),
+             *(labelled(title(step), ", ".join(parts_of(step)))
+               for step in record["train"]["lineage"])]
     beside = label(record["learner"], record["config"])
     return " > ".join([*texts, *([labelled(record["protocol"], beside)] if beside else [])])
+
+
+def parts_of(step: dict) -> list[str]:
+    """'fraction=0.5', 'limit=500': that a step of a lineage made only a part of its set."""
+    return [f"{key}={typed(value)}" for key, value in step.get("settings", {}).items()
+            if (key, value) != ("craft_on", "all")]
 
 
 def label(learner: str, values: dict) -> str:

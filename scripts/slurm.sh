@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Make what tables lack with workers that SLURM runs, in a checkout that every node sees.
 #
-#     bash scripts/slurm.sh NAME... [--quick] [--rows A,B] [key=value ...] [--array N] [sbatch options]
+#     bash scripts/slurm.sh NAME... [--quick | --small] [--rows A,B] [--columns A,B] [--seeds 0,1] [--sets] [--jobs N] [key=value ...]
+#         [--array N] [sbatch options]
 #     bash scripts/slurm.sh dvae_cifar10 --array 8 --time=12:00:00 --gres=gpu:1
 #
 # N tasks (4), each a worker (run_table.py --worker). A task that is preempted, or whose node fails, is queued again. Five minutes

@@ -154,6 +154,8 @@ def test_a_seed_that_the_method_cannot_take_is_named(seed):
     (train_vae.main, "dvae.epochs=20", ["unknown key 'dvae.epochs'; did you mean",
                                         "'dvae.train.epochs'"]),
     (train_vae.main, "epochs=20", ["unknown key 'epochs'; did you mean 'dvae.train.epochs'?"]),
+    (train_vae.main, "dvae.train.kld_target=2",
+     ["unknown key 'dvae.train.kld_target'; did you mean 'dvae.train.stages.0.kld_target'?"]),
     (train_vae.main, "dvae.train.epoch=20", ["did you mean 'dvae.train.epochs'?"]),
     (train_vae.main, "dvae.rounding=floor", ["dvae.rounding: python train_vae.py takes none; it is "
                                              "a key of python purify.py"]),

@@ -54,6 +54,14 @@ def decoded(folder, *options):
     return succeed(import_folder, folder, "--size", SIZE, *options)
 
 
+@pytest.mark.parametrize("fit", ["squash", "crop", "centre"])
+def test_a_picture_of_the_size_stays_as_it_is(tmp_path, fit):
+    """Test pictures of 32 pixels would else be blown up and lose their edge."""
+    pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    np.testing.assert_array_equal(pictures.read_square(tmp_path / "picture.png", SIZE, fit), pixels)
+
+
 def break_off(path):
     """Truncate a file, as a download that ended does."""
     path.write_bytes(path.read_bytes()[:200])

@@ -73,7 +73,8 @@ def test_what_is_there_is_listed_with_what_needs_it(runs):
                           "runs/record"}
     assert lines["runs/lsp"].endswith("set, digits > lsp; behind 3 finished artefacts")
     assert lines["runs/purified/gray"].endswith("> lsp > gray; behind 1 finished artefact")
-    assert "record, digits > lsp > gray, cpu12, epochs=1, batch_size=16, " in lines["runs/record"]
+    assert "record, digits > lsp (limit=40) > gray, cpu12, epochs=1, batch_size=16, " in \
+        lines["runs/record"]
     assert lines["runs/record"].endswith(" %; a result")
     assert lines["runs/signs"].endswith("nothing needs it")
     assert "\nruns: 5 artefacts, " in shown

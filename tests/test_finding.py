@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import CONFIGS, ROOT, edit_record, run_command
 
-from core import config
+from core import config, records
 from core.methods import list_methods
 from purifiers import dvae
 from scripts.finding import cite, compare, listing
@@ -321,6 +321,23 @@ def test_steps_of_one_method_are_told_apart_by_their_number(tmp_path):
     lines = compared(tmp_path / "one", tmp_path / "other")
     assert [line for line in lines if "latent" in line] == [
         "train.dvae (2).latent mean | sample"]
+
+
+def test_that_only_a_part_was_poisoned_is_told_everywhere(tmp_path):
+    train = json.loads((DVAE / "record.json").read_text())["train"]
+    poison, purifier = train["lineage"]
+    half = newer(tmp_path / "half", train={**train, "lineage": [
+        {**poison, "settings": {"fraction": 0.5, "craft_on": "all"}},
+        {**purifier, "settings": {"limit": 500}}]})
+    part = newer(tmp_path / "part", train={**train, "lineage": [
+        {**poison, "settings": {"fraction": 0.5, "craft_on": "part"}}, purifier]})
+    assert "em (fraction=0.5) > dvae (limit=500)" in records.lineage_text(records.load(half))
+    assert "em (fraction=0.5, craft_on=part) > dvae," in "\n".join(compared(half, part))
+    assert ("poisoned by EM (batch_size=128, width=16, fraction=0.5) and purified by D-VAE "
+            "(latent=mean, limit=500)") in cite.text(half)
+    lines = compared(DVAE, half)
+    assert "train.em.settings.fraction - | 0.5" in lines
+    assert "train.dvae.settings.limit - | 500" in lines
 
 
 def test_what_is_no_record_is_not_compared(tmp_path):

@@ -131,7 +131,7 @@ def test_files_that_are_none(tmp_path, base):
 
 @pytest.mark.parametrize(("name", "found", "message"), [
     ("text.pkl", {b"\xff": 1}, "holds a dict of"),
-    ("names.pkl", {"img": 1}, "arrays by name, images or noise as data, images, x and labels as"),
+    ("names.pkl", {"img": 1}, "arrays by name, images or noise as data, images, x, "),
     ("ragged.pkl", [(np.zeros((2, 3)), 0), (np.zeros((3, 2)), 1)], "holds a list"),
     ("nested.pkl", [([[1], [2, 3]], 0), ([[1], [2, 3]], 1)], "no arrays of numbers"),
     ("ragpair.pkl", (np.zeros((2, 3, 32, 32)), [[1], [2, 3]]), "its labels are no numbers"),
@@ -173,6 +173,19 @@ def test_tensors_with_a_gradient_are_plain_tensors(tmp_path, base, clean, poison
                tmp_path / "list.pt")
     for name in ("pair.pt", "list.pt"):
         np.testing.assert_array_equal(imported(tmp_path / name, base), poisoned)
+
+
+@pytest.mark.parametrize("save", [
+    lambda path, images, labels: np.savez(path, images),
+    lambda path, images, labels: np.savez(path, images, labels),
+    lambda path, images, labels: np.savez(path, x_train=images, y_train=labels)])
+def test_an_npz_as_people_save_it(tmp_path, base, clean, poisoned, save):
+    save(tmp_path / "set.npz", poisoned, clean.labels)
+    np.testing.assert_array_equal(imported(tmp_path / "set.npz", base), poisoned)
+    wrong_labels = np.roll(clean.labels, 1)
+    save(tmp_path / "wrong.npz", poisoned, wrong_labels)
+    if len(np.load(tmp_path / "wrong.npz").files) > 1:
+        assert "labels disagree with the base set" in run_import(tmp_path / "wrong.npz", base).error
 
 
 def test_an_npz_by_another_name_is_no_npy(tmp_path, base, poisoned):

@@ -8,7 +8,7 @@ from conftest import CONFIGS, run_command, succeed, write_imageset
 import evaluate
 import purify
 from core.job import Job
-from core.names import component, printable
+from core.names import component, name_at, printable
 from scripts.exchange import import_poison
 from scripts.pictures import inspect_poison
 from scripts.tables.formats import latex, markdown, markdown_cell
@@ -37,6 +37,13 @@ def test_a_component_is_no_path(text, part):
     assert found == part
     assert Path("runs", found).parent == Path("runs")
     assert Path("runs", found).resolve().parent == Path("runs").resolve()
+
+
+@pytest.mark.parametrize(("path", "name"), [
+    ("/data/flowers/train", "flowers-train"), ("flowers/val", "flowers-val"), ("train", "train"),
+    ("/train", "train"), ("data/cifar10.npz", "cifar10.npz"), ("cifar10", "cifar10")])
+def test_a_half_is_called_with_its_set(path, name):
+    assert name_at(path) == name
 
 
 def test_the_name_of_a_set_leads_out_of_no_folder(tmp_path, few):

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import shutil
 import statistics
 from pathlib import Path
 
@@ -93,7 +94,9 @@ def test_the_table_prints_what_the_records_say(tiny):
     [poison] = purified.needs
     errors = (ImageSet.load(purified.out).images / 255.0 - ImageSet.load(poison.out).images / 255.0)
     psnr = -10 * math.log10((errors**2).mean())         # of the whole set
-    text = run_command(render.main, tiny, "--distances").stdout
+    outcome = run_command(render.main, tiny, "--distances")
+    assert "cells" not in outcome.stderr
+    text = outcome.stdout
     [line] = [line for line in text.splitlines() if f"jpeg {best[-2:]} |" in line]
     assert line.split(" | ")[2] == f"{psnr:.2f}"
     head, *lines = csv.reader(io.StringIO(
@@ -101,6 +104,11 @@ def test_the_table_prints_what_the_records_say(tiny):
     [line] = [line for line in lines if line[1] == f"jpeg {best[-2:]}"]
     assert line[head.index("PSNR to poisoned (dB)")] == f"{psnr:.2f}"
     assert line[head.index("runs")] == "2"
+
+    shutil.rmtree(purified.out)             # of one of the cells
+    outcome = run_command(render.main, tiny, "--distances")
+    assert "note: 2 of 8 cells have not all their sets here. python " in outcome.stderr
+    assert f"{tiny} --sets makes them" in outcome.stderr
 
 
 def test_what_is_kept_of_a_poison_is_its_share_in_what_is_left(monkeypatch):

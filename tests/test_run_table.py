@@ -112,6 +112,18 @@ def test_what_fails_behind_a_committed_record_is_its_cells(tiny, monkeypatch):
     assert outcome.error.startswith("1 of 1 cells failed")
 
 
+def test_what_is_committed_is_made_anew_where_that_is_asked(tiny, monkeypatch):
+    choice = Choice(rows=("lsp",), columns=("none",), seeds=(0,))
+    [cell] = planned(tiny, choice)
+    monkeypatch.setattr(run_table.records, "committed",
+                        lambda: {cell.record.job.fingerprint: Path("results/one")})
+    monkeypatch.setattr(run_table, "say_made_otherwise", lambda *_: None)
+    line = [tiny, *choice.words, "--dry-run"]
+    assert run_command(run_table.main, *line).stdout == ""
+    made = run_command(run_table.main, *line, "--anew").stdout.splitlines()
+    assert [re.search(r"python (\S+)", step)[1] for step in made] == ["-m", "evaluate.py"]
+
+
 def test_an_edited_record_is_named(tiny):
     choice = Choice(rows=("clean",), columns=("none",), seeds=(0,))
     [cell] = planned(tiny, choice)

@@ -24,7 +24,8 @@ from core.pictures import is_picture, opened, to_rgb, visible
 
 LABEL_FILES = ("{stem}_labels.npy", "{stem}_label.npy", "{stem}_target.npy", "{stem}_targets.npy")
 LABEL_NAMES = {"data": ("target", "targets", "label", "labels")}    # x_data.npy -> x_target.npy
-IMAGE_KEYS, LABEL_KEYS = ("data", "images", "x"), ("targets", "labels", "fine_labels", "y")
+IMAGE_KEYS = ("data", "images", "x", "x_train", "arr_0")      # the last: of np.savez without a name
+LABEL_KEYS = ("targets", "labels", "fine_labels", "y", "y_train", "arr_1")
 NONE_FREE = 0   # one array referred to many times is no poison, however small (reading.unfolds)
 
 

@@ -13,6 +13,7 @@ unless --skip-damaged leaves it out. Killed, the same line goes on.
 """
 
 import argparse
+import os
 from itertools import zip_longest
 from pathlib import Path
 from typing import get_args
@@ -27,7 +28,7 @@ from core.decoding import How, Listing
 from core.errors import UserError
 from core.imageset import ImageSet
 from core.job import Job
-from core.names import chosen_name
+from core.names import chosen_name, name_at
 from core.remembered import place
 
 
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--force", action="store_true",
                         help="move other work in the way aside (finished) or drop it (unfinished)")
     arguments = parser.parse_args(argv)
-    name = chosen_name(arguments.name, arguments.folder.resolve().name)
+    name = chosen_name(arguments.name, name_at(os.path.abspath(arguments.folder)))
 
     train, test = listing_of(arguments, arguments.folder), None
     job = decoding.job_of(train, how_of(arguments, arguments.fit), name)

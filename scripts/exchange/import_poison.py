@@ -110,9 +110,10 @@ def save(aligned: aligning.Aligned, clean: ImageSet, found: Perturbation, origin
     run.say(found.in_words())
     share = nearest_mean(clean, poisoned, run.rng("probe"))
     if share is not None:
-        run.say(f"nearest class mean of the perturbation: {share:.1%} held out; near chance, "
-                f"{1 / clean.num_classes:.1%}, it goes by no class, or its rows are in another "
-                "order")
+        chance = 1 / clean.num_classes
+        run.say(f"nearest class mean of the perturbation: {share:.1%} held out (chance "
+                f"{chance:.1%})" + ("; it goes by no class, or its rows are in another order"
+                                    if share < 2 * chance else ""))
     poisoned.meta["lineage"][-1]["imported"] = origin
     poisoned.save(run)
 

@@ -10,7 +10,7 @@ from core import ROOT, config, records
 from core.imageset import title
 from core.manual import typed
 from core.methods import find_method, is_method, trained_as
-from core.names import printable
+from core.names import name_at, printable
 from scripts.tables import wording
 from scripts.tables.formats import latex_text
 from scripts.tables.wording import NAMES, name_of
@@ -54,13 +54,14 @@ def made(record: dict) -> str:
 
 def made_by(step: dict) -> str:
     """'EM (epsilon=16/255)', 'D-VAE (train.epochs=15)': a step of a lineage, with the keys that are
-    not at the method's defaults, which are its source's for its first data set; of a purifier that
-    was trained with those of its training, as far as the record has them."""
+    not at the method's defaults, which are its source's for its first data set, and what part of a
+    set it made; of a purifier that was trained with the keys of its training, as far as the record
+    has them."""
     room = "purifiers" if is_method("purifiers", step["method"]) else "poisons"
     if not is_method(room, step["method"]):             # an import, or what has another name now
         return name_of(title(step))
     module = find_method(room, step["method"])
-    found = [*changes(step["config"], config.plain(module.Config()))]
+    found = [*changes(step["config"], config.plain(module.Config())), *records.parts_of(step)]
     trained = (step.get("trained_on") or {}).get("config")
     if trained is not None:
         usual = find_method(room, trained_as(module)).TrainConfig()
@@ -80,7 +81,7 @@ def changes(values: dict, usual: dict, prefix: str = "") -> Iterator[str]:
 
 def test_of(record: dict) -> str:
     """'cifar10', 'cifar10-test.npz'"""
-    return Path(record["test"]["root"]["data"]).name
+    return name_at(record["test"]["root"]["data"])
 
 
 def labelled(record: dict) -> str:

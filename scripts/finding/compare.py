@@ -65,7 +65,8 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> Iterator[tuple[st
     """What both have and differ in, and settings that one of them has."""
     for name in dict.fromkeys([*one, *other]):
         values = one.get(name, NONE), other.get(name, NONE)
-        told = NONE not in values or name.startswith(("config.", "settings."))
+        told = NONE not in values or name.startswith(("config.", "settings.")) \
+            or ".settings." in name                     # of a step, such as fraction
         if values[0] != values[1] and told:
             yield name, *values
 

@@ -241,7 +241,7 @@ def load_records(root: Path, results: Results) -> dict[Path, dict]:
 
 def keep(results: Results, place: Path, record: dict, index: dict[str, Node],
          cell: plan.Cell | None = None, entry: IndexedTables | None = None) -> None:
-    """Remember a record with its log and the line that makes it."""
+    """Remember a record with its log and the line that makes it again."""
     log = []
     if (place / "log.jsonl").exists():
         try:
@@ -252,7 +252,7 @@ def keep(results: Results, place: Path, record: dict, index: dict[str, Node],
     if cell is not None:
         line = table_line(cell.table.path, [        # the last of an option counts
             *entry.settings, f"--rows={cell.row.name}", f"--columns={cell.column.name}",
-            f"--seeds={cell.seed}"])
+            f"--seeds={cell.seed}", "--anew"])
     results.kept[place] = Kept(place, record, log, data_of(record, index), line)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from core import records
 from core.command import Parser, command
-from core.distributed import say
+from core.distributed import note, say
 from core.names import printable
 from scripts.tables import estimates, formats, noted, plan, published, spec, wording
 from scripts.tables.entries import LEAST_COST, Entry, collect
@@ -89,15 +89,18 @@ def accuracies(tables: tuple[Table, ...], cells: list[plan.Cell], words: list[st
 def distances(tables: tuple[Table, ...], cells: list[plan.Cell], words: list[str]) -> Lines:
     """What `measure` finds of the sets that are here."""
     committed, found, above = records.committed(), {}, []
+    there = [cell for cell in cells if not plan.wanted([cell], committed, sets=True)]
     for table in tables:
-        here = [cell for cell in cells if cell.table is table
-                and not plan.wanted([cell], committed, sets=True)]
-        found[table.block] = points(table, here, perceptual=True)
+        found[table.block] = points(table, [cell for cell in there if cell.table is table],
+                                    perceptual=True)
         above.append(header(table, cells, [len(point.accuracies) for point in found[table.block]]))
     if not any(found.values()):
         above = [f"{unmeasured(tables, cells)} has its record and sets here. "
                  + made(cells, [*words, "--sets"])]
         return above, (), []
+    if len(there) < len(cells):
+        note(f"{len(cells) - len(there)} of {len(cells)} cells have not all their sets here. "
+             + made(cells, [*words, "--sets"]))
     return above, *lines_of(found)
 
 

@@ -4,9 +4,10 @@
 
 key=value goes to every command (data=, root=, device=, threads=). Goes on after a failure and says
 at the end what failed and why. Repeating the line resumes; what is done, or committed under
-results/, is not done again. The same line on several terminals shares the work; --worker does so on
-several hosts of one file system, and --status says how far they are. Each command's stderr is in
-runs/logs/. Then: python scripts/table.py with the same words prints the table.
+results/, is not done again (--anew makes what is committed once more, in runs/). The same line on
+several terminals shares the work; --worker does so on several hosts of one file system, and
+--status says how far they are. Each command's stderr is in runs/logs/. Then:
+python scripts/table.py with the same words prints the table.
 """
 
 import contextlib
@@ -42,6 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sets", action="store_true",
                         help="also the sets and checkpoints behind records that are there: figures "
                              "read them")
+    parser.add_argument("--anew", action="store_true",
+                        help="also records that results/ has: to see whether they come again")
     arguments = parser.parse_intermixed_args(argv)
     paths = [word for word in arguments.words if "=" not in word]
     settings = tuple(word for word in arguments.words if "=" in word)
@@ -57,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
              f"({', '.join(others)})")
     torch.set_num_threads(1)                # a process that used several cannot be forked
     cells = plan.cells_of(tables, fetch=not (arguments.dry_run or arguments.status))
-    committed = records.committed()
+    committed = {} if arguments.anew else records.committed()
     missing = plan.wanted(cells, committed, sets=arguments.sets)
     timings = Estimates()
     titles = "; ".join(table.title for table in tables)

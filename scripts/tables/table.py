@@ -11,7 +11,7 @@ from core.errors import UserError
 
 # A table's smaller forms: configs/tables/NAME.yaml, and the table's own section of that name
 FORMS = {"quick": "the same grid on digits, in minutes",
-         "small": "the same grid on 10,000 images and narrow networks, in a night on a CPU"}
+         "small": "the same grid on 10,000 images and narrow networks, in hours on a CPU"}
 
 
 @dataclass(frozen=True)
