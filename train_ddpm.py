@@ -12,8 +12,6 @@ import sys
 
 from core import checkpoint, datasets, identity
 from core.command import command
-from core.errors import UserError
-from core.methods import fact
 from core.request import parse
 
 
@@ -21,8 +19,6 @@ from core.request import parse
 def main(argv: list[str] | None = None) -> None:
     request = parse(argv, __doc__, "train_ddpm")
     method, config = request.module, request.train_config
-    if fact(method, "TRAINED_BY") != "train_ddpm":
-        raise UserError(f"method: {request.method} is no DDPM and is not trained by this script")
     images = request.load_data()
     run = request.open(identity.train(request, images), section={"train": config})
     if request.plan(run, {"training images": f"{len(images)} {datasets.describe(images)}"}):

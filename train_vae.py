@@ -10,8 +10,6 @@ import sys
 
 from core import checkpoint, datasets, files, identity
 from core.command import command
-from core.errors import UserError
-from core.methods import fact
 from core.request import parse
 
 
@@ -19,8 +17,6 @@ from core.request import parse
 def main(argv: list[str] | None = None) -> None:
     request = parse(argv, __doc__, "train_vae")
     method, config = request.module, request.train_config
-    if fact(method, "TRAINED_BY") != "train_vae":
-        raise UserError(f"method: {request.method} is not a VAE and is not trained by this script")
     poisoned = request.load_data()
     run = request.open(identity.train(request, poisoned), section={"train": config})
     if request.plan(run, {"poisoned set": f"{len(poisoned)} {datasets.describe(poisoned)}"}):

@@ -38,7 +38,7 @@ def apply(request: Request, poisoned: ImageSet, checkpoint: Checkpoint | None, r
     purified = returned(request.module.purify(seen, request.config, run), ImageSet,
                         request.module)
     found = measure(poisoned, purified)
-    run.note("change", **{**vars(found), "psnr": min(found.psnr, 999.0)})
+    run.log_once("change", **found.as_record())
     dataclasses.replace(purified, labels=poisoned.labels).save(run)
     run.say(f"{request.method} changed: {found.in_words()}")
 

@@ -97,7 +97,7 @@ def verify(path: Path, meta: dict) -> None:
         digest = files.sha256(path)
     except UserError as error:
         raise UserError(f"{error}; {again(path.parent)}") from None
-    if digest != meta.get("digests", {}).get(path.name):
+    if digest != meta["digests"].get(path.name):
         raise UserError(f"{path} does not match its SHA-256 in meta.json: it was damaged or "
                         f"edited; {again(path.parent)}")
 

@@ -278,9 +278,8 @@ def read_choice(choices: tuple[str, ...], node: Node, key: str) -> str:
         return word
     if switch in choices:       # `off` where `false` is a choice
         return switch
-    near = difflib.get_close_matches(word, choices, n=1)
     raise UserError(f"{node.origin}: {key}: '{word}' is not one of {', '.join(choices)}"
-                    + (f"; did you mean '{near[0]}'?" if near else ""))
+                    + suggest(word, choices, None))
 
 
 def read_scalar(kind: type, node: Node, key: str) -> Any:

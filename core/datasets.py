@@ -58,7 +58,7 @@ class DataSettings(Keys):
 
     # what to read: a data set's name, folder:PATH, an .npz, or a folder made here
     data: Place | None = None
-    # train, test, protected, reference, first:N, after:N, last:N or spread:N
+    # train, test, protected, reference, first:N, after:N, last:N, spread:N or rows:CODE
     split: str = "train"
     size: Count | None = None           # side in pixels: embedded sets, folders, pets, imagenet100
     test: Place | None = None           # a test set, where `data` has none of its own
@@ -97,12 +97,12 @@ def load(settings: DataSettings, key: str = "data", digest: str | None = None) -
     if (whole := outlines.outline(source, base, settings.root, digest, settings.size)) is not None:
         if source not in large.SETS:
             reject_size(settings)
-        whole = with_test(whole, settings)
     elif source in NAMED:
         whole = load_named(source, base, settings)
     else:
         check_there(source, key)
         whole = load_path(source, settings)
+    whole = with_test(whole, settings)
     if split == "test" and source not in NAMED:
         raise UserError(f"split: {source} has no test split; name the test set with test=")
     if digest is not None and digest != digest_of(whole):
@@ -130,7 +130,7 @@ def load_path(source: str, settings: DataSettings) -> ImageSet:
     if source.lower().endswith(".npz"):
         return load_npz(Path(source), settings)
     reject_size(settings)
-    return with_test(ImageSet.load(source), settings)
+    return ImageSet.load(source)
 
 
 def with_test(whole: ImageSet, settings: DataSettings) -> ImageSet:
@@ -186,11 +186,8 @@ def load_named(source: str, split: str, settings: DataSettings) -> ImageSet:
         reject_size(settings)
         images, labels, classes = from_torchvision(source, split, Path(settings.root))
         spec = {"data": source}
-    test = {**spec, "split": "test"}
-    if settings.test:
-        test = test_spec(settings.test, images.shape[1])
     return from_arrays(images, labels, name=source, classes=classes,
-                       root={**spec, "split": split}, test=test)
+                       root={**spec, "split": split}, test={**spec, "split": "test"})
 
 
 def load_large(source: str, split: str, settings: DataSettings) -> ImageSet:
@@ -208,9 +205,8 @@ def load_large(source: str, split: str, settings: DataSettings) -> ImageSet:
             spec["classes"] = sorted(settings.classes)
         if settings.class_fraction < 1:
             spec["class_fraction"] = settings.class_fraction
-    test = test_spec(settings.test, size) if settings.test else {**spec, "split": "test"}
-    return large.load(source, split, listing, size, root={**spec, "split": split}, test=test,
-                      again=again)
+    return large.load(source, split, listing, size, root={**spec, "split": split},
+                      test={**spec, "split": "test"}, again=again)
 
 
 def from_torchvision(source: str, split: str, root: Path):
@@ -242,7 +238,7 @@ def by_torchvision(source: str, root: Path, **which):
 def load_folder(path: Path, settings: DataSettings) -> ImageSet:
     """One folder per class (`core.pictures`). Every image's shorter side is resized to `size`, and
     its centre cropped."""
-    if settings.size is None or settings.size < 1:
+    if settings.size is None:
         raise UserError(f"size: folder:{path} needs a size in pixels, such as size=32 or size=224: "
                         "every image is brought to it")
     classes, files, labels = pictures.list_classes(path)
@@ -252,9 +248,8 @@ def load_folder(path: Path, settings: DataSettings) -> ImageSet:
         f"decode them once: python scripts/import_folder.py {path} --size {settings.size} "
         "--fit crop")
     spec = {"data": f"folder:{place(path)}", "size": settings.size}
-    test = test_spec(settings.test, settings.size) if settings.test else None
     return from_arrays(pictures.read_squares(files, settings.size, str(path)), labels,
-                       name=name_at(os.path.abspath(path)), classes=classes, root=spec, test=test)
+                       name=name_at(os.path.abspath(path)), classes=classes, root=spec, test=None)
 
 
 def load_npz(path: Path, settings: DataSettings) -> ImageSet:
@@ -276,11 +271,9 @@ def load_npz(path: Path, settings: DataSettings) -> ImageSet:
             raise UserError(f"{path}: row {labels.argmax()} has label {largest}; labels must count "
                             "the classes from 0")
     classes = [str(i) for i in range(max(largest, 0) + 1)]
-    size = images.shape[1] if images.ndim > 1 else None
-    test = test_spec(settings.test, size) if settings.test else None
     check_arrays(images, labels, len(classes), str(path))
     return from_arrays(images, labels, name=path.stem, classes=classes,
-                       root={"data": place(path)}, test=test)
+                       root={"data": place(path)}, test=None)
 
 
 def test_spec(test: str, size: int | None) -> dict:

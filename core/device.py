@@ -5,6 +5,7 @@ import ctypes
 import dataclasses
 import importlib.util
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -137,12 +138,12 @@ def resolve(settings: DeviceSettings) -> Device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and distributed.started():
         # To each process its own; where a launcher shows each only its own, all are number 0.
-        name = f"cuda:{distributed.local_rank() % max(1, torch.cuda.device_count())}"
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % max(1, torch.cuda.device_count())}"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"device: '{name}' is not a device; write auto, cpu or cuda") from None
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or name.startswith("cpu:"):
         raise UserError(f"device: '{name}' is not supported; write auto, cpu or cuda")
     if device.type == "cuda" and (
         not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
@@ -247,15 +248,10 @@ def compiler(device: torch.device) -> str | None:
 
 
 def cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    import platform
-
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
 
 

@@ -126,17 +126,13 @@ def peers() -> Iterator[None]:
 
 def started() -> bool:
     """Whether torchrun started several processes."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and {"RANK", "MASTER_ADDR"} <= os.environ.keys()
+    several = int(os.environ.get("WORLD_SIZE") or 1) > 1
+    return several and {"RANK", "MASTER_ADDR"} <= os.environ.keys()
 
 
 def rank() -> int:
     """Which of them this is, also where they do not reach each other."""
     return int(os.environ["RANK"]) if started() else 0
-
-
-def local_rank() -> int:
-    """Which of this machine's GPUs is ours."""
-    return int(os.environ.get("LOCAL_RANK", 0)) if started() else 0
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import UserError
+from core.perturbation import block_means
 from core.splits import read_rows
 
 # 360 of 1,797, the rest is for training: the rows that scikit-learn's train_test_split takes with
@@ -85,7 +86,7 @@ def photos(split: str, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
              for photo in whole]
     images, labels = np.concatenate(tiles), np.repeat(np.arange(2, dtype=np.int64), 260)
     if size == 16:
-        images = np.round(images.reshape(-1, 16, 2, 16, 2, 3).mean((2, 4))).astype(np.uint8)
+        images = means(images, 2)
     rows = np.flatnonzero((np.arange(len(images)) % 5 == 4) == (split == "test"))
     return images[rows], labels[rows], classes
 
@@ -113,12 +114,9 @@ def cut(half: np.ndarray, size: int) -> list[np.ndarray]:
     return [half[top : top + size, left : left + size] for top in tops for left in lefts]
 
 
-def means(image: np.ndarray, side: int) -> np.ndarray:
-    """Squares of side x side pixels as their rounded mean; what is left over at the right and below
-    is dropped."""
-    height, width = (length // side for length in image.shape[:2])
-    squares = image[: height * side, : width * side].reshape(height, side, width, side, 3)
-    return np.round(squares.mean((1, 3))).astype(np.uint8)
+def means(images: np.ndarray, side: int) -> np.ndarray:
+    """Squares of side x side pixels of (..., H, W, 3) as their rounded mean."""
+    return np.round(block_means(images, side)).astype(np.uint8)
 
 
 def read(path: Path) -> np.ndarray:

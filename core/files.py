@@ -120,6 +120,14 @@ def append(path: Path, data: bytes) -> None:
         fsync(path.parent)
 
 
+def put(descriptor: int, data: bytes | memoryview, position: int) -> None:
+    """Write all of it: pwrite may write less than it was given."""
+    data = memoryview(data)
+    while data:
+        written = os.pwrite(descriptor, data, position)
+        data, position = data[written:], position + written
+
+
 def rename(old: Path, new: Path) -> None:
     """Rename and sync the folder, so that the new name survives a power cut."""
     operation("rename", new)
@@ -206,14 +214,9 @@ class RowFile:
         with named_errors(path):
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             # Always: after a power cut a file may have its size and none of its bytes.
-            self._put(memoryview(header), 0)
+            put(self._file, header, 0)
             if os.fstat(self._file).st_size != size:
                 os.ftruncate(self._file, size)
-
-    def _put(self, data: memoryview, position: int) -> None:
-        while data:                         # pwrite may write less than it was given
-            written = os.pwrite(self._file, data, position)
-            data, position = data[written:], position + written
 
     def _header(self) -> bytes:
         buffer = io.BytesIO()
@@ -232,7 +235,7 @@ class RowFile:
         operation("write", self.path)
         data = memoryview(np.ascontiguousarray(rows)).cast("B")
         with named_errors(self.path):
-            self._put(data, self._offset + start * self._row_bytes)
+            put(self._file, data, self._offset + start * self._row_bytes)
 
     def read(self, rows: slice) -> np.ndarray:
         """Rows `rows` (a slice with start and stop), zeros where none were written."""
@@ -260,7 +263,7 @@ class RowFile:
             raise RuntimeError(f"{self.path}: the header has another length")
         operation("truncate", self.path)
         with named_errors(self.path):
-            self._put(memoryview(header), 0)
+            put(self._file, header, 0)
             os.ftruncate(self._file, self._offset + rows * self._row_bytes)
 
     def clear(self) -> None:

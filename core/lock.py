@@ -104,10 +104,7 @@ def _sign(descriptor: int, folder: Path) -> None:
     line = holder.ljust(HOLDER_BYTES - 1)[:HOLDER_BYTES - 1] + b"\n"
     files.operation("write", folder / NAME)
     with files.named_errors(folder / NAME):
-        data, position = memoryview(SIGN + line), 0
-        while data:
-            written = os.pwrite(descriptor, data, position)
-            data, position = data[written:], position + written
+        files.put(descriptor, SIGN + line, 0)
     files.fsync(folder / NAME)
     files.fsync(folder)
 

@@ -101,10 +101,8 @@ def page(module: ModuleType, method: str, command: Command) -> str:
     if not trains and hasattr(module, "TrainConfig"):
         trainer = COMMANDS[fact(module, "TRAINED_BY")]
         lines.append(f"  {method}.train.*: keys of {trainer.line}")
-    for path in sorted((CONFIGS / room).glob("*.yaml")):
-        tree = config.read_file(path)
-        if "method" in tree.value and tree.value["method"].value == method:
-            lines += ["", *variant_lines(tree, path, kind, prefix)]
+    for path in (CONFIGS / room / f"{name}.yaml" for name in yamls_of(room, method)):
+        lines += ["", *variant_lines(config.read_file(path), path, kind, prefix)]
     return "\n".join(lines)
 
 

@@ -12,11 +12,10 @@ others has `parts(request)`, their requests by the dotted key that names each.
 import importlib
 import importlib.util
 import pkgutil
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from core import config
+from core import ROOT, config
 from core.errors import UserError
 
 FACTS = {
@@ -68,8 +67,7 @@ def list_methods(room: str) -> list[str]:
         except Exception:
             return True
 
-    folder = Path(__file__).resolve().parent.parent / room
-    names = [found.name for found in pkgutil.iter_modules([str(folder)])]
+    names = [found.name for found in pkgutil.iter_modules([str(ROOT / room)])]
     return sorted(name for name in names if name != "__main__" and listed(name))
 
 

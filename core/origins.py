@@ -159,11 +159,6 @@ def clean_of(images: ImageSet, root: str) -> ImageSet:
 def recall(spec: dict, digest: str | None, root: str, whose: str, remedy: str) -> ImageSet:
     """Load again what a set remembers, checked by digest where it has one (sets that were made
     before there were digests have none). `whose` and `remedy` are for people."""
-    types = {"data": str, "split": str, "size": int | None, "classes": list | tuple,
-             "class_fraction": int | float}
-    if not isinstance(spec, dict) or not all(
-            isinstance(value, types.get(key, ())) for key, value in spec.items()):
-        raise UserError(f"{whose}: {spec} in its meta.json names no data; {remedy}")
     try:
         spec = {key: tuple(value) if key == "classes" else value for key, value in spec.items()}
         return load(DataSettings(**spec, root=root), key="", digest=digest)

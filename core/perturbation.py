@@ -26,6 +26,10 @@ class Perturbation:
     changed_rows: float     # share of all images
     psnr: float             # of the whole set, dB; inf if nothing changed
 
+    def as_record(self) -> dict:
+        """For JSON, which has no infinity."""
+        return {**vars(self), "psnr": min(self.psnr, 999.0)}
+
     def in_words(self) -> str:
         """One line for people, in grey levels where the field uses them."""
         return (f"Linf {self.linf * 255:.0f}/255, L2 mean {self.l2:.4f} max {self.l2_max:.4f}, "
@@ -39,7 +43,7 @@ def measure(original: ImageSet, perturbed: ImageSet) -> Perturbation:
         raise UserError(f"the sets have different shapes: {original.images.shape} and "
                         f"{perturbed.images.shape}")
     linf = l0 = changed = rows = total = 0
-    squares, l2 = [], []
+    squares = []
     for part in original.slices():
         delta = difference(original, perturbed, part)
         magnitude = np.abs(delta)
@@ -130,8 +134,9 @@ def halves(original: ImageSet, perturbed: ImageSet, rng: np.random.Generator):
     too few rows for two, and where nothing differs."""
     chosen = np.sort(rng.permutation(len(original))[:PROBE_ROWS])
     step = rows_at_once(original.image_shape)
+    side = max(1, min(original.image_shape) // PROBE_SIDE)
     delta = np.concatenate([
-        blocks(difference(original, perturbed, chosen[start : start + step]))
+        block_means(difference(original, perturbed, chosen[start : start + step]), side)
         for start in range(0, len(chosen), step)]).reshape(len(chosen), -1)
     scale, labels = np.abs(delta).max(), original.labels[chosen]
     order = rng.permutation(len(chosen))
@@ -141,14 +146,9 @@ def halves(original: ImageSet, perturbed: ImageSet, rng: np.random.Generator):
     return (delta[train] / scale, labels[train]), (delta[held_out] / scale, labels[held_out])
 
 
-def blocks(delta: np.ndarray) -> np.ndarray:
-    """(n, H, W, 3) as float32 means of the blocks that leave about PROBE_SIDE of them a side."""
-    return block_means(delta, max(1, min(delta.shape[1:3]) // PROBE_SIDE))
-
-
 def block_means(images: np.ndarray, size: int) -> np.ndarray:
-    """(n, H, W, 3) as float32 means of the whole blocks of size x size."""
-    n, height, width, _ = images.shape
+    """(..., H, W, 3) as float32 means of the whole blocks of size x size."""
+    *rest, height, width, _ = images.shape
     rows, columns = height // size, width // size
-    whole = images[:, : rows * size, : columns * size].astype(np.float32)
-    return whole.reshape(n, rows, size, columns, size, 3).mean((2, 4))
+    whole = images[..., : rows * size, : columns * size, :].astype(np.float32)
+    return whole.reshape(*rest, rows, size, columns, size, 3).mean((-4, -2))

@@ -23,7 +23,7 @@ COMMITTED = Path("results")     # records kept in git; they count as done
 
 
 def write(run: Run, result: Result, train: ImageSet, test: ImageSet, *, code: dict,
-          overrides: dict | None) -> dict:
+          overrides: dict | None) -> None:
     """Finish a run with its record.json. Accuracies in [0, 1]. `code`: core.commit's; `overrides`:
     keys of the learner that are not as its protocol says, None where nobody can tell."""
     told = [] if run.clean is None else [
@@ -54,7 +54,6 @@ def write(run: Run, result: Result, train: ImageSet, test: ImageSet, *, code: di
     if run.job.settings.get("keep_network"):
         save_weights(result.network, run, "network")
     run.finish({"kind": "record"})
-    return record
 
 
 def load(path: str | Path) -> dict:

@@ -32,9 +32,7 @@ def way_back(artefact: Path) -> str:
 def from_here(spec: dict | None, artefact: Path, working_folder: str | None) -> dict | None:
     """What an artefact remembers as `root` or `test`, its path as seen from here. Left as it is
     where nothing lies at the end of the way: the artefact was moved alone, or is an older one."""
-    texts = isinstance(working_folder, str) and isinstance(spec, dict) \
-        and isinstance(spec.get("data"), str)
-    if not texts or spec["data"] in NAMED:
+    if not working_folder or spec is None or "data" not in spec or spec["data"] in NAMED:
         return spec
     prefix = "folder:" if spec["data"].startswith("folder:") else ""
     path = spec["data"].removeprefix(prefix)

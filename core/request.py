@@ -277,6 +277,9 @@ def parse(argv: list[str] | None, doc: str, name: str, data_set: str | None = No
         if key in tree.value and owner is not command:
             raise UserError(f"{tree.value[key].origin}: {key}: {command.line} takes none; it is "
                             f"a key of {owner.line}")
+    if command.trains and (trainer := fact(module, "TRAINED_BY")) != command.name:
+        raise UserError(f"method: {command.line} does not train {method}"
+                        + (f"; {COMMANDS[trainer].line} does" if trainer else ""))
     request = Request(command, settings, data, device, module, method_config, train_config, fit,
                       arguments.dry_run, arguments.force, arguments.wait, data_set,
                       words=(*yamls, *overrides))

@@ -70,9 +70,6 @@ class Run:
     # --- life cycle --------------------------------------------------------------------------
 
     def __enter__(self) -> "Run":
-        if self.world.size == 1:
-            self._open()
-            return self
         opened = None
         try:
             if self.world.leads:
@@ -148,11 +145,9 @@ class Run:
         """Seed torch's global generators, for layers that take no generator of their own."""
         torch.manual_seed(streams.derive(self.seed, name, step))
 
-    @contextlib.contextmanager
-    def initialisation(self, name: str) -> Iterator[None]:
+    def initialisation(self, name: str) -> contextlib.AbstractContextManager:
         """`with run.initialisation("surrogate"):` seeds torch's default weight init."""
-        with streams.initialisation(self.seed, name):
-            yield
+        return streams.initialisation(self.seed, name)
 
     # --- states and sweeps -------------------------------------------------------------------
 
@@ -184,11 +179,11 @@ class Run:
         damaged, or `required` and missing."""
         return self.folder.read_state(name, required=required)
 
-    def sweep(self, name: str, rows: int, step: int, *row_files: files.RowFile
+    def sweep(self, name: str, rows: int, slice_rows: int, *row_files: files.RowFile
               ) -> Iterator[tuple[int, int]]:
-        """Yield (start, stop) over `rows` in slices of `step`, in order, without those that earlier
-        processes finished. Processes of one run share the slices and wait for each other at the
-        end.
+        """Yield (start, stop) over `rows` in slices of `slice_rows`, in order, without those that
+        earlier processes finished. Processes of one run share the slices and wait for each other at
+        the end.
 
         The rows of a slice count as done once the files that hold them are synced, and as long as
         these still hold what was written: slices of a file that is missing, cut short or damaged
@@ -197,22 +192,22 @@ class Run:
         own = f"{name}@{self.world.rank}"
         states = self._sweep_states(name)
         mine = states.get(own) or {"slices": {}, "seconds": 0.0}
-        done, lost = self._swept(states, rows, step, row_files)
+        done, lost = self._swept(states, rows, slice_rows, row_files)
         if lost:
             self.say(f"{name}: {len(lost)} slices were done and are not on the disk as they were "
                      "written; they are made again")
-        mine |= {"step": step, "slices": {number: digests for number, digests
+        mine |= {"step": slice_rows, "slices": {number: digests for number, digests
                                           in mine["slices"].items() if number in done}}
         before, started = mine["seconds"], time.perf_counter()
-        left = [number for number in range(-(-rows // step)) if number not in done]
+        left = [number for number in range(-(-rows // slice_rows)) if number not in done]
         left = left[self.world.rank :: self.world.size]
-        with self.progress(rows, name, initial=min(len(done) * step, rows)) as bar:
+        with self.progress(rows, name, initial=min(len(done) * slice_rows, rows)) as bar:
             for at, number in enumerate(left, 1):
-                start, stop = number * step, min((number + 1) * step, rows)
+                start, stop = number * slice_rows, min((number + 1) * slice_rows, rows)
                 yield start, stop
                 bar.update((stop - start) * self.world.size)
                 left_seconds = (time.perf_counter() - started) / at * (len(left) - at)
-                self.say_sometimes(f"{name}: {at}/{len(left)} slices of {step} rows, about "
+                self.say_sometimes(f"{name}: {at}/{len(left)} slices of {slice_rows} rows, about "
                                    f"{left_seconds:.0f} s left")
                 mine["slices"][number] = [file.digest(start, stop) for file in row_files]
                 mine["seconds"] = before + time.perf_counter() - started
@@ -225,18 +220,19 @@ class Run:
         self.swept += mine["seconds"]
         self.world.barrier()
 
-    def require_sweep(self, name: str, rows: int, step: int, *row_files: files.RowFile) -> None:
+    def require_sweep(self, name: str, rows: int, slice_rows: int, *row_files: files.RowFile
+                      ) -> None:
         """Raise UserError unless a sweep is finished and its rows are on the disk as they were
         written: for rows that nothing can make again, since what made them has changed."""
-        done, _ = self._swept(self._sweep_states(name), rows, step, row_files)
-        if len(done) < -(-rows // step):
+        done, _ = self._swept(self._sweep_states(name), rows, slice_rows, row_files)
+        if len(done) < -(-rows // slice_rows):
             raise self.folder.damaged(row_files[0].path, "does not hold what was written to it")
 
     def _sweep_states(self, name: str) -> dict[str, dict]:
         """A sweep's states by name: rank 0 reads every process's, the others their own."""
         return self.folder.read_states(f"{name}@{'*' if self.world.leads else self.world.rank}")
 
-    def _swept(self, states: dict[str, dict], rows: int, step: int,
+    def _swept(self, states: dict[str, dict], rows: int, slice_rows: int,
                row_files: tuple[files.RowFile, ...]) -> tuple[set[int], set[int]]:
         """Numbers of the slices that are done, and of those that were. Rank 0 looks, for all."""
         if not self.world.leads:
@@ -244,9 +240,9 @@ class Run:
         done, known = set(), set()
         for name, state in states.items():
             try:
-                slices = state["slices"].items() if state["step"] == step else ()
+                slices = state["slices"].items() if state["step"] == slice_rows else ()
                 for number, digests in slices:
-                    start, stop = number * step, min((number + 1) * step, rows)
+                    start, stop = number * slice_rows, min((number + 1) * slice_rows, rows)
                     known.add(number)
                     if digests == [file.digest(start, stop) for file in row_files]:
                         done.add(number)
@@ -263,7 +259,7 @@ class Run:
         check_finite(values, loop, f" in epoch {at + 1}")
         self.folder.log.append(loop, at, values)
 
-    def note(self, name: str, **values: Any) -> None:
+    def log_once(self, name: str, **values: Any) -> None:
         """A single log line outside any loop; a repeated run replaces it. Raises as `log`."""
         if self.folder.state_path(name).exists():       # it would replace that loop's lines
             raise RuntimeError(f"'{name}' is a loop's name; give the note another")

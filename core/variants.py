@@ -31,7 +31,7 @@ def choose(tree: Node, preset: str | None, data_set: str | None) -> Node:
         raise UserError(f"preset: there is no '{preset}' here"
                         + (config.suggest(preset, list(presets), "presets") or "; this YAML has "
                            "no presets"))
-    changes, its_sets, _ = split(presets[preset])
+    changes, its_sets, _ = split(presets[preset], preset)
     return over(over(chosen, changes), its_sets.get(data_set))
 
 
@@ -41,7 +41,7 @@ def meant_for(tree: Node, preset: str | None) -> list[str]:
     values, sets, presets = split(tree)
     own = values.value.get("data")
     if preset in presets:
-        sets = sets | split(presets[preset])[1]
+        sets = sets | split(presets[preset], preset)[1]
     return list(dict.fromkeys([*([own.value] if own else []), *sets])) if sets else []
 
 
@@ -68,9 +68,9 @@ def new_form(yamls: list[str]) -> str:
     return ""
 
 
-def split(tree: Node) -> tuple[Node, dict[str, Node], dict[str, Node]]:
+def split(tree: Node, name: str = "the file") -> tuple[Node, dict[str, Node], dict[str, Node]]:
     """(values, `for:`, `presets:`). Raises UserError where one is no section."""
-    found = dict(section(tree, "the file"))
+    found = dict(section(tree, name))
     parts = [section(found.pop(key, Node({}, tree.origin)), key) for key in ("for", "presets")]
     return Node(found, tree.origin), *parts
 

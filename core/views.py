@@ -151,9 +151,6 @@ def draw(views: Views, count: int, shape: tuple[int, int], generator: torch.Gene
     (mirrored, jittered, *factors, grey, blurred, sigma, solarized, down, right
      ) = uniform[:, 2 * TRIES + 2 :].unbind(1)
 
-    def placed(tensor: torch.Tensor) -> torch.Tensor:
-        return to_device(tensor, device)
-
     drawn: dict = {}
     if views.resize is not None:
         drawn |= {"boxes": resized_boxes(uniform[:, 2 * TRIES : 2 * TRIES + 2], shape, size,
@@ -184,8 +181,8 @@ def draw(views: Views, count: int, shape: tuple[int, int], generator: torch.Gene
         own = torch.Generator(device).manual_seed(noise_seed)
         drawn["noise"] = torch.empty(count, 3, *size, device=device).uniform_(
             -views.noise, views.noise, generator=own)
-    return Drawn(size, **{key: placed(value) if isinstance(value, torch.Tensor) else value
-                          for key, value in drawn.items()})
+    return Drawn(size, **{key: to_device(value, device) if isinstance(value, torch.Tensor)
+                          else value for key, value in drawn.items()})
 
 
 def random_boxes(drawn: torch.Tensor, height: int, width: int,

@@ -46,7 +46,7 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
     model.load_state_dict(best["weights"])
     # On a GPU, epochs that a killed run repeats may score otherwise: these weights count.
     kept, last = best["epoch"] + 1, accuracy(model, test, run)
-    run.note("early_stopping", kept_epoch=kept, validation_accuracies=judged)
+    run.log_once("early_stopping", kept_epoch=kept, validation_accuracies=judged)
     if last > result.best:                  # of an epoch that was not tested
         result = dataclasses.replace(result, best=last, best_epoch=kept)
     return dataclasses.replace(result, last=last, kept_epoch=kept)

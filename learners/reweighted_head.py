@@ -54,7 +54,7 @@ def fit(train: ImageSet, test: ImageSet, config: Config, run: Run) -> Result:
     if not all(part.isfinite().all() for part in result.network.linear.parameters()):
         raise UserError("reweighted_head: the refit of the head diverged; refit=frozen does not")
     last = accuracy(model, test, run)
-    run.note("refit", before=result.last, after=last, images=len(run.clean))
+    run.log_once("refit", before=result.last, after=last, images=len(run.clean))
     curve = [*result.curve[:-1], (result.epochs, last)]
     best_epoch, best = max(curve, key=lambda point: point[1])
     return dataclasses.replace(result, last=last, best=best, best_epoch=best_epoch, curve=curve)

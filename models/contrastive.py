@@ -60,10 +60,10 @@ def head(channels: int, out: int = PROJECTED) -> nn.Sequential:
                          nn.Linear(channels, out), Unit())
 
 
-def norm_head(channels: int, out: int = PROJECTED) -> nn.Sequential:
+def norm_head(channels: int) -> nn.Sequential:
     """AdvCL's: as SimCLR's, with batch norm (code LijieFan/AdvCL)."""
     return nn.Sequential(nn.Linear(channels, channels), nn.BatchNorm1d(channels),
-                         nn.ReLU(inplace=True), nn.Linear(channels, out), Unit())
+                         nn.ReLU(inplace=True), nn.Linear(channels, PROJECTED), Unit())
 
 
 def byol_head(channels: int, hidden: int = BYOL_HIDDEN, out: int = BYOL_PROJECTED

@@ -54,14 +54,14 @@ def make_stem(kind: str, width: int) -> nn.Sequential:
 
 
 class ResNet(nn.Module):
-    """`depths[i]` BasicBlocks of width `width * 2**i`, then average pooling and a linear head."""
+    """Four groups of two BasicBlocks of width `width * 2**i`, average pooling and a linear head."""
 
-    def __init__(self, depths: tuple[int, ...], num_classes: int, width: int, stem: str):
+    def __init__(self, num_classes: int, width: int, stem: str):
         super().__init__()
         self.stem = make_stem(stem, width)
         blocks, channels = [], width
-        for group, depth in enumerate(depths):
-            for index in range(depth):
+        for group in range(4):
+            for index in range(2):
                 stride = 2 if group > 0 and index == 0 else 1
                 blocks.append(BasicBlock(channels, width << group, stride))
                 channels = width << group
@@ -79,4 +79,4 @@ class ResNet(nn.Module):
 
 def resnet18(num_classes: int = 10, width: int = 64, stem: str = "cifar") -> ResNet:
     """ResNet-18 (11,173,962 parameters by default). Raises ValueError on an unknown stem."""
-    return ResNet((2, 2, 2, 2), num_classes, width, stem)
+    return ResNet(num_classes, width, stem)

@@ -36,6 +36,8 @@ from core.splits import rows_split
 def main(argv: list[str] | None = None) -> None:
     request = parse(argv, __doc__, "poison")
     clean = request.load_data()
+    if int(len(clean) * request.settings.fraction) == 0:
+        raise UserError(f"fraction: {request.settings.fraction:g} of {len(clean)} rows is none")
     run = request.open(identity.poison(request, clean))
     if request.plan(run, {"clean set": f"{clean.meta['name']}, {len(clean)} rows"}):
         return
@@ -61,8 +63,6 @@ def poison_all(request: Request, clean: ImageSet, run: Run) -> ImageSet:
 def poison_part(request: Request, clean: ImageSet, run: Run) -> ImageSet:
     """Clean images with `fraction` of the rows poisoned; poisoned_rows.npy has their numbers."""
     chosen = chosen_rows(len(clean), request.settings.fraction, run.seed)
-    if len(chosen) == 0:
-        raise UserError(f"fraction: {request.settings.fraction:g} of {len(clean)} rows is none")
     source, row_of = clean, np.arange(len(clean))
     if request.settings.craft_on == "part":
         digest = hashlib.sha256(chosen.tobytes()).hexdigest()
@@ -115,7 +115,7 @@ def inspect(request: Request, clean: ImageSet, poisoned: ImageSet, run: Run) -> 
     check_bound(request.module.bound(request.config), found, 3 * height * width,
                 getattr(request.config, "rounding", "round"))
     probe = linear_probe(clean, poisoned, run.rng("probe"))
-    run.note("perturbation", **{**vars(found), "psnr": min(found.psnr, 999.0)}, linear_probe=probe)
+    run.log_once("perturbation", **found.as_record(), linear_probe=probe)
     run.say(found.in_words())
     run.say("linear probe on the perturbation: " + (
         "nothing to tell apart" if probe is None else

@@ -98,5 +98,5 @@ def report_seen(what: str, poisoned: ImageSet, logits: Callable, labels: torch.T
     batches = ((on_device(poisoned, rows, run)[0], labels[rows])
                for rows in slices(0, len(poisoned), poisoned, run))
     share = count_right(logits, batches) / len(poisoned)
-    run.note("seen", what=what, share=share)
+    run.log_once("seen", what=what, share=share)
     run.say(f"on {share:.1%} of the poisoned images the surrogate {what}")

@@ -176,7 +176,7 @@ def find_colours(clean: ImageSet, targets: torch.Tensor, ensemble: list[FrozenSu
                         run.rng("dune/swarm", label))
             file.write(label, best[None].astype(np.float32))
         colours = file.read(slice(0, clean.num_classes))
-    run.note("colour", levels=(255 * colours).tolist())
+    run.log_once("colour", levels=(255 * colours).tolist())
     run.say(f"colours of up to {255 * np.abs(colours).max():.0f}/255 in a channel")
     return torch.from_numpy(colours.copy()).to(run.device.torch)
 

@@ -98,7 +98,7 @@ def report_stop(errors: list[float], config: Shared, run: Run) -> None:
         why = (f"stopped at the cap of {config.max_rounds} rounds with error {errors[-1]:.2%}: the "
                f"stop at {config.stop_error:.2%} was not reached (max_rounds, stop_error)")
     run.say(why)
-    run.note("stop", reached=reached(errors, config), rounds=len(errors), errors=errors)
+    run.log_once("stop", reached=reached(errors, config), rounds=len(errors), errors=errors)
 
 
 def as_published(delta: torch.Tensor, config: Shared) -> torch.Tensor:

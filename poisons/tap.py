@@ -89,7 +89,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
         losses.append(craft(clean, targets, frozen, transform, restart, config, run))
         run.say(f"restart {restart + 1} of {config.restarts}: loss {losses[-1]:.4f}")
     best = int(np.argmin(losses))
-    run.note("restarts", losses=losses, best=best)
+    run.log_once("restarts", losses=losses, best=best)
     crafted = np.load(run.work / "state" / f"restart{best}.npy", mmap_mode="r")
     poisoned = clean.map_pixels(
         lambda _, rows: torch.from_numpy(np.array(crafted[rows])), run)

@@ -126,7 +126,7 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     if run.world.leads:
         files.write_array(run.work / "clusters.npy", clusters.numpy())
         files.write_array(run.work / "centres.npy", centres.cpu().numpy())
-    run.note("cluster", sizes=clusters.bincount(minlength=config.clusters).tolist())
+    run.log_once("cluster", sizes=clusters.bincount(minlength=config.clusters).tolist())
     report_seen("sees the cluster that they were moved to", poisoned,
                 lambda images: nearness(frozen.features(images), centres),
                 (clusters + config.target_offset) % config.clusters, run)

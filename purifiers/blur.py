@@ -46,7 +46,7 @@ def purify(poisoned: ImageSet, config: Config, run: Run) -> ImageSet:
     if 255 * beside < 0.5:
         run.say(f"blur: the pixels beside one weigh {beside:.0e} in all, less than half a grey "
                 "level: this blur changes nothing; blur.sigma=0.5 or 1 does")
-    run.note("weights", along_an_axis=weights.tolist(), identity=255 * beside < 0.5)
+    run.log_once("weights", along_an_axis=weights.tolist(), identity=255 * beside < 0.5)
     kernel = torch.outer(weights, weights).float().expand(3, 1, -1, -1)
 
     def rows(images: torch.Tensor, rows: slice) -> torch.Tensor:

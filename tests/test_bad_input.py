@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Outcome, content, run_command, sign, succeed, write_imageset
+from conftest import CONFIGS, ROOT, Outcome, content, run_command, sign, succeed, write_imageset
 from PIL import Image
 from refusals import DVAE, EM60, GRAY, LSP, OUT, PATCH, TINY_NET, TINY_VAE, refused
 
 import evaluate
 import purify
+import train_ddpm
 import train_vae
 from core import files, identity
 from core.command import command
@@ -122,6 +123,7 @@ def test_without_a_method_the_choices_are_named(main):
     ("seed=x", ["seed: 'x' is not a number"]),
     ("lsp=3", ["lsp: expected a section"]),
     ("device=tpu9", ["device: 'tpu9'"]),
+    ("device=cpu:5", ["device: 'cpu:5' is not supported; write auto, cpu or cuda"]),
     ("device=mps", ["device: 'mps' is not supported; write auto, cpu or cuda"]),
     ("graphs=true", ["graphs: only a CUDA device has graphs; write graphs=auto"]),
     ("fraction=0.0001", ["fraction: 0.0001 of ", " rows is none"]),
@@ -142,6 +144,26 @@ def test_without_a_method_the_choices_are_named(main):
 ])
 def test_a_wrong_key_or_value_is_named(argument, words):
     refused(lsp(argument), *words)
+
+
+@pytest.mark.parametrize(("main", "name", "owner"), [
+    (train_vae.main, "ddpm", "train_ddpm.py"), (train_ddpm.main, "dvae", "train_vae.py"),
+    (train_vae.main, "gray", None), (train_ddpm.main, "jcdp", None)])
+def test_what_another_command_trains_is_said(main, name, owner):
+    outcome = run_command(main, CONFIGS / f"purifiers/{name}.yaml", "data=digits", "--dry-run")
+    assert f"does not train {name}" in outcome.error
+    assert outcome.error.endswith(f"; python {owner} does" if owner else f"does not train {name}")
+
+
+def test_a_part_of_no_row_is_refused_before_it_is_planned():
+    line = lsp("fraction=0.0001", "--dry-run")
+    assert line.status == 1
+    assert line.error.endswith("of 1437 rows is none")
+
+
+def test_a_variable_of_torchrun_that_is_empty_is_none(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert lsp("--dry-run").status == 0
 
 
 @pytest.mark.parametrize("seed", ["-1", "4294967296", "10000000000000000000000"])
@@ -188,6 +210,7 @@ def test_a_budget_that_rounding_would_swallow_is_caught(method):
     ("method: lsp\nlsp:\n  raduis: 1\n", "bad.yaml:3: unknown key 'lsp.raduis'"),
     ("method: lsp\nlsp:\n  radius: 1..5\n", "bad.yaml:3: lsp.radius: '1..5' is not a number"),
     ("method: lsp\nlsp: [1]\n", "bad.yaml:2: lsp: expected a section"),
+    ("method: lsp\npreset: a\npresets: {a: 3}\n", "bad.yaml:3: a: expected `name: ...` lines"),
     ("method: [lsp]\n", "bad.yaml:1: method: expected a single value"),
     ("method: lsp\nlsp:\n radius: 1\n  patch: 4\n", "bad.yaml:4: not valid YAML"),
     ("seed: 1\n", "no method"),

@@ -298,7 +298,7 @@ def test_a_note_takes_no_loops_name(tmp_path):
         run.log("surrogate", 0, loss=1.0)
         run.save_state("surrogate", {"epoch": 1})
         with pytest.raises(RuntimeError, match="'surrogate' is a loop's name"):
-            run.note("surrogate", share=0.5)
+            run.log_once("surrogate", share=0.5)
         assert len(run.folder.log.lines()) == 1
 
 
@@ -308,7 +308,7 @@ def test_no_flipped_bit_of_a_log_is_silent(tmp_path, monkeypatch):
 
     def steps(run, stop_at=None):
         walk(run, stop_at)
-        run.note("end", value=5)
+        run.log_once("end", value=5)
 
     with Run(job(), out=tmp_path / "whole") as run:
         steps(run)

@@ -105,7 +105,7 @@ def save(aligned: aligning.Aligned, clean: ImageSet, found: Perturbation, origin
     """Write the set, and say what was done and what it looks like."""
     poisoned = clean.map_pixels(
         lambda _, rows: torch.from_numpy(np.array(aligned.images[rows])), run)
-    run.note("perturbation", **{**vars(found), "psnr": min(found.psnr, 999.0)}, **origin)
+    run.log_once("perturbation", **found.as_record(), **origin)
     run.say(aligned.how)
     run.say(found.in_words())
     share = nearest_mean(clean, poisoned, run.rng("probe"))
