@@ -89,14 +89,14 @@ def shear_y(images: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
 
 
 def translate_x(images: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    return sampled(images, lambda x, y: (x - share * stretched(images.shape[3]), y))
+    return sampled(images, lambda x, y: (x - share * side_counted(images.shape[3]), y))
 
 
 def translate_y(images: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    return sampled(images, lambda x, y: (x, y - share * stretched(images.shape[2])))
+    return sampled(images, lambda x, y: (x, y - share * side_counted(images.shape[2])))
 
 
-def stretched(side: int) -> float:
+def side_counted(side: int) -> float:
     """A side as a translation counts it: in kornia between the middles of the outer pixels, and
     applied between their edges."""
     return side * side / max(side - 1, 1)

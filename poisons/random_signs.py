@@ -11,6 +11,7 @@ from core.imageset import ImageSet, Rounding
 from core.ranges import Keys, LinfRadius
 from core.run import Run
 from core.streams import BLOCK, by_block
+from poisons.noise import lifted
 
 VERSION = 1
 SMOKE: dict = {}
@@ -33,6 +34,6 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     def signed(images: torch.Tensor, rows: slice) -> torch.Tensor:
         bits = by_block(rows, lambda block: torch.randint(
             0, 2, shape, generator=run.stream("signs", block)))
-        return images.add_(bits * 2.0 - 1, alpha=config.epsilon)
+        return lifted(images.add_(bits * 2.0 - 1, alpha=config.epsilon), config.rounding)
 
     return clean.map_rows(signed, run, rounding=config.rounding)

@@ -11,6 +11,8 @@ Deviations: the final pass covers every image (the release drops the last incomp
 images are clipped before the transforms, as those that are published, and not behind them, which
 only resized crops tell apart; at 96 pixels and above the surrogate has the ImageNet stem; resized
 crops are taken from the stored images (the release keeps ImageNet at 256x256 and crops to 224).
+APBench's numbers of REM are of a weaker attack, a clean-trained surrogate without transforms, which
+is not here.
 """
 
 from collections.abc import Callable, Iterator

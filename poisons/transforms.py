@@ -34,13 +34,13 @@ def resized_crop_and_flip(images: torch.Tensor, boxes: torch.Tensor, mirrored: t
     """Each image (B, 3, H, W) cropped to its own box (B, 4: top, left, height, width), resized to
     (H, W), bilinear without antialiasing, then mirrored."""
     height, width = images.shape[2:]
-    rows = within(boxes[:, 0::2], height)
-    columns = within(boxes[:, 1::2], width)
+    rows = places_in(boxes[:, 0::2], height)
+    columns = places_in(boxes[:, 1::2], width)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     return resampled(images, rows, columns)
 
 
-def within(spans: torch.Tensor, size: int) -> torch.Tensor:
+def places_in(spans: torch.Tensor, size: int) -> torch.Tensor:
     """(B, size): where `size` outputs lie in each image's span (B, 2: start, length); pixels are
     points at their centres."""
     start, length = spans[:, :1], spans[:, 1:]

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from core.errors import ConfigError
 from core.imageset import ImageSet
-from core.ranges import Count, Positive, PositiveOrZero
+from core.ranges import Count, Positive, PositiveOrZero, Share
 from core.run import Run
 from core.views import Views
 from poisons.contrast import Shared, bound, craft, refuse_idle, uniform
@@ -42,6 +42,12 @@ ALONE = {"epsilon", "step_size", "steps", "epochs", "last_epoch", "noise_batches
 
 
 @dataclass(frozen=True)
+class Pairs(Views):
+    # least and largest share of the area in a crop; release: 0.08, 1
+    scale: tuple[Share, ...] | None = (0.08, 1.0)
+
+
+@dataclass(frozen=True)
 class Config(Shared):
     steps: Count = 20               # signed, of a batch's noise; release: 20, MoCo 5
     epochs: Count = 200             # the release's rounds: 200
@@ -55,8 +61,7 @@ class Config(Shared):
     mean: tuple[float, ...] | None = None
     # of R, G, B, divided by inside the model; goes with `mean`
     std: tuple[Positive, ...] | None = None
-    # of which the surrogate sees two an image; release: crops of 8 % of the area and more
-    views: Views = field(default_factory=lambda: Views(scale=(0.08, 1.0)))
+    views: Pairs = field(default_factory=Pairs)     # of which the surrogate sees two an image
     # of the contrastive loss in what the noise descends; release: 0, MoCo 1
     contrast_weight: PositiveOrZero = 0.0
     csd_weight: PositiveOrZero = 0.1    # of CSD in it; release: 0.1, MoCo 1

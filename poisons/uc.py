@@ -42,6 +42,7 @@ from models.generator import SMALLEST, Generator
 from poisons.clip import load_tower
 from poisons.crafting import on_device, report_seen, say_not_shared, slices
 from poisons.frozen import FrozenSurrogate
+from poisons.noise import lifted
 from poisons.surrogates import Training, train_surrogate
 
 VERSION = 1
@@ -121,8 +122,9 @@ def poison(clean: ImageSet, config: Config, run: Run) -> ImageSet:
     noises = [train_generator(number, clean, clusters, targets[number], frozen, config, run)
               for number in range(config.clusters)]
     delta = torch.cat(noises).permute(0, 2, 3, 1).cpu()
-    poisoned = clean.map_rows(lambda images, rows: images.add_(delta[clusters[rows]]), run,
-                              rounding=config.rounding)
+    poisoned = clean.map_rows(
+        lambda images, rows: lifted(images.add_(delta[clusters[rows]]), config.rounding), run,
+        rounding=config.rounding)
     if run.world.leads:
         files.write_array(run.work / "clusters.npy", clusters.numpy())
         files.write_array(run.work / "centres.npy", centres.cpu().numpy())

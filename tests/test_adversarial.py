@@ -287,16 +287,16 @@ PRESETS = {
     "bp": (8 / 255, 2 / 255, "gauss", 120, "multistep", (80, 100), None),
     "rem": (4 / 255, 0.8 / 255, "uniform", 100, "multistep", (16000, 32000), None),
     "miue": (8 / 255, 2 / 255, "uniform", 100, "multistep", (40, 80), None),
+    "ecl": (8 / 255, 2 / 255, "uniform", 80, "constant", (), None),
     "l2": (128 / 255, 15 / 255, "gauss", 100, "multistep", (75, 90), 5.0),
 }
 
 
-@pytest.mark.parametrize("like", ["imagenet", "imagenet100"])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_steps_on_imagenet_are_d_vaes_5_and_other_studies_own(preset, like):
+def test_steps_on_imagenet_are_d_vaes_5_and_other_studies_own(preset):
     words = [f"preset={preset}"] if preset else []
-    request = parse([str(YAML), *words, f"like={like}", "data=digits"], "", "evaluate")
-    own = {"rem": 8, **dict.fromkeys(("iss", "apb", "bp", "miue", "l2"), 10)}
+    request = parse([str(YAML), *words, "like=imagenet100", "data=digits"], "", "evaluate")
+    own = {"rem": 8, "ecl": 7, **dict.fromkeys(("iss", "apb", "bp", "miue", "l2"), 10)}
     assert request.config.iterations == own.get(preset, 5)
 
 
@@ -307,9 +307,10 @@ def test_presets_are_the_releases(preset):
     found = request.config
     assert (found.epsilon, found.step_size, found.start, found.epochs, found.schedule,
             found.milestones, found.clip_norm) == PRESETS[preset]
-    assert found.iterations == 10
+    assert found.iterations == (7 if preset == "ecl" else 10)
+    assert found.weight_decay == (0 if preset == "ecl" else 5e-4)
     assert found.norm == ("l2" if preset == "l2" else "linf")
-    assert found.drop_last == (preset not in ("iss", "bp", "miue"))
+    assert found.drop_last == (preset not in ("iss", "bp", "miue", "ecl"))
     assert (found.gamma, found.shuffle) == ((0.5, False) if preset == "apb" else (0.1, True))
     assert found.steps == (40000 if preset == "rem" else None)
     assert found.mean == ((0.5, 0.5, 0.5) if preset == "rem" else None)

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import re
+import typing
 from datetime import datetime
 from pathlib import Path
 
@@ -47,7 +48,7 @@ from methods import (
 )
 
 import evaluate
-from core import commit, config, streams
+from core import commit, config, manual, streams
 from core.datasets import DataSettings
 from core.imageset import ImageSet
 from core.methods import fact, list_methods
@@ -229,6 +230,18 @@ def test_a_committed_record_is_not_planned_again(clean):
 def test_em60_is_the_default_protocol():
     request = parse([str(CONFIGS / "learners" / "em60.yaml")], "", "evaluate")
     assert request.config == module_of("learners", "standard").Config()
+
+
+@pytest.mark.parametrize(("room", "name"), MODULES)
+def test_one_typed_key_of_a_section_leaves_the_others_at_their_defaults(room, name):
+    """A section is built of its class's defaults, which a factory's own values would not be."""
+    module = module_of(room, name)
+    for half in filter(None, (module.Config, getattr(module, "TrainConfig", None))):
+        for field in dataclasses.fields(half):
+            default = manual.default_of(field)
+            if dataclasses.is_dataclass(default):
+                node = config.Node({}, "here")
+                assert config.build(typing.get_type_hints(half)[field.name], node, "x") == default
 
 
 @pytest.mark.parametrize(("room", "name"), MODULES)

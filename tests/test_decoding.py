@@ -440,7 +440,7 @@ def test_plans_decode_nothing(pets, imagenet, monkeypatch):
     assert not large.DECODED.exists()
 
 
-@pytest.mark.parametrize("word", ["data=imagenet100", "like=imagenet100", "like=imagenet"])
+@pytest.mark.parametrize("word", ["data=imagenet100", "like=imagenet100"])
 def test_methods_have_values_for_imagenet(word):
     request = parse([str(CONFIGS / "poisons/lsp.yaml"), word], "", "poison")
     assert (request.config.patch, request.fit) == (32, "")

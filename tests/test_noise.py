@@ -6,16 +6,31 @@ import numpy as np
 import pytest
 import torch
 from attacks import random_set
-from conftest import new_run
+from conftest import as_set, new_run
 
 from core.files import RowFile
 from core.imageset import ImageSet
 from poisons import noise as noise_files
+from poisons import random_signs
 
 
 @pytest.fixture(scope="module")
 def small() -> ImageSet:
     return random_set(42, 0, 256)
+
+
+@pytest.mark.parametrize("rounding", ["round", "floor"])
+@pytest.mark.parametrize("levels", [8, 16, 32])
+def test_random_signs_are_whole_levels_however_they_are_rounded(tmp_path, rounding, levels):
+    """Of all 256 levels: x/255 less 8/255 may lie just below a level in float32."""
+    ramp = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(8, 0).repeat(3, 3)
+    config = random_signs.Config(epsilon=levels / 255, rounding=rounding)
+    with new_run(tmp_path / "run") as run:
+        found = random_signs.poison(as_set(ramp), config, run).images.astype(int)
+    whole = ramp.astype(int)
+    up, down = (whole + levels).clip(max=255), (whole - levels).clip(min=0)
+    assert ((found == up) | (found == down)).all()
+    assert 0.4 < (found == up).mean() < 0.6
 
 
 def test_rows_come_back_from_a_file_that_numpy_can_open(tmp_path):

@@ -32,6 +32,8 @@ PROTOCOLS = {
                "schedule": "multistep", "milestones": (75, 90), "gamma": 0.1, "clip_norm": None},
     "aue200": {"epochs": 200, "drop_last": False, "learning_rate": 0.5, "warmup_epochs": 10,
                "schedule": "cosine", "weight_decay": 1e-4, "clip_norm": None, "test_every": 25},
+    "miue200": {"epochs": 200, "drop_last": False, "learning_rate": 0.5, "schedule": "cosine",
+                "weight_decay": 1e-4, "clip_norm": None, "test_every": 1},
     "dvae224": {**AT_224, "epochs": 100, "schedule": "cosine", **CLIP_5,
                 "views": Views(scale=(0.08, 1), jitter=0, grey=0)},
     "uc90": {**AT_224, "epochs": 90, "batch_size": 512, "drop_last": False,

@@ -235,13 +235,12 @@ def test_a_section_that_is_none(lsp, text, said):
 
 def test_data_sets_that_a_preset_alone_has_values_for():
     learner = [f"{CONFIGS}/learners/autoaugment.yaml", "preset=torchvision"]
-    for words in (["like=imagenet", "data=digits"], ["like=imagenet100", "data=digits"],
-                  ["data=imagenet100"]):
+    for words in (["like=imagenet100", "data=digits"], ["data=imagenet100"]):
         request = parse([*learner, *words], "", "evaluate")
         assert request.config.policy == "torchvision_imagenet"
         assert request.fit == ""
-    with pytest.raises(UserError, match=r"like: .* has no values for 'imagenet'"):
-        parse([learner[0], "like=imagenet", "data=digits"], "", "evaluate")
+    with pytest.raises(UserError, match=r"like: .* has no values for 'imagenet100'"):
+        parse([learner[0], "like=imagenet100", "data=digits"], "", "evaluate")
 
 
 def test_an_empty_section_changes_nothing(lsp):
