@@ -40,6 +40,8 @@ def write(run: Run, result: Result, train: ImageSet, test: ImageSet, *, code: di
                   "rows": len(train), "shape": list(train.images.shape),
                   "num_classes": train.num_classes, "root": train.meta["root"],
                   "root_digest": train.meta.get("root_digest"),
+                  # two processors make two sets of one fingerprint
+                  "images_sha256": train.digests.get("images.npy"),
                   "lineage": train.meta["lineage"]},
         "test": {"root": test.meta["root"], "root_digest": test.meta.get("root_digest"),
                  "rows": len(test), "fingerprint": test.fingerprint},

@@ -468,6 +468,7 @@ def test_a_record_tells_the_way_of_its_set(clean, tmp_path):
     record = json.loads((out / "record.json").read_text())
     assert [step["method"] for step in record["train"]["lineage"]] == ["random_signs", "gray"]
     assert record["train"]["root"]["data"] == "digits"
+    assert record["train"]["images_sha256"] == digest(purified / "images.npy")
     assert record["test"]["root"]["split"] == "test"
     assert torch.__version__.startswith(record["versions"]["torch"])
     assert {key: record[key] for key in ("commit", "dirty")} == commit.of_code()

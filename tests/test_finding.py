@@ -323,6 +323,15 @@ def test_steps_of_one_method_are_told_apart_by_their_number(tmp_path):
         "train.dvae (2).latent mean | sample"]
 
 
+def test_two_sets_of_one_fingerprint_are_told_apart_by_their_bytes(tmp_path):
+    """As two kinds of processor make them."""
+    train = json.loads((EM / "record.json").read_text())["train"]
+    assert "images_sha256" not in train                 # of a record made before it was kept
+    one, other = (newer(tmp_path / byte, train={**train, "images_sha256": 64 * byte})
+                  for byte in "ab")
+    assert "train.images_sha256 aaaaaaaa | bbbbbbbb" in compared(one, other)
+
+
 def test_that_only_a_part_was_poisoned_is_told_everywhere(tmp_path):
     train = json.loads((DVAE / "record.json").read_text())["train"]
     poison, purifier = train["lineage"]
