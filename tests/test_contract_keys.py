@@ -95,6 +95,7 @@ TRIED: dict[str, tuple[list | None, dict[str, Any]]] = {
     "dune.lpips_resize": ([19], LPIPS),
     "norm_images": ([4], RESNET),
     "noise_batch": ([16], {}),
+    "random_signs.rounding": (["floor"], {"epsilon": 8.5 / 255}),   # whole levels round alike
     "mi_ue.rounding": (["round"], {"step_size": 1.6 / 255}),    # SMOKE's steps are whole levels
     "mi_ue.temperature": ([1.0], {}),           # half or twice of it: the same signs
     "cuda.kernel": ([5], {}),

@@ -237,7 +237,7 @@ def test_no_copies_are_refused():
     ("max", None, (5, None, 0.5, 0.5, 0.5, 0.3, 0.3, 0.5, "none", 60)),
     ("max", "digits", (5, None, 0.5, 0.5, 0.5, 0.3, 0.3, 0.5, "none", 10)),
     ("strong", None, (5, None, 1, 1, 0.5, 0.3, 0.3, 0.5, "none", 60)),
-    ("strong", "imagenet", (5, None, 1, 1, 0.5, 0.3, 0.1, 0.3, "before", 60)),
+    ("strong", "imagenet100", (5, None, 1, 1, 0.5, 0.3, 0.1, 0.3, "before", 60)),
     ("first", None, (5, 50, 0.5, 0, 0.5, 0.1, 0.3, 0, "none", 60)),
     ("jpeg", None, (5, None, 0.5, 0.5, 0.5, 0.3, 0.3, 0.5, "after", 60)),
     ("apbench_jpeg", None, (5, None, 0.8, 0.8, 0.5, 0.3, 0.3, 0.5, "before", 60)),
