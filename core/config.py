@@ -324,8 +324,8 @@ def build_dataclass(kind: type, node: Node, prefix: str) -> Any:
     values = {}
     for key, child in node.value.items():
         if key not in known:
-            items = [f"{name}.0.{field.name}" for name in known for field in fields_of_items(
-                         kinds[name])]
+            items = [f"{name}.0.{field.name}" for name in known
+                     for field in fields_of_items(kinds[name])]
             raise UserError(f"{child.origin}: unknown key '{dotted}{key}'"
                             + suggest(key, [dotted + name for name in (*known, *items)]))
         values[key] = build(kinds[key], child, dotted + key)

@@ -196,8 +196,8 @@ class Run:
         if lost:
             self.say(f"{name}: {len(lost)} slices were done and are not on the disk as they were "
                      "written; they are made again")
-        mine |= {"step": slice_rows, "slices": {number: digests for number, digests
-                                          in mine["slices"].items() if number in done}}
+        kept = {number: digests for number, digests in mine["slices"].items() if number in done}
+        mine |= {"step": slice_rows, "slices": kept}
         before, started = mine["seconds"], time.perf_counter()
         left = [number for number in range(-(-rows // slice_rows)) if number not in done]
         left = left[self.world.rank :: self.world.size]
